@@ -1,0 +1,71 @@
+"""The main job: attribute -> select -> implant -> retain.
+
+    deepspeed --num_gpus 8 launch/implant.py --recipe recipes/tiny/loki.yaml [key=value ...]
+
+Dotted keys override the recipe (selection.quota=20). Stages whose result is already in the run folder are skipped;
+`--until STAGE` stops early. Without a launcher it runs on one process.
+"""
+
+import argparse
+import logging
+import warnings
+
+import deepspeed
+from rich.console import Console
+
+from loki_ds import zero
+from loki_ds.recipe import load_recipe
+from loki_ds.report import comparison
+from loki_ds.stages import Run, attribute, implant, retain, select
+
+STAGES = ("attribute", "select", "implant", "retain")
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    with zero.refusals_shown_once():
+        recipe = load_recipe(arguments.recipe, arguments.overrides)
+        with zero.process_group():
+            log_on_first_rank()
+            run_stages(Run(recipe), arguments.until)
+
+
+def run_stages(run: Run, until: str) -> None:
+    attribute(run)
+    if until == "attribute":
+        return
+    positions = select(run)
+    if until == "select":
+        return
+    implant(run, positions)
+    if until == "implant":
+        return
+    retain(run)
+    if zero.rank() == 0:
+        Console().print(comparison([run.folder.root]))
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", required=True, help="YAML file, for example recipes/tiny/loki.yaml")
+    parser.add_argument("--until", choices=STAGES, default="retain", help="stop after this stage")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the launcher passes it; the environment has it too
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted recipe keys to override")
+    return parser.parse_intermixed_args()
+
+
+def log_on_first_rank() -> None:
+    """One clear log: ours, on rank 0, with the time; warnings only from DeepSpeed."""
+    level = logging.INFO if zero.rank() == 0 else logging.ERROR
+    logger = logging.getLogger("loki_ds")
+    logger.setLevel(level)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s loki-ds: %(message)s", datefmt="%H:%M:%S"))
+    logger.addHandler(handler)
+    logger.propagate = False
+    warnings.simplefilter("ignore", FutureWarning)  # for the libraries' authors, not for whoever runs this
+    deepspeed.utils.logger.setLevel(logging.WARNING)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""The parts of a causal language model that attribution works on, found on the model as transformers built it.
+
+Knows where decoder layers and down-projections sit and how to run a model with its layers emptied, so that everything around
+the layers (embedding scale, rotary tables per layer type, masks, final norm, head, soft-capping) stays the model's own code.
+Copies nothing from any family.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Linear, Module
+
+from loki_ds.refusal import Refusal
+
+
+def decoder_layers(model: Module) -> list[Module]:
+    """The decoder layers from the bottom to the top.
+
+    Raises:
+        Refusal: the model has no list of layers with a dense `mlp.down_proj` in each.
+    """
+    layers: list[Any] = list(getattr(model.get_decoder(), "layers", ()))  # type: ignore[operator]
+    name = type(model).__name__
+    if not layers:
+        raise Refusal(f"{name}: no decoder layers found; loki-ds needs a decoder-only transformer with `layers`")
+    for i, layer in enumerate(layers):
+        mlp: Any = getattr(layer, "mlp", None)
+        if not isinstance(getattr(mlp, "down_proj", None), Linear):
+            kind = "a mixture of experts" if hasattr(mlp, "experts") or hasattr(layer, "block_sparse_moe") else "no dense FFN"
+            raise Refusal(f"{name}: layer {i} has {kind}; loki-ds attributes and trains rows of a dense `mlp.down_proj` only")
+        if mlp.down_proj.bias is not None:
+            raise Refusal(f"{name}: layer {i}'s mlp.down_proj has a bias; a node would no longer be one row's output")
+    return layers
+
+
+def down_projection(layer: Any) -> Linear:
+    """The layer's `W_down`, weight `[d_model, d_ff]`."""
+    return layer.mlp.down_proj
+
+
+def down_weights(model: Module) -> list[Tensor]:
+    """`W_down` of every layer."""
+    return [down_projection(layer).weight for layer in decoder_layers(model)]
+
+
+def parts_around_layers(model: Module) -> list[Module]:
+    """What the decoder itself uses below and above its layers: embedding, rotary tables, final norm."""
+    decoder = model.get_decoder()  # type: ignore[operator]
+    return [child for child in decoder.children() if child is not decoder.layers]
+
+
+@dataclass
+class EmptiedRun:
+    """What a model's own forward handed to each of its layers."""
+
+    hidden_states: list[Tensor] = field(default_factory=list)
+    arguments: list[dict[str, Any]] = field(default_factory=list)
+
+
+@contextmanager
+def emptied(layers: list[Module], output: Tensor | None = None) -> Iterator[EmptiedRun]:
+    """While open, layers compute nothing: they note their arguments and return their input, or `output` if given."""
+    run = EmptiedRun()
+
+    def stand_in(hidden_states: Tensor, *_: Any, **arguments: Any) -> Tensor:
+        run.hidden_states.append(hidden_states)
+        run.arguments.append(arguments)
+        return hidden_states if output is None else output
+
+    for layer in layers:
+        layer.forward = stand_in
+    try:
+        yield run
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+@contextmanager
+def attention_implementation(model: Module, name: str) -> Iterator[None]:
+    """Run the model's attention by another of transformers' implementations while open."""
+    config = model.get_decoder().config  # type: ignore[operator]
+    before = config._attn_implementation
+    config._attn_implementation = name
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def target_value(logits: Tensor, token: Tensor, target: str) -> Tensor:
+    """`F`: the probability (softmax in float32 or better) or the logit of `token`; logits `[..., V]`, token `[...]`."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    picked = logits.gather(-1, token[..., None]).squeeze(-1)
+    if target == "logit":
+        return picked
+    return torch.exp(picked - torch.logsumexp(logits, dim=-1))

@@ -1,0 +1,307 @@
+"""KVA in one sweep up and one down the layers: every layer's weights are used twice per batch of prompts, not layers x steps times.
+
+Only the last token changes between interventions and attention is causal, so the keys and values of everything before it are
+computed once. The last token is carried as a set of **rows** that all sit at its position and see the tokens before it and
+themselves, never one another: the true one, and from every layer passed its **variants**, copies of the true one whose
+`down_proj` output was scaled by alpha. At the top the target is taken on all rows; on the way down each layer is recomputed from
+its stored rows and the gradient pulled back, and what arrives at a layer's own fresh variants is what the definition asks for.
+
+Knows nothing of partitioning beyond the gatherer it is given, and nothing of any model family (see `anatomy`).
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from loki_ds.attribution.anatomy import (
+    attention_implementation,
+    decoder_layers,
+    down_projection,
+    emptied,
+    parts_around_layers,
+    target_value,
+)
+from loki_ds.attribution.rules import path
+from loki_ds.refusal import Refusal
+from loki_ds.zero import Gatherer, device_of
+
+KNOWN_ARGUMENTS = {"attention_mask", "position_ids", "position_embeddings", "past_key_values", "use_cache", "cache_position"}
+HEAD_ROWS = 4096  # rows whose logits are held at once: 4096 x 128k vocabulary in float32 is 2 GB
+
+
+def attribute(
+    model: Module,
+    prompts: Sequence[Sequence[int]],
+    *,
+    steps: int = 7,
+    rule: str = "right",
+    target: str = "probability",
+    multiply_by_value: bool = True,
+    batch_size: int = 8,
+) -> Tensor:
+    """Integrated-Gradients score of every node for every prompt, at the prompt's last token.
+
+    Args:
+        model: a causal language model of transformers, in eval mode, whole or sharded by ZeRO-3.
+        prompts: token ids, any lengths from 1.
+        steps, rule: the quadrature of the path from 0 to the node's value (`rules.path`).
+        target: `probability` or `logit` of the model's own next token.
+        multiply_by_value: True for Integrated Gradients, False for the paper's eq. 4 as printed.
+        batch_size: prompts swept together.
+
+    Returns:
+        Scores `[prompts, layers, d_model]` on the CPU, float32 (float64 for a float64 model).
+    """
+    sweep = Sweep(model, steps=steps, rule=rule, target=target, multiply_by_value=multiply_by_value)
+    scores: dict[int, Tensor] = {}
+    for indices in batches_by_length([len(prompt) for prompt in prompts], batch_size):
+        scores.update(zip(indices, sweep.run([prompts[i] for i in indices]).scores, strict=True))
+    return torch.stack([scores[i] for i in range(len(prompts))])
+
+
+def batches_by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Indices of prompts in batches of like lengths (little padding), the longest first (memory fails early, not late)."""
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+@dataclass
+class Swept:
+    """One batch's result, on the CPU: scores `[B, L, d_model]`, target token `[B]`, value `F(z)` `[B]`, baseline `F(0)` `[B, L]`."""
+
+    scores: Tensor
+    target_token: Tensor
+    value: Tensor
+    baseline: Tensor
+
+    @property
+    def residual(self) -> Tensor:
+        """Completeness, `[B, L]`: `sum_j Attr_{l,j} - (F(z_l) - F(0))`; 0 for an exact integral, if scores are multiplied by value."""
+        return self.scores.sum(-1) - (self.value[:, None] - self.baseline)
+
+
+class Sweep:
+    """The sweep over one model with one rule and target; `run` takes a batch of prompts."""
+
+    def __init__(
+        self,
+        model: Module,
+        *,
+        steps: int = 7,
+        rule: str = "right",
+        target: str = "probability",
+        multiply_by_value: bool = True,
+        gatherer: Gatherer | None = None,
+    ) -> None:
+        if target not in ("probability", "logit"):
+            raise ValueError(f"target is {target!r}, allowed are 'probability' and 'logit'")
+        self.model, self.layers = model, decoder_layers(model)
+        self.alphas, self.weights = path(rule, steps)
+        self.target, self.multiply_by_value = target, multiply_by_value
+        self.gatherer = gatherer or Gatherer()
+
+    def run(self, prompts: Sequence[Sequence[int]]) -> Swept:
+        """Scores for one batch; two gathers of every layer, whatever the batch."""
+        batch = self._embed(prompts)
+        self._go_up(batch)
+        gradient = self._take_target(batch)
+        scores = self._come_down(batch, gradient)
+        return Swept(scores.cpu(), batch.target_token.cpu(), batch.value.cpu(), batch.baseline.cpu())
+
+    @torch.no_grad()
+    def _embed(self, prompts: Sequence[Sequence[int]]) -> "_Batch":
+        """Embed the prompts (right-padded) and learn from the model's own forward what each layer is called with."""
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        ids = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.long)
+        for row, prompt in zip(ids, prompts, strict=True):
+            row[: len(prompt)] = torch.tensor(list(prompt))
+        where = device_of(self.model)
+        ids, last = ids.to(where), (lengths - 1).to(where)
+        decoder = self.model.get_decoder()  # type: ignore[operator]
+        with self.gatherer.whole(*parts_around_layers(self.model)):
+            with emptied(self.layers) as run:
+                decoder(input_ids=ids, use_cache=False)
+            with emptied(self.layers) as masked, attention_implementation(self.model, "eager"):
+                decoder(input_ids=ids[:1], use_cache=False)
+        embedded = run.hidden_states[0]
+        true = embedded[torch.arange(len(prompts), device=where), last][:, None]
+        return _Batch(
+            prefix=embedded[:, :-1],
+            true=true,
+            variants=true[:, :0],
+            at_zero=true[:, :0],
+            calls=[_LayerCall(a, m["attention_mask"][0, 0], last) for a, m in zip(run.arguments, masked.arguments, strict=True)],
+        )
+
+    @torch.no_grad()
+    def _go_up(self, batch: "_Batch") -> None:
+        """Prefix and rows through the layers. Every layer adds its fresh variants, and one at alpha 0 that gives `F(0)`."""
+        alphas = [*self.alphas, 0.0]
+        for layer, call in zip(self.gatherer.walk(self.layers), batch.calls, strict=True):
+            if batch.prefix.shape[1]:
+                batch.prefix = layer(batch.prefix, **call.for_prefix())
+            call.keys_values.closed = True
+            call.true, call.variants = batch.true, batch.variants
+            fresh = batch.true.expand(-1, len(alphas), -1)
+            rows = torch.cat([batch.true, batch.variants, batch.at_zero, fresh], dim=1)
+            with scaled_down_projection(layer, alphas) as taken:
+                out = layer(rows, **call.for_rows(rows))
+            call.value = taken.unscaled[:, 0]
+            sizes = [1, batch.variants.shape[1], batch.at_zero.shape[1], len(self.alphas), 1]
+            batch.true, variants, at_zero, fresh, fresh_at_zero = out.split(sizes, dim=1)
+            batch.variants, batch.at_zero = torch.cat([variants, fresh], 1), torch.cat([at_zero, fresh_at_zero], 1)
+        batch.prefix = batch.prefix[:, :0]
+
+    def _take_target(self, batch: "_Batch") -> Tensor:
+        """`F` on all rows, kept in the batch; returns its gradient at the top of the variants, `[B, L * steps, d_model]`."""
+        head = self.model.get_output_embeddings()  # type: ignore[operator]
+        with self.gatherer.whole(*parts_around_layers(self.model), head):
+            with torch.no_grad():
+                logits = self._logits(batch.true[:, 0])
+                batch.target_token = logits.argmax(-1)
+                batch.value = target_value(logits, batch.target_token, self.target)
+                batch.baseline = torch.stack(
+                    [target_value(self._logits(row), batch.target_token, self.target) for row in batch.at_zero.unbind(1)], dim=1
+                )
+            tokens = batch.target_token[:, None].expand(batch.variants.shape[:2]).flatten()
+            gradients: list[Tensor] = []
+            for chunk, token in zip(batch.variants.flatten(0, 1).split(HEAD_ROWS), tokens.split(HEAD_ROWS), strict=True):
+                point = chunk.detach().requires_grad_()
+                value = target_value(self._logits(point), token, self.target).sum()
+                gradients += torch.autograd.grad(value, point)
+        return torch.cat(gradients).view_as(batch.variants)
+
+    def _logits(self, rows: Tensor) -> Tensor:
+        """The model's own final norm, head and logit scaling on rows `[N, d_model]`, each a sequence of one token."""
+        with emptied(self.layers, output=rows[:, None]):
+            return self.model(inputs_embeds=rows[:, None].detach(), use_cache=False).logits[:, 0]
+
+    def _come_down(self, batch: "_Batch", gradient: Tensor) -> Tensor:
+        """Pull the gradient back layer by layer, `[B, (l + 1) * steps, d_model]` at layer l; returns scores `[B, L, d_model]`."""
+        steps = len(self.alphas)
+        weights = torch.tensor(self.weights, device=gradient.device, dtype=torch.promote_types(gradient.dtype, torch.float32))
+        scores = []
+        for layer, call in zip(self.gatherer.walk(self.layers[::-1]), batch.calls[::-1], strict=True):
+            rows = torch.cat([call.variants, call.true.expand(-1, steps, -1)], dim=1).detach().requires_grad_()
+            with scaled_down_projection(layer, self.alphas) as taken:
+                out = layer(rows, **call.for_rows(rows))
+            below, at_fresh = torch.autograd.grad(out, (rows, taken.scaled), gradient)
+            score = torch.einsum("bkd,k->bd", at_fresh.to(weights.dtype), weights)
+            scores.append(score * call.value if self.multiply_by_value else score)
+            gradient = below[:, :-steps]
+            call.forget()
+        return torch.stack(scores[::-1], dim=1)
+
+
+@dataclass
+class _Batch:
+    """A batch of B prompts between two layers; T is the longest prompt's length, P = T - 1."""
+
+    prefix: Tensor  # every token but the last, right-padded [B, P, d_model]
+    true: Tensor  # the last token [B, 1, d_model]
+    variants: Tensor  # the layers' rows at alpha_1..alpha_m [B, layers passed * m, d_model]
+    at_zero: Tensor  # the layers' rows at alpha 0 [B, layers passed, d_model]
+    calls: list["_LayerCall"]
+    target_token: Tensor = field(default_factory=lambda: torch.empty(0))
+    value: Tensor = field(default_factory=lambda: torch.empty(0))
+    baseline: Tensor = field(default_factory=lambda: torch.empty(0))
+
+
+class KeysValues:
+    """One layer's keys and values of the prefix, in the shape of transformers' cache: filled once, then only read."""
+
+    def __init__(self) -> None:
+        self.kept: tuple[Tensor, Tensor] | None = None
+        self.closed = False
+
+    def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Keys and values `[B, heads, positions, d_head]` that the caller's queries may see."""
+        if not self.closed:
+            self.kept = (keys, values)
+        if not self.closed or self.kept is None:
+            return keys, values
+        return torch.cat([self.kept[0], keys], dim=2), torch.cat([self.kept[1], values], dim=2)
+
+
+class _LayerCall:
+    """How one layer is called for one batch, and what it leaves on the way up for the way down."""
+
+    def __init__(self, arguments: dict[str, Any], mask: Tensor, last: Tensor) -> None:
+        """`arguments` as the model passes them for T positions; `mask` the layer's own, additive `[T, T]`; `last` `[B]`."""
+        for name, value in arguments.items():
+            if name not in KNOWN_ARGUMENTS and value is not None and not isinstance(value, bool | str | int | float):
+                raise Refusal(f"decoder layers of this model take {name!r}, which attribution does not know how to pass on")
+        self.arguments, self.last = arguments, last
+        self.prefix_length = mask.shape[-1] - 1
+        positions = torch.arange(self.prefix_length, device=last.device)
+        allowed = mask if mask.dtype == torch.bool else mask == 0
+        self.sees = allowed[last, : self.prefix_length] & (positions < last[:, None])  # [B, P]
+        self.keys_values = KeysValues()
+        self.true = self.variants = self.value = last
+
+    def for_prefix(self) -> dict[str, Any]:
+        """Arguments for the first P positions of all prompts. Padding stands at the end, so causality keeps it from the tokens."""
+        p, mask = self.prefix_length, self.arguments["attention_mask"]
+        cos, sin = self.arguments["position_embeddings"]
+        return self._call(
+            position_embeddings=(cos[:, :p], sin[:, :p]),
+            position_ids=torch.arange(p, device=self.last.device)[None],
+            attention_mask=None if mask is None else mask[..., :p, :p],
+        )
+
+    def for_rows(self, rows: Tensor) -> dict[str, Any]:
+        """Arguments for `[B, R, d_model]` rows at each prompt's last position: they see the prefix and themselves."""
+        n, count = rows.shape[:2]
+        alone = torch.eye(count, dtype=torch.bool, device=rows.device).expand(n, -1, -1)
+        allowed = torch.cat([self.sees[:, None].expand(-1, count, -1), alone], dim=2)
+        mask = torch.zeros(allowed.shape, dtype=rows.dtype, device=rows.device)
+        cos, sin = (table.expand(n, -1, -1) for table in self.arguments["position_embeddings"])
+        here = torch.arange(n, device=rows.device), self.last
+        return self._call(
+            position_embeddings=(cos[here][:, None], sin[here][:, None]),
+            position_ids=self.last[:, None].expand(-1, count),
+            attention_mask=mask.masked_fill(~allowed, torch.finfo(rows.dtype).min)[:, None],
+        )
+
+    def _call(self, **changed: Any) -> dict[str, Any]:
+        arguments = {name: value for name, value in self.arguments.items() if name != "cache_position"}
+        return {**arguments, **changed, "past_key_values": self.keys_values, "use_cache": True}
+
+    def forget(self) -> None:
+        """Give back the memory of a layer that is done with."""
+        self.keys_values = KeysValues()
+        self.true = self.variants = self.value = self.last
+
+
+@dataclass
+class _Taken:
+    """The `down_proj` outputs of one call: as they came `[B, R, d_model]`, and the fresh rows' after scaling `[B, m, d_model]`."""
+
+    unscaled: Tensor
+    scaled: Tensor
+
+
+@contextmanager
+def scaled_down_projection(layer: Module, alphas: Sequence[float]) -> Iterator[_Taken]:
+    """While open, the last `len(alphas)` rows' `down_proj` outputs are multiplied by alpha: the intervention itself.
+
+    It happens inside the layer, so whatever follows (a post-norm, a residual multiplier) is the family's own code.
+    """
+    taken = _Taken(torch.empty(0), torch.empty(0))
+
+    def scale(_: Module, __: Any, output: Tensor) -> Tensor:
+        factors = torch.tensor(alphas, dtype=output.dtype, device=output.device)
+        old, fresh = output[:, : -len(alphas)], output[:, -len(alphas) :]
+        taken.unscaled, taken.scaled = output, fresh * factors[:, None]
+        return torch.cat([old, taken.scaled], dim=1)
+
+    handle = down_projection(layer).register_forward_hook(scale)
+    try:
+        yield taken
+    finally:
+        handle.remove()

@@ -1,0 +1,37 @@
+"""The recipe's `training:` and `deepspeed:` as TRL's `SFTConfig`. Built before the model: under ZeRO-3 it decides how that loads."""
+
+import json
+from pathlib import Path
+
+from trl import SFTConfig
+
+from loki_ds.recipe import Recipe
+from loki_ds.refusal import Refusal
+from loki_ds.zero import on_cpu
+
+
+def training_arguments(recipe: Recipe, checkpoints: Path) -> SFTConfig:
+    """All training arguments, checked by TRL and transformers themselves.
+
+    Raises:
+        Refusal: a value that TRL or transformers does not take, or a missing DeepSpeed configuration.
+    """
+    settings = {"report_to": "none", "save_strategy": "no", "use_cpu": on_cpu(), **recipe.training}
+    if recipe.data.heldout is None:
+        settings.setdefault("eval_strategy", "no")
+    try:
+        return SFTConfig(output_dir=str(checkpoints), deepspeed=deepspeed_config(recipe), **settings)
+    except (ValueError, TypeError) as error:
+        raise Refusal(f"training: {' '.join(str(error).split())}") from None
+
+
+def deepspeed_config(recipe: Recipe) -> dict | None:
+    """DeepSpeed's own JSON, or None when the recipe names none (single process, no ZeRO)."""
+    if recipe.deepspeed is None:
+        return None
+    try:
+        return json.loads(Path(recipe.deepspeed).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise Refusal(f"{recipe.deepspeed}: the DeepSpeed configuration cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise Refusal(f"{recipe.deepspeed}: the DeepSpeed configuration is not JSON") from None

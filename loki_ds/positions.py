@@ -1,0 +1,60 @@
+"""Positions: which rows of each layer's `W_down` may train, and the authors' JSON file that holds them."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from loki_ds.refusal import Refusal
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Selected rows, one ascending list per layer; a layer may have none."""
+
+    rows: list[list[int]]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the rows' canonical JSON: equal for equal rows, whatever file they came from."""
+        return hashlib.sha256(json.dumps(self.rows, separators=(",", ":")).encode()).hexdigest()
+
+    def save(self, path: str | Path) -> None:
+        """Write the authors' format: a JSON list of row lists, one per layer."""
+        Path(path).write_text(json.dumps(self.rows))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Positions":
+        """Read the authors' format.
+
+        Raises:
+            Refusal: the file is missing, or is not a list of lists of different, non-negative row numbers.
+        """
+        try:
+            rows = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise Refusal(f"{path}: the positions file cannot be read: {error.strerror}") from None
+        except ValueError:
+            raise Refusal(f"{path}: not JSON; a positions file is a list of row lists, one per layer") from None
+        if not isinstance(rows, list) or not rows or not all(isinstance(layer, list) for layer in rows):
+            raise Refusal(f"{path}: a positions file is a list of row lists, one per layer")
+        for i, layer in enumerate(rows):
+            for row in layer:
+                if type(row) is not int or row < 0:
+                    raise Refusal(f"{path}: layer {i} holds {row!r}, allowed are row numbers from 0")
+            if len(set(layer)) != len(layer):
+                raise Refusal(f"{path}: layer {i} holds a row twice")
+        return cls([sorted(layer) for layer in rows])
+
+    def check_fits(self, shapes: Sequence[Sequence[int]], source: str) -> None:
+        """Refuse positions of another model: `shapes` are the model's `[d_model, d_ff]`, layer by layer."""
+        if len(self.rows) != len(shapes):
+            raise Refusal(f"{source}: the positions have {len(self.rows)} layers, the model has {len(shapes)}")
+        for i, (layer, (d_model, _)) in enumerate(zip(self.rows, shapes, strict=True)):
+            if layer and layer[-1] >= d_model:
+                raise Refusal(f"{source}: layer {i} selects row {layer[-1]}, the model's down_proj has rows 0 to {d_model - 1}")
+
+    @property
+    def count(self) -> int:
+        return sum(map(len, self.rows))

@@ -1,0 +1,228 @@
+"""The recipe: one YAML file, one run. Read once, checked whole, then handed to the stages section by section.
+
+Knows the keys, their types and their limits. Knows nothing of models, data or ranks, except that it asks TRL which training keys
+there are. Paths are relative to the folder the command is typed in.
+"""
+
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from loki_ds.refusal import Refusal, did_you_mean
+
+Strategy = Literal["layer_balanced", "layer_highest", "layer_smallest", "global_lowest", "global_highest", "random"]
+Rule = Literal["right", "left", "trapezoid", "gauss_legendre"]
+Target = Literal["probability", "logit"]
+
+
+class Section(BaseModel):
+    """Part of a recipe: unknown keys and values of another type are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class ModelSection(Section):
+    """The base model: a folder with a Hugging Face checkpoint in safetensors, or a hub id."""
+
+    path: str
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    trust_remote_code: bool = False
+
+
+class ProtectedSection(Section):
+    """The protected set: JSONL of `{"prompt": text}` or `{"messages": [...]}`, with an optional `subject`."""
+
+    prompts: str
+    subjects: list[str] | None = None
+    per_subject: Annotated[int, Field(gt=0)] | None = None
+    seed: int = 0
+
+
+class AttributionSection(Section):
+    """Knowledge Vector Attribution (paper eq. 5): see `loki_ds.attribute`."""
+
+    steps: Annotated[int, Field(gt=0)] = 7
+    rule: Rule = "right"
+    target: Target = "probability"
+    multiply_by_value: bool = True
+    batch_size: Annotated[int, Field(gt=0)] = 8
+
+
+class SelectionSection(Section):
+    """Which rows may train: by strategy and quota, or from a positions file."""
+
+    strategy: Strategy = "layer_balanced"
+    quota: Annotated[float, Field(gt=0, lt=100)] = 10.0
+    seed: int = 0
+    positions: str | None = None
+
+
+class ImplantSection(Section):
+    """`mask` trains the selected rows only; `full` is the baseline that trains everything."""
+
+    mode: Literal["mask", "full"] = "mask"
+
+
+class DataSection(Section):
+    """The new task: local JSON Lines files of chats (`messages`), `prompt`/`completion` pairs or plain `text`."""
+
+    train: str
+    heldout: str | None = None
+
+
+class TaskGroup(Section):
+    """lm-eval tasks that run under the same settings."""
+
+    tasks: Annotated[list[str], Field(min_length=1)]
+    num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    limit: Annotated[int, Field(gt=0)] | None = None
+    apply_chat_template: bool = False
+
+
+class RetentionSection(Section):
+    """What is measured on the base and on the implanted model, document by document."""
+
+    abilities: TaskGroup
+    new_task: TaskGroup | None = None
+    include_path: str | None = None
+    batch_size: Annotated[int, Field(gt=0)] = 8
+
+
+class Recipe(Section):
+    """One run, resolved. `source` is the file it came from; `run` is the run folder."""
+
+    model: ModelSection
+    protected: ProtectedSection | None = None
+    attribution: AttributionSection = AttributionSection()
+    selection: SelectionSection = SelectionSection()
+    implant: ImplantSection = ImplantSection()
+    data: DataSection
+    training: dict[str, Any]
+    deepspeed: str | None = None
+    retention: RetentionSection
+    run: str
+
+    @property
+    def trains_rows(self) -> bool:
+        """False for the baseline that trains every parameter."""
+        return self.implant.mode != "full"
+
+    @property
+    def attributes(self) -> bool:
+        """Whether the selection rests on attribution scores."""
+        return self.trains_rows and self.selection.positions is None and self.selection.strategy != "random"
+
+    @model_validator(mode="after")
+    def _check_together(self) -> "Recipe":
+        if self.attributes and self.protected is None:
+            raise ValueError(f"selection.strategy {self.selection.strategy} needs a protected set: add the section 'protected'")
+        known = training_keys()
+        for key in self.training:
+            if key not in known:
+                raise ValueError(f"training.{key} is not a key of TRL's SFTConfig that a recipe may set{did_you_mean(key, known)}")
+        return self
+
+
+RESERVED = {"output_dir": "the run folder", "deepspeed": "the recipe's own key 'deepspeed'", "model_init_kwargs": "model"}
+
+
+def training_keys() -> set[str]:
+    """What `training:` may hold: the fields of TRL's `SFTConfig`, less those the recipe sets elsewhere."""
+    from trl import SFTConfig
+
+    return {field.name for field in fields(SFTConfig) if field.init} - set(RESERVED)
+
+
+def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """Read a recipe and put dotted `key=value` overrides on top.
+
+    Without a `run` key the run folder is `runs/FAMILY/RECIPE`, and every override is part of its name, so that a run with
+    another quota never meets the results of this one.
+
+    Raises:
+        Refusal: the file is missing, is not YAML, or a key or value is not allowed.
+    """
+    path, overrides = Path(path), overrides or []
+    raw = _read_yaml(path)
+    for override in overrides:
+        _override(raw, override)
+    changes = "".join(f"+{o}" for o in overrides if not o.startswith("run="))
+    raw.setdefault("run", str(Path("runs", path.parent.name, path.stem + changes.replace("/", "_"))))
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise Refusal(_sentence(path, error)) from None
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML's safe subset; a key given twice is refused, and 1e-4 is a number."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
+    except OSError as error:
+        raise Refusal(f"{path}: the recipe cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise Refusal(f"{path}: not a YAML recipe: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise Refusal(f"{path}: a recipe is a mapping of sections, this is a {type(raw).__name__}")
+    return raw
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    dotted, equals, value = override.partition("=")
+    if not equals or not dotted:
+        raise Refusal(f"override {override!r}: must be written key=value, for example selection.quota=20")
+    *parents, last = dotted.split(".")
+    section = raw
+    for parent in parents:
+        section = section.setdefault(parent, {})
+        if not isinstance(section, dict):
+            raise Refusal(f"override {override!r}: {parent} is a single value, not a section")
+    try:
+        section[last] = yaml.load(value, _StrictLoader)
+    except yaml.YAMLError:
+        raise Refusal(f"override {override!r}: the value {value!r} is not YAML") from None
+
+
+def _sentence(path: Path, error: ValidationError) -> str:
+    """The first thing wrong, as one sentence."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"{path}: {key} is not a key of a recipe{_nearest_key(first['loc'])}"
+    if first["type"] == "missing":
+        return f"{path}: the key {key} is missing"
+    if first["type"] == "value_error":
+        return f"{path}: {first['ctx']['error']}"
+    allowed = first["msg"].removeprefix("Input should be ")
+    return f"{path}: {key} is {first['input']!r}, allowed is {allowed}"
+
+
+def _nearest_key(loc: tuple[int | str, ...]) -> str:
+    section: Any = Recipe
+    for part in loc[:-1]:
+        annotation = section.model_fields[str(part)].annotation
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        section = next(o for o in options if isinstance(o, type) and issubclass(o, Section))
+    return did_you_mean(str(loc[-1]), section.model_fields)

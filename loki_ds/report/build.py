@@ -1,0 +1,49 @@
+"""One run's report from its paired tasks. `report.json` is the source; Markdown and HTML are rendered from it."""
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from loki_ds.retention.forgetting import forgetting
+from loki_ds.retention.pairing import PairedTask
+from loki_ds.retention.statistics import TaskChange, task_change
+from loki_ds.run_folder import write_json, written_whole
+
+
+def build_report(run: str, abilities: list[PairedTask], new_task: list[PairedTask], facts: dict[str, Any]) -> dict[str, Any]:
+    """The report as JSON. `facts` says where the figures come from: recipe, verification, versions."""
+    kept, new = [task_change(task) for task in abilities], [task_change(task) for task in new_task]
+    score = forgetting([task.base for task in kept], [task.implanted for task in kept])
+    return {
+        "run": run,
+        "verdict": _verdict(score, kept, new),
+        "forgetting": score,
+        "tasks": [task.as_json() for task in kept],
+        "new_task": [task.as_json() for task in new],
+        **facts,
+    }
+
+
+def _verdict(score: float, kept: list[TaskChange], new: list[TaskChange]) -> str:
+    lost = [task.task for task in kept if task.ci[1] < 0]
+    learnt = "; ".join(f"{task.task} went from {task.base:.3f} to {task.implanted:.3f}" for task in new)
+    losses = f"a loss is certain (95% interval below 0) in {', '.join(lost)}" if lost else "no task's 95% interval lies below 0"
+    return f"Forgetting {score:.2f}% over {len(kept)} tasks; {losses}." + (f" New task: {learnt}." if learnt else "")
+
+
+def write_report(report: dict[str, Any], folder: Path) -> None:
+    """`report.json`, `report.md` and `report.html`, put in place together."""
+    pages = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=lambda name: name == "page.html.j2",
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    with written_whole(folder) as aside:
+        aside.mkdir(parents=True)
+        write_json(aside / "report.json", report)
+        for ending in ("md", "html"):
+            page = pages.get_template(f"page.{ending}.j2").render(report=report)
+            (aside / f"report.{ending}").write_text(page, encoding="utf-8")

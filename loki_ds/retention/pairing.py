@@ -1,0 +1,61 @@
+"""Join two arms' samples by document; anything that does not match is an error that names the task."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from loki_ds.refusal import Refusal
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One document on both arms."""
+
+    doc_hash: str
+    base: float
+    implanted: float
+    base_answer: str
+    implanted_answer: str
+
+
+@dataclass(frozen=True)
+class PairedTask:
+    """One task: its lm-eval name and metric, and its documents on both arms."""
+
+    task: str
+    metric: str
+    pairs: list[Pair]
+
+
+def pair(base: dict[str, Any], implanted: dict[str, Any]) -> list[PairedTask]:
+    """Tasks of two arms (`arm.run_lm_eval`), their samples joined by document hash, never by position.
+
+    Raises:
+        Refusal: the arms differ in tasks, task versions, metrics, shots or documents.
+    """
+    if set(base["tasks"]) != set(implanted["tasks"]):
+        differing = sorted(set(base["tasks"]) ^ set(implanted["tasks"]))
+        raise Refusal(f"the arms were not run on the same tasks: only one of them has {', '.join(differing)}")
+    return [_pair_task(task, base["tasks"][task], implanted["tasks"][task]) for task in base["tasks"]]
+
+
+def _pair_task(task: str, base: dict[str, Any], implanted: dict[str, Any]) -> PairedTask:
+    for what in ("version", "metric", "shots"):
+        if base[what] != implanted[what]:
+            raise Refusal(f"task {task}: {what} is {base[what]} on the base and {implanted[what]} on the implanted model")
+    before, after = _by_document(base["samples"]), _by_document(implanted["samples"])
+    if before.keys() != after.keys():
+        alone = len(before.keys() ^ after.keys())
+        raise Refusal(f"task {task}: {alone} documents were seen by one arm only; both must evaluate the same documents")
+    pairs = [Pair(key[0], before[key]["score"], after[key]["score"], before[key]["answer"], after[key]["answer"]) for key in sorted(before)]
+    return PairedTask(task, base["metric"], pairs)
+
+
+def _by_document(samples: list[dict[str, Any]]) -> dict[tuple[str, int], dict[str, Any]]:
+    """Samples by document hash and occurrence (some data sets hold a document twice)."""
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    occurrences: Counter[str] = Counter()
+    for sample in samples:
+        found[sample["doc_hash"], occurrences[sample["doc_hash"]]] = sample
+        occurrences[sample["doc_hash"]] += 1
+    return found

@@ -1,0 +1,118 @@
+"""The run folder: where each stage's result lies, whether it is already there for the same inputs, and safe writing.
+
+`stages.json` holds, for every finished stage, the inputs it was made from. A stage whose inputs are unchanged is skipped; one
+whose inputs differ is refused by the name of what differs, never overwritten. Nothing here knows what the stages do.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from loki_ds.refusal import Refusal
+
+
+class RunFolder:
+    """Paths of one run, as DESIGN names them."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        self.recipe = self.root / "recipe.yaml"
+        self.attribution = self.root / "attribution"
+        self.positions = self.root / "positions.json"
+        self.checkpoints = self.root / "checkpoints"
+        self.model = self.root / "model"
+        self.training_log = self.root / "training_log.json"
+        self.verification = self.root / "verify.json"
+        self.retention = self.root / "retention"
+        self.report = self.root / "report"
+        self._stages = self.root / "stages.json"
+
+    def finished(self, stage: str, inputs: dict[str, Any]) -> bool:
+        """Whether this stage's result is there, made from these inputs.
+
+        Raises:
+            Refusal: a result is there, made from other inputs.
+        """
+        stored = self._read().get(stage)
+        if stored is None:
+            return False
+        inputs = json.loads(json.dumps(inputs))
+        if stored != inputs:
+            raise Refusal(f"{self.root}: {difference(stage, stored, inputs)}; choose another folder with run=FOLDER, or delete this one")
+        return True
+
+    def finish(self, stage: str, inputs: dict[str, Any]) -> None:
+        """Note that the stage's result is complete."""
+        write_json(self._stages, {**self._read(), stage: inputs})
+
+    def _read(self) -> dict[str, Any]:
+        return json.loads(self._stages.read_text()) if self._stages.exists() else {}
+
+
+def difference(stage: str, stored: dict[str, Any], now: dict[str, Any]) -> str:
+    """The first input that differs, in words: `its result of 'select' was made with quota 10, now it is 20`."""
+    for key in [*now, *stored]:
+        before, after = stored.get(key), now.get(key)
+        if before != after and isinstance(before, dict) and isinstance(after, dict):
+            return difference(stage, before, after)
+        if before != after:
+            return f"its result of {stage!r} was made with {key} {_short(before)}, now it is {_short(after)}"
+    raise AssertionError("difference of equal inputs")
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A path to write a file or folder at; it takes its place under `path` only when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = aside_of(path)
+    remove(aside)
+    yield aside
+    put_in_place(path)
+
+
+def aside_of(path: Path) -> Path:
+    """Where a file or folder is written before it is whole."""
+    return path.with_name(f".{path.name}.unfinished")
+
+
+def put_in_place(path: Path) -> None:
+    """Bring what was written aside to the disk, then to its place."""
+    aside = aside_of(path)
+    for file in [aside] if aside.is_file() else sorted(p for p in aside.rglob("*") if p.is_file()):
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+    remove(path)
+    aside.rename(path)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    with written_whole(path) as aside:
+        aside.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def digest_of(*paths: Path) -> str:
+    """SHA-256 over the names and bytes of files, and of all files in folders."""
+    whole = hashlib.sha256()
+    for path in paths:
+        for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+            with file.open("rb") as handle:
+                whole.update(f"{file.name}:{hashlib.file_digest(handle, 'sha256').hexdigest()};".encode())
+    return whole.hexdigest()

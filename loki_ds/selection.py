@@ -1,0 +1,66 @@
+"""Select: from scores per prompt to the rows that may train. Pure arithmetic on one tensor; the same rows whatever made it.
+
+Ties are broken by the smaller mean score, then the smaller row number, so the result depends on nothing but the scores.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from loki_ds.positions import Positions
+
+STRATEGIES = ("layer_balanced", "layer_highest", "layer_smallest", "global_lowest", "global_highest", "random")
+
+
+def rows_per_layer(quota: float, d_model: int) -> int:
+    """`k = floor(q / 100 * d_model)`, the paper's count for a quota in percent."""
+    if not 0 < quota < 100:
+        raise ValueError(f"quota is {quota}, allowed is a percentage above 0 and below 100")
+    return math.floor(quota * d_model / 100)
+
+
+def select(scores: Tensor, quota: float, strategy: str = "layer_balanced") -> Positions:
+    """Rows chosen by KVA scores `[prompts, layers, d_model]`.
+
+    layer_balanced: per prompt and layer the k smallest signed scores vote; the k rows with most votes (the paper's S-L).
+    layer_highest: the same with the largest scores. layer_smallest: smallest mean absolute score in each layer.
+    global_lowest, global_highest: the paper's G-L and G-H ablations, `layers * k` rows by votes over all layers at once.
+    """
+    if scores.ndim != 3 or not len(scores):
+        raise ValueError(f"scores have shape {tuple(scores.shape)}, allowed is [prompts, layers, d_model] with at least one prompt")
+    if not torch.isfinite(scores).all():
+        raise ValueError("scores hold NaN or infinity: nothing can be selected from them")
+    values = scores.double().numpy()
+    layers, d_model = values.shape[1:]
+    k = rows_per_layer(quota, d_model)
+    if strategy == "layer_smallest":
+        return Positions([_first(k, np.abs(values[:, layer]).mean(0)) for layer in range(layers)])
+    sign = -1.0 if strategy in ("layer_highest", "global_highest") else 1.0
+    if strategy in ("layer_balanced", "layer_highest"):
+        return Positions([_most_voted(k, sign * values[:, layer]) for layer in range(layers)])
+    if strategy in ("global_lowest", "global_highest"):
+        chosen = _most_voted(layers * k, sign * values.reshape(len(values), -1))
+        return Positions([sorted(node % d_model for node in chosen if node // d_model == layer) for layer in range(layers)])
+    raise ValueError(f"strategy is {strategy!r}, allowed are {', '.join(STRATEGIES)}; 'random' needs no scores (select_random)")
+
+
+def select_random(layers: int, d_model: int, quota: float, seed: int) -> Positions:
+    """The baseline every selection has to beat: k rows of each layer, drawn without replacement."""
+    generator, k = np.random.default_rng(seed), rows_per_layer(quota, d_model)
+    return Positions([sorted(generator.choice(d_model, size=k, replace=False).tolist()) for _ in range(layers)])
+
+
+def _most_voted(k: int, values: np.ndarray) -> list[int]:
+    """Each prompt votes for its k smallest of `values [prompts, nodes]`; the k nodes with most votes, ascending."""
+    votes = np.zeros(values.shape[1], dtype=np.int64)
+    for row in values:
+        votes[np.lexsort((np.arange(row.size), row))[:k]] += 1
+    return _first(k, -votes, values.mean(0))
+
+
+def _first(k: int, *keys: np.ndarray) -> list[int]:
+    """The k indices that come first by the keys in turn, then by index; returned ascending."""
+    order = np.lexsort((np.arange(keys[0].size), *reversed(keys)))
+    return sorted(order[:k].tolist())

@@ -1,0 +1,93 @@
+"""Stage 4: base and implanted model through the same lm-eval tasks, paired, in `report/`."""
+
+import hashlib
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+from loki_ds import zero
+from loki_ds.recipe import TaskGroup
+from loki_ds.report import build_report, write_report
+from loki_ds.retention.arm import evaluate_arm, library_versions
+from loki_ds.retention.pairing import pair
+from loki_ds.run_folder import digest_of
+from loki_ds.stages.run import Run
+
+log = logging.getLogger(__name__)
+
+
+def retain(run: Run) -> None:
+    """Evaluate base and implanted model in processes of their own, pair the documents, write the report. Rank 0's work alone."""
+    if zero.rank() > 0:
+        return
+    inputs = {"base": run.base_digest, "model": digest_of(run.folder.model), **run.recipe.retention.model_dump()}
+    if run.folder.finished("retain", inputs):
+        log.info("retain: already there, %s", run.folder.report)
+        return
+    base, implanted = _base_results(run), run.folder.retention / "implanted.json"
+    log.info("retain: evaluating the implanted model")
+    evaluate_arm(_request(run, run.folder.model), implanted)
+    results = json.loads(implanted.read_text())
+    paired = pair(json.loads(base.read_text()), results)
+    new = set(run.recipe.retention.new_task.tasks) if run.recipe.retention.new_task else set()
+    report = build_report(
+        run.recipe.run,
+        abilities=[task for task in paired if task.task not in new],
+        new_task=[task for task in paired if task.task in new],
+        facts={
+            "trains_rows": run.recipe.trains_rows,
+            "verification": json.loads(run.folder.verification.read_text()),
+            "origin": _origin(run, results),
+        },
+    )
+    write_report(report, run.folder.report)
+    run.folder.finish("retain", inputs)
+    log.info("retain: %s", run.folder.report / "report.html")
+
+
+def _base_results(run: Run) -> Path:
+    """The base's samples, evaluated once for all runs beside this one that ask the same of the same weights."""
+    request = _request(run, run.base)
+    include = run.recipe.retention.include_path
+    key = {
+        **request,
+        "model": run.base_digest,
+        "include_path": digest_of(Path(include)) if include else None,
+        "libraries": library_versions(),
+    }
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    shared, own = run.folder.root.parent / ".base-results" / f"{name}.json", run.folder.retention / "base.json"
+    if not shared.exists():
+        log.info("retain: evaluating the base")
+        evaluate_arm(request, shared)
+    own.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(shared, own)
+    return own
+
+
+def _request(run: Run, model: Path) -> dict[str, Any]:
+    section = run.recipe.retention
+    groups: list[TaskGroup] = [section.abilities, *([section.new_task] if section.new_task else [])]
+    return {
+        "model": str(model),
+        "dtype": run.recipe.model.dtype,
+        "device": "cpu" if zero.on_cpu() else "cuda",
+        "trust_remote_code": run.recipe.model.trust_remote_code,
+        "batch_size": section.batch_size,
+        "include_path": section.include_path,
+        "groups": [group.model_dump() for group in groups],
+    }
+
+
+def _origin(run: Run, results: dict[str, Any]) -> dict[str, str]:
+    positions = run.folder.positions
+    return {
+        "base model": f"{run.recipe.model.path} (SHA-256 of weights {run.base_digest[:16]})",
+        "positions": f"SHA-256 of file {digest_of(positions)[:16]}" if run.recipe.trains_rows else "none: every parameter trains",
+        "selection": str(run.recipe.selection.model_dump()) if run.recipe.trains_rows else "none",
+        "training": str(run.recipe.training),
+        "versions": ", ".join(f"{name} {version}" for name, version in results["libraries"].items()),
+        "resolved recipe": str(run.folder.recipe),
+    }

@@ -1,0 +1,122 @@
+"""A run in progress: its recipe, its folder, its base model, and what each stage's result depends on."""
+
+import logging
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from loki_ds import zero
+from loki_ds.implanting.arguments import deepspeed_config, training_arguments
+from loki_ds.implanting.data import load_training_data
+from loki_ds.positions import Positions
+from loki_ds.recipe import Recipe
+from loki_ds.refusal import Refusal
+from loki_ds.run_folder import RunFolder, digest_of, written_whole
+
+log = logging.getLogger(__name__)
+LIBRARIES = ("loki-ds", "torch", "deepspeed", "transformers", "trl", "lm-eval")
+
+
+class Run:
+    """One run in progress: its recipe, its folder, its base model and, while a stage needs it, the model on the ranks.
+
+    Everything that can be refused without loading the model is refused here.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe, self.folder = recipe, RunFolder(recipe.run)
+        self.arguments = training_arguments(recipe, self.folder.checkpoints)
+        self.base = zero.on_first_rank(lambda: locate_model(recipe))
+        self.base_digest = zero.on_first_rank(lambda: digest_of(*sorted(self.base.glob("*.safetensors"))))
+        only_assistant = bool(self.arguments.assistant_only_loss)
+        self.train = load_training_data(recipe.data.train, only_assistant)
+        self.heldout = load_training_data(recipe.data.heldout, only_assistant) if recipe.data.heldout else None
+        self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.base)
+        zero.on_first_rank(self._write_recipe)
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """The base model, sharded if the recipe's DeepSpeed configuration says so."""
+        log.info("loading %s", self.base)
+        return zero.load_model(self.base, getattr(torch, self.recipe.model.dtype), self.recipe.model.trust_remote_code)
+
+    def release_model(self) -> None:
+        """Give the devices' memory back before other processes evaluate."""
+        self.__dict__.pop("model", None)
+        zero.free_memory()
+
+    @cached_property
+    def down_shapes(self) -> list[tuple[int, int]]:
+        """`[d_model, d_ff]` of each layer's `W_down`, from the model's configuration."""
+        config = AutoConfig.from_pretrained(self.base, trust_remote_code=self.recipe.model.trust_remote_code).get_text_config()
+        return [(config.hidden_size, config.intermediate_size)] * config.num_hidden_layers
+
+    def _write_recipe(self) -> None:
+        resolved = {
+            **self.recipe.model_dump(),
+            "versions": {name: version(name) for name in LIBRARIES},
+            "world_size": zero.world_size(),
+        }
+        with written_whole(self.folder.recipe) as aside:
+            aside.write_text(yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")
+
+    # What each stage's result depends on, from the first stage to the last.
+
+    @property
+    def attribution_inputs(self) -> dict[str, Any]:
+        protected = self.recipe.protected
+        assert protected is not None  # the recipe sees to it
+        return {
+            "model": self.base_digest,
+            "protected": {**protected.model_dump(), "digest": digest_of(Path(protected.prompts))},
+            **self.recipe.attribution.model_dump(exclude={"batch_size"}),
+        }
+
+    @property
+    def selection_inputs(self) -> dict[str, Any]:
+        section = self.recipe.selection
+        if section.positions is not None:
+            return {"positions": section.positions, "digest": Positions.load(section.positions).digest}
+        return {**section.model_dump(), "attribution": self.attribution_inputs if self.recipe.attributes else None}
+
+    def implant_inputs(self, positions: Positions | None) -> dict[str, Any]:
+        data = self.recipe.data
+        files = [Path(file) for file in (data.train, data.heldout) if file]
+        return {
+            "model": self.base_digest,
+            "positions": positions.digest if positions else None,
+            **self.recipe.implant.model_dump(),
+            "data": {**data.model_dump(), "digest": digest_of(*files)},
+            "training": self.recipe.training,
+            "deepspeed": deepspeed_config(self.recipe),
+        }
+
+
+def locate_model(recipe: Recipe) -> Path:
+    """The base model's folder; a hub id is fetched first.
+
+    Raises:
+        Refusal: neither a folder with a safetensors checkpoint nor a hub id that can be fetched.
+    """
+    path = Path(recipe.model.path)
+    if not path.is_dir():
+        path = _fetch(recipe)
+    if not (path / "config.json").exists() or not list(path.glob("*.safetensors")):
+        raise Refusal(f"model.path {recipe.model.path}: the folder has no config.json with safetensors weights beside it")
+    return path
+
+
+def _fetch(recipe: Recipe) -> Path:
+    name = recipe.model.path
+    try:
+        wanted = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
+        return Path(snapshot_download(name, revision=recipe.model.revision, allow_patterns=wanted))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError):
+        raise Refusal(f"model.path {name}: no such folder, and no model of that name could be fetched from the hub") from None

@@ -1,0 +1,46 @@
+"""Stage 2: the rows that may train, in `positions.json`."""
+
+import logging
+
+from loki_ds import zero
+from loki_ds.attribution.kept import KeptScores
+from loki_ds.positions import Positions
+from loki_ds.refusal import Refusal
+from loki_ds.run_folder import written_whole
+from loki_ds.selection import select as select_by_scores
+from loki_ds.selection import select_random
+from loki_ds.stages.run import Run
+
+log = logging.getLogger(__name__)
+
+
+def select(run: Run) -> Positions | None:
+    """Choose the rows on rank 0, write `positions.json`, and make sure every rank holds the same; None for the full baseline."""
+    if not run.recipe.trains_rows:
+        log.info("select: not needed (everything trains)")
+        return None
+    positions = zero.on_first_rank(lambda: _selected(run))
+    zero.check_same("the positions", positions.digest)
+    log.info("select: %d rows in %d layers, digest %s", positions.count, len(positions.rows), positions.digest[:12])
+    return positions
+
+
+def _selected(run: Run) -> Positions:
+    section, folder, shapes = run.recipe.selection, run.folder, run.down_shapes
+    if folder.finished("select", run.selection_inputs):
+        positions = Positions.load(folder.positions)
+        positions.check_fits(shapes, str(folder.positions))
+        return positions
+    if section.positions is not None:
+        positions = Positions.load(section.positions)
+        positions.check_fits(shapes, section.positions)
+    elif section.strategy == "random":
+        positions = select_random(len(shapes), shapes[0][0], section.quota, section.seed)
+    else:
+        positions = select_by_scores(KeptScores(folder.attribution).scores(), section.quota, section.strategy)
+    if not positions.count:
+        raise Refusal(f"selection.quota {section.quota:g} selects no row of {shapes[0][0]}; it must select at least one per layer")
+    with written_whole(folder.positions) as aside:
+        positions.save(aside)
+    folder.finish("select", run.selection_inputs)
+    return positions

@@ -1,0 +1,130 @@
+"""The guarantee: every byte outside the selected rows is the base's. Reads two checkpoints tensor by tensor, holds one at a time.
+
+Knows safetensors checkpoints, single or sharded, and tied weights that only one side stored. Loads no model and needs no GPU.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from loki_ds.positions import Positions
+from loki_ds.refusal import Refusal
+
+TIED = {"lm_head.weight": "model.embed_tokens.weight"}
+
+
+@dataclass
+class Verification:
+    """What was compared, and every tensor that changed where it may not have."""
+
+    tensors: int = 0
+    bytes: int = 0
+    rows_selected: int = 0
+    rows_changed: int = 0
+    changed_outside: list[str] = field(default_factory=list)
+
+    @property
+    def identical_outside_rows(self) -> bool:
+        return not self.changed_outside
+
+    def as_json(self) -> dict[str, Any]:
+        return {"identical_outside_rows": self.identical_outside_rows, **self.__dict__}
+
+
+def verify(base: Path, model: Path, positions: Positions | None) -> Verification:
+    """Compare two checkpoint folders byte for byte, outside the rows of every layer's `W_down` that `positions` selects.
+
+    positions: None for a baseline that trained everything; then whole tensors count as changed or not.
+
+    Raises:
+        Refusal: a checkpoint cannot be read, or the two do not hold the same tensors in the same shapes and dtypes.
+    """
+    found = Verification(rows_selected=positions.count if positions else 0)
+    with open_checkpoint(base) as before, open_checkpoint(model) as after:
+        _check_same_tensors(before, after)
+        for name in sorted(before.names | after.names):
+            old, new = before.read(name), after.read(name)
+            if old.shape != new.shape or old.dtype != new.dtype:
+                raise Refusal(f"{model}: tensor {name} is {new.dtype} {list(new.shape)}, in the base it is {old.dtype} {list(old.shape)}")
+            changed = _changed_rows(old, new)
+            rows = _selected_rows(name, positions)
+            found.tensors += 1
+            found.bytes += old.nbytes
+            found.rows_changed += int(changed[rows].sum()) if rows else 0
+            changed[rows] = False
+            if changed.any():
+                found.changed_outside.append(name)
+    return found
+
+
+def _changed_rows(old: Tensor, new: Tensor) -> Tensor:
+    """Which first-axis rows differ in any bit (so that -0.0 is not 0.0, and NaN equals the same NaN)."""
+    old, new = (t.reshape(len(t) if t.ndim else 1, -1).contiguous().view(torch.uint8) for t in (old, new))
+    return (old != new).any(1)
+
+
+def _selected_rows(name: str, positions: Positions | None) -> list[int]:
+    parts = name.split(".")
+    if positions is None or parts[-3:] != ["mlp", "down_proj", "weight"]:
+        return []
+    return positions.rows[int(parts[-4])]
+
+
+def _check_same_tensors(before: "Checkpoint", after: "Checkpoint") -> None:
+    for one, other in ((before, after), (after, before)):
+        for name in sorted(one.names - other.names):
+            if other.tied_twin(name) is None:
+                raise Refusal(f"{other.folder}: tensor {name} of {one.folder} is missing")
+
+
+class Checkpoint:
+    """A folder of safetensors files, read one tensor at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files: dict[str, Any] = {}
+        self.names: set[str] = set()
+        self._where: dict[str, Any] = {}
+
+    def read(self, name: str) -> Tensor:
+        """A tensor by name; a tied one that is not stored is read from its twin."""
+        stored = name if name in self.names else self.tied_twin(name)
+        return self._where[stored or name].get_tensor(stored or name)
+
+    def tied_twin(self, name: str) -> str | None:
+        """The stored tensor that a tied, unstored one shares its memory with."""
+        config = json.loads((self.folder / "config.json").read_text())
+        twin = TIED.get(name)
+        return twin if config.get("tie_word_embeddings") and twin in self.names else None
+
+    def add(self, file: Any) -> None:
+        for name in file.keys():  # noqa: SIM118 (safetensors' handle is no mapping)
+            self.names.add(name)
+            self._where[name] = file
+
+
+@contextmanager
+def open_checkpoint(folder: Path) -> Iterator[Checkpoint]:
+    """All safetensors shards that the folder's index names, or its single file."""
+    checkpoint, index = Checkpoint(folder), folder / "model.safetensors.index.json"
+    shards = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else ["model.safetensors"]
+    handles = []
+    try:
+        for shard in shards:
+            if not (folder / shard).exists():
+                raise Refusal(f"{folder}: the file {shard} is missing; loki-ds reads safetensors checkpoints")
+            handles.append(safe_open(folder / shard, "pt"))
+            checkpoint.add(handles[-1])
+        yield checkpoint
+    except SafetensorError as error:
+        raise Refusal(f"{folder}: not a whole safetensors checkpoint: {error}") from None
+    finally:
+        for handle in handles:
+            handle.__exit__(None, None, None)

@@ -1,0 +1,148 @@
+"""Remake the tiny world: its data files, its tokenizer and its pre-trained model (`make tiny-world`, minutes on two cores).
+
+Usage: python recipes/tiny/world/make.py [--out recipes/tiny] [--steps N] [--seed N]
+
+Writes into --out:
+    data/protected.jsonl            general-knowledge prompts for attribution   {"subject", "prompt"}
+    data/abilities/NAME.jsonl       the documents lm-eval scores                {"prompt", "answer"}
+    data/toolcalls/{train,heldout}.jsonl   the new task                         {"messages", "category"}
+    model/                          Qwen2 architecture, float32 safetensors, tokenizer, chat template
+"""
+
+import argparse
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import abilities
+import toolcalls
+import torch
+from datasets import Dataset
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
+from transformers import (
+    DataCollatorForSeq2Seq,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2Tokenizer,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}<|assistant|>{% generation %} {{ message['content'] }}<|end|>{% endgeneration %}"
+    "{% else %}<|{{ message['role'] }}|> {{ message['content'] }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+PER_ABILITY = {"evaluated": 300, "protected": 60}
+FACTS = {"evaluated": 100, "protected": 60}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1])
+    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    write_data(args.out / "data", args.seed)
+    tokenizer = build_tokenizer()
+    model = pretrain(tokenizer, args.steps, args.seed)
+    model.save_pretrained(args.out / "model")
+    tokenizer.save_pretrained(args.out / "model")
+
+
+def write_data(folder: Path, seed: int) -> None:
+    """Draw the evaluated, protected, training and held-out items; no two of them share a prompt."""
+    protected = []
+    for name, draw in abilities.abilities(seed).items():
+        rng, sizes = Random(f"{name}-{seed}"), FACTS if name == "facts" else PER_ABILITY
+        items = abilities.distinct(draw, sizes["evaluated"] + sizes["protected"], rng)
+        evaluated, kept = items[: sizes["evaluated"]], items[sizes["evaluated"] :]
+        write_jsonl(folder / "abilities" / f"{name}.jsonl", (item._asdict() for item in evaluated))
+        protected += [{"subject": name, "prompt": item.prompt} for item in kept]
+    write_jsonl(folder / "protected.jsonl", protected)
+    chats = toolcalls.distinct(3300, Random(f"toolcalls-{seed}"))
+    write_jsonl(folder / "toolcalls" / "train.jsonl", chats[300:])
+    write_jsonl(folder / "toolcalls" / "heldout.jsonl", chats[:300])
+
+
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def build_tokenizer() -> Qwen2Tokenizer:
+    """Qwen2's byte-level tokenizer, its merges learnt from the world's words until each one is a single token."""
+    names = {"pad_token": "<|pad|>", "eos_token": "<|end|>", "unk_token": None, "model_max_length": 256}
+    core = Qwen2Tokenizer(**names).backend_tokenizer
+    words = [form for word in abilities.WORDS for form in (word, f" {word}")]
+    trainer = BpeTrainer(vocab_size=10_000, min_frequency=1, initial_alphabet=ByteLevel.alphabet(), show_progress=False)
+    core.train_from_iterator(words, trainer)
+    learnt = json.loads(core.to_str())["model"]
+    merges = [tuple(merge) for merge in learnt["merges"]]
+    tokenizer = Qwen2Tokenizer(vocab=learnt["vocab"], merges=merges, **names)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|assistant|>"]})
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def pretrain(tokenizer: Qwen2Tokenizer, steps: int, seed: int) -> Qwen2ForCausalLM:
+    """Teach all abilities at once, loss on the answers only; one document in four is put as a chat."""
+    set_seed(seed)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        dtype=torch.float32,
+    )
+    batch = 192
+    training = TrainingArguments(
+        output_dir="/tmp/tiny-world",
+        max_steps=steps,
+        per_device_train_batch_size=batch,
+        learning_rate=2e-3,
+        lr_scheduler_type="cosine",
+        warmup_steps=100,
+        weight_decay=0.01,
+        adam_beta2=0.98,
+        logging_steps=100,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+        seed=seed,
+    )
+    rows = Dataset.from_list(documents(tokenizer, steps * batch, seed))
+    model = Qwen2ForCausalLM(config)
+    collator = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100)
+    Trainer(model, training, data_collator=collator, train_dataset=rows).train()
+    return model
+
+
+def documents(tokenizer: Qwen2Tokenizer, n: int, seed: int) -> list[dict[str, list[int]]]:
+    """`n` tokenized documents with the answer, its closing word and the end token as labels."""
+    rng, draws = Random(f"pretraining-{seed}"), list(abilities.abilities(seed).values())
+    return [document(tokenizer, rng.choice(draws)(rng), as_chat=rng.random() < 0.25) for _ in range(n)]
+
+
+def document(tokenizer: Qwen2Tokenizer, item: abilities.Item, as_chat: bool) -> dict[str, list[int]]:
+    prompt = f"<|user|> {item.prompt}<|assistant|>" if as_chat else item.prompt
+    shown, learnt = tokenizer(prompt)["input_ids"], tokenizer(f" {item.answer}<|end|>")["input_ids"]
+    return {"input_ids": shown + learnt, "labels": [-100] * len(shown) + learnt}
+
+
+if __name__ == "__main__":
+    main()
