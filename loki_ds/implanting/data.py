@@ -22,10 +22,10 @@ def load_training_data(file: str, assistant_only: bool) -> Dataset:
         raise Refusal(f"{file}: the data file is not there")
     try:
         rows = Dataset.from_json(file)
+    except StopIteration:
+        raise Refusal(f"{file}: the data file has no rows") from None
     except (DatasetGenerationError, ArrowInvalid, UnicodeDecodeError):
         raise Refusal(f"{file}: not JSON Lines with the same columns in every line") from None
-    if not len(rows):
-        raise Refusal(f"{file}: the data file has no rows")
     layout = next((layout for layout in LAYOUTS if layout <= set(rows.column_names)), None)
     if layout is None:
         raise Refusal(f"{file}: columns are {sorted(rows.column_names)}, allowed are 'messages', 'prompt' with 'completion', or 'text'")

@@ -5,6 +5,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from loki_ds.refusal import Refusal
 from loki_ds.retention.forgetting import forgetting
 from loki_ds.retention.pairing import PairedTask
 from loki_ds.retention.statistics import TaskChange, task_change
@@ -14,7 +15,10 @@ from loki_ds.run_folder import write_json, written_whole
 def build_report(run: str, abilities: list[PairedTask], new_task: list[PairedTask], facts: dict[str, Any]) -> dict[str, Any]:
     """The report as JSON. `facts` says where the figures come from: recipe, verification, versions."""
     kept, new = [task_change(task) for task in abilities], [task_change(task) for task in new_task]
-    score = forgetting([task.base for task in kept], [task.implanted for task in kept])
+    scored = [task for task in kept if task.base > 0]  # the score is relative to the base's, so a base at 0 has none
+    if not scored:
+        raise Refusal("retention.abilities: the base scores 0 on every task, so there is nothing it could forget")
+    score = forgetting([task.base for task in scored], [task.implanted for task in scored])
     return {
         "run": run,
         "verdict": _verdict(score, kept, new),
@@ -27,9 +31,15 @@ def build_report(run: str, abilities: list[PairedTask], new_task: list[PairedTas
 
 def _verdict(score: float, kept: list[TaskChange], new: list[TaskChange]) -> str:
     lost = [task.task for task in kept if task.ci[1] < 0]
+    unscored = [task.task for task in kept if task.base <= 0]
+    left_out = f" Left out, because the base scores 0: {', '.join(unscored)}." if unscored else ""
     learnt = "; ".join(f"{task.task} went from {task.base:.3f} to {task.implanted:.3f}" for task in new)
-    losses = f"a loss is certain (95% interval below 0) in {', '.join(lost)}" if lost else "no task's 95% interval lies below 0"
-    return f"Forgetting {score:.2f}% over {len(kept)} tasks; {losses}." + (f" New task: {learnt}." if learnt else "")
+    losses = f"a loss is shown (95% interval below 0) in {', '.join(lost)}" if lost else "no task's 95% interval lies below 0"
+    return (
+        f"Forgetting {score:.2f}% over {len(kept) - len(unscored)} tasks; {losses}."
+        + left_out
+        + (f" New task: {learnt}." if learnt else "")
+    )
 
 
 def write_report(report: dict[str, Any], folder: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -26,7 +27,29 @@ def comparison(runs: Sequence[str | Path]) -> Table:
     return table
 
 
-def read_report(run: str | Path) -> dict:
+def verdict(runs: Sequence[str | Path]) -> list[str]:
+    """The runs in order of forgetting, and, where one is a random selection, whether the others beat it. In plain words."""
+    reports = sorted((read_report(run) for run in runs), key=lambda report: report["forgetting"])
+    sentences = ["Least forgetting first: " + ", ".join(f"{_name(report)} {report['forgetting']:.2f}%" for report in reports) + "."]
+    for report in reports:
+        if report["selection"] not in (None, "random"):
+            sentences += [_against_random(report, other) for other in reports if other["selection"] == "random"]
+    return sentences
+
+
+def _against_random(report: dict[str, Any], random: dict[str, Any]) -> str:
+    ours, theirs = report["forgetting"], random["forgetting"]
+    figures = f"{_name(report)} forgot {ours:.2f}%, {_name(random)} {theirs:.2f}%"
+    if ours < theirs:
+        return f"{figures}: here the selection by {report['selection']} forgot less than random rows (one seed each)."
+    return f"{figures}: here the selection by {report['selection']} did not beat random rows, so it has shown nothing."
+
+
+def _name(report: dict[str, Any]) -> str:
+    return Path(report["run"]).name
+
+
+def read_report(run: str | Path) -> dict[str, Any]:
     """A finished run's `report.json`."""
     path = RunFolder(run).report / "report.json"
     if not path.exists():

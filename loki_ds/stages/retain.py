@@ -38,6 +38,7 @@ def retain(run: Run) -> None:
         new_task=[task for task in paired if task.task in new],
         facts={
             "trains_rows": run.recipe.trains_rows,
+            "selection": _selection(run),
             "verification": json.loads(run.folder.verification.read_text()),
             "origin": _origin(run, results),
         },
@@ -79,6 +80,13 @@ def _request(run: Run, model: Path) -> dict[str, Any]:
         "include_path": section.include_path,
         "groups": [group.model_dump() for group in groups],
     }
+
+
+def _selection(run: Run) -> str | None:
+    """How the rows were chosen, in a word; None when everything trained."""
+    if not run.recipe.trains_rows:
+        return None
+    return "file" if run.recipe.selection.positions else run.recipe.selection.strategy
 
 
 def _origin(run: Run, results: dict[str, Any]) -> dict[str, str]:

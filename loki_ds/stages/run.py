@@ -59,6 +59,9 @@ class Run:
         return [(config.hidden_size, config.intermediate_size)] * config.num_hidden_layers
 
     def _write_recipe(self) -> None:
+        """Once: later calls in this folder either find the same inputs or are refused."""
+        if self.folder.recipe.exists():
+            return
         resolved = {
             **self.recipe.model_dump(),
             "versions": {name: version(name) for name in LIBRARIES},

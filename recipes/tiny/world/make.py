@@ -39,8 +39,7 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-PER_ABILITY = {"evaluated": 300, "protected": 60}
-FACTS = {"evaluated": 100, "protected": 60}
+PER_ABILITY = 360  # items of each ability, or all there are; five in six are evaluated, one in six is protected
 
 
 def main() -> None:
@@ -60,9 +59,8 @@ def write_data(folder: Path, seed: int) -> None:
     """Draw the evaluated, protected, training and held-out items; no two of them share a prompt."""
     protected = []
     for name, draw in abilities.abilities(seed).items():
-        rng, sizes = Random(f"{name}-{seed}"), FACTS if name == "facts" else PER_ABILITY
-        items = abilities.distinct(draw, sizes["evaluated"] + sizes["protected"], rng)
-        evaluated, kept = items[: sizes["evaluated"]], items[sizes["evaluated"] :]
+        items = abilities.distinct(draw, PER_ABILITY, Random(f"{name}-{seed}"))
+        evaluated, kept = items[: len(items) * 5 // 6], items[len(items) * 5 // 6 :]
         write_jsonl(folder / "abilities" / f"{name}.jsonl", (item._asdict() for item in evaluated))
         protected += [{"subject": name, "prompt": item.prompt} for item in kept]
     write_jsonl(folder / "protected.jsonl", protected)

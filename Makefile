@@ -1,0 +1,47 @@
+# Everything a contributor does. `make demo` and `make test` set themselves up in .venv on the first call.
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# Two processes with one thread each: the tiny runs use two cores and no GPU.
+ON_CPU := PATH="$(CURDIR)/$(BIN):$$PATH" DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+TINY := $(ON_CPU) deepspeed --num_gpus 2 launch/implant.py --recipe recipes/tiny
+
+.PHONY: help demo test lint tiny-world learning-rates clean
+
+help:  ## list these targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
+
+$(READY): pyproject.toml constraints.txt
+	python3 -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch numpy setuptools wheel
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation deepspeed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	touch $(READY)
+
+demo: $(READY)  ## teach the tiny model tool calls by LoKI, on random rows and by full fine-tuning, and compare
+	$(TINY)/loki.yaml
+	$(TINY)/random.yaml
+	$(TINY)/full.yaml
+	$(BIN)/loki-ds compare runs/tiny/loki runs/tiny/random runs/tiny/full
+	@echo "The LoKI run: runs/tiny/loki (report/report.html, verify.json, model/)"
+
+test: $(READY)  ## lint, types and all tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(ON_CPU) pytest
+
+lint: $(READY)  ## format and lint in place
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/mypy
+
+tiny-world: $(READY)  ## pre-train the tiny model again (about ten minutes on two cores)
+	$(BIN)/python recipes/tiny/world/make.py
+
+learning-rates: $(READY)  ## find each tiny recipe's learning rate by the stated rule (about an hour on two cores)
+	$(ON_CPU) python eval/studies/learning_rates.py
+
+clean:  ## remove the environment and all runs
+	rm -rf $(VENV) runs

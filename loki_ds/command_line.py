@@ -1,0 +1,106 @@
+"""`loki-ds`: what a user does around a run without training. Each command is a few lines over the package."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+from rich.console import Console
+
+from loki_ds.refusal import Refusal
+
+
+def main() -> None:
+    arguments = _parser().parse_args()
+    try:
+        status = arguments.command(arguments)
+    except Refusal as refusal:
+        print(f"loki-ds: {refusal}", file=sys.stderr)
+        status = 2
+    sys.exit(status)
+
+
+def plan(arguments: argparse.Namespace) -> int:
+    """What a recipe would train, without loading weights."""
+    from loki_ds.plan import plan_recipe
+    from loki_ds.recipe import load_recipe
+
+    Console().print(plan_recipe(load_recipe(arguments.recipe, arguments.overrides)))
+    return 0
+
+
+def select(arguments: argparse.Namespace) -> int:
+    """New positions from a kept attribution."""
+    from loki_ds.attribution.kept import KeptScores
+    from loki_ds.run_folder import RunFolder
+    from loki_ds.selection import select
+
+    positions = select(KeptScores(RunFolder(arguments.run).attribution).scores(), arguments.quota, arguments.strategy)
+    positions.save(arguments.out)
+    print(f"{arguments.out}: {positions.count} rows in {len(positions.rows)} layers, digest {positions.digest}")
+    return 0
+
+
+def verify(arguments: argparse.Namespace) -> int:
+    """The byte-for-byte check on any two checkpoints; exit status 1 when they differ outside the positions."""
+    from loki_ds.positions import Positions
+    from loki_ds.verification import verify
+
+    found = verify(arguments.base, arguments.model, Positions.load(arguments.positions))
+    print(json.dumps(found.as_json(), indent=1))
+    return 0 if found.identical_outside_rows else 1
+
+
+def report(arguments: argparse.Namespace) -> int:
+    """The report of one run."""
+    from loki_ds.report import read_report
+    from loki_ds.run_folder import RunFolder
+
+    read_report(arguments.run)
+    folder = RunFolder(arguments.run).report
+    print((folder / "report.md").read_text(encoding="utf-8"))
+    print(f"As a page: {folder / 'report.html'}")
+    return 0
+
+
+def compare(arguments: argparse.Namespace) -> int:
+    """Runs side by side, and in words which one forgot least."""
+    from loki_ds.report import comparison, verdict
+
+    console = Console()
+    console.print(comparison(arguments.runs))
+    for sentence in verdict(arguments.runs):
+        console.print(sentence)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="loki-ds", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"loki-ds {version('loki-ds')}")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    def add(command: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+        added = commands.add_parser(command.__name__, help=command.__doc__, description=command.__doc__)
+        added.set_defaults(command=command)
+        return added
+
+    planned = add(plan)
+    planned.add_argument("recipe", type=Path)
+    planned.add_argument("overrides", nargs="*", metavar="key=value")
+    selected = add(select)
+    selected.add_argument("run", type=Path)
+    selected.add_argument("--quota", type=float, required=True, help="percent of each layer's rows")
+    selected.add_argument("--strategy", default="layer_balanced")
+    selected.add_argument("--out", type=Path, required=True)
+    verified = add(verify)
+    for name in ("base", "model", "positions"):
+        verified.add_argument(name, type=Path)
+    add(report).add_argument("run", type=Path)
+    add(compare).add_argument("runs", nargs="+", type=Path)
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""Kept scores come back as they went in, prompt by prompt, and belong to one set of inputs."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from loki_ds.attribution.kept import KeptScores
+from loki_ds.attribution.sweep import Swept
+from loki_ds.refusal import Refusal
+
+
+def swept(scores: torch.Tensor) -> Swept:
+    n, layers, _ = scores.shape
+    return Swept(scores, torch.zeros(n, dtype=torch.long), torch.ones(n), torch.zeros(n, layers))
+
+
+def test_scores_return_in_the_protected_sets_order(tmp_path: Path) -> None:
+    kept, scores = KeptScores(tmp_path / "attribution"), torch.randn(5, 3, 16)
+    kept.open_for({"model": "a"})
+    kept.add([4, 0], swept(scores[[4, 0]]))
+    assert kept.done() == {0, 4}
+    kept.add([2, 3, 1], swept(scores[[2, 3, 1]]))
+    assert kept.done() == {0, 1, 2, 3, 4}
+    largest = scores.abs().amax(-1, keepdim=True)
+    assert ((kept.scores() - scores).abs() / largest).max() < 2**-11
+
+
+def test_tiny_scores_keep_their_precision(tmp_path: Path) -> None:
+    kept, scores = KeptScores(tmp_path / "attribution"), torch.randn(1, 1, 64) * 1e-12
+    kept.open_for({})
+    kept.add([0], swept(scores))
+    assert torch.allclose(kept.scores(), scores, rtol=1e-3, atol=1e-15)
+
+
+def test_a_pass_over_other_inputs_is_refused_by_name(tmp_path: Path) -> None:
+    KeptScores(tmp_path).open_for({"model": "a", "steps": 7})
+    KeptScores(tmp_path).open_for({"model": "a", "steps": 7})
+    with pytest.raises(Refusal, match="made with steps 7, now it is 3"):
+        KeptScores(tmp_path).open_for({"model": "a", "steps": 3})

@@ -1,0 +1,59 @@
+"""Small models and data that every test can make for itself."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+ROOT = Path(__file__).parents[1]
+
+# Each family with what sets it apart: sliding windows, scales, soft-caps, partly rotated layers.
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", {}),
+    "qwen2": ("Qwen2Config", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}),
+    "qwen3": ("Qwen3Config", {"head_dim": 8}),
+    "mistral": ("MistralConfig", {"sliding_window": 5}),
+    "gemma2": ("Gemma2Config", {"head_dim": 8, "sliding_window": 5}),
+    "gemma3": ("Gemma3TextConfig", {"head_dim": 8, "sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"] * 2}),
+    "olmo2": ("Olmo2Config", {"eos_token_id": 1}),
+    "phi3": ("Phi3Config", {"pad_token_id": 0, "eos_token_id": 1, "sliding_window": 5}),
+    "granite": (
+        "GraniteConfig",
+        {"logits_scaling": 3.0, "residual_multiplier": 0.5, "embedding_multiplier": 2.0, "attention_multiplier": 0.3},
+    ),
+    "smollm3": ("SmolLM3Config", {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1, "no_rope_layer_interval": 2}),
+}
+SMALL = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+
+
+def build(family: str, dtype: torch.dtype = torch.float64, **changes: Any) -> PreTrainedModel:
+    """A random model of a family, with weights large enough that its layers matter."""
+    config_class, own = FAMILIES[family]
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(getattr(transformers, config_class)(**{**SMALL, **own, **changes}))
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.data.mul_(4)
+    return model.to(dtype).eval()
+
+
+@pytest.fixture
+def build_model() -> Callable[..., PreTrainedModel]:
+    return build
+
+
+@pytest.fixture
+def root() -> Path:
+    return ROOT

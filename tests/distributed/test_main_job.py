@@ -1,0 +1,89 @@
+"""The main job through the real launcher: every stage, its results, and that they do not depend on the number of ranks."""
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from distributed.conftest import launch
+from loki_ds.attribution.kept import KeptScores
+from loki_ds.positions import Positions
+
+LAYERS, ROWS = 6, 38  # of the tiny model: floor(30% of 128) rows a layer
+SHORT = ["protected.per_subject=4", "attribution.batch_size=7"]
+FEW = [*SHORT, "training.max_steps=3", "retention.abilities.limit=8", "retention.new_task.limit=8"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "loki"
+    done = launch(*FEW, f"run={run}")
+    assert done.status == 0, done.output
+    return run
+
+
+def test_the_run_folder_has_every_result(finished: Path) -> None:
+    expected = "recipe.yaml attribution/manifest.json positions.json model/model.safetensors model/config.json verify.json"
+    expected += " report/report.json report/report.md report/report.html"
+    assert [name for name in expected.split() if not (finished / name).is_file()] == []
+
+
+def test_only_selected_rows_changed_in_spite_of_weight_decay(finished: Path) -> None:
+    assert "weight_decay: 0.1" in (finished / "recipe.yaml").read_text()
+    verified = json.loads((finished / "verify.json").read_text())
+    assert verified["identical_outside_rows"] is True
+    assert verified["rows_changed"] == verified["rows_selected"] == LAYERS * ROWS
+
+
+def test_the_model_loads_as_a_plain_checkpoint(finished: Path) -> None:
+    assert AutoModelForCausalLM.from_pretrained(finished / "model").config.num_hidden_layers == LAYERS
+
+
+def test_the_report_pairs_every_task(finished: Path) -> None:
+    report = json.loads((finished / "report/report.json").read_text())
+    assert len(report["tasks"]) == 6
+    assert {task["n"] for task in report["tasks"]} == {8}
+    assert [task["task"] for task in report["new_task"]] == ["tiny_toolcalls"]
+
+
+def test_a_finished_run_is_shown_and_not_redone(finished: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*.safetensors")}
+    again = launch(*FEW, f"run={finished}")
+    assert again.status == 0
+    assert again.output.count("already there") == 3
+    assert "new task learnt, abilities kept" in again.output
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*.safetensors")} == before
+
+
+def test_other_settings_in_the_same_folder_are_refused(finished: Path) -> None:
+    done = launch(*FEW, f"run={finished}", "selection.quota=20")
+    assert done.status != 0
+    assert "quota: 30" in (finished / "recipe.yaml").read_text()
+    assert "'select' was made with quota 30.0, now it is 20.0" in done.refusals()[0]
+
+
+@pytest.mark.parametrize("baseline", ["full", "random"])
+def test_baselines_train(baseline: str, tmp_path: Path, root: Path) -> None:
+    done = launch(*FEW[2:3], "--until", "implant", f"run={tmp_path}", recipe=root / f"recipes/tiny/{baseline}.yaml")
+    assert done.status == 0, done.output
+    verified = json.loads((tmp_path / "verify.json").read_text())
+    assert verified["identical_outside_rows"] is (baseline == "random")
+
+
+def test_ranks_do_not_change_scores_or_positions(finished: Path, tmp_path: Path) -> None:
+    scores, expected = KeptScores(finished / "attribution").scores(), Positions.load(finished / "positions.json")
+    assert len(scores) == 24
+    for ranks in (1, 3):  # four batches: with three ranks, two have nothing left in the second turn
+        run = tmp_path / str(ranks)
+        done = launch(*SHORT, "--until", "select", f"run={run}", ranks=ranks)
+        assert done.status == 0, done.output
+        assert KeptScores(run / "attribution").scores().equal(scores)
+        assert Positions.load(run / "positions.json") == expected
+
+
+def test_each_layer_is_gathered_twice_per_batch(finished: Path) -> None:
+    manifest = json.loads((finished / "attribution/manifest.json").read_text())
+    around = 2  # embedding and norm at the bottom, norm and head at the top
+    assert manifest["batches"] == 2  # four batches on two ranks
+    assert manifest["gathers"] == manifest["batches"] * (2 * LAYERS + around)

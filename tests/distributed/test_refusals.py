@@ -1,0 +1,31 @@
+"""Bad input on two ranks: one sentence, once, a non-zero exit, promptly, and nothing left hanging."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from distributed.conftest import launch
+
+CASES = {
+    "misspelt key": (["selection.quotta=20"], "selection.quotta is not a key of a recipe; did you mean 'quota'?"),
+    "quota out of range": (["selection.quota=100"], "selection.quota is 100, allowed is less than 100"),
+    "missing model": (["model.path=nowhere/model"], "model.path nowhere/model: no such folder"),
+    "no assistant turn": (["data.train={chats}"], "the chat in line 1 has no assistant turn"),
+    "positions of another model": (["selection.positions={positions}"], "the positions have 1 layers, the model has 6"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_refused_once_on_two_ranks(case: str, tmp_path: Path) -> None:
+    (tmp_path / "chats.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "hello"}]}))
+    (tmp_path / "positions.json").write_text("[[0]]")
+    overrides, says = CASES[case]
+    files = {"chats": tmp_path / "chats.jsonl", "positions": tmp_path / "positions.json"}
+    done = launch(*(override.format(**files) for override in overrides), f"run={tmp_path / 'run'}", deadline=60)
+    assert done.status != 0
+    assert len(done.refusals()) == 1, done.output
+    assert says in done.refusals()[0]
+    assert "Traceback" not in done.output
+    assert done.seconds < 45  # nearly all of it is importing the libraries, twice on two cores
+    assert not list(tmp_path.glob("run/model*"))

@@ -1,0 +1,65 @@
+"""The three forms of the report say the same, and text from models cannot break the page."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from loki_ds.refusal import Refusal
+from loki_ds.report import build_report, comparison, read_report, verdict, write_report
+from loki_ds.retention.pairing import Pair, PairedTask
+
+VERIFIED = {"identical_outside_rows": True, "tensors": 3, "bytes": 1000, "rows_selected": 4, "rows_changed": 4, "changed_outside": []}
+
+
+def task(name: str, base: list[int], implanted: list[int]) -> PairedTask:
+    return PairedTask(name, "exact_match", [Pair(str(i), b, a, "", "") for i, (b, a) in enumerate(zip(base, implanted, strict=True))])
+
+
+def report(run: str, selection: str | None, lost: int, name: str = "sums") -> dict:
+    facts = {"trains_rows": selection is not None, "selection": selection, "verification": VERIFIED, "origin": {"versions": "<1>"}}
+    tasks = [task(name, [1] * 10, [1] * (10 - lost) + [0] * lost)]
+    return build_report(run, tasks, [task("calls", [0] * 4, [1] * 4)], facts)
+
+
+def test_forgetting_and_verdict() -> None:
+    made = report("runs/x", "layer_balanced", lost=5)
+    assert made["forgetting"] == pytest.approx(50)
+    assert "Forgetting 50.00% over 1 tasks; a loss is shown" in made["verdict"]
+    assert "calls went from 0.000 to 1.000" in made["verdict"]
+
+
+def test_a_task_at_zero_is_left_out_and_named() -> None:
+    tasks = [task("sums", [1, 1], [1, 1]), task("codes", [0, 0], [0, 0])]
+    made = build_report("runs/x", tasks, [], {})
+    assert made["forgetting"] == 0
+    assert "Left out, because the base scores 0: codes." in made["verdict"]
+    with pytest.raises(Refusal, match="scores 0 on every task"):
+        build_report("runs/x", tasks[1:], [], {})
+
+
+def test_pages_are_written_and_escaped(tmp_path: Path) -> None:
+    write_report(report("runs/x", "layer_balanced", lost=1, name="<script>alert(1)</script>"), tmp_path / "report")
+    assert json.loads((tmp_path / "report/report.json").read_text())["forgetting"] == pytest.approx(10)
+    page = (tmp_path / "report/report.html").read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert "http" not in page  # nothing is fetched
+    assert "| 10 | 1.000 | 0.900 | -0.100 |" in (tmp_path / "report/report.md").read_text()
+
+
+@pytest.mark.parametrize(("ours", "says"), [(1, "forgot less than random rows"), (2, "did not beat random rows")])
+def test_comparison_says_whether_random_rows_were_beaten(tmp_path: Path, ours: int, says: str) -> None:
+    for name, selection, lost in (("loki", "layer_balanced", ours), ("random", "random", 2), ("full", None, 8)):
+        write_report(report(f"runs/{name}", selection, lost), tmp_path / name / "report")
+    runs = [tmp_path / name for name in ("loki", "random", "full")]
+    assert comparison(runs).row_count == 3
+    sentences = verdict(runs)
+    assert sentences[0].endswith("full 80.00%.")
+    assert len(sentences) == 2
+    assert says in sentences[1]
+
+
+def test_a_folder_without_a_report_is_named(tmp_path: Path) -> None:
+    with pytest.raises(Refusal, match="no report there"):
+        read_report(tmp_path)

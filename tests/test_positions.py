@@ -1,0 +1,49 @@
+"""The authors' JSON is read and written as it is; anything else is refused by name."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from loki_ds.positions import Positions
+from loki_ds.refusal import Refusal
+
+
+def test_a_file_comes_back_with_the_same_digest(tmp_path: Path) -> None:
+    positions = Positions([[1, 3], [0, 2]])
+    positions.save(tmp_path / "p.json")
+    assert json.loads((tmp_path / "p.json").read_text()) == [[1, 3], [0, 2]]
+    assert Positions.load(tmp_path / "p.json").digest == positions.digest
+
+
+def test_order_in_the_file_does_not_matter(tmp_path: Path) -> None:
+    (tmp_path / "p.json").write_text("[[3, 1]]")
+    assert Positions.load(tmp_path / "p.json") == Positions([[1, 3]])
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("{", "not JSON"),
+        ("{}", "list of row lists"),
+        ("[]", "list of row lists"),
+        ("[1, 2]", "list of row lists"),
+        ("[[1.0]]", "layer 0 holds 1.0"),
+        ("[[true]]", "layer 0 holds True"),
+        ("[[0], [-1]]", "layer 1 holds -1"),
+        ('[["a"]]', "layer 0 holds 'a'"),
+        ("[[2, 2]]", "twice"),
+    ],
+)
+def test_other_content_is_refused(tmp_path: Path, content: str, says: str) -> None:
+    (tmp_path / "p.json").write_text(content)
+    with pytest.raises(Refusal, match=says):
+        Positions.load(tmp_path / "p.json")
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"), [([[0]], "have 1 layers, the model has 2"), ([[0], [8]], "layer 1 selects row 8, .* rows 0 to 7")]
+)
+def test_positions_of_another_model_are_refused(rows: list[list[int]], says: str) -> None:
+    with pytest.raises(Refusal, match=says):
+        Positions(rows).check_fits([(8, 16), (8, 16)], "p.json")

@@ -1,0 +1,59 @@
+"""Prompts and chats become token ids; subjects are sampled evenly; mistakes are named by line."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from transformers import AutoTokenizer
+
+from loki_ds.protected import load_protected
+from loki_ds.recipe import ProtectedSection
+from loki_ds.refusal import Refusal
+
+TOKENIZER = AutoTokenizer.from_pretrained(ROOT / "recipes/tiny/model")
+
+
+def section(path: Path, rows: list, **settings: object) -> ProtectedSection:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return ProtectedSection(prompts=str(path), **settings)
+
+
+def test_text_is_taken_as_it_is_and_chats_are_rendered(tmp_path: Path) -> None:
+    rows = [{"prompt": "copy lamp :"}, {"messages": [{"role": "user", "content": "hello"}]}]
+    text, chat = load_protected(section(tmp_path / "p", rows), TOKENIZER)
+    assert TOKENIZER.decode(text.tokens) == "copy lamp :"
+    assert TOKENIZER.decode(chat.tokens) == "<|user|> hello<|assistant|>"
+
+
+def test_sampling_is_by_subject_and_seed(tmp_path: Path) -> None:
+    rows = [{"prompt": f"copy {i} :", "subject": "ab"[i % 2]} for i in range(40)]
+    drawn = load_protected(section(tmp_path / "p", rows, per_subject=5, seed=1), TOKENIZER)
+    assert [prompt.subject for prompt in drawn].count("a") == 5
+    assert len(drawn) == 10
+    assert drawn == load_protected(section(tmp_path / "p", rows, per_subject=5, seed=1), TOKENIZER)
+    assert drawn != load_protected(section(tmp_path / "p", rows, per_subject=5, seed=2), TOKENIZER)
+    assert {p.subject for p in load_protected(section(tmp_path / "p", rows, subjects=["b"]), TOKENIZER)} == {"b"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "says"),
+    [
+        ([], {}, "the protected set is empty"),
+        ([{"text": "a"}], {}, "line 1 has neither 'prompt' nor 'messages'"),
+        ([["a"]], {}, "line 1 has neither"),
+        ([{"prompt": "a"}, {"prompt": ""}], {}, "line 2 is an empty prompt"),
+        ([{"prompt": "a", "subject": "facts"}], {"subjects": ["fact"]}, "no prompt has the subject 'fact'.*did you mean 'facts'"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, rows: list, settings: dict, says: str) -> None:
+    with pytest.raises(Refusal, match=says):
+        load_protected(section(tmp_path / "p", rows, **settings), TOKENIZER)
+
+
+@pytest.mark.parametrize(("content", "says"), [(b"{\n", "line 1 is not JSON"), (b"\xff\xfe", "not UTF-8"), (None, "cannot be read")])
+def test_unreadable_files_are_named(tmp_path: Path, content: bytes | None, says: str) -> None:
+    if content is not None:
+        (tmp_path / "p").write_bytes(content)
+    with pytest.raises(Refusal, match=says):
+        load_protected(ProtectedSection(prompts=str(tmp_path / "p")), TOKENIZER)

@@ -1,0 +1,54 @@
+"""Results are whole or not there, and belong to the inputs they were made from."""
+
+from pathlib import Path
+
+import pytest
+
+from loki_ds.refusal import Refusal
+from loki_ds.run_folder import RunFolder, digest_of, written_whole
+
+
+def test_a_stage_is_finished_for_the_same_inputs_only(tmp_path: Path) -> None:
+    run, inputs = RunFolder(tmp_path), {"quota": 10, "data": {"digest": "a", "files": ("x",)}}
+    assert not run.finished("select", inputs)
+    run.finish("select", inputs)
+    assert run.finished("select", inputs)
+    with pytest.raises(Refusal, match="'select' was made with quota 10, now it is 20; choose another folder with run=FOLDER"):
+        run.finished("select", {**inputs, "quota": 20})
+    with pytest.raises(Refusal, match='digest "a", now it is "b"'):
+        run.finished("select", {**inputs, "data": {"digest": "b", "files": ["x"]}})
+
+
+def fail_half_way(path: Path) -> None:
+    with written_whole(path) as aside:
+        aside.write_text("half")
+        raise InterruptedError
+
+
+def test_nothing_half_written_takes_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(InterruptedError):
+        fail_half_way(path)
+    assert path.read_text() == "old"
+    with written_whole(path) as aside:
+        aside.write_text("new")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    assert path.read_text() == "new"
+
+
+def test_folders_are_replaced_whole(tmp_path: Path) -> None:
+    for content in ("one", "two"):
+        with written_whole(tmp_path / "folder") as aside:
+            aside.mkdir()
+            (aside / content).touch()
+    assert [p.name for p in (tmp_path / "folder").iterdir()] == ["two"]
+
+
+def test_digest_sees_names_and_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("1")
+    first = digest_of(tmp_path)
+    (tmp_path / "a").rename(tmp_path / "b")
+    renamed = digest_of(tmp_path)
+    (tmp_path / "b").write_text("2")
+    assert len({first, renamed, digest_of(tmp_path)}) == 3

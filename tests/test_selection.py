@@ -1,0 +1,62 @@
+"""Selection against hand-made scores, and its independence of everything but the scores."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loki_ds.selection import rows_per_layer, select, select_random
+
+SCORES = torch.tensor([[[-3.0, 0.1, 2.0, -1.0]], [[-3.0, 0.1, -2.0, 5.0]], [[4.0, 0.1, -2.0, -1.0]]])
+
+
+@pytest.mark.parametrize(
+    ("strategy", "rows"),
+    [
+        ("layer_balanced", [0, 2]),  # votes of the two smallest: 0 and 3; 0 and 2; 2 and 3, so two votes each; means -2/3, 1, ...
+        ("layer_highest", [1, 3]),  # votes of the two largest: 2 and 1; 3 and 1; 0 and 1
+        ("layer_smallest", [1, 2]),  # mean absolute scores 10/3, 0.1, 2, 7/3
+    ],
+)
+def test_by_hand(strategy: str, rows: list[int]) -> None:
+    assert select(SCORES, 50, strategy).rows == [rows]
+
+
+def test_global_strategies_choose_over_all_layers() -> None:
+    scores = torch.tensor([[[-9.0, -8.0], [1.0, 2.0]]])
+    assert select(scores, 50, "global_lowest").rows == [[0, 1], []]
+    assert select(scores, 50, "global_highest").rows == [[], [0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("d_model", "quota", "k"), [(896, 5, 44), (896, 10, 89), (896, 20, 179), (896, 30, 268), (4096, 10, 409), (4096, 30, 1228)]
+)
+def test_rows_per_layer_are_the_papers(d_model: int, quota: float, k: int) -> None:
+    assert rows_per_layer(quota, d_model) == k
+
+
+@given(st.integers(1, 5), st.integers(1, 3), st.integers(4, 12), st.integers(0, 1000))
+def test_the_order_of_prompts_does_not_matter(prompts: int, layers: int, d_model: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randint(-3, 3, (prompts, layers, d_model), generator=generator).float()  # many ties
+    shuffled = scores[torch.randperm(prompts, generator=generator)]
+    assert select(scores, 40).rows == select(shuffled, 40).rows
+    assert all(len(rows) == rows_per_layer(40, d_model) for rows in select(scores, 40).rows)
+
+
+def test_random_rows_follow_their_seed() -> None:
+    assert select_random(3, 50, 20, seed=1) == select_random(3, 50, 20, seed=1)
+    assert select_random(3, 50, 20, seed=1) != select_random(3, 50, 20, seed=2)
+    assert [len(rows) for rows in select_random(3, 50, 20, seed=1).rows] == [10, 10, 10]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_scores_that_are_no_numbers_are_refused(bad: float) -> None:
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        select(torch.full((1, 1, 4), bad), 50)
+
+
+@pytest.mark.parametrize("quota", [0, -1, 100, 101])
+def test_quota_out_of_range(quota: float) -> None:
+    with pytest.raises(ValueError, match="quota is"):
+        rows_per_layer(quota, 8)
