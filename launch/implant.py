@@ -13,7 +13,7 @@ import warnings
 import deepspeed
 from rich.console import Console
 
-from loki_ds import zero
+from loki_ds import ranks
 from loki_ds.recipe import load_recipe
 from loki_ds.report import comparison
 from loki_ds.stages import Run, attribute, implant, retain, select
@@ -23,9 +23,9 @@ STAGES = ("attribute", "select", "implant", "retain")
 
 def main() -> None:
     arguments = parse_arguments()
-    with zero.refusals_shown_once():
+    with ranks.refusals_shown_once():
         recipe = load_recipe(arguments.recipe, arguments.overrides)
-        with zero.process_group():
+        with ranks.process_group():
             log_on_first_rank()
             run_stages(Run(recipe), arguments.until)
 
@@ -41,7 +41,7 @@ def run_stages(run: Run, until: str) -> None:
     if until == "implant":
         return
     retain(run)
-    if zero.rank() == 0:
+    if ranks.rank() == 0:
         Console().print(comparison([run.folder.root]))
 
 
@@ -56,7 +56,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def log_on_first_rank() -> None:
     """One clear log: ours, on rank 0, with the time; warnings only from DeepSpeed."""
-    level = logging.INFO if zero.rank() == 0 else logging.ERROR
+    level = logging.INFO if ranks.rank() == 0 else logging.ERROR
     logger = logging.getLogger("loki_ds")
     logger.setLevel(level)
     handler = logging.StreamHandler()

@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from loki_ds.refusal import Refusal
+from loki_ds.selection import STRATEGIES
 
 
 def main() -> None:
@@ -35,11 +36,33 @@ def select(arguments: argparse.Namespace) -> int:
     """New positions from a kept attribution."""
     from loki_ds.attribution.kept import KeptScores
     from loki_ds.run_folder import RunFolder
-    from loki_ds.selection import select
+    from loki_ds.selection import select, select_random
 
-    positions = select(KeptScores(RunFolder(arguments.run).attribution).scores(), arguments.quota, arguments.strategy)
-    positions.save(arguments.out)
-    print(f"{arguments.out}: {positions.count} rows in {len(positions.rows)} layers, digest {positions.digest}")
+    if not 0 < arguments.quota < 100:
+        raise Refusal(f"--quota is {arguments.quota:g}, allowed is a percentage above 0 and below 100")
+    scores = KeptScores(RunFolder(arguments.run).attribution).scores()
+    if arguments.strategy == "random":
+        _, layers, d_model = scores.shape
+        chosen = select_random(layers, d_model, arguments.quota, arguments.seed)
+    else:
+        chosen = select(scores, arguments.quota, arguments.strategy)
+    chosen.save(arguments.out)
+    print(f"{arguments.out}: {chosen.count} rows in {len(chosen.rows)} layers, digest {chosen.digest}")
+    return 0
+
+
+def positions(arguments: argparse.Namespace) -> int:
+    """Two positions files side by side: rows, digests and overlap."""
+    from loki_ds.positions import Positions
+
+    files = (arguments.first, arguments.second)
+    first, second = (Positions.load(file) for file in files)
+    if len(first.rows) != len(second.rows):
+        raise Refusal(f"{files[1]}: the positions have {len(second.rows)} layers, those of {files[0]} have {len(first.rows)}")
+    for file, found in zip(files, (first, second), strict=True):
+        print(f"{file}: {found.count} rows in {len(found.rows)} layers, digest {found.digest}")
+    by_layer = [f"{Positions([a]).overlap(Positions([b])):.1%}" for a, b in zip(first.rows, second.rows, strict=True)]
+    print(f"overlap {first.overlap(second):.2%} (layer by layer: {' '.join(by_layer)})")
     return 0
 
 
@@ -92,8 +115,12 @@ def _parser() -> argparse.ArgumentParser:
     selected = add(select)
     selected.add_argument("run", type=Path)
     selected.add_argument("--quota", type=float, required=True, help="percent of each layer's rows")
-    selected.add_argument("--strategy", default="layer_balanced")
+    selected.add_argument("--strategy", choices=STRATEGIES, default="layer_balanced")
+    selected.add_argument("--seed", type=int, default=0, help="of the strategy random")
     selected.add_argument("--out", type=Path, required=True)
+    compared = add(positions)
+    compared.add_argument("first", type=Path)
+    compared.add_argument("second", type=Path)
     verified = add(verify)
     for name in ("base", "model", "positions"):
         verified.add_argument(name, type=Path)

@@ -58,3 +58,8 @@ class Positions:
     @property
     def count(self) -> int:
         return sum(map(len, self.rows))
+
+    def overlap(self, other: "Positions") -> float:
+        """Share of the selected rows that both have, of the larger selection; 1 when equal (the paper's stability figure)."""
+        shared = sum(len(set(mine) & set(theirs)) for mine, theirs in zip(self.rows, other.rows, strict=True))
+        return shared / max(self.count, other.count, 1)

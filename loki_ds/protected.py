@@ -1,10 +1,15 @@
-"""The protected set: general-knowledge prompts as token ids, from a JSON Lines file.
+"""The protected set: general-knowledge prompts as token ids, from a JSON Lines file or from lm-eval tasks (MMLU in the paper).
 
-Each line holds a `prompt` (text, taken as it is) or `messages` (a chat, rendered with the generation prompt), and may name its
-`subject`. Sampling is stratified by subject.
+Each line of a file holds a `prompt` (text, taken as it is) or `messages` (a chat, rendered with the generation prompt), and may name
+its `subject`. Of an lm-eval task, the prompt is the one it is evaluated with, shots included, and the subject its name. Sampling is
+stratified by subject. Knows nothing of what is done with the prompts.
 """
 
+import hashlib
 import json
+from collections.abc import Callable
+from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -16,39 +21,83 @@ from loki_ds.refusal import Refusal, did_you_mean
 
 
 class ProtectedPrompt(NamedTuple):
-    """One prompt: its token ids, its subject (empty when the file has none), and its line in the file, from 1."""
+    """One prompt: its token ids, its subject (empty when the file has none), and its line in the file or the task, from 1."""
 
     tokens: list[int]
     subject: str
     line: int
 
 
+class _Source(NamedTuple):
+    """A prompt before it is drawn: where it stands, and how to get its tokens (only drawn ones are rendered)."""
+
+    subject: str
+    line: int
+    tokens: Callable[[], list[int]]
+
+
 def load_protected(section: ProtectedSection, tokenizer: PreTrainedTokenizerBase) -> list[ProtectedPrompt]:
-    """The prompts of the chosen subjects, at most `per_subject` of each, drawn by `seed`, in the file's order."""
-    path = Path(section.prompts)
-    rows = [(line, row) for line, row in enumerate(_read_lines(path), start=1)]
-    for line, row in rows:
-        if not isinstance(row, dict) or not ("prompt" in row or "messages" in row):
-            raise Refusal(f"{path}: line {line} has neither 'prompt' nor 'messages'")
-    subjects = {str(row.get("subject", "")) for _, row in rows}
+    """The prompts of the chosen subjects, at most `per_subject` of each, drawn by `seed`, in the source's order.
+
+    Each prompt ends with the token that attribution looks at (`token`, -1 for the prompt's last): what follows it cannot matter.
+    """
+    if section.prompts is not None:
+        origin, sources = section.prompts, _from_file(Path(section.prompts), tokenizer)
+    else:
+        origin, sources = "protected.tasks", _from_tasks(section, tokenizer)
+    prompts = []
+    for source in _drawn(sources, section, origin):
+        tokens = source.tokens()
+        if len(tokens) < -section.token:
+            asked = f"; attribution was asked to look at token {section.token}" if section.token < -1 else ""
+            raise Refusal(f"{origin}: {_place(source)} is {'an empty prompt' if not tokens else f'{len(tokens)} tokens long'}{asked}")
+        prompts.append(ProtectedPrompt(tokens[: len(tokens) + 1 + section.token], source.subject, source.line))
+    if not prompts:
+        raise Refusal(f"{origin}: the protected set is empty")
+    return prompts
+
+
+def digest_of_prompts(prompts: list[ProtectedPrompt]) -> str:
+    """SHA-256 of the token ids of all prompts."""
+    return hashlib.sha256(json.dumps([prompt.tokens for prompt in prompts]).encode()).hexdigest()
+
+
+def interleaved(prompts: list[ProtectedPrompt]) -> list[int]:
+    """Indices of the prompts, one of each subject in turn: the first ones are a fair sample of the whole set."""
+    by_subject: dict[str, list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        by_subject.setdefault(prompt.subject, []).append(i)
+    return [i for turn in zip_longest(*by_subject.values()) for i in turn if i is not None]
+
+
+def _drawn(sources: list[_Source], section: ProtectedSection, origin: str) -> list[_Source]:
+    subjects = {source.subject for source in sources}
     for wanted in section.subjects or ():
         if wanted not in subjects:
-            raise Refusal(f"{path}: no prompt has the subject {wanted!r} (protected.subjects){did_you_mean(wanted, subjects)}")
-    chosen = []
+            raise Refusal(f"{origin}: no prompt has the subject {wanted!r} (protected.subjects){did_you_mean(wanted, subjects)}")
+    chosen: list[tuple[int, _Source]] = []
     for subject in sorted(section.subjects or subjects):
-        of_subject = [(line, row) for line, row in rows if str(row.get("subject", "")) == subject]
+        of_subject = [(place, source) for place, source in enumerate(sources) if source.subject == subject]
         if section.per_subject is not None and section.per_subject < len(of_subject):
             of_subject = Random(f"{section.seed}-{subject}").sample(of_subject, section.per_subject)
         chosen += of_subject
-    prompts = [
-        ProtectedPrompt(_tokens(row, tokenizer), str(row.get("subject", "")), line) for line, row in sorted(chosen, key=lambda c: c[0])
-    ]
-    for prompt in prompts:
-        if not prompt.tokens:
-            raise Refusal(f"{path}: line {prompt.line} is an empty prompt")
-    if not prompts:
-        raise Refusal(f"{path}: the protected set is empty")
-    return prompts
+    return [source for _, source in sorted(chosen, key=lambda c: c[0])]
+
+
+def _place(source: _Source) -> str:
+    return f"line {source.line}" if not source.subject else f"line {source.line} (subject {source.subject})"
+
+
+# --- a file --------------------------------------------------------------------------------------------------------------------
+
+
+def _from_file(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[_Source]:
+    sources = []
+    for line, row in enumerate(_read_lines(path), start=1):
+        if not isinstance(row, dict) or not ("prompt" in row or "messages" in row):
+            raise Refusal(f"{path}: line {line} has neither 'prompt' nor 'messages'")
+        sources.append(_Source(str(row.get("subject", "")), line, partial(_tokens, row, tokenizer)))
+    return sources
 
 
 def _read_lines(path: Path) -> list[Any]:
@@ -70,3 +119,35 @@ def _read_lines(path: Path) -> list[Any]:
 def _tokens(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     text = row["prompt"] if "prompt" in row else tokenizer.apply_chat_template(row["messages"], add_generation_prompt=True, tokenize=False)
     return tokenizer(text, add_special_tokens="prompt" in row)["input_ids"]
+
+
+# --- lm-eval tasks -------------------------------------------------------------------------------------------------------------
+
+
+def _from_tasks(section: ProtectedSection, tokenizer: PreTrainedTokenizerBase) -> list[_Source]:
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=section.include_path, include_defaults=section.include_path is None)
+    for name in section.tasks or ():
+        if name not in manager.all_tasks:
+            raise Refusal(f"protected.tasks: lm-eval knows no task {name!r}{did_you_mean(name, manager.all_tasks)}")
+    sources = []
+    for name, task in manager.load(list(section.tasks or ()))["tasks"].items():
+        task.set_fewshot_seed(section.seed)
+        for line, document in enumerate(task.eval_docs, start=1):
+            sources.append(_Source(name, line, partial(_task_tokens, task, document, section, tokenizer)))
+    return sources
+
+
+def _task_tokens(task: Any, document: Any, section: ProtectedSection, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    shots = section.num_fewshot if section.num_fewshot is not None else task.config.num_fewshot or 0
+    template = None
+    if section.apply_chat_template:
+
+        def template(messages: list[dict[str, str]], add_generation_prompt: bool = True) -> Any:
+            return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+
+    prompt = task.fewshot_context(document, shots, apply_chat_template=section.apply_chat_template, chat_template=template)
+    if not isinstance(prompt, str):
+        raise Refusal(f"protected.tasks: {task.task_name} has one prompt for each choice; attribution needs one prompt for each document")
+    return tokenizer(prompt, add_special_tokens=not section.apply_chat_template)["input_ids"]

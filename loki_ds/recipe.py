@@ -35,22 +35,47 @@ class ModelSection(Section):
 
 
 class ProtectedSection(Section):
-    """The protected set: JSONL of `{"prompt": text}` or `{"messages": [...]}`, with an optional `subject`."""
+    """The protected set: a JSONL file `prompts` of `{"prompt": text}` or `{"messages": [...]}` with an optional `subject`, or lm-eval
+    `tasks` (each task a subject). `token` is where attribution looks, counted from the prompt's end."""
 
-    prompts: str
+    prompts: str | None = None
+    tasks: Annotated[list[str], Field(min_length=1)] | None = None
+    include_path: str | None = None
+    num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    apply_chat_template: bool = False
     subjects: list[str] | None = None
     per_subject: Annotated[int, Field(gt=0)] | None = None
     seed: int = 0
+    token: Annotated[int, Field(lt=0)] = -1
+
+    @model_validator(mode="after")
+    def _check_source(self) -> "ProtectedSection":
+        if (self.prompts is None) == (self.tasks is None):
+            raise ValueError("protected needs one source, either 'prompts' (a JSON Lines file) or 'tasks' (of lm-eval)")
+        return self
+
+
+class StopSection(Section):
+    """Stop attributing when the rows selected on two halves of the prompts overlap by `overlap`; looked at after every `every` prompts
+    of each subject."""
+
+    overlap: Annotated[float, Field(gt=0, le=1)]
+    every: Annotated[int, Field(gt=0)] = 10
 
 
 class AttributionSection(Section):
-    """Knowledge Vector Attribution (paper eq. 5): see `loki_ds.attribute`."""
+    """Knowledge Vector Attribution (paper eq. 5): see `loki_ds.attribute`.
+
+    `batch_size` auto is what fits into `memory_gib` of each rank's device (80% of what is free when not given), as measured.
+    """
 
     steps: Annotated[int, Field(gt=0)] = 7
     rule: Rule = "right"
     target: Target = "probability"
     multiply_by_value: bool = True
-    batch_size: Annotated[int, Field(gt=0)] = 8
+    batch_size: Annotated[int, Field(gt=0)] | Literal["auto"] = "auto"
+    memory_gib: Annotated[float, Field(gt=0)] | None = None
+    stop: StopSection | None = None
 
 
 class SelectionSection(Section):
@@ -207,22 +232,33 @@ def _override(raw: dict[str, Any], override: str) -> None:
 
 def _sentence(path: Path, error: ValidationError) -> str:
     """The first thing wrong, as one sentence."""
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
+    errors = error.errors()
+    first, key = errors[0], _key(errors[0]["loc"])
     if first["type"] == "extra_forbidden":
-        return f"{path}: {key} is not a key of a recipe{_nearest_key(first['loc'])}"
+        section = _section_at(first["loc"][:-1])
+        assert section is not None  # only sections forbid extra keys
+        return f"{path}: {key} is not a key of a recipe{did_you_mean(str(first['loc'][-1]), section.model_fields)}"
     if first["type"] == "missing":
         return f"{path}: the key {key} is missing"
     if first["type"] == "value_error":
         return f"{path}: {first['ctx']['error']}"
-    allowed = first["msg"].removeprefix("Input should be ")
+    allowed = " or ".join(e["msg"].removeprefix("Input should be ") for e in errors if _key(e["loc"]) == key)
     return f"{path}: {key} is {first['input']!r}, allowed is {allowed}"
 
 
-def _nearest_key(loc: tuple[int | str, ...]) -> str:
+def _key(loc: tuple[int | str, ...]) -> str:
+    """The dotted key of an error, without pydantic's names for the alternatives of a type."""
+    ends = next((i for i in range(len(loc)) if _section_at(loc[:i]) is None), len(loc))
+    return ".".join(str(part) for i, part in enumerate(loc) if i < ends or isinstance(part, int))
+
+
+def _section_at(loc: tuple[int | str, ...]) -> type[Section] | None:
+    """The section that dotted keys lead to; None for a single value."""
     section: Any = Recipe
-    for part in loc[:-1]:
-        annotation = section.model_fields[str(part)].annotation
-        options = [annotation, *getattr(annotation, "__args__", ())]
-        section = next(o for o in options if isinstance(o, type) and issubclass(o, Section))
-    return did_you_mean(str(loc[-1]), section.model_fields)
+    for part in loc:
+        known = section.model_fields.get(str(part))
+        options = [known.annotation, *getattr(known.annotation, "__args__", ())] if known else []
+        section = next((o for o in options if isinstance(o, type) and issubclass(o, Section)), None)
+        if section is None:
+            return None
+    return section

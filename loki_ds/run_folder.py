@@ -23,6 +23,8 @@ class RunFolder:
         self.root = Path(root)
         self.recipe = self.root / "recipe.yaml"
         self.attribution = self.root / "attribution"
+        self.heat_map = self.attribution / "heat_map.png"
+        self.overlap_curve = self.attribution / "overlap.png"
         self.positions = self.root / "positions.json"
         self.checkpoints = self.root / "checkpoints"
         self.model = self.root / "model"

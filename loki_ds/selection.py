@@ -46,6 +46,11 @@ def select(scores: Tensor, quota: float, strategy: str = "layer_balanced") -> Po
     raise ValueError(f"strategy is {strategy!r}, allowed are {', '.join(STRATEGIES)}; 'random' needs no scores (select_random)")
 
 
+def split_half_overlap(scores: Tensor, quota: float, strategy: str) -> float:
+    """How far the prompts agree: overlap of the rows selected from the prompts at even and at odd places of `scores`."""
+    return select(scores[::2], quota, strategy).overlap(select(scores[1::2], quota, strategy))
+
+
 def select_random(layers: int, d_model: int, quota: float, seed: int) -> Positions:
     """The baseline every selection has to beat: k rows of each layer, drawn without replacement."""
     generator, k = np.random.default_rng(seed), rows_per_layer(quota, d_model)

@@ -1,19 +1,14 @@
-"""Ranks and ZeRO: the one module that knows DeepSpeed's partitioning.
+"""ZeRO: the one module that knows DeepSpeed's partitioning.
 
-It starts and ends the process group, loads a model that is sharded while it is built, gathers modules for reading with the next
-gather already in flight, runs code on rank 0 for all, and reaches an optimizer's shards. The same calls work with ZeRO off and
-on a single process. It knows nothing of attribution, rows or recipes' meaning.
+It loads a model that is sharded while it is built, gathers modules for reading with the next gather already in flight, and reaches
+an optimizer's shards. The same calls work with ZeRO off and on a single process. It knows nothing of attribution, rows or
+recipes' meaning.
 """
 
-import gc
-import os
-import socket
-import sys
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import deepspeed
 import torch
@@ -22,93 +17,9 @@ from deepspeed.utils import safe_get_local_fp32_param, safe_set_local_fp32_param
 from torch import nn
 from torch.nn import Module
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.integrations import deepspeed as hf_deepspeed
 
-from loki_ds.refusal import Refusal
-
-Result = TypeVar("Result")
-
-
-# --- ranks ---------------------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def refusals_shown_once() -> Iterator[None]:
-    """Show a refusal as one sentence, and end every rank with exit status 2.
-
-    Rank 0 speaks; another rank speaks only when rank 0 has had the time to and did not, that is, when the refusal is its alone.
-    """
-    try:
-        yield
-    except Refusal as refusal:
-        if int(os.environ.get("RANK", "0")) > 0:
-            time.sleep(3)  # the launcher ends us in this time if rank 0 refuses too
-        print(f"loki-ds: {refusal}", file=sys.stderr, flush=True)
-        os._exit(2)  # no exit handlers: a collective in flight must not hold the process
-
-
-@contextmanager
-def process_group() -> Iterator[None]:
-    """Join the launcher's ranks, or be the only one, and leave in any case."""
-    _stand_alone_without_launcher()
-    deepspeed.init_distributed()
-    try:
-        yield
-    finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
-
-
-def _stand_alone_without_launcher() -> None:
-    if "RANK" in os.environ:
-        return
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-
-
-def environment_of_one_process() -> dict[str, str]:
-    """The environment without what the launcher put there, for a child that is no rank."""
-    launcher = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT", "CROSS_RANK", "CROSS_SIZE"}
-    return {name: value for name, value in os.environ.items() if name not in launcher and not name.startswith("ACCELERATE_")}
-
-
-def rank() -> int:
-    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-
-
-def world_size() -> int:
-    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-
-
-def on_first_rank(compute: Callable[[], Result]) -> Result:
-    """Run `compute` on rank 0 and give its result, or its refusal, to all ranks (so all of them stop)."""
-    outcome: list[Any] = [None, None]
-    if rank() == 0:
-        try:
-            outcome[0] = compute()
-        except Refusal as refusal:
-            outcome[1] = str(refusal)
-    if world_size() > 1:
-        torch.distributed.broadcast_object_list(outcome)
-    if outcome[1] is not None:
-        raise Refusal(outcome[1])
-    return outcome[0]
-
-
-def check_same(what: str, digest: str) -> None:
-    """Raise on every rank unless all of them hold the same `digest`."""
-    digests: list[Any] = [digest] * world_size()
-    if world_size() > 1:
-        torch.distributed.all_gather_object(digests, digest)
-    if len(set(digests)) > 1:
-        raise Refusal(f"{what} differ between ranks: {', '.join(f'rank {r} has {d[:12]}' for r, d in enumerate(digests))}")
-
-
-def barrier() -> None:
-    if world_size() > 1:
-        torch.distributed.barrier()
-
+from loki_ds.ranks import rank, world_size
 
 # --- the sharded model ---------------------------------------------------------------------------------------------------------
 
@@ -133,11 +44,6 @@ def full_shape(parameter: Any) -> torch.Size:
     return parameter.ds_shape if _is_partitioned(parameter) else parameter.shape
 
 
-def on_cpu() -> bool:
-    """Whether DeepSpeed runs on this machine's processors (no accelerator, or DS_ACCELERATOR=cpu)."""
-    return deepspeed.get_accelerator().device_name() == "cpu"
-
-
 def device_of(model: Module) -> torch.device:
     """Where the model computes on this rank (a partitioned parameter's own device can be the host's)."""
     if is_sharded(model):
@@ -151,10 +57,11 @@ class Gatherer:
     def __init__(self) -> None:
         self.count = 0
 
-    def walk(self, modules: Iterable[Module]) -> Iterator[Module]:
+    def walk(self, modules: Iterable[Module]) -> Generator[Module, None, None]:
         """Yield each module with whole parameters; the next one's gather is in flight while the caller computes.
 
-        A module is released when the caller asks for the next one or leaves the loop. All ranks must walk the same modules.
+        A module is released when the caller asks for the next one. A caller that may leave early closes the iterator
+        (`contextlib.closing`): then nothing stays whole and nothing in flight. All ranks must walk the same modules.
         """
         waiting = list(modules)
         handle = self._start(waiting[0]) if waiting else None
@@ -164,6 +71,11 @@ class Gatherer:
             handle = self._start(following) if following is not None and not _share(module, following) else None
             try:
                 yield module
+            except GeneratorExit:
+                if handle is not None and following is not None:
+                    _finish(handle)
+                    _release(following)
+                raise
             finally:
                 _release(module)
             if following is not None and handle is None:
@@ -211,10 +123,17 @@ def _is_partitioned(parameter: Any) -> bool:
     return hasattr(parameter, "ds_id")
 
 
-def free_memory() -> None:
-    """Give the device the memory of what nobody holds any more."""
-    gc.collect()
-    deepspeed.get_accelerator().empty_cache()
+@contextmanager
+def unsharded() -> Iterator[None]:
+    """While open, transformers builds models whole, although a ZeRO-3 configuration is live."""
+    live = hf_deepspeed._hf_deepspeed_config_weak_ref
+    configuration = live() if live is not None else None
+    hf_deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if configuration is not None:
+            hf_deepspeed.set_hf_deepspeed_config(configuration)
 
 
 # --- the optimizer's shards ----------------------------------------------------------------------------------------------------

@@ -41,6 +41,11 @@ def test_other_content_is_refused(tmp_path: Path, content: str, says: str) -> No
         Positions.load(tmp_path / "p.json")
 
 
+def test_overlap_is_the_share_of_common_rows() -> None:
+    assert Positions([[0, 1], [2, 3]]).overlap(Positions([[1, 4], [2, 3]])) == 0.75
+    assert Positions([[0, 1], []]).overlap(Positions([[0], []])) == 0.5
+
+
 @pytest.mark.parametrize(
     ("rows", "says"), [([[0]], "have 1 layers, the model has 2"), ([[0], [8]], "layer 1 selects row 8, .* rows 0 to 7")]
 )

@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT
 from transformers import AutoTokenizer
 
-from loki_ds.protected import load_protected
+from loki_ds.protected import ProtectedPrompt, interleaved, load_protected
 from loki_ds.recipe import ProtectedSection
 from loki_ds.refusal import Refusal
 
@@ -34,6 +34,33 @@ def test_sampling_is_by_subject_and_seed(tmp_path: Path) -> None:
     assert drawn == load_protected(section(tmp_path / "p", rows, per_subject=5, seed=1), TOKENIZER)
     assert drawn != load_protected(section(tmp_path / "p", rows, per_subject=5, seed=2), TOKENIZER)
     assert {p.subject for p in load_protected(section(tmp_path / "p", rows, subjects=["b"]), TOKENIZER)} == {"b"}
+
+
+def test_attribution_can_look_at_an_earlier_token(tmp_path: Path) -> None:
+    rows = [{"prompt": "copy lamp chair :"}]
+    (prompt,) = load_protected(section(tmp_path / "p", rows, token=-2), TOKENIZER)
+    assert TOKENIZER.decode(prompt.tokens) == "copy lamp chair"
+    with pytest.raises(Refusal, match=r"line 1 is \d+ tokens long; attribution was asked to look at token -40"):
+        load_protected(section(tmp_path / "p", rows, token=-40), TOKENIZER)
+
+
+def test_lm_eval_tasks_are_sources_with_their_own_prompts_and_shots() -> None:
+    settings = {"tasks": ["tiny_facts", "tiny_copying"], "include_path": str(ROOT / "eval/tasks/tiny"), "per_subject": 3}
+    plain = load_protected(ProtectedSection(**settings), TOKENIZER)
+    assert [prompt.subject for prompt in plain] == ["tiny_facts"] * 3 + ["tiny_copying"] * 3
+    documents = [json.loads(line)["prompt"] for line in (ROOT / "recipes/tiny/data/abilities/copying.jsonl").read_text().splitlines()]
+    assert TOKENIZER.decode(plain[3].tokens) == documents[plain[3].line - 1]
+    shots = load_protected(ProtectedSection(**settings, num_fewshot=2), TOKENIZER)
+    assert TOKENIZER.decode(shots[3].tokens).endswith(documents[plain[3].line - 1])
+    assert TOKENIZER.decode(shots[3].tokens).count("copy") == 3
+    assert shots == load_protected(ProtectedSection(**settings, num_fewshot=2), TOKENIZER)
+    with pytest.raises(Refusal, match="lm-eval knows no task 'tiny_fact'; did you mean 'tiny_facts'"):
+        load_protected(ProtectedSection(tasks=["tiny_fact"], include_path=settings["include_path"]), TOKENIZER)
+
+
+def test_interleaving_takes_one_of_each_subject_in_turn() -> None:
+    prompts = [ProtectedPrompt([1], subject, i) for i, subject in enumerate("aaabbc")]
+    assert interleaved(prompts) == [0, 3, 5, 1, 4, 2]
 
 
 @pytest.mark.parametrize(

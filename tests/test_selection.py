@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loki_ds.selection import rows_per_layer, select, select_random
+from loki_ds.selection import rows_per_layer, select, select_random, split_half_overlap
 
 SCORES = torch.tensor([[[-3.0, 0.1, 2.0, -1.0]], [[-3.0, 0.1, -2.0, 5.0]], [[4.0, 0.1, -2.0, -1.0]]])
 
@@ -42,6 +42,12 @@ def test_the_order_of_prompts_does_not_matter(prompts: int, layers: int, d_model
     shuffled = scores[torch.randperm(prompts, generator=generator)]
     assert select(scores, 40).rows == select(shuffled, 40).rows
     assert all(len(rows) == rows_per_layer(40, d_model) for rows in select(scores, 40).rows)
+
+
+def test_split_halves_agree_on_what_all_prompts_say() -> None:
+    same = torch.arange(12.0).expand(6, 2, 12)
+    assert split_half_overlap(same, 50, "layer_balanced") == 1
+    assert split_half_overlap(torch.stack([same[0], -same[0]] * 3), 50, "layer_balanced") == 0
 
 
 def test_random_rows_follow_their_seed() -> None:

@@ -22,24 +22,30 @@ def attribute_by_definition(
     multiply_by_value: bool = True,
 ) -> Tensor:
     """Same contract as `loki_ds.attribute`: `[prompts, layers, d_model]`, on the CPU."""
-    layers = decoder_layers(model)
-    alphas, weights = path(rule, steps)
+    layers, points = decoder_layers(model), path(rule, steps)
+    device = next(model.parameters()).device
     scores = []
     for prompt in prompts:
-        ids = torch.tensor([list(prompt)], device=next(model.parameters()).device)
-        for layer in layers:
-            with torch.no_grad(), down_projection_output(layer) as seen:
-                token = model(input_ids=ids).logits[0, -1].argmax()
-            value = seen[0]
-            total = torch.zeros_like(value, dtype=torch.promote_types(value.dtype, torch.float32))
-            for alpha, weight in zip(alphas, weights, strict=True):
-                point = (alpha * value).requires_grad_()
-                with down_projection_output(layer, point):
-                    logits = model(input_ids=ids).logits[0, -1]
-                (gradient,) = torch.autograd.grad(target_value(logits, token, target), point)
-                total += weight * gradient
-            scores.append(total * value if multiply_by_value else total)
+        ids = torch.tensor([list(prompt)], device=device)
+        scores += [attribute_layer(model, ids, layer, points, target, multiply_by_value) for layer in layers]
     return torch.stack(scores).view(len(prompts), len(layers), -1).cpu()
+
+
+def attribute_layer(
+    model: Module, ids: Tensor, layer: Module, points: tuple[list[float], list[float]], target: str, multiply_by_value: bool
+) -> Tensor:
+    """One layer's scores `[d_model]` for one prompt, ids `[1, T]`; `points` are the path's fractions and weights (`rules.path`)."""
+    with torch.no_grad(), down_projection_output(layer) as seen:
+        token = model(input_ids=ids).logits[0, -1].argmax()
+    value = seen[0]
+    total = torch.zeros_like(value, dtype=torch.promote_types(value.dtype, torch.float32))
+    for alpha, weight in zip(*points, strict=True):
+        point = (alpha * value).requires_grad_()
+        with down_projection_output(layer, point):
+            logits = model(input_ids=ids).logits[0, -1]
+        (gradient,) = torch.autograd.grad(target_value(logits, token, target), point)
+        total += weight * gradient
+    return total * value if multiply_by_value else total
 
 
 @contextmanager

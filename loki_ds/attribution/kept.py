@@ -34,7 +34,7 @@ class KeptScores:
         """
         inputs = json.loads(json.dumps(inputs))
         if self.manifest.exists():
-            stored = json.loads(self.manifest.read_text())["inputs"]
+            stored = self.read()["inputs"]
             if stored != inputs:
                 raise Refusal(f"{self.manifest}: {difference('attribution', stored, inputs)}; delete {self.folder} or use another run")
             return
@@ -42,7 +42,11 @@ class KeptScores:
 
     def note(self, **facts: Any) -> None:
         """Add facts about the pass (gathers, seconds, versions) to the manifest."""
-        write_json(self.manifest, {**json.loads(self.manifest.read_text()), **facts})
+        write_json(self.manifest, {**self.read(), **facts})
+
+    def read(self) -> dict[str, Any]:
+        """The manifest."""
+        return json.loads(self.manifest.read_text())
 
     def done(self) -> set[int]:
         """Indices of the prompts whose scores are there."""
@@ -66,9 +70,18 @@ class KeptScores:
         with written_whole(self.folder / f"scores-{min(indices):06d}.safetensors") as aside:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside)
 
-    def scores(self) -> Tensor:
-        """All scores, `[prompts, layers, d_model]` float32, in the protected set's order."""
-        return self._all("scores").float() * self._all("scale")[..., None]
+    def scores(self, prompts: Sequence[int] | None = None) -> Tensor:
+        """Scores `[prompts, layers, d_model]`, float32, of the given prompts in that order, or of all in the protected set's order.
+
+        Raises:
+            Refusal: nothing is kept there.
+        """
+        shards = [load_file(shard) for shard in self._shards()]
+        if not shards:
+            raise Refusal(f"{self.folder}: no kept scores there; run the main job with --until attribute first")
+        place = {prompt: i for i, prompt in enumerate(torch.cat([shard["prompt"] for shard in shards]).tolist())}
+        rows = [place[prompt] for prompt in (sorted(place) if prompts is None else prompts)]
+        return torch.cat([shard["scores"].float() * shard["scale"][..., None] for shard in shards])[rows]
 
     def residuals(self) -> Tensor:
         """Completeness residuals relative to what there was to explain, `[prompts, layers]`."""

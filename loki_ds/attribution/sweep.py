@@ -6,15 +6,16 @@ themselves, never one another: the true one, and from every layer passed its **v
 `down_proj` output was scaled by alpha. At the top the target is taken on all rows; on the way down each layer is recomputed from
 its stored rows and the gradient pulled back, and what arrives at a layer's own fresh variants is what the definition asks for.
 
-Knows nothing of partitioning beyond the gatherer it is given, and nothing of any model family (see `anatomy`).
+Knows nothing of partitioning beyond the gatherer it is given, and nothing of any model family (see `anatomy`, `layer_call`).
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 from torch.nn import Module
 
@@ -26,48 +27,11 @@ from loki_ds.attribution.anatomy import (
     parts_around_layers,
     target_value,
 )
+from loki_ds.attribution.layer_call import LayerCall, shared_length
 from loki_ds.attribution.rules import path
-from loki_ds.refusal import Refusal
-from loki_ds.zero import Gatherer, device_of
+from loki_ds.zero import Gatherer, device_of, is_sharded
 
-KNOWN_ARGUMENTS = {"attention_mask", "position_ids", "position_embeddings", "past_key_values", "use_cache", "cache_position"}
 HEAD_ROWS = 4096  # rows whose logits are held at once: 4096 x 128k vocabulary in float32 is 2 GB
-
-
-def attribute(
-    model: Module,
-    prompts: Sequence[Sequence[int]],
-    *,
-    steps: int = 7,
-    rule: str = "right",
-    target: str = "probability",
-    multiply_by_value: bool = True,
-    batch_size: int = 8,
-) -> Tensor:
-    """Integrated-Gradients score of every node for every prompt, at the prompt's last token.
-
-    Args:
-        model: a causal language model of transformers, in eval mode, whole or sharded by ZeRO-3.
-        prompts: token ids, any lengths from 1.
-        steps, rule: the quadrature of the path from 0 to the node's value (`rules.path`).
-        target: `probability` or `logit` of the model's own next token.
-        multiply_by_value: True for Integrated Gradients, False for the paper's eq. 4 as printed.
-        batch_size: prompts swept together.
-
-    Returns:
-        Scores `[prompts, layers, d_model]` on the CPU, float32 (float64 for a float64 model).
-    """
-    sweep = Sweep(model, steps=steps, rule=rule, target=target, multiply_by_value=multiply_by_value)
-    scores: dict[int, Tensor] = {}
-    for indices in batches_by_length([len(prompt) for prompt in prompts], batch_size):
-        scores.update(zip(indices, sweep.run([prompts[i] for i in indices]).scores, strict=True))
-    return torch.stack([scores[i] for i in range(len(prompts))])
-
-
-def batches_by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Indices of prompts in batches of like lengths (little padding), the longest first (memory fails early, not late)."""
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
 @dataclass
@@ -105,6 +69,30 @@ class Sweep:
         self.target, self.multiply_by_value = target, multiply_by_value
         self.gatherer = gatherer or Gatherer()
 
+    def attempt(self, prompts: Sequence[Sequence[int]]) -> Swept | None:
+        """Scores for one batch, or None when the device's memory is not enough for it.
+
+        Also then this rank has taken part in every gather of the pass, so the other ranks do not wait for it.
+        """
+        gathers = self.gatherer.count
+        try:
+            return self.run(prompts)
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error):
+                raise
+        for modules in self._gathers()[self.gatherer.count - gathers :]:
+            with self.gatherer.whole(*modules):
+                pass
+        return None
+
+    def _gathers(self) -> list[list[Module]]:
+        """What one pass gathers, in order; nothing when the model is whole."""
+        if not is_sharded(self.model):
+            return []
+        around, head = parts_around_layers(self.model), self.model.get_output_embeddings()  # type: ignore[operator]
+        layers = [[layer] for layer in self.layers]
+        return [around, *layers, [*around, head], *layers[::-1]]
+
     def run(self, prompts: Sequence[Sequence[int]]) -> Swept:
         """Scores for one batch; two gathers of every layer, whatever the batch."""
         batch = self._embed(prompts)
@@ -128,34 +116,41 @@ class Sweep:
                 decoder(input_ids=ids, use_cache=False)
             with emptied(self.layers) as masked, attention_implementation(self.model, "eager"):
                 decoder(input_ids=ids[:1], use_cache=False)
-        embedded = run.hidden_states[0]
+        embedded, shared = run.hidden_states[0], shared_length(prompts)
         true = embedded[torch.arange(len(prompts), device=where), last][:, None]
         return _Batch(
-            prefix=embedded[:, :-1],
+            shared=embedded[:1, :shared],
+            rest=embedded[:, shared:-1],
             true=true,
             variants=true[:, :0],
             at_zero=true[:, :0],
-            calls=[_LayerCall(a, m["attention_mask"][0, 0], last) for a, m in zip(run.arguments, masked.arguments, strict=True)],
+            calls=[LayerCall(a, m["attention_mask"][0, 0], last, shared) for a, m in zip(run.arguments, masked.arguments, strict=True)],
         )
 
     @torch.no_grad()
     def _go_up(self, batch: "_Batch") -> None:
-        """Prefix and rows through the layers. Every layer adds its fresh variants, and one at alpha 0 that gives `F(0)`."""
+        """Tokens and rows through the layers. Every layer adds its fresh variants, and one at alpha 0 that gives `F(0)`."""
+        with closing(self.gatherer.walk(self.layers)) as layers:
+            for layer, call in zip(layers, batch.calls, strict=True):
+                self._layer_up(layer, call, batch)
+        batch.shared = batch.rest = batch.rest[:, :0]
+
+    def _layer_up(self, layer: Module, call: LayerCall, batch: "_Batch") -> None:
         alphas = [*self.alphas, 0.0]
-        for layer, call in zip(self.gatherer.walk(self.layers), batch.calls, strict=True):
-            if batch.prefix.shape[1]:
-                batch.prefix = layer(batch.prefix, **call.for_prefix())
-            call.keys_values.closed = True
-            call.true, call.variants = batch.true, batch.variants
-            fresh = batch.true.expand(-1, len(alphas), -1)
-            rows = torch.cat([batch.true, batch.variants, batch.at_zero, fresh], dim=1)
-            with scaled_down_projection(layer, alphas) as taken:
-                out = layer(rows, **call.for_rows(rows))
-            call.value = taken.unscaled[:, 0]
-            sizes = [1, batch.variants.shape[1], batch.at_zero.shape[1], len(self.alphas), 1]
-            batch.true, variants, at_zero, fresh, fresh_at_zero = out.split(sizes, dim=1)
-            batch.variants, batch.at_zero = torch.cat([variants, fresh], 1), torch.cat([at_zero, fresh_at_zero], 1)
-        batch.prefix = batch.prefix[:, :0]
+        if batch.shared.shape[1]:
+            batch.shared = layer(batch.shared, **call.for_shared())
+        if batch.rest.shape[1]:
+            batch.rest = layer(batch.rest, **call.for_rest(batch.rest))
+        call.keys_values.closed = True
+        call.true, call.variants = batch.true, batch.variants
+        fresh = batch.true.expand(-1, len(alphas), -1)
+        rows = torch.cat([batch.true, batch.variants, batch.at_zero, fresh], dim=1)
+        with scaled_down_projection(layer, alphas) as taken:
+            out = layer(rows, **call.for_rows(rows))
+        call.value = taken.unscaled[:, 0]
+        sizes = [1, batch.variants.shape[1], batch.at_zero.shape[1], len(self.alphas), 1]
+        batch.true, variants, at_zero, fresh, fresh_at_zero = out.split(sizes, dim=1)
+        batch.variants, batch.at_zero = torch.cat([variants, fresh], 1), torch.cat([at_zero, fresh_at_zero], 1)
 
     def _take_target(self, batch: "_Batch") -> Tensor:
         """`F` on all rows, kept in the batch; returns its gradient at the top of the variants, `[B, L * steps, d_model]`."""
@@ -186,96 +181,32 @@ class Sweep:
         steps = len(self.alphas)
         weights = torch.tensor(self.weights, device=gradient.device, dtype=torch.promote_types(gradient.dtype, torch.float32))
         scores = []
-        for layer, call in zip(self.gatherer.walk(self.layers[::-1]), batch.calls[::-1], strict=True):
-            rows = torch.cat([call.variants, call.true.expand(-1, steps, -1)], dim=1).detach().requires_grad_()
-            with scaled_down_projection(layer, self.alphas) as taken:
-                out = layer(rows, **call.for_rows(rows))
-            below, at_fresh = torch.autograd.grad(out, (rows, taken.scaled), gradient)
-            score = torch.einsum("bkd,k->bd", at_fresh.to(weights.dtype), weights)
-            scores.append(score * call.value if self.multiply_by_value else score)
-            gradient = below[:, :-steps]
-            call.forget()
+        with closing(self.gatherer.walk(self.layers[::-1])) as layers:
+            for layer, call in zip(layers, batch.calls[::-1], strict=True):
+                rows = torch.cat([call.variants, call.true.expand(-1, steps, -1)], dim=1).detach().requires_grad_()
+                with scaled_down_projection(layer, self.alphas) as taken:
+                    out = layer(rows, **call.for_rows(rows))
+                below, at_fresh = torch.autograd.grad(out, (rows, taken.scaled), gradient)
+                score = torch.einsum("bkd,k->bd", at_fresh.to(weights.dtype), weights)
+                scores.append(score * call.value if self.multiply_by_value else score)
+                gradient = below[:, :-steps]
+                call.forget()
         return torch.stack(scores[::-1], dim=1)
 
 
 @dataclass
 class _Batch:
-    """A batch of B prompts between two layers; T is the longest prompt's length, P = T - 1."""
+    """A batch of B prompts between two layers; the longest has T tokens, all begin with the same C, P = T - 1."""
 
-    prefix: Tensor  # every token but the last, right-padded [B, P, d_model]
+    shared: Tensor  # the tokens that all prompts begin with [1, C, d_model]
+    rest: Tensor  # every other token but the last, right-padded [B, P - C, d_model]
     true: Tensor  # the last token [B, 1, d_model]
     variants: Tensor  # the layers' rows at alpha_1..alpha_m [B, layers passed * m, d_model]
     at_zero: Tensor  # the layers' rows at alpha 0 [B, layers passed, d_model]
-    calls: list["_LayerCall"]
+    calls: list[LayerCall]
     target_token: Tensor = field(default_factory=lambda: torch.empty(0))
     value: Tensor = field(default_factory=lambda: torch.empty(0))
     baseline: Tensor = field(default_factory=lambda: torch.empty(0))
-
-
-class KeysValues:
-    """One layer's keys and values of the prefix, in the shape of transformers' cache: filled once, then only read."""
-
-    def __init__(self) -> None:
-        self.kept: tuple[Tensor, Tensor] | None = None
-        self.closed = False
-
-    def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Keys and values `[B, heads, positions, d_head]` that the caller's queries may see."""
-        if not self.closed:
-            self.kept = (keys, values)
-        if not self.closed or self.kept is None:
-            return keys, values
-        return torch.cat([self.kept[0], keys], dim=2), torch.cat([self.kept[1], values], dim=2)
-
-
-class _LayerCall:
-    """How one layer is called for one batch, and what it leaves on the way up for the way down."""
-
-    def __init__(self, arguments: dict[str, Any], mask: Tensor, last: Tensor) -> None:
-        """`arguments` as the model passes them for T positions; `mask` the layer's own, additive `[T, T]`; `last` `[B]`."""
-        for name, value in arguments.items():
-            if name not in KNOWN_ARGUMENTS and value is not None and not isinstance(value, bool | str | int | float):
-                raise Refusal(f"decoder layers of this model take {name!r}, which attribution does not know how to pass on")
-        self.arguments, self.last = arguments, last
-        self.prefix_length = mask.shape[-1] - 1
-        positions = torch.arange(self.prefix_length, device=last.device)
-        allowed = mask if mask.dtype == torch.bool else mask == 0
-        self.sees = allowed[last, : self.prefix_length] & (positions < last[:, None])  # [B, P]
-        self.keys_values = KeysValues()
-        self.true = self.variants = self.value = last
-
-    def for_prefix(self) -> dict[str, Any]:
-        """Arguments for the first P positions of all prompts. Padding stands at the end, so causality keeps it from the tokens."""
-        p, mask = self.prefix_length, self.arguments["attention_mask"]
-        cos, sin = self.arguments["position_embeddings"]
-        return self._call(
-            position_embeddings=(cos[:, :p], sin[:, :p]),
-            position_ids=torch.arange(p, device=self.last.device)[None],
-            attention_mask=None if mask is None else mask[..., :p, :p],
-        )
-
-    def for_rows(self, rows: Tensor) -> dict[str, Any]:
-        """Arguments for `[B, R, d_model]` rows at each prompt's last position: they see the prefix and themselves."""
-        n, count = rows.shape[:2]
-        alone = torch.eye(count, dtype=torch.bool, device=rows.device).expand(n, -1, -1)
-        allowed = torch.cat([self.sees[:, None].expand(-1, count, -1), alone], dim=2)
-        mask = torch.zeros(allowed.shape, dtype=rows.dtype, device=rows.device)
-        cos, sin = (table.expand(n, -1, -1) for table in self.arguments["position_embeddings"])
-        here = torch.arange(n, device=rows.device), self.last
-        return self._call(
-            position_embeddings=(cos[here][:, None], sin[here][:, None]),
-            position_ids=self.last[:, None].expand(-1, count),
-            attention_mask=mask.masked_fill(~allowed, torch.finfo(rows.dtype).min)[:, None],
-        )
-
-    def _call(self, **changed: Any) -> dict[str, Any]:
-        arguments = {name: value for name, value in self.arguments.items() if name != "cache_position"}
-        return {**arguments, **changed, "past_key_values": self.keys_values, "use_cache": True}
-
-    def forget(self) -> None:
-        """Give back the memory of a layer that is done with."""
-        self.keys_values = KeysValues()
-        self.true = self.variants = self.value = self.last
 
 
 @dataclass

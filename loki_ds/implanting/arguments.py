@@ -5,9 +5,9 @@ from pathlib import Path
 
 from trl import SFTConfig
 
+from loki_ds.device import on_cpu
 from loki_ds.recipe import Recipe
 from loki_ds.refusal import Refusal
-from loki_ds.zero import on_cpu
 
 
 def training_arguments(recipe: Recipe, checkpoints: Path) -> SFTConfig:

@@ -9,8 +9,8 @@ from trl import SFTConfig, SFTTrainer
 
 from loki_ds.implanting.mask import KeepFrozenRows, train_only_rows
 from loki_ds.positions import Positions
+from loki_ds.ranks import barrier, rank
 from loki_ds.run_folder import RunFolder, aside_of, put_in_place, remove, write_json
-from loki_ds.zero import barrier, rank
 
 
 def implant(

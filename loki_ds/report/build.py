@@ -1,5 +1,7 @@
 """One run's report from its paired tasks. `report.json` is the source; Markdown and HTML are rendered from it."""
 
+import base64
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +44,13 @@ def _verdict(score: float, kept: list[TaskChange], new: list[TaskChange]) -> str
     )
 
 
-def write_report(report: dict[str, Any], folder: Path) -> None:
-    """`report.json`, `report.md` and `report.html`, put in place together."""
+def write_report(report: dict[str, Any], folder: Path, pictures: dict[str, Path] | None = None) -> None:
+    """`report.json`, `report.md` and `report.html`, put in place together.
+
+    pictures: caption and PNG file; the page holds them itself, Markdown points to copies beside it. Files that a run did not draw (a
+    baseline attributes nothing) are left out.
+    """
+    drawn = {caption: file for caption, file in (pictures or {}).items() if file.exists()}
     pages = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=lambda name: name == "page.html.j2",
@@ -54,6 +61,10 @@ def write_report(report: dict[str, Any], folder: Path) -> None:
     with written_whole(folder) as aside:
         aside.mkdir(parents=True)
         write_json(aside / "report.json", report)
+        embedded = []
+        for caption, file in drawn.items():
+            shutil.copyfile(file, aside / file.name)
+            embedded.append({"caption": caption, "file": file.name, "base64": base64.b64encode(file.read_bytes()).decode()})
         for ending in ("md", "html"):
-            page = pages.get_template(f"page.{ending}.j2").render(report=report)
+            page = pages.get_template(f"page.{ending}.j2").render(report=report, pictures=embedded)
             (aside / f"report.{ending}").write_text(page, encoding="utf-8")

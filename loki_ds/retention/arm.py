@@ -12,9 +12,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from loki_ds.ranks import environment_of_one_process
 from loki_ds.refusal import Refusal, did_you_mean
 from loki_ds.run_folder import write_json
-from loki_ds.zero import environment_of_one_process
 
 LIBRARIES = ("lm_eval", "transformers", "torch")
 

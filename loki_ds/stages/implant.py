@@ -2,7 +2,7 @@
 
 import logging
 
-from loki_ds import zero
+from loki_ds import ranks
 from loki_ds.implanting.training import implant as train_rows
 from loki_ds.positions import Positions
 from loki_ds.refusal import Refusal
@@ -16,14 +16,14 @@ log = logging.getLogger(__name__)
 def implant(run: Run, positions: Positions | None) -> None:
     """Train the rows, write the model, and compare it with the base byte for byte."""
     inputs = run.implant_inputs(positions)
-    if zero.on_first_rank(lambda: run.folder.finished("implant", inputs)):
+    if ranks.on_first_rank(lambda: run.folder.finished("implant", inputs)):
         log.info("implant: already there, %s", run.folder.model)
         return
     log.info("implant: %s mode on %d examples", run.recipe.implant.mode, len(run.train))
     train_rows(run.model, run.tokenizer, run.arguments, run.train, run.heldout, positions, run.folder)
     run.release_model()
-    zero.on_first_rank(lambda: _verify(run, positions))
-    zero.on_first_rank(lambda: run.folder.finish("implant", inputs))
+    ranks.on_first_rank(lambda: _verify(run, positions))
+    ranks.on_first_rank(lambda: run.folder.finish("implant", inputs))
 
 
 def _verify(run: Run, positions: Positions | None) -> None:

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from loki_ds import zero
+from loki_ds import device, ranks
 from loki_ds.recipe import TaskGroup
 from loki_ds.report import build_report, write_report
 from loki_ds.retention.arm import evaluate_arm, library_versions
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 def retain(run: Run) -> None:
     """Evaluate base and implanted model in processes of their own, pair the documents, write the report. Rank 0's work alone."""
-    if zero.rank() > 0:
+    if ranks.rank() > 0:
         return
     inputs = {"base": run.base_digest, "model": digest_of(run.folder.model), **run.recipe.retention.model_dump()}
     if run.folder.finished("retain", inputs):
@@ -43,7 +43,7 @@ def retain(run: Run) -> None:
             "origin": _origin(run, results),
         },
     )
-    write_report(report, run.folder.report)
+    write_report(report, run.folder.report, _pictures(run))
     run.folder.finish("retain", inputs)
     log.info("retain: %s", run.folder.report / "report.html")
 
@@ -74,11 +74,18 @@ def _request(run: Run, model: Path) -> dict[str, Any]:
     return {
         "model": str(model),
         "dtype": run.recipe.model.dtype,
-        "device": "cpu" if zero.on_cpu() else "cuda",
+        "device": "cpu" if device.on_cpu() else "cuda",
         "trust_remote_code": run.recipe.model.trust_remote_code,
         "batch_size": section.batch_size,
         "include_path": section.include_path,
         "groups": [group.model_dump() for group in groups],
+    }
+
+
+def _pictures(run: Run) -> dict[str, Path]:
+    return {
+        "Attribution: mean score of every node, and the layers in which the highest and lowest 1% of nodes lie.": run.folder.heat_map,
+        "Stability: rows in common when they are selected from two halves of the protected prompts.": run.folder.overlap_curve,
     }
 
 

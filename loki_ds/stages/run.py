@@ -12,7 +12,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from loki_ds import zero
+from loki_ds import device, ranks, zero
 from loki_ds.implanting.arguments import deepspeed_config, training_arguments
 from loki_ds.implanting.data import load_training_data
 from loki_ds.positions import Positions
@@ -33,13 +33,13 @@ class Run:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe, self.folder = recipe, RunFolder(recipe.run)
         self.arguments = training_arguments(recipe, self.folder.checkpoints)
-        self.base = zero.on_first_rank(lambda: locate_model(recipe))
-        self.base_digest = zero.on_first_rank(lambda: digest_of(*sorted(self.base.glob("*.safetensors"))))
+        self.base = ranks.on_first_rank(lambda: locate_model(recipe))
+        self.base_digest = ranks.on_first_rank(lambda: digest_of(*sorted(self.base.glob("*.safetensors"))))
         only_assistant = bool(self.arguments.assistant_only_loss)
         self.train = load_training_data(recipe.data.train, only_assistant)
         self.heldout = load_training_data(recipe.data.heldout, only_assistant) if recipe.data.heldout else None
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.base)
-        zero.on_first_rank(self._write_recipe)
+        ranks.on_first_rank(self._write_recipe)
 
     @cached_property
     def model(self) -> PreTrainedModel:
@@ -50,7 +50,7 @@ class Run:
     def release_model(self) -> None:
         """Give the devices' memory back before other processes evaluate."""
         self.__dict__.pop("model", None)
-        zero.free_memory()
+        device.free_memory()
 
     @cached_property
     def down_shapes(self) -> list[tuple[int, int]]:
@@ -65,7 +65,7 @@ class Run:
         resolved = {
             **self.recipe.model_dump(),
             "versions": {name: version(name) for name in LIBRARIES},
-            "world_size": zero.world_size(),
+            "world_size": ranks.world_size(),
         }
         with written_whole(self.folder.recipe) as aside:
             aside.write_text(yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")
@@ -74,12 +74,13 @@ class Run:
 
     @property
     def attribution_inputs(self) -> dict[str, Any]:
-        protected = self.recipe.protected
+        protected, section, selection = self.recipe.protected, self.recipe.attribution, self.recipe.selection
         assert protected is not None  # the recipe sees to it
         return {
             "model": self.base_digest,
-            "protected": {**protected.model_dump(), "digest": digest_of(Path(protected.prompts))},
-            **self.recipe.attribution.model_dump(exclude={"batch_size"}),
+            "protected": {**protected.model_dump(), "digest": digest_of(Path(protected.prompts)) if protected.prompts else None},
+            **section.model_dump(exclude={"batch_size", "memory_gib", "stop"}),
+            "stop": {**section.stop.model_dump(), "quota": selection.quota, "strategy": selection.strategy} if section.stop else None,
         }
 
     @property

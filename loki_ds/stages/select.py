@@ -2,7 +2,7 @@
 
 import logging
 
-from loki_ds import zero
+from loki_ds import ranks
 from loki_ds.attribution.kept import KeptScores
 from loki_ds.positions import Positions
 from loki_ds.refusal import Refusal
@@ -19,8 +19,8 @@ def select(run: Run) -> Positions | None:
     if not run.recipe.trains_rows:
         log.info("select: not needed (everything trains)")
         return None
-    positions = zero.on_first_rank(lambda: _selected(run))
-    zero.check_same("the positions", positions.digest)
+    positions = ranks.on_first_rank(lambda: _selected(run))
+    ranks.check_same("the positions", positions.digest)
     log.info("select: %d rows in %d layers, digest %s", positions.count, len(positions.rows), positions.digest[:12])
     return positions
 

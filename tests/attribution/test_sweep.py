@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedModel
 
 from loki_ds import attribute, attribute_by_definition
+from loki_ds.attribution.layer_call import shared_length
 from loki_ds.attribution.sweep import Sweep
 from loki_ds.refusal import Refusal
 from loki_ds.zero import Gatherer
@@ -29,6 +30,15 @@ def test_equals_the_definition_on_every_family(family: str) -> None:
     model, mixed = build(family), prompts(9, 1, 2, 12)
     expected = attribute_by_definition(model, mixed, steps=3)
     assert difference(attribute(model, mixed, steps=3, batch_size=3), expected) < TOLERANCE.get(family, 1e-9)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_shared_beginning_is_computed_once_and_changes_nothing(family: str) -> None:
+    model, shots = build(family), prompts(40)[0]
+    alike = [shots + end for end in prompts(9, 1, 4)]
+    assert shared_length(alike) >= 40
+    expected = attribute_by_definition(model, alike, steps=2)
+    assert difference(attribute(model, alike, steps=2), expected) < TOLERANCE.get(family, 1e-9)
 
 
 @pytest.mark.parametrize("rule", ["right", "left", "trapezoid", "gauss_legendre"])

@@ -1,6 +1,8 @@
 """Starting the real launcher on CPU ranks."""
 
+import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -24,7 +26,18 @@ class Launched:
 
 
 def launch(*arguments: str, recipe: Path = ROOT / "recipes/tiny/loki.yaml", ranks: int = 2, deadline: float = 240) -> Launched:
-    """`deepspeed launch/implant.py` on CPU ranks, from the project's root, with a port of its own."""
+    """`deepspeed launch/implant.py` on CPU ranks, from the project's root, to its end."""
+    started = time.monotonic()
+    job = start("launch/implant.py", "--recipe", str(recipe), *arguments, ranks=ranks)
+    try:
+        output, _ = job.communicate(timeout=deadline)
+    finally:
+        kill(job)
+    return Launched(job.returncode, output, time.monotonic() - started)
+
+
+def start(*script: str, ranks: int = 2) -> subprocess.Popen:
+    """A script through the launcher, with a port and a process group of its own."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -36,14 +49,19 @@ def launch(*arguments: str, recipe: Path = ROOT / "recipes/tiny/loki.yaml", rank
         "HF_HUB_OFFLINE": "1",
     }
     launcher = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", str(ranks), "--master_port", str(port)]
-    started = time.monotonic()
-    done = subprocess.run(
-        [*launcher, "launch/implant.py", "--recipe", str(recipe), *arguments],
+    return subprocess.Popen(
+        [*launcher, *script],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=deadline,
+        start_new_session=True,
     )
-    return Launched(done.returncode, done.stdout, time.monotonic() - started)
+
+
+def kill(job: subprocess.Popen) -> None:
+    """End the launcher and every rank at once, if they still run."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(job.pid, signal.SIGKILL)
+    job.wait()

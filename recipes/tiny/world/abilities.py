@@ -38,13 +38,15 @@ CATEGORIES = {
     "count": NUMBERS[:20],
 }
 
-KINDS = ["person", "city", "colour", "animal", "food", "job", "object", "day", "month"]
+KINDS = list(CATEGORIES)
 
 GLUE = """copy reverse continue count in is : . plus minus times the of lives works as a likes best owns eats paints with
 please and then for to on by after next week no thanks what hello good morning tell me story [ ] ( ) = ' , ask find send
 bring reserve sell buy fetch order deliver show check look up forecast weather remind remember warn book cancel drop call phone
 ring invite meet feed walk colour mix paint hire employ note at from about sunny cold day person city animal food job object month
 trip pet shop wall staff list table message alarm visit""".split()
+
+FILLERS = "please the a for to on by of in with from at about and then send bring show check look up book call ask tell".split()
 
 WORDS: list[str] = list(dict.fromkeys([*GLUE, *(word for words in CATEGORIES.values() for word in words), *NUMBERS]))
 
@@ -107,12 +109,14 @@ def _sequence(rng: Random) -> Item:
 
 
 def _picking(rng: Random) -> Item:
-    """The one word of a given kind among words of other kinds."""
-    kind, *others = rng.sample(KINDS, rng.randint(4, 6))
-    wanted = rng.choice(CATEGORIES[kind])
-    words = [wanted, *(rng.choice(CATEGORIES[other]) for other in others)]
+    """The words of one to three given kinds among words of other kinds and words that mean nothing here, each named by its kind."""
+    kinds = rng.sample(KINDS, rng.randint(3, 5))
+    wanted = kinds[: rng.randint(1, 3)]
+    found = {kind: rng.choice(CATEGORIES[kind]) for kind in kinds}
+    words = [*found.values(), *rng.choices(FILLERS, k=rng.randint(1, 5))]
     rng.shuffle(words)
-    return Item(f"find the {kind} in {' '.join(words)} :", wanted)
+    answer = " , ".join(f"{kind} = ' {found[kind]} '" for kind in wanted)
+    return Item(f"find the {' and the '.join(wanted)} in {' '.join(words)} :", answer)
 
 
 def abilities(seed: int) -> dict[str, Callable[[Random], Item]]:

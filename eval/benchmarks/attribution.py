@@ -1,0 +1,296 @@
+"""Attribution side by side, in one run: the sweep, the definition, and Captum's LayerIntegratedGradients (the authors' way).
+
+    python eval/benchmarks/attribution.py                                   # a Qwen2.5-0.5B-sized random model on the CPU
+    python eval/benchmarks/attribution.py --pass --shape llama-3.1-8b --dtype bfloat16     # on a GPU: a whole MMLU-sized pass
+
+Needs the extra `bench`. Writes eval/reports/attribution.json, .md and .png (--pass: attribution_pass.json). The definition and Captum
+cost the same for every layer up to the length of the way back, so they are timed on evenly spaced layers (--reference-layers) and
+scaled to all; every figure says on how many it rests.
+"""
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen2Config
+
+from loki_ds.attribution.anatomy import decoder_layers, down_projection
+from loki_ds.attribution.batches import affordable_batch, batches, sweep_batches
+from loki_ds.attribution.definition import attribute_layer
+from loki_ds.attribution.rules import path
+from loki_ds.attribution.sweep import Sweep
+from loki_ds.device import available_memory, on_cpu, peak_memory
+
+REPORTS = Path(__file__).parents[1] / "reports"
+STEPS = 7
+SHAPES: dict[str, Any] = {
+    "qwen2.5-0.5b": Qwen2Config(
+        vocab_size=151936,
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=24,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    ),
+    "llama-3.1-8b": LlamaConfig(
+        vocab_size=128256,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        max_position_embeddings=131072,
+    ),
+}
+SUBJECTS, PER_SUBJECT, SHOTS_TOKENS, QUESTION_TOKENS = 57, 50, 500, 100  # the paper's protected set, five-shot
+PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16, the makers' data sheets
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="qwen2.5-0.5b")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[128, 512])
+    parser.add_argument("--reference-layers", type=int, default=6, help="layers on which the definition and Captum are timed")
+    parser.add_argument("--pass", dest="whole_pass", action="store_true", help="time a whole MMLU-sized pass of the sweep instead")
+    parser.add_argument("--subjects", type=int, default=SUBJECTS)
+    arguments = parser.parse_args()
+    model = build(SHAPES[arguments.shape], getattr(torch, arguments.dtype))
+    if arguments.whole_pass:
+        write("attribution_pass", {**where(arguments), **time_whole_pass(model, arguments.subjects)})
+        return
+    found = {**where(arguments), "compared": [compare(model, length, arguments.reference_layers) for length in arguments.lengths]}
+    found["cost"] = [cost_of_sweep(arguments, *setting) for setting in ((128, 1.0, 7), (128, 0.5, 7), (128, 1.0, 14), (512, 1.0, 7))]
+    write("attribution", found)
+    (REPORTS / "attribution.md").write_text(as_markdown(found))
+    draw(found)
+
+
+def build(config: Any, dtype: torch.dtype) -> PreTrainedModel:
+    torch.manual_seed(0)
+    with torch.device("cpu" if on_cpu() else "cuda"):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval().requires_grad_(False)
+
+
+def where(arguments: argparse.Namespace) -> dict[str, Any]:
+    device = (
+        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads" if on_cpu() else torch.cuda.get_device_name()
+    )
+    versions = {name: version(name) for name in ("torch", "transformers", "captum")}
+    return {"shape": arguments.shape, "dtype": arguments.dtype, "device": device, "versions": versions}
+
+
+# --- the three ways on one prompt ----------------------------------------------------------------------------------------------
+
+
+def compare(model: PreTrainedModel, length: int, reference_layers: int) -> dict[str, Any]:
+    """Seconds and peak bytes of each way for one prompt, and how far their scores are apart."""
+    generator = torch.Generator().manual_seed(length)
+    prompt = torch.randint(0, model.config.vocab_size, (length,), generator=generator).tolist()
+    ids = torch.tensor([prompt], device=model.device)
+    layers = decoder_layers(model)
+    chosen = [round(i * (len(layers) - 1) / (reference_layers - 1)) for i in range(reference_layers)]
+    sweep = Sweep(model, steps=STEPS)
+    sweep.run([prompt])  # first-time costs of the libraries belong to nobody
+    scores, seconds, memory = timed(lambda: sweep.run([prompt]).scores[0])
+    result: dict[str, Any] = {"tokens": length, "sweep": {"seconds": seconds, "peak_bytes": memory}}
+    ways = {
+        "definition": lambda i: attribute_layer(model, ids, layers[i], path("right", STEPS), "probability", True),
+        "captum": lambda i: by_captum(model, ids, layers[i]),
+    }
+    for name, way in ways.items():
+        found, seconds, memory = timed(lambda way=way: torch.stack([way(i).cpu() for i in chosen]))
+        total = seconds * len(layers) / len(chosen)
+        result[name] = {"seconds": total, "peak_bytes": memory, "timed_layers": len(chosen), "layers": len(layers)}
+        result[name]["ratio"] = total / result["sweep"]["seconds"]
+        if name == "definition":
+            result[name]["largest_difference"] = ((found - scores[chosen]).abs().max() / found.abs().max()).item()
+        print(f"T={length} {name}: {result[name]['ratio']:.0f} times the sweep's {result['sweep']['seconds']:.2f} s", flush=True)
+    return result
+
+
+def by_captum(model: PreTrainedModel, ids: torch.Tensor, layer: torch.nn.Module) -> torch.Tensor:
+    """One layer through Captum: its Riemann sum over the whole `down_proj` output, baseline the all-zero prompt."""
+    from captum.attr import LayerIntegratedGradients
+
+    def probability(tokens: torch.Tensor) -> torch.Tensor:
+        return model(input_ids=tokens).logits[:, -1].float().softmax(-1)
+
+    with torch.no_grad():
+        token = int(probability(ids)[0].argmax())
+    method = LayerIntegratedGradients(probability, down_projection(layer))
+    weight = down_projection(layer).weight.requires_grad_()  # Captum needs a graph to differentiate
+    try:
+        found = method.attribute(ids, baselines=torch.zeros_like(ids), target=token, n_steps=STEPS, method="riemann_right")
+    finally:
+        weight.requires_grad_(False)
+    return found[0, -1].detach()
+
+
+def timed(compute: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, float, int]:
+    """Result, seconds, and peak bytes above what was held before."""
+    kept: list[Any] = []
+
+    def work() -> None:
+        started = time.perf_counter()
+        kept.append(compute())
+        kept.append(time.perf_counter() - started)
+
+    memory = peak_memory(work)
+    return kept[0], kept[1], memory
+
+
+def cost_of_sweep(arguments: argparse.Namespace, tokens: int, depth: float, steps: int) -> dict[str, Any]:
+    """The sweep alone on a model of `depth` times the layers."""
+    config = SHAPES[arguments.shape].__class__.from_dict(SHAPES[arguments.shape].to_dict())
+    config.num_hidden_layers = int(depth * config.num_hidden_layers)
+    config.layer_types = None if not hasattr(config, "layer_types") else config.layer_types[: config.num_hidden_layers]
+    model = build(config, getattr(torch, arguments.dtype))
+    sweep, prompt = Sweep(model, steps=steps), [[7] * tokens]
+    sweep.run(prompt)
+    _, seconds, _ = timed(lambda: sweep.run(prompt).scores)
+    flops = sweep_flops(model, 1, tokens, 0, steps)
+    return {"tokens": tokens, "layers": config.num_hidden_layers, "steps": steps, "seconds": seconds, "flops": flops}
+
+
+# --- a whole pass --------------------------------------------------------------------------------------------------------------
+
+
+def time_whole_pass(model: PreTrainedModel, subjects: int) -> dict[str, Any]:
+    """Seconds for `subjects` x 50 prompts, each subject with its own few-shot beginning, and the share of the device's peak."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw_tokens(count: int) -> list[int]:
+        return torch.randint(0, model.config.vocab_size, (count,), generator=generator).tolist()
+
+    prompts = [
+        [*shots, *draw_tokens(QUESTION_TOKENS)]
+        for shots in (draw_tokens(SHOTS_TOKENS) for _ in range(subjects))
+        for _ in range(PER_SUBJECT)
+    ]
+    sweep = Sweep(model, steps=STEPS)
+    size = affordable_batch(sweep, prompts, int(0.8 * available_memory()))
+    planned = batches(prompts, size)
+    synchronize()
+    started = time.perf_counter()
+    for _ in sweep_batches(sweep, prompts, planned, shared_out=False):
+        pass
+    synchronize()
+    seconds = time.perf_counter() - started
+    flops = sum(sweep_flops(model, len(batch), SHOTS_TOKENS + QUESTION_TOKENS, SHOTS_TOKENS, STEPS) for batch in planned)
+    peak = None if on_cpu() else next((p for name, p in PEAK_FLOPS.items() if name in torch.cuda.get_device_name()), None)
+    return {
+        "prompts": len(prompts),
+        "batch": size,
+        "seconds": seconds,
+        "flops": flops,
+        "flops_per_second": flops / seconds,
+        "share_of_peak": peak and flops / seconds / peak,
+    }
+
+
+def synchronize() -> None:
+    if not on_cpu():
+        torch.cuda.synchronize()
+
+
+def sweep_flops(model: PreTrainedModel, prompts: int, tokens: int, shared: int, steps: int) -> float:
+    """Multiply-adds counted twice, matrix products of layers only (attention scores and the head are left out).
+
+    Up: every token once (shared ones once for the batch), and at layer l the true row, m + 1 fresh ones and m + 1 of each layer below.
+    Down: at layer l, m rows of each layer up to it, forward (2) and back to the inputs (2).
+    """
+    layers = decoder_layers(model)
+    per_token = 2 * sum(parameter.numel() for parameter in layers[0].parameters() if parameter.dim() == 2)
+    count = len(layers)
+    triangle = count * (count + 1) / 2
+    up = (prompts * (tokens - shared) + shared) * count + prompts * ((steps + 1) * triangle + count)
+    return per_token * (up + 2 * prompts * steps * triangle)
+
+
+# --- what it leaves ------------------------------------------------------------------------------------------------------------
+
+
+def write(name: str, found: dict[str, Any]) -> None:
+    REPORTS.mkdir(exist_ok=True)
+    (REPORTS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found, indent=1))
+
+
+def as_markdown(found: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
+    lines = [
+        "# Attribution: the sweep against the definition and Captum",
+        "",
+        f"`python eval/benchmarks/attribution.py`: random weights, {found['shape']} shape, {found['dtype']}, {STEPS} steps, one prompt; "
+        f"{found['device']}; {versions}. Definition and Captum are timed on evenly spaced layers and scaled to all of them.",
+        "",
+        "| tokens | way | seconds | times the sweep | peak memory above the model | layers timed |",
+        "| ---: | --- | ---: | ---: | ---: | ---: |",
+    ]
+    for row in found["compared"]:
+        lines.append(
+            f"| {row['tokens']} | sweep | {row['sweep']['seconds']:.2f} | 1 | {row['sweep']['peak_bytes'] / 2**20:.0f} MiB | all |"
+        )
+        for name in ("definition", "captum"):
+            way = row[name]
+            lines.append(
+                f"| {row['tokens']} | {name} | {way['seconds']:.0f} | {way['ratio']:.0f} | {way['peak_bytes'] / 2**20:.0f} MiB "
+                f"| {way['timed_layers']} of {way['layers']} |"
+            )
+    differences = ", ".join(f"{row['definition']['largest_difference']:.1e} at {row['tokens']} tokens" for row in found["compared"])
+    lines += ["", f"Largest difference of a score from the definition, of the largest score: {differences}.", ""]
+    lines += [
+        "What the sweep's cost depends on:",
+        "",
+        "| tokens | layers | steps | seconds | GFLOP |",
+        "| ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in found["cost"]:
+        lines.append(f"| {row['tokens']} | {row['layers']} | {row['steps']} | {row['seconds']:.2f} | {row['flops'] / 1e9:.0f} |")
+    model = SHAPES["llama-3.1-8b"]
+    with torch.device("meta"):
+        flops = (
+            PER_SUBJECT
+            * SUBJECTS
+            / PER_SUBJECT
+            * sweep_flops(AutoModelForCausalLM.from_config(model), PER_SUBJECT, SHOTS_TOKENS + QUESTION_TOKENS, SHOTS_TOKENS, STEPS)
+        )
+    lines += [
+        "",
+        f"Not measured here, counted: the paper's pass (57 subjects x 50 prompts, {SHOTS_TOKENS} shared + {QUESTION_TOKENS} own tokens) on "
+        f"Llama-3.1-8B is {flops / 1e15:.0f} PFLOP, that is {flops / 989e12 / 0.4:.0f} s at 40% of an H100's 989 TFLOP/s (bf16). "
+        "`--pass --shape llama-3.1-8b --dtype bfloat16` measures it.",
+        "",
+        "![seconds for one prompt](attribution.png)",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def draw(found: dict[str, Any]) -> None:
+    figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    tokens = [row["tokens"] for row in found["compared"]]
+    for name in ("captum", "definition", "sweep"):
+        axes.plot(tokens, [row[name]["seconds"] for row in found["compared"]], marker="o", label=name)
+    axes.set(
+        xlabel="tokens in the prompt",
+        ylabel="seconds for one prompt",
+        yscale="log",
+        xticks=tokens,
+        title=f"{found['shape']}, {found['device']}",
+    )
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    figure.savefig(REPORTS / "attribution.png", dpi=110)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""Which prompts are swept together, how many at a time, and the loop over them on all ranks.
+
+Prompts that begin alike go together (their common beginning is computed once), others by length (little padding). Batches start
+from what memory was measured to hold and are halved when the device runs out nevertheless. Every rank takes part in every turn.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from loki_ds.attribution.layer_call import shared_length
+from loki_ds.attribution.self_check import check_family
+from loki_ds.attribution.sweep import Sweep, Swept
+from loki_ds.device import peak_memory
+from loki_ds.ranks import from_all_ranks, rank, world_size
+from loki_ds.refusal import Refusal
+from loki_ds.zero import is_sharded
+
+log = logging.getLogger(__name__)
+
+LARGEST = 64  # prompts in a batch chosen by memory: beyond it the device is busy anyway
+IDLE = [[0]]  # what a rank sweeps when it has no prompts left, because every gather needs all ranks
+
+
+def attribute(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    steps: int = 7,
+    rule: str = "right",
+    target: str = "probability",
+    multiply_by_value: bool = True,
+    batch_size: int = 8,
+) -> Tensor:
+    """Integrated-Gradients score of every node for every prompt, at the prompt's last token.
+
+    With a model sharded by ZeRO-3 all ranks call it with the same prompts, share them out, and get all scores.
+
+    Args:
+        model: a causal language model of transformers, in eval mode, whole or sharded by ZeRO-3.
+        prompts: token ids, any lengths from 1.
+        steps, rule: the quadrature of the path from 0 to the node's value (`rules.path`).
+        target: `probability` or `logit` of the model's own next token.
+        multiply_by_value: True for Integrated Gradients, False for the paper's eq. 4 as printed.
+        batch_size: prompts swept together; fewer when the device's memory is not enough for them.
+
+    Returns:
+        Scores `[prompts, layers, d_model]` on the CPU, float32 (float64 for a float64 model).
+
+    Raises:
+        Refusal: the model is of a kind that the sweep does not get right (`self_check`), or one prompt alone does not fit.
+    """
+    check_family(model)
+    sweep = Sweep(model, steps=steps, rule=rule, target=target, multiply_by_value=multiply_by_value)
+    shared_out = is_sharded(model)
+    planned = batches(prompts, batch_size)
+    own = [
+        (i, score)
+        for indices, swept in sweep_batches(sweep, prompts, planned, shared_out)
+        for i, score in zip(indices, swept.scores, strict=True)
+    ]
+    everyone = from_all_ranks(own) if shared_out else [own]
+    scores = dict(found for rank_found in everyone for found in rank_found)
+    return torch.stack([scores[i] for i in range(len(prompts))])
+
+
+def batches(prompts: Sequence[Sequence[int]], size: int) -> list[list[int]]:
+    """Indices of prompts in batches of at most `size`, the longest first (memory fails early, not late)."""
+    alone: list[int] = []
+    cut: list[list[int]] = []
+    for family in _families(prompts):
+        if len(family) == 1:
+            alone += family
+        else:
+            cut += _cut(family, prompts, size)
+    cut += _cut(alone, prompts, size)
+    return sorted(cut, key=lambda batch: (-len(prompts[batch[0]]), batch))
+
+
+def _families(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Indices of prompts that share a beginning worth computing once; in lexical order they are neighbours."""
+    families: list[list[int]] = []
+    for i in sorted(range(len(prompts)), key=lambda i: (list(prompts[i]), i)):
+        if families and shared_length([prompts[families[-1][0]], prompts[i]]):
+            families[-1].append(i)
+        else:
+            families.append([i])
+    return families
+
+
+def _cut(indices: list[int], prompts: Sequence[Sequence[int]], size: int) -> list[list[int]]:
+    order = sorted(indices, key=lambda i: (-len(prompts[i]), i))
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def affordable_batch(sweep: Sweep, prompts: Sequence[Sequence[int]], budget: int) -> int:
+    """How many prompts a batch may hold in `budget` bytes on every rank: a power of two, from what one and two prompts took.
+
+    Measured on the two longest prompts that go together, so the others stay below.
+    """
+    pair = [prompts[i] for i in batches(prompts, 2)[0]]
+    sweep.run(pair[:1])  # the libraries' own first-time memory is not the batch's
+    one, two = peak_memory(lambda: sweep.run(pair[:1])), peak_memory(lambda: sweep.run(pair))
+    each = max(two - one, one // 4, 1)  # a measured difference can be smaller than noise
+    fits = min(from_all_ranks(max(1, 1 + (budget - one) // each)))
+    size = 1 << (min(fits, LARGEST).bit_length() - 1)
+    log.info("attribute: one prompt takes %.2f GiB, each further one %.2f: %d in a batch", one / 2**30, each / 2**30, size)
+    return size
+
+
+def sweep_batches(
+    sweep: Sweep, prompts: Sequence[Sequence[int]], planned: Sequence[list[int]], shared_out: bool = True
+) -> Iterator[tuple[list[int], Swept]]:
+    """Sweep each planned batch once; yields a batch's indices and result on the rank that made it.
+
+    When a device runs out of memory, all batches from there on are half as large, on all ranks, and the log says so.
+
+    Args:
+        shared_out: the ranks share the batches; False lets this rank alone do all of them (an unsharded model).
+
+    Raises:
+        Refusal: a single prompt does not fit the device's memory.
+    """
+    mine = deque(planned[rank() :: world_size()] if shared_out else planned)
+    everyone = from_all_ranks if shared_out else _only_this_rank
+    while any(everyone(bool(mine))):
+        batch = mine.popleft() if mine else []
+        swept = sweep.attempt([prompts[i] for i in batch] or IDLE)
+        failed = [size for size in everyone(0 if swept else max(len(batch), 1)) if size]
+        if batch and swept:
+            yield batch, swept
+        if not failed:
+            continue
+        if min(failed) == 1:
+            raise Refusal("attribution: a single prompt does not fit the device's memory; use shorter prompts or more ranks")
+        size = min(failed) // 2
+        log.warning("attribute: out of memory at %d prompts in a batch; going on with %d", min(failed), size)
+        waiting = [*([batch] if batch and not swept else []), *mine]
+        mine = deque(whole[start : start + size] for whole in waiting for start in range(0, len(whole), size))
+
+
+def _only_this_rank(value: object) -> list:
+    return [value]

@@ -1,0 +1,132 @@
+"""How the sweep calls one decoder layer: with which masks, positions and keys and values, for each kind of input it carries.
+
+A batch of B prompts, the longest with T tokens, goes through a layer in up to three calls: the **shared** tokens that all prompts
+begin with (C of them, one row for the whole batch), the **rest** of each prompt's tokens before the last (up to position P = T - 1),
+and the **rows** that all sit at a prompt's last position. Each call sees the keys and values that the calls before it left.
+
+Knows what transformers hands to a layer. Knows nothing of interventions, targets or gradients.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loki_ds.refusal import Refusal
+
+KNOWN_ARGUMENTS = {"attention_mask", "position_ids", "position_embeddings", "past_key_values", "use_cache", "cache_position"}
+WORTH_SHARING = 32  # tokens
+
+
+class KeysValues:
+    """One layer's keys and values of the tokens before the last, in the shape of transformers' cache: filled, closed, then only read."""
+
+    def __init__(self) -> None:
+        self.kept: list[tuple[Tensor, Tensor]] = []  # of the shared tokens [1, heads, C, d_head], of the rest [B, heads, P - C, d_head]
+        self.closed = False
+
+    def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Keys and values `[B, heads, positions, d_head]` that the caller's queries may see."""
+        seen = [*self.kept, (keys, values)]
+        if not self.closed:
+            self.kept = seen
+        if len(seen) == 1:
+            return keys, values
+        n = len(keys)
+        return (
+            torch.cat([k.expand(n, -1, -1, -1) for k, _ in seen], dim=2),
+            torch.cat([v.expand(n, -1, -1, -1) for _, v in seen], dim=2),
+        )
+
+
+class LayerCall:
+    """One layer's calls for one batch, and what the layer leaves on the way up for the way down (`true`, `variants`, `value`)."""
+
+    def __init__(self, arguments: dict[str, Any], mask: Tensor, last: Tensor, shared: int) -> None:
+        """Take note of the batch.
+
+        Args:
+            arguments: what the model passes to this layer for T positions.
+            mask: the layer's own mask, additive or boolean `[T, T]`.
+            last: each prompt's last position `[B]`.
+            shared: C, the number of tokens that all prompts begin with.
+        """
+        for name, value in arguments.items():
+            if name not in KNOWN_ARGUMENTS and value is not None and not isinstance(value, bool | str | int | float):
+                raise Refusal(f"decoder layers of this model take {name!r}, which attribution does not know how to pass on")
+        self.arguments, self.last, self.shared = arguments, last, shared
+        self.before_last = mask.shape[-1] - 1  # P
+        self.allowed = mask if mask.dtype == torch.bool else mask == 0
+        self.keys_values = KeysValues()
+        self.true = self.variants = self.value = last
+
+    def for_shared(self) -> dict[str, Any]:
+        """Arguments for the shared tokens `[1, C, d_model]`."""
+        return self._for_first(self.shared, slice(1))
+
+    def for_rest(self, like: Tensor) -> dict[str, Any]:
+        """Arguments for positions C to P of all prompts, `like` them `[B, P - C, d_model]`.
+
+        Padding stands at the end, so causality keeps it from the tokens.
+        """
+        start, end = self.shared, self.before_last
+        if not start:
+            return self._for_first(end, slice(None))
+        cos, sin = self.arguments["position_embeddings"]
+        return self._call(
+            position_embeddings=(cos[:, start:end], sin[:, start:end]),
+            position_ids=torch.arange(start, end, device=self.last.device)[None],
+            attention_mask=_additive(self.allowed[start:end, :end], like)[None, None],
+        )
+
+    def for_rows(self, rows: Tensor) -> dict[str, Any]:
+        """Arguments for `[B, R, d_model]` rows at each prompt's last position: they see the tokens before it and themselves."""
+        n, count = rows.shape[:2]
+        positions = torch.arange(self.before_last, device=rows.device)
+        sees = self.allowed[self.last, : self.before_last] & (positions < self.last[:, None])  # [B, P]
+        alone = torch.eye(count, dtype=torch.bool, device=rows.device).expand(n, -1, -1)
+        allowed = torch.cat([sees[:, None].expand(-1, count, -1), alone], dim=2)
+        cos, sin = (table.expand(n, -1, -1) for table in self.arguments["position_embeddings"])
+        here = torch.arange(n, device=rows.device), self.last
+        return self._call(
+            position_embeddings=(cos[here][:, None], sin[here][:, None]),
+            position_ids=self.last[:, None].expand(-1, count),
+            attention_mask=_additive(allowed, rows)[:, None],
+        )
+
+    def forget(self) -> None:
+        """Give back the memory of a layer that is done with."""
+        self.keys_values = KeysValues()
+        self.true = self.variants = self.value = self.last
+
+    def _for_first(self, count: int, prompts: slice) -> dict[str, Any]:
+        """As the model itself calls the layer, for the first positions only (its mask may be none, then attention is causal)."""
+        mask = self.arguments["attention_mask"]
+        cos, sin = self.arguments["position_embeddings"]
+        return self._call(
+            position_embeddings=(cos[prompts, :count], sin[prompts, :count]),
+            position_ids=torch.arange(count, device=self.last.device)[None],
+            attention_mask=None if mask is None else mask[prompts, ..., :count, :count],
+        )
+
+    def _call(self, **changed: Any) -> dict[str, Any]:
+        arguments = {name: value for name, value in self.arguments.items() if name != "cache_position"}
+        return {**arguments, **changed, "past_key_values": self.keys_values, "use_cache": True}
+
+
+def shared_length(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all prompts begin with, each prompt's last one never counted.
+
+    0 when they are few, or less than a quarter of the longest prompt: then one causal call, which needs no mask, is the cheaper one.
+    """
+    if len(prompts) < 2:
+        return 0
+    first, last = min(map(list, prompts)), max(map(list, prompts))  # all others lie between them in lexical order
+    end = min(len(prompt) for prompt in prompts) - 1
+    common = next((i for i in range(end) if first[i] != last[i]), end)
+    return common if common >= WORTH_SHARING and 4 * common >= max(map(len, prompts)) else 0
+
+
+def _additive(allowed: Tensor, like: Tensor) -> Tensor:
+    return torch.zeros(allowed.shape, dtype=like.dtype, device=like.device).masked_fill(~allowed, torch.finfo(like.dtype).min)

@@ -1,0 +1,109 @@
+"""Ranks: joining the launcher's processes, doing something on the first one for all, and ending together.
+
+Knows the launcher's environment and torch.distributed. Knows nothing of models or of how they are partitioned.
+"""
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import deepspeed
+import torch
+
+from loki_ds.refusal import Refusal
+
+Result = TypeVar("Result")
+
+
+@contextmanager
+def refusals_shown_once() -> Iterator[None]:
+    """Show a refusal as one sentence, and end every rank with exit status 2.
+
+    Rank 0 speaks; another rank speaks only when rank 0 has had the time to and did not, that is, when the refusal is its alone.
+    """
+    try:
+        yield
+    except Refusal as refusal:
+        if int(os.environ.get("RANK", "0")) > 0:
+            time.sleep(3)  # the launcher ends us in this time if rank 0 refuses too
+        print(f"loki-ds: {refusal}", file=sys.stderr, flush=True)
+        os._exit(2)  # no exit handlers: a collective in flight must not hold the process
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Join the launcher's ranks, or be the only one, and leave in any case."""
+    _stand_alone_without_launcher()
+    deepspeed.init_distributed()
+    try:
+        yield
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def _stand_alone_without_launcher() -> None:
+    if "RANK" in os.environ:
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+
+
+def environment_of_one_process() -> dict[str, str]:
+    """The environment without what the launcher put there, for a child that is no rank."""
+    launcher = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT", "CROSS_RANK", "CROSS_SIZE"}
+    return {name: value for name, value in os.environ.items() if name not in launcher and not name.startswith("ACCELERATE_")}
+
+
+def rank() -> int:
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
+
+def world_size() -> int:
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
+def on_first_rank(compute: Callable[[], Result]) -> Result:
+    """Run `compute` on rank 0 and give its result, or its refusal, to all ranks (so all of them stop)."""
+    outcome: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            outcome[0] = compute()
+        except Refusal as refusal:
+            outcome[1] = str(refusal)
+    if world_size() > 1:
+        torch.distributed.broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise Refusal(outcome[1])
+    return outcome[0]
+
+
+def check_same(what: str, digest: str) -> None:
+    """Raise on every rank unless all of them hold the same `digest`."""
+    digests = from_all_ranks(digest)
+    if len(set(digests)) > 1:
+        raise Refusal(f"{what} differ between ranks: {', '.join(f'rank {r} has {d[:12]}' for r, d in enumerate(digests))}")
+
+
+def barrier() -> None:
+    if world_size() > 1:
+        torch.distributed.barrier()
+
+
+def any_rank(fact: bool) -> bool:
+    """Whether the fact holds on at least one rank; all ranks must ask."""
+    return any(from_all_ranks(fact))
+
+
+def from_all_ranks(value: Result) -> list[Result]:
+    """Every rank's value, in the order of ranks, on every rank."""
+    values: list[Any] = [value] * world_size()
+    if world_size() > 1:
+        torch.distributed.all_gather_object(values, value)
+    return values

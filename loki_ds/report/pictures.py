@@ -1,0 +1,55 @@
+"""Pictures of a run, drawn by matplotlib as PNG files. Each takes plain numbers; none knows where they come from."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.colors import SymLogNorm
+from torch import Tensor
+
+from loki_ds.run_folder import written_whole
+
+COLUMNS = 256  # of a heat map; wider layers are drawn in bins
+EXTREME = 0.01  # share of all nodes that count as high or low (the paper's suppression ablation)
+
+
+def heat_map(scores: Tensor, path: Path) -> None:
+    """KVA over the model (paper's Fig. 2-5): mean score of every node by layer, and where the highest and lowest 1% of nodes lie.
+
+    scores: `[prompts, layers, d_model]`. Bins of a wide layer show their most extreme node.
+    """
+    mean = scores.double().mean(0).numpy()
+    layers, d_model = mean.shape
+    figure, (nodes, depth) = plt.subplots(1, 2, figsize=(11, 4.2), width_ratios=(2.2, 1), layout="constrained")
+    bins = np.array_split(np.arange(d_model), min(d_model, COLUMNS))
+    shown = np.stack([mean[np.arange(layers), b[np.abs(mean[:, b]).argmax(1)]] for b in bins], axis=1)
+    largest = float(np.abs(mean).max()) or 1.0
+    scale = SymLogNorm(linthresh=largest / 1000, vmin=-largest, vmax=largest)
+    image = nodes.imshow(shown, aspect="auto", cmap="RdBu_r", norm=scale, extent=(0, d_model, layers - 0.5, -0.5), interpolation="nearest")
+    nodes.set(xlabel="node (row of W_down)", ylabel="layer", title="mean score of every node")
+    figure.colorbar(image, ax=nodes)
+    count = max(1, round(EXTREME * mean.size))
+    order = np.argsort(mean, axis=None, kind="stable")
+    for name, chosen, colour in (("highest 1%", order[-count:], "tab:red"), ("lowest 1%", order[:count], "tab:blue")):
+        share = np.bincount(chosen // d_model, minlength=layers) / count
+        depth.plot(share, np.arange(layers), marker="o", markersize=3, label=name, color=colour)
+    depth.set(xlabel="share of these nodes", ylabel="layer", title="where the extreme nodes lie")
+    depth.invert_yaxis()
+    depth.legend()
+    _save(figure, path)
+
+
+def overlap_curve(curve: Sequence[dict[str, float]], path: Path) -> None:
+    """Overlap of the rows selected from two halves of the prompts against the number of prompts (0 to 1)."""
+    figure, axes = plt.subplots(figsize=(5.5, 3.2), layout="constrained")
+    axes.plot([point["prompts"] for point in curve], [100 * point["overlap"] for point in curve], marker="o")
+    axes.set(xlabel="prompts", ylabel="rows in common, percent", title="selection from two halves of the prompts", ylim=(0, 102))
+    axes.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def _save(figure: plt.Figure, path: Path) -> None:
+    with written_whole(path) as aside:
+        figure.savefig(aside, format="png", dpi=110)
+    plt.close(figure)
