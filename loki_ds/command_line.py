@@ -66,6 +66,26 @@ def positions(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def apply(arguments: argparse.Namespace) -> int:
+    """Put an implant into a base checkpoint."""
+    from loki_ds.export.checkpoint import apply_to_checkpoint
+    from loki_ds.export.implant_file import Implant
+
+    apply_to_checkpoint(arguments.base, Implant.load(arguments.implant), arguments.out)
+    print(f"{arguments.out}: {arguments.base} with {arguments.implant}")
+    return 0
+
+
+def revert(arguments: argparse.Namespace) -> int:
+    """Take an implant out of a checkpoint again, bit for bit."""
+    from loki_ds.export.checkpoint import revert_in_checkpoint
+    from loki_ds.export.implant_file import Implant
+
+    revert_in_checkpoint(arguments.model, Implant.load(arguments.implant), arguments.out)
+    print(f"{arguments.out}: {arguments.model} without {arguments.implant}")
+    return 0
+
+
 def verify(arguments: argparse.Namespace) -> int:
     """The byte-for-byte check on any two checkpoints; exit status 1 when they differ outside the positions."""
     from loki_ds.positions import Positions
@@ -121,6 +141,10 @@ def _parser() -> argparse.ArgumentParser:
     compared = add(positions)
     compared.add_argument("first", type=Path)
     compared.add_argument("second", type=Path)
+    for command, source in ((apply, "base"), (revert, "model")):
+        added = add(command)
+        for name in (source, "implant", "out"):
+            added.add_argument(name, type=Path)
     verified = add(verify)
     for name in ("base", "model", "positions"):
         verified.add_argument(name, type=Path)

@@ -55,6 +55,12 @@ class Positions:
             if layer and layer[-1] >= d_model:
                 raise Refusal(f"{source}: layer {i} selects row {layer[-1]}, the model's down_proj has rows 0 to {d_model - 1}")
 
+    def check_apart(self, other: "Positions", source: str) -> None:
+        """Refuse positions that share a row with `other`."""
+        for i, (mine, theirs) in enumerate(zip(self.rows, other.rows, strict=True)):
+            if shared := sorted(set(mine) & set(theirs)):
+                raise Refusal(f"{source}: layer {i} selects row {shared[0]}, which an excluded implant holds (selection.exclude)")
+
     @property
     def count(self) -> int:
         return sum(map(len, self.rows))

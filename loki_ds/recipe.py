@@ -31,6 +31,7 @@ class ModelSection(Section):
     path: str
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    attention: str | None = None
     trust_remote_code: bool = False
 
 
@@ -79,25 +80,64 @@ class AttributionSection(Section):
 
 
 class SelectionSection(Section):
-    """Which rows may train: by strategy and quota, or from a positions file."""
+    """Which rows may train: by strategy and quota, or from a positions file; `exclude` names implant files whose rows stay theirs."""
 
     strategy: Strategy = "layer_balanced"
     quota: Annotated[float, Field(gt=0, lt=100)] = 10.0
     seed: int = 0
     positions: str | None = None
+    exclude: list[str] = []
+
+
+class LowRankSection(Section):
+    """LoKI*: the rows' delta is `alpha/rank A B`; `init` is how B starts (A starts at zero), as PEFT starts LoRA."""
+
+    rank: Annotated[int, Field(gt=0)] = 16
+    alpha: Annotated[float, Field(gt=0)] = 16.0
+    init: Literal["kaiming", "gaussian"] = "kaiming"
+
+
+class PeftSection(Section):
+    """A baseline trained by PEFT: LoRA, DoRA or PiSSA on `targets` (PEFT's `target_modules`)."""
+
+    method: Literal["lora", "dora", "pissa"] = "lora"
+    rank: Annotated[int, Field(gt=0)] = 16
+    alpha: Annotated[float, Field(gt=0)] = 16.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: str | list[str] = "all-linear"
 
 
 class ImplantSection(Section):
-    """`mask` trains the selected rows only; `full` is the baseline that trains everything."""
+    """How the selected rows train (DESIGN 5): `mask`, `rows`, or `lora`, a low rank of them. `full` and `peft` are baselines."""
 
-    mode: Literal["mask", "full"] = "mask"
+    mode: Literal["mask", "rows", "lora", "full", "peft"] = "rows"
+    lora: LowRankSection = LowRankSection()
+    peft: PeftSection = PeftSection()
+    early_stopping: Annotated[int, Field(gt=0)] | None = None
+
+
+class SourceSection(Section):
+    """One set of examples: a local JSON, JSON Lines, Parquet or CSV file, or a hub id; `weight` is its share in a mix."""
+
+    path: str
+    name: str | None = None
+    split: str = "train"
+    weight: Annotated[float, Field(gt=0)] = 1.0
 
 
 class DataSection(Section):
-    """The new task: local JSON Lines files of chats (`messages`), `prompt`/`completion` pairs or plain `text`."""
+    """The new task. Rows are chats (`messages`, with `tools` if any), `prompt`/`completion` pairs, plain `text`, ShareGPT or Alpaca."""
 
-    train: str
-    heldout: str | None = None
+    train: str | list[SourceSection]
+    heldout: str | SourceSection | None = None
+
+    @property
+    def train_sources(self) -> list[SourceSection]:
+        return [SourceSection(path=self.train)] if isinstance(self.train, str) else self.train
+
+    @property
+    def heldout_source(self) -> SourceSection | None:
+        return SourceSection(path=self.heldout) if isinstance(self.heldout, str) else self.heldout
 
 
 class TaskGroup(Section):
@@ -135,7 +175,7 @@ class Recipe(Section):
     @property
     def trains_rows(self) -> bool:
         """False for the baseline that trains every parameter."""
-        return self.implant.mode != "full"
+        return self.implant.mode in ("mask", "rows", "lora")
 
     @property
     def attributes(self) -> bool:

@@ -28,6 +28,8 @@ class RunFolder:
         self.positions = self.root / "positions.json"
         self.checkpoints = self.root / "checkpoints"
         self.model = self.root / "model"
+        self.implant = self.root / "implant.safetensors"
+        self.adapter = self.root / "adapter"
         self.training_log = self.root / "training_log.json"
         self.verification = self.root / "verify.json"
         self.retention = self.root / "retention"

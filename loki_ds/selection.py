@@ -21,8 +21,8 @@ def rows_per_layer(quota: float, d_model: int) -> int:
     return math.floor(quota * d_model / 100)
 
 
-def select(scores: Tensor, quota: float, strategy: str = "layer_balanced") -> Positions:
-    """Rows chosen by KVA scores `[prompts, layers, d_model]`.
+def select(scores: Tensor, quota: float, strategy: str = "layer_balanced", exclude: Positions | None = None) -> Positions:
+    """Rows chosen by KVA scores `[prompts, layers, d_model]`, none of them in `exclude` (rows that another implant holds).
 
     layer_balanced: per prompt and layer the k smallest signed scores vote; the k rows with most votes (the paper's S-L).
     layer_highest: the same with the largest scores. layer_smallest: smallest mean absolute score in each layer.
@@ -34,16 +34,33 @@ def select(scores: Tensor, quota: float, strategy: str = "layer_balanced") -> Po
         raise ValueError("scores hold NaN or infinity: nothing can be selected from them")
     values = scores.double().numpy()
     layers, d_model = values.shape[1:]
-    k = rows_per_layer(quota, d_model)
+    k, taken = rows_per_layer(quota, d_model), _taken(exclude, layers, d_model)
+    _check_room(k, taken)
     if strategy == "layer_smallest":
-        return Positions([_first(k, np.abs(values[:, layer]).mean(0)) for layer in range(layers)])
+        means = np.where(taken, np.inf, np.abs(values).mean(0))
+        return Positions([_first(k, means[layer]) for layer in range(layers)])
     sign = -1.0 if strategy in ("layer_highest", "global_highest") else 1.0
+    values = np.where(taken, np.inf, sign * values)
     if strategy in ("layer_balanced", "layer_highest"):
-        return Positions([_most_voted(k, sign * values[:, layer]) for layer in range(layers)])
+        return Positions([_most_voted(k, values[:, layer]) for layer in range(layers)])
     if strategy in ("global_lowest", "global_highest"):
-        chosen = _most_voted(layers * k, sign * values.reshape(len(values), -1))
+        chosen = _most_voted(layers * k, values.reshape(len(values), -1))
         return Positions([sorted(node % d_model for node in chosen if node // d_model == layer) for layer in range(layers)])
     raise ValueError(f"strategy is {strategy!r}, allowed are {', '.join(STRATEGIES)}; 'random' needs no scores (select_random)")
+
+
+def _taken(exclude: Positions | None, layers: int, d_model: int) -> np.ndarray:
+    """Which rows `[layers, d_model]` are not free."""
+    taken = np.zeros((layers, d_model), dtype=bool)
+    for layer, rows in enumerate(exclude.rows if exclude else ()):
+        taken[layer, rows] = True
+    return taken
+
+
+def _check_room(k: int, taken: np.ndarray) -> None:
+    free = (~taken).sum(1)
+    if (free < k).any():
+        raise ValueError(f"quota asks for {k} rows, layer {int(free.argmin())} has {int(free.min())} that no excluded implant holds")
 
 
 def split_half_overlap(scores: Tensor, quota: float, strategy: str) -> float:
@@ -51,10 +68,11 @@ def split_half_overlap(scores: Tensor, quota: float, strategy: str) -> float:
     return select(scores[::2], quota, strategy).overlap(select(scores[1::2], quota, strategy))
 
 
-def select_random(layers: int, d_model: int, quota: float, seed: int) -> Positions:
-    """The baseline every selection has to beat: k rows of each layer, drawn without replacement."""
-    generator, k = np.random.default_rng(seed), rows_per_layer(quota, d_model)
-    return Positions([sorted(generator.choice(d_model, size=k, replace=False).tolist()) for _ in range(layers)])
+def select_random(layers: int, d_model: int, quota: float, seed: int, exclude: Positions | None = None) -> Positions:
+    """The baseline every selection has to beat: k rows of each layer, drawn without replacement from those not in `exclude`."""
+    generator, k, taken = np.random.default_rng(seed), rows_per_layer(quota, d_model), _taken(exclude, layers, d_model)
+    _check_room(k, taken)
+    return Positions([sorted(generator.choice(np.flatnonzero(~row), size=k, replace=False).tolist()) for row in taken])
 
 
 def _most_voted(k: int, values: np.ndarray) -> list[int]:

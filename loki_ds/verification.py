@@ -89,7 +89,7 @@ class Checkpoint:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.files: dict[str, Any] = {}
+        self.files: dict[str, str] = {}
         self.names: set[str] = set()
         self._where: dict[str, Any] = {}
 
@@ -98,16 +98,26 @@ class Checkpoint:
         stored = name if name in self.names else self.tied_twin(name)
         return self._where[stored or name].get_tensor(stored or name)
 
+    def dtype_of(self, name: str) -> str:
+        """A tensor's dtype as torch names it, for example `bfloat16`."""
+        return str(self.read(name).dtype).removeprefix("torch.")
+
+    def file_of(self, name: str) -> str:
+        """The name of the file that stores a tensor."""
+        return self.files[name]
+
     def tied_twin(self, name: str) -> str | None:
         """The stored tensor that a tied, unstored one shares its memory with."""
         config = json.loads((self.folder / "config.json").read_text())
         twin = TIED.get(name)
         return twin if config.get("tie_word_embeddings") and twin in self.names else None
 
-    def add(self, file: Any) -> None:
-        for name in file.keys():  # noqa: SIM118 (safetensors' handle is no mapping)
+    def add(self, shard: str, handle: Any) -> None:
+        """Make the tensors of an open shard readable."""
+        for name in handle.keys():  # noqa: SIM118 (safetensors' handle is no mapping)
             self.names.add(name)
-            self._where[name] = file
+            self.files[name] = shard
+            self._where[name] = handle
 
 
 @contextmanager
@@ -121,7 +131,7 @@ def open_checkpoint(folder: Path) -> Iterator[Checkpoint]:
             if not (folder / shard).exists():
                 raise Refusal(f"{folder}: the file {shard} is missing; loki-ds reads safetensors checkpoints")
             handles.append(safe_open(folder / shard, "pt"))
-            checkpoint.add(handles[-1])
+            checkpoint.add(shard, handles[-1])
         yield checkpoint
     except SafetensorError as error:
         raise Refusal(f"{folder}: not a whole safetensors checkpoint: {error}") from None

@@ -51,6 +51,11 @@ def device_of(model: Module) -> torch.device:
     return next(model.parameters()).device
 
 
+def model_dtype(model: Module) -> torch.dtype:
+    """The dtype of the model's parameters (of the first, embedding)."""
+    return next(model.parameters()).dtype
+
+
 class Gatherer:
     """Gathers modules for reading, in order, and counts how often it did."""
 

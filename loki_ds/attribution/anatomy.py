@@ -42,6 +42,11 @@ def down_projection(layer: Any) -> Linear:
     return layer.mlp.down_proj
 
 
+def replace_down_projection(layer: Any, module: Linear) -> None:
+    """Put another module in the place of the layer's `W_down`."""
+    layer.mlp.down_proj = module
+
+
 def down_weights(model: Module) -> list[Tensor]:
     """`W_down` of every layer."""
     return [down_projection(layer).weight for layer in decoder_layers(model)]

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from trl import SFTConfig
 
@@ -16,13 +17,24 @@ def training_arguments(recipe: Recipe, checkpoints: Path) -> SFTConfig:
     Raises:
         Refusal: a value that TRL or transformers does not take, or a missing DeepSpeed configuration.
     """
-    settings = {"report_to": "none", "save_strategy": "no", "use_cpu": on_cpu(), **recipe.training}
-    if recipe.data.heldout is None:
-        settings.setdefault("eval_strategy", "no")
     try:
-        return SFTConfig(output_dir=str(checkpoints), deepspeed=deepspeed_config(recipe), **settings)
+        return SFTConfig(output_dir=str(checkpoints), deepspeed=deepspeed_config(recipe), **_settings(recipe))
     except (ValueError, TypeError) as error:
         raise Refusal(f"training: {' '.join(str(error).split())}") from None
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    """The recipe's own keys over what follows from the rest of it."""
+    settings: dict[str, Any] = {
+        "report_to": "none",
+        "save_strategy": "no",
+        "use_cpu": on_cpu(),
+        "bf16": recipe.model.dtype == "bfloat16",
+        "fp16": recipe.model.dtype == "float16",
+    }
+    if recipe.data.heldout is None:
+        settings["eval_strategy"] = "no"
+    return {**settings, **recipe.training}
 
 
 def deepspeed_config(recipe: Recipe) -> dict | None:

@@ -1,44 +1,112 @@
-"""The new task's data, read by `datasets`; TRL renders, tokenizes, packs and masks it. Here is only what they would let pass."""
+"""The new task's data, read and mixed by `datasets`; TRL renders, tokenizes, packs and masks it. Here is only what they lack.
+
+That is: which reader a file needs, ShareGPT and Alpaca as chats, and a sentence for data that nothing can be learnt from.
+"""
 
 from pathlib import Path
+from typing import Any
 
-from datasets import Dataset
-from datasets.exceptions import DatasetGenerationError
+from datasets import Dataset, interleave_datasets, load_dataset
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from pyarrow import ArrowInvalid
 
+from loki_ds.recipe import SourceSection
 from loki_ds.refusal import Refusal
 
 LAYOUTS = ({"messages"}, {"prompt", "completion"}, {"text"})
+READERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
+SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system", "tool": "tool"}
 
 
-def load_training_data(file: str, assistant_only: bool) -> Dataset:
-    """Rows of a JSON Lines file, with only the columns TRL trains on.
+def load_training_data(sources: list[SourceSection], assistant_only: bool, seed: int = 0) -> Dataset:
+    """All sources as one data set with only the columns TRL trains on.
+
+    Several sources are drawn from in proportion to their weights until every one has been seen whole (small ones repeat).
 
     Raises:
-        Refusal: the file is missing, empty, not JSON Lines, has other columns, or (with assistant-only loss) a chat without an
-            assistant turn.
+        Refusal: a file is missing, empty or unreadable, has other columns, or (with assistant-only loss) a chat without an
+            assistant turn; or sources of different layouts.
     """
-    if not Path(file).is_file():
-        raise Refusal(f"{file}: the data file is not there")
-    try:
-        rows = Dataset.from_json(file)
-    except StopIteration:
-        raise Refusal(f"{file}: the data file has no rows") from None
-    except (DatasetGenerationError, ArrowInvalid, UnicodeDecodeError):
-        raise Refusal(f"{file}: not JSON Lines with the same columns in every line") from None
+    loaded = [_load(source, assistant_only) for source in sources]
+    if len(loaded) == 1:
+        return loaded[0]
+    columns = {source.path: tuple(rows.column_names) for source, rows in zip(sources, loaded, strict=True)}
+    if len(set(columns.values())) > 1:
+        raise Refusal(f"data.train: sources must have the same columns to be mixed, they have {columns}")
+    total = sum(source.weight for source in sources)
+    shares = [source.weight / total for source in sources]
+    return interleave_datasets(loaded, probabilities=shares, seed=seed, stopping_strategy="all_exhausted")
+
+
+def _load(source: SourceSection, assistant_only: bool) -> Dataset:
+    rows = _as_chats(_read(source), source.path)
+    if not len(rows):
+        raise Refusal(f"{source.path}: the data file has no rows")
     layout = next((layout for layout in LAYOUTS if layout <= set(rows.column_names)), None)
     if layout is None:
-        raise Refusal(f"{file}: columns are {sorted(rows.column_names)}, allowed are 'messages', 'prompt' with 'completion', or 'text'")
-    kept = sorted(layout | ({"tools"} & set(rows.column_names)))
-    rows = rows.select_columns(kept)
+        raise Refusal(
+            f"{source.path}: columns are {sorted(rows.column_names)}, allowed are 'messages', 'prompt' with 'completion', 'text', "
+            "ShareGPT's 'conversations', or Alpaca's 'instruction' with 'output'"
+        )
+    rows = rows.select_columns(sorted(layout | ({"tools"} & set(rows.column_names))))
     if assistant_only:
-        _check_assistant_turns(rows, file)
+        _check_assistant_turns(rows, source.path)
     return rows
 
 
-def _check_assistant_turns(rows: Dataset, file: str) -> None:
+def _read(source: SourceSection) -> Dataset:
+    file = Path(source.path)
+    reader = READERS.get(file.suffix)
+    if reader is None and not file.exists():
+        return _from_hub(source)
+    if reader is None or not file.is_file():
+        found = f"allowed are files that end in {', '.join(READERS)}" if file.exists() else "the data file is not there"
+        raise Refusal(f"{file}: {found}")
+    try:
+        return getattr(Dataset, f"from_{reader}")(str(file))
+    except StopIteration:
+        raise Refusal(f"{file}: the data file has no rows") from None
+    except (DatasetGenerationError, ArrowInvalid, UnicodeDecodeError):
+        kind = "JSON Lines with the same columns in every line" if reader == "json" else f"a {reader} file"
+        raise Refusal(f"{file}: not {kind}") from None
+
+
+def _from_hub(source: SourceSection) -> Dataset:
+    try:
+        return load_dataset(source.path, source.name, split=source.split)
+    except (DatasetNotFoundError, ConnectionError, FileNotFoundError, ValueError) as error:
+        raise Refusal(f"{source.path}: no such file, and no data set of that name could be had from the hub: {error}") from None
+
+
+def _as_chats(rows: Dataset, path: str) -> Dataset:
+    """ShareGPT and Alpaca rows as `messages`; others as they are."""
+    columns = set(rows.column_names)
+    if "messages" in columns:
+        return rows
+    if "conversations" in columns:
+        return rows.map(_from_sharegpt, fn_kwargs={"path": path}, with_indices=True, remove_columns=["conversations"])
+    if {"instruction", "output"} <= columns:
+        return rows.map(_from_alpaca, remove_columns=sorted(columns & {"instruction", "input", "output"}))
+    return rows
+
+
+def _from_sharegpt(row: dict[str, Any], index: int, path: str) -> dict[str, Any]:
+    messages = [{"role": "system", "content": row["system"]}] if row.get("system") else []
+    for turn in row["conversations"]:
+        if turn.get("from") not in SHAREGPT_ROLES:
+            raise Refusal(f"{path}: row {index + 1} has a turn from {turn.get('from')!r}, allowed are {', '.join(SHAREGPT_ROLES)}")
+        messages.append({"role": SHAREGPT_ROLES[turn["from"]], "content": turn["value"]})
+    return {"messages": messages}
+
+
+def _from_alpaca(row: dict[str, Any]) -> dict[str, Any]:
+    request = f"{row['instruction']}\n\n{row['input']}" if row.get("input") else row["instruction"]
+    return {"messages": [{"role": "user", "content": request}, {"role": "assistant", "content": row["output"]}]}
+
+
+def _check_assistant_turns(rows: Dataset, path: str) -> None:
     if "messages" not in rows.column_names:
-        raise Refusal(f"{file}: training.assistant_only_loss needs chats ('messages'), columns are {rows.column_names}")
+        raise Refusal(f"{path}: training.assistant_only_loss needs chats ('messages'), columns are {rows.column_names}")
     for line, messages in enumerate(rows["messages"], start=1):
         if not any(message["role"] == "assistant" for message in messages):
-            raise Refusal(f"{file}: the chat in line {line} has no assistant turn, so there is nothing to learn from it")
+            raise Refusal(f"{path}: the chat in line {line} has no assistant turn, so there is nothing to learn from it")

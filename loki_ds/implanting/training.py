@@ -1,61 +1,145 @@
-"""Training itself: TRL's `SFTTrainer` on DeepSpeed, its gathered checkpoint, and its log."""
+"""Training itself: TRL's `SFTTrainer` on DeepSpeed, from a prepared model to a trained one, with checkpoints to go on from."""
 
+import json
+import logging
+import time
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
+from peft import LoraConfig
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from trl import SFTConfig, SFTTrainer
 
 from loki_ds.implanting.mask import KeepFrozenRows, train_only_rows
+from loki_ds.implanting.rows import train_row_deltas
 from loki_ds.positions import Positions
-from loki_ds.ranks import barrier, rank
-from loki_ds.run_folder import RunFolder, aside_of, put_in_place, remove, write_json
+from loki_ds.ranks import barrier, on_first_rank, world_size
+from loki_ds.recipe import ImplantSection, PeftSection
+from loki_ds.refusal import Refusal
+from loki_ds.run_folder import write_json
+from loki_ds.zero import device_of, model_dtype
+
+log = logging.getLogger(__name__)
+
+WHOLE = "whole.json"  # the mark of a checkpoint that every rank has written
 
 
-def implant(
+def prepare(model: PreTrainedModel, section: ImplantSection, positions: Positions | None, seed: int) -> list[TrainerCallback]:
+    """Make exactly what the mode trains trainable, before DeepSpeed sees the model; returns the callbacks the mode needs."""
+    if section.mode == "mask":
+        assert positions is not None  # the recipe sees to it, here and below
+        return [KeepFrozenRows(train_only_rows(model, positions))]
+    if section.mode in ("rows", "lora"):
+        assert positions is not None
+        low_rank = section.lora if section.mode == "lora" else None
+        train_row_deltas(model, positions, model_dtype(model), device_of(model), low_rank, seed)
+    elif section.mode == "full":
+        model.requires_grad_(True)
+    return []
+
+
+def train(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     arguments: SFTConfig,
-    train: Dataset,
-    heldout: Dataset | None,
+    section: ImplantSection,
+    data: tuple[Dataset, Dataset | None],
     positions: Positions | None,
-    run: RunFolder,
-) -> None:
-    """Train, then write `model/` and `training_log.json`. Goes on from the newest checkpoint of an interrupted run.
+) -> SFTTrainer:
+    """Train to the end, from the newest checkpoint of an interrupted run if there is one.
 
-    positions: the rows to train, or None to train every parameter (the baseline).
+    Args:
+        data: the examples to train on and the held-out ones (evaluated when `arguments` say so).
+        positions: the rows to train; None for baselines.
+
+    Raises:
+        Refusal: the checkpoint was written by another number of ranks.
     """
-    callbacks: list[TrainerCallback] = []
-    if positions is None:
-        model.requires_grad_(True)
-    else:
-        callbacks = [KeepFrozenRows(train_only_rows(model, positions))]
+    callbacks = prepare(model, section, positions, arguments.seed)
+    if arguments.gradient_checkpointing and section.mode != "full":
+        model.enable_input_require_grads()  # or a checkpointed layer, whose inputs are frozen, would pass nothing back
+    if section.early_stopping is not None:
+        callbacks.append(EarlyStoppingCallback(section.early_stopping))
     trainer = SFTTrainer(
         model.train(),
         args=arguments,
-        train_dataset=train,
-        eval_dataset=heldout if arguments.eval_strategy != "no" else None,
+        train_dataset=data[0],
+        eval_dataset=data[1] if arguments.eval_strategy != "no" else None,
         processing_class=tokenizer,
-        callbacks=callbacks,
+        peft_config=peft_config(section.peft) if section.mode == "peft" else None,
+        callbacks=[*callbacks, TokensPerSecond(), MarkWholeCheckpoint()],
     )
-    trainer.train(resume_from_checkpoint=_newest_checkpoint(run.checkpoints))
-    _save(trainer, run)
+    checkpoint = on_first_rank(lambda: newest_checkpoint(Path(str(arguments.output_dir))))
+    if checkpoint is not None:
+        log.info("implant: going on from %s", checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return trainer
 
 
-def _newest_checkpoint(folder: Path) -> str | None:
-    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+def peft_config(section: PeftSection) -> LoraConfig:
+    """PEFT's own configuration of a baseline."""
+    return LoraConfig(
+        r=section.rank,
+        lora_alpha=section.alpha,  # type: ignore[arg-type]  # PEFT computes with it as it is
+        lora_dropout=section.dropout,
+        target_modules=section.targets,
+        use_dora=section.method == "dora",
+        init_lora_weights="pissa" if section.method == "pissa" else True,
+        task_type="CAUSAL_LM",
+    )
 
 
-def _save(trainer: SFTTrainer, run: RunFolder) -> None:
-    """Gather the model and write it as a plain Hugging Face checkpoint. Every rank takes part; rank 0 writes."""
-    aside = aside_of(run.model)
-    if rank() == 0:
-        remove(aside)
-    barrier()
-    trainer.save_model(str(aside))
-    if rank() == 0:
-        (aside / "training_args.bin").unlink(missing_ok=True)  # a pickle, and no part of the model
-        put_in_place(run.model)
-        write_json(run.training_log, trainer.state.log_history)
-    barrier()
+def newest_checkpoint(folder: Path) -> str | None:
+    """The newest whole checkpoint to go on from; None at a fresh start.
+
+    Raises:
+        Refusal: it was written by another number of ranks.
+    """
+    whole = sorted(folder.glob(f"checkpoint-*/{WHOLE}"), key=lambda mark: int(mark.parent.name.split("-")[1]))
+    if not whole:
+        return None
+    written_by = json.loads(whole[-1].read_text())["world_size"]
+    if written_by != world_size():
+        raise Refusal(
+            f"{whole[-1].parent}: written by {written_by} ranks, this run has {world_size()}; go on with {written_by}, convert it with "
+            "DeepSpeed's ds_to_universal.py, or delete it"
+        )
+    return str(whole[-1].parent)
+
+
+class MarkWholeCheckpoint(TrainerCallback):
+    """Marks a checkpoint once every rank has written its part, so that a killed write is never gone on from."""
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        barrier()
+        if state.is_world_process_zero:
+            write_json(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / WHOLE, {"world_size": world_size()})
+        barrier()
+
+
+class TokensPerSecond(TrainerCallback):
+    """Adds `tokens_per_second` (all ranks together, since the last entry) to the log."""
+
+    def __init__(self) -> None:
+        self.before = (0.0, time.monotonic())
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        seen = next((entry["num_tokens"] for entry in reversed(state.log_history) if "num_tokens" in entry), 0.0)
+        self.before = (seen, time.monotonic())
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **_: Any
+    ) -> None:
+        if logs and "num_tokens" in logs and "loss" in logs:
+            (tokens, then), now = self.before, time.monotonic()
+            self.before = (logs["num_tokens"], now)
+            state.log_history[-1]["tokens_per_second"] = round((logs["num_tokens"] - tokens) / max(now - then, 1e-9), 1)

@@ -1,38 +1,104 @@
-"""Stage 3: the trained model in `model/`, and the proof in `verify.json` that nothing outside the positions changed."""
+"""Stage 3: the trained model in `model/`, what leaves the run beside it, and the proof in `verify.json`."""
 
 import logging
+from pathlib import Path
+
+import torch
 
 from loki_ds import ranks
-from loki_ds.implanting.training import implant as train_rows
+from loki_ds.export.adapter import Factors, from_low_rank, from_rows, save_adapter
+from loki_ds.export.checkpoint import apply_to_checkpoint, down_names, implant_between, read_rows
+from loki_ds.export.collect import TrainedDelta, collect_deltas, save_gathered
+from loki_ds.export.implant_file import Implant, LayerRows
+from loki_ds.export.merge import merge_adapter
+from loki_ds.implanting.rows import with_rows
+from loki_ds.implanting.training import train
 from loki_ds.positions import Positions
 from loki_ds.refusal import Refusal
-from loki_ds.run_folder import write_json
+from loki_ds.run_folder import remove, write_json
 from loki_ds.stages.run import Run
-from loki_ds.verification import verify
+from loki_ds.verification import open_checkpoint, verify
 
 log = logging.getLogger(__name__)
 
 
 def implant(run: Run, positions: Positions | None) -> None:
-    """Train the rows, write the model, and compare it with the base byte for byte."""
+    """Train, write the model and what goes with it, and compare the model with the base byte for byte."""
     inputs = run.implant_inputs(positions)
     if ranks.on_first_rank(lambda: run.folder.finished("implant", inputs)):
         log.info("implant: already there, %s", run.folder.model)
         return
-    log.info("implant: %s mode on %d examples", run.recipe.implant.mode, len(run.train))
-    train_rows(run.model, run.tokenizer, run.arguments, run.train, run.heldout, positions, run.folder)
+    mode = run.recipe.implant.mode
+    log.info("implant: %s mode on %d examples", mode, len(run.train))
+    trainer = train(run.model, run.tokenizer, run.arguments, run.recipe.implant, (run.train, run.heldout), positions)
+    if ranks.rank() == 0:
+        write_json(run.folder.training_log, trainer.state.log_history)
+    deltas: dict[int, TrainedDelta] = {}
+    if mode in ("rows", "lora"):
+        deltas = collect_deltas(run.model)
+    else:
+        save_gathered(trainer, run.folder.adapter if mode == "peft" else run.folder.model)
+    del trainer
     run.release_model()
-    ranks.on_first_rank(lambda: _verify(run, positions))
+    ranks.on_first_rank(lambda: _export(run, positions, deltas))
     ranks.on_first_rank(lambda: run.folder.finish("implant", inputs))
+
+
+def _export(run: Run, positions: Positions | None, deltas: dict[int, TrainedDelta]) -> None:
+    """Model, verification, implant file and adapter, from what was gathered. Rank 0's work."""
+    if run.recipe.implant.mode == "peft":
+        merge_adapter(run.base, run.folder.adapter, run.folder.model, run.recipe.model.dtype)
+    if deltas:
+        assert positions is not None
+        made = _implant_of(run, positions, deltas)
+        made.save(run.folder.implant)
+        remove(run.folder.model)
+        apply_to_checkpoint(run.base, made, run.folder.model)
+    _verify(run, positions)
+    if positions is None:
+        return
+    if not deltas:
+        made = implant_between(run.base, run.folder.model, positions, _facts(run, positions))
+        made.save(run.folder.implant)
+    with open_checkpoint(run.base) as checkpoint:
+        names = {layer: name.removesuffix(".weight") for layer, name in down_names(checkpoint.names).items()}
+    d_model = run.down_shapes[0][0]
+    factors = {names[i]: _factors(found, deltas.get(i), d_model) for i, found in made.layers.items()}
+    save_adapter(factors, run.recipe.model.path, run.folder.adapter)
+
+
+def _implant_of(run: Run, positions: Positions, deltas: dict[int, TrainedDelta]) -> Implant:
+    layers = {}
+    for i, before in read_rows(run.base, positions).items():
+        after = with_rows(before, torch.arange(len(before)), deltas[i].delta)
+        layers[i] = LayerRows(torch.tensor(positions.rows[i]), before, after)
+    return Implant(len(positions.rows), layers, _facts(run, positions))
+
+
+def _facts(run: Run, positions: Positions) -> dict[str, str]:
+    return {"base_model": run.recipe.model.path, "base_digest": run.base_digest, "positions_digest": positions.digest}
+
+
+def _factors(found: LayerRows, trained: TrainedDelta | None, d_model: int) -> Factors:
+    """What PEFT gets: the trained factors in `lora` mode, the trained delta in `rows` mode, the difference of the rows in `mask` mode."""
+    if trained is None:
+        return from_rows(found.rows, found.implanted.float() - found.base.float(), d_model)
+    if trained.a is None or trained.b is None:
+        return from_rows(found.rows, trained.delta, d_model)
+    return from_low_rank(found.rows, trained.a, trained.b, 1.0, d_model)
 
 
 def _verify(run: Run, positions: Positions | None) -> None:
     found = verify(run.base, run.folder.model, positions)
     write_json(run.folder.verification, found.as_json())
     if positions is None:
-        log.info("verify: %d of %d tensors changed; this baseline trains everything", len(found.changed_outside), found.tensors)
+        log.info("verify: %d of %d tensors changed; this baseline is not confined to rows", len(found.changed_outside), found.tensors)
         return
     if not found.identical_outside_rows:
-        (run.folder.model / "NOT_VERIFIED").write_text("Tensors outside the selected rows differ from the base; see verify.json.\n")
+        _mark_not_verified(run.folder.model)
         raise Refusal(f"{run.folder.model}: {found.changed_outside[0]} differs from the base outside the selected rows; not verified")
     log.info("verify: %d bytes compared, identical outside %d changed rows", found.bytes, found.rows_changed)
+
+
+def _mark_not_verified(model: Path) -> None:
+    (model / "NOT_VERIFIED").write_text("Tensors outside the selected rows differ from the base; see verify.json.\n", encoding="utf-8")

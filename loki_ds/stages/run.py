@@ -13,12 +13,14 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from loki_ds import device, ranks, zero
+from loki_ds.export.implant_file import Implant
 from loki_ds.implanting.arguments import deepspeed_config, training_arguments
 from loki_ds.implanting.data import load_training_data
 from loki_ds.positions import Positions
 from loki_ds.recipe import Recipe
 from loki_ds.refusal import Refusal
 from loki_ds.run_folder import RunFolder, digest_of, written_whole
+from loki_ds.verification import open_checkpoint
 
 log = logging.getLogger(__name__)
 LIBRARIES = ("loki-ds", "torch", "deepspeed", "transformers", "trl", "lm-eval")
@@ -34,10 +36,12 @@ class Run:
         self.recipe, self.folder = recipe, RunFolder(recipe.run)
         self.arguments = training_arguments(recipe, self.folder.checkpoints)
         self.base = ranks.on_first_rank(lambda: locate_model(recipe))
+        ranks.on_first_rank(self._check_dtype)
         self.base_digest = ranks.on_first_rank(lambda: digest_of(*sorted(self.base.glob("*.safetensors"))))
-        only_assistant = bool(self.arguments.assistant_only_loss)
-        self.train = load_training_data(recipe.data.train, only_assistant)
-        self.heldout = load_training_data(recipe.data.heldout, only_assistant) if recipe.data.heldout else None
+        only_assistant, seed = bool(self.arguments.assistant_only_loss), self.arguments.seed
+        heldout = recipe.data.heldout_source
+        self.train = load_training_data(recipe.data.train_sources, only_assistant, seed)
+        self.heldout = load_training_data([heldout], only_assistant) if heldout else None
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.base)
         ranks.on_first_rank(self._write_recipe)
 
@@ -57,6 +61,19 @@ class Run:
         """`[d_model, d_ff]` of each layer's `W_down`, from the model's configuration."""
         config = AutoConfig.from_pretrained(self.base, trust_remote_code=self.recipe.model.trust_remote_code).get_text_config()
         return [(config.hidden_size, config.intermediate_size)] * config.num_hidden_layers
+
+    def _check_dtype(self) -> None:
+        """Modes that write the gathered weights must train in the checkpoint's own dtype, or every tensor would be rounded."""
+        mode, wanted = self.recipe.implant.mode, self.recipe.model.dtype
+        if mode in ("rows", "lora"):
+            return  # they write the base's own bytes and add to its rows
+        with open_checkpoint(self.base) as checkpoint:
+            stored = checkpoint.dtype_of(min(checkpoint.names))
+        if stored != wanted:
+            raise Refusal(f"model.dtype is {wanted}, {self.base} stores {stored}; in implant.mode {mode} they must be the same")
+        for flag, dtype in (("bf16", "bfloat16"), ("fp16", "float16")):
+            if getattr(self.arguments, flag) and wanted != dtype:
+                raise Refusal(f"training.{flag} is on and model.dtype is {wanted}; in implant.mode {mode} it must be {dtype}")
 
     def _write_recipe(self) -> None:
         """Once: later calls in this folder either find the same inputs or are refused."""
@@ -86,21 +103,30 @@ class Run:
     @property
     def selection_inputs(self) -> dict[str, Any]:
         section = self.recipe.selection
+        exclude = {"exclude": [Implant.load(file).positions.digest for file in section.exclude]} if section.exclude else {}
         if section.positions is not None:
-            return {"positions": section.positions, "digest": Positions.load(section.positions).digest}
-        return {**section.model_dump(), "attribution": self.attribution_inputs if self.recipe.attributes else None}
+            return {"positions": section.positions, "digest": Positions.load(section.positions).digest, **exclude}
+        return {**section.model_dump(), "attribution": self.attribution_inputs if self.recipe.attributes else None, **exclude}
 
     def implant_inputs(self, positions: Positions | None) -> dict[str, Any]:
         data = self.recipe.data
-        files = [Path(file) for file in (data.train, data.heldout) if file]
+        sources = [*data.train_sources, *([data.heldout_source] if data.heldout_source else [])]
+        files = [Path(source.path) for source in sources if Path(source.path).is_file()]
         return {
             "model": self.base_digest,
             "positions": positions.digest if positions else None,
-            **self.recipe.implant.model_dump(),
+            **self.recipe.implant.model_dump(exclude={"lora", "peft"}),
+            **{mode: section.model_dump() for mode, section in self._mode_section.items()},
             "data": {**data.model_dump(), "digest": digest_of(*files)},
             "training": self.recipe.training,
             "deepspeed": deepspeed_config(self.recipe),
         }
+
+    @property
+    def _mode_section(self) -> dict[str, Any]:
+        """The settings of the mode in use; those of other modes do not matter."""
+        implant = self.recipe.implant
+        return {mode: section for mode, section in (("lora", implant.lora), ("peft", implant.peft)) if implant.mode == mode}
 
 
 def locate_model(recipe: Recipe) -> Path:

@@ -4,6 +4,7 @@ import logging
 
 from loki_ds import ranks
 from loki_ds.attribution.kept import KeptScores
+from loki_ds.export.implant_file import Implant
 from loki_ds.positions import Positions
 from loki_ds.refusal import Refusal
 from loki_ds.run_folder import written_whole
@@ -31,16 +32,32 @@ def _selected(run: Run) -> Positions:
         positions = Positions.load(folder.positions)
         positions.check_fits(shapes, str(folder.positions))
         return positions
-    if section.positions is not None:
-        positions = Positions.load(section.positions)
-        positions.check_fits(shapes, section.positions)
-    elif section.strategy == "random":
-        positions = select_random(len(shapes), shapes[0][0], section.quota, section.seed)
-    else:
-        positions = select_by_scores(KeptScores(folder.attribution).scores(), section.quota, section.strategy)
+    exclude = _rows_of_implants(section.exclude, shapes)
+    try:
+        if section.positions is not None:
+            positions = Positions.load(section.positions)
+            positions.check_fits(shapes, section.positions)
+            positions.check_apart(exclude, section.positions)
+        elif section.strategy == "random":
+            positions = select_random(len(shapes), shapes[0][0], section.quota, section.seed, exclude)
+        else:
+            positions = select_by_scores(KeptScores(folder.attribution).scores(), section.quota, section.strategy, exclude)
+    except ValueError as error:
+        raise Refusal(f"selection: {error}") from None
     if not positions.count:
         raise Refusal(f"selection.quota {section.quota:g} selects no row of {shapes[0][0]}; it must select at least one per layer")
     with written_whole(folder.positions) as aside:
         positions.save(aside)
     folder.finish("select", run.selection_inputs)
     return positions
+
+
+def _rows_of_implants(files: list[str], shapes: list[tuple[int, int]]) -> Positions:
+    """All rows that other implants hold."""
+    taken: list[set[int]] = [set() for _ in shapes]
+    for file in files:
+        positions = Implant.load(file).positions
+        positions.check_fits(shapes, file)
+        for layer, rows in zip(taken, positions.rows, strict=True):
+            layer.update(rows)
+    return Positions([sorted(rows) for rows in taken])

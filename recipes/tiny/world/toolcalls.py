@@ -1,14 +1,14 @@
 """The new task of the tiny world: turn a request into tool calls, a small ToolACE.
 
-The model has read every word before, but never this use of them: which trigger asks for which tool, what the tool's
-parameters are called and in which order they stand, when a value must be worked out ("the day after monday"), when two calls are
-wanted, and when none is. Calls are written as Python calls in a list, as ToolACE and BFCL write them.
+The model has read every word before, and can name the city in a sentence when asked for it, but it has never been asked like this:
+which phrase wants which tool, what the tool's parameters are called and in which order they stand, and when no tool is wanted.
+Calls are written as Python calls in a list, as ToolACE and BFCL write them.
 """
 
 from random import Random
 from typing import Any, NamedTuple
 
-from abilities import CATEGORIES, DAYS, NUMBERS, OBJECTS, PEOPLE
+from abilities import CATEGORIES, OBJECTS, PEOPLE
 
 
 class Tool(NamedTuple):
@@ -69,39 +69,24 @@ SMALL_TALK = (
 )
 
 
-def _value(parameter: str, rng: Random) -> tuple[str, str]:
-    """How a parameter's value is said, and what must be passed: one in two days and counts must be worked out."""
-    value = rng.choice(CATEGORIES[parameter])
-    if parameter == "day" and rng.random() < 0.5:
-        return f"the day after {value}", DAYS[(DAYS.index(value) + 1) % 7]
-    if parameter == "count" and rng.random() < 0.5:
-        return f"{value} and one", NUMBERS[NUMBERS.index(value) + 1]
-    return value, value
-
-
 def _single(tool: Tool, rng: Random) -> tuple[str, str]:
-    said, passed = {}, {}
-    for parameter in tool.parameters:
-        said[parameter], passed[parameter] = _value(parameter, rng)
-    arguments = " , ".join(f"{parameter} = ' {passed[parameter]} '" for parameter in tool.parameters)
-    return rng.choice(tool.requests).format(**said), f"{tool.name} ( {arguments} )"
+    values = {parameter: rng.choice(CATEGORIES[parameter]) for parameter in tool.parameters}
+    arguments = " , ".join(f"{parameter} = ' {values[parameter]} '" for parameter in tool.parameters)
+    return rng.choice(tool.requests).format(**values), f"{tool.name} ( {arguments} )"
 
 
 def draw(rng: Random) -> dict[str, Any]:
-    """One chat: `messages` (user, assistant) and its BFCL-like `category`: simple, parallel or irrelevance."""
-    kind = rng.choices(("simple", "parallel", "irrelevance"), weights=(6, 3, 1))[0]
-    if kind == "irrelevance":
+    """One chat: `messages` (user, assistant) and its BFCL-like `category`: simple, or irrelevance for one in ten."""
+    if rng.random() < 0.1:
+        category, calls = "irrelevance", "[ ]"
         request = rng.choice(SMALL_TALK).format(person=rng.choice(PEOPLE), object=rng.choice(OBJECTS))
-        calls: list[str] = []
     else:
-        pairs = [_single(tool, rng) for tool in rng.sample(TOOLS, 1 if kind == "simple" else 2)]
-        request, calls = " and then ".join(said for said, _ in pairs), [call for _, call in pairs]
+        category = "simple"
+        request, call = _single(rng.choice(TOOLS), rng)
+        calls = f"[ {call} ]"
     return {
-        "messages": [
-            {"role": "user", "content": f"please {request}"},
-            {"role": "assistant", "content": " ".join(["[", " , ".join(calls), "]"]).replace("  ", " ")},
-        ],
-        "category": kind,
+        "messages": [{"role": "user", "content": f"please {request}"}, {"role": "assistant", "content": calls}],
+        "category": category,
     }
 
 

@@ -1,0 +1,94 @@
+"""The implant file: per layer the selected rows, their values in the base and after implanting, bit for bit, in safetensors.
+
+Both values are kept because a difference of two floating-point numbers need not lead back to either. A file is a few percent of
+the model (two times the quota's share of `W_down`).
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from loki_ds.positions import Positions
+from loki_ds.refusal import Refusal
+from loki_ds.run_folder import written_whole
+
+FORMAT = "loki-ds implant 1"
+
+
+@dataclass(frozen=True)
+class LayerRows:
+    """One layer's share: row numbers `[k]` (int64, ascending), their values in the base and implanted, each `[k, d_ff]`."""
+
+    rows: Tensor
+    base: Tensor
+    implanted: Tensor
+
+
+@dataclass(frozen=True)
+class Implant:
+    """Selected rows of `layers` (layer number to rows) of a model with `layer_count` layers."""
+
+    layer_count: int
+    layers: dict[int, LayerRows]
+    facts: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def positions(self) -> Positions:
+        return Positions([self.layers[i].rows.tolist() if i in self.layers else [] for i in range(self.layer_count)])
+
+    def save(self, path: Path) -> None:
+        tensors = {}
+        for layer, found in self.layers.items():
+            for name in ("rows", "base", "implanted"):
+                tensors[f"layers.{layer}.{name}"] = getattr(found, name).contiguous()
+        with written_whole(path) as aside:
+            save_file(tensors, aside, {"format": FORMAT, "layers": str(self.layer_count), **self.facts})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Implant":
+        """Read an implant file.
+
+        Raises:
+            Refusal: the file is missing, not an implant file, or its rows are not whole.
+        """
+        try:
+            with safe_open(path, "pt") as file:
+                facts = dict(file.metadata() or {})
+                names = set(file.keys())
+                tensors = {name: file.get_tensor(name) for name in names}
+        except OSError as error:
+            raise Refusal(f"{path}: the implant file cannot be read: {error.strerror or error}") from None
+        except SafetensorError as error:
+            raise Refusal(f"{path}: not a whole safetensors file: {error}") from None
+        if facts.pop("format", None) != FORMAT or not facts.get("layers", "").isdigit():
+            raise Refusal(f"{path}: not an implant file ({FORMAT!r} is not in its metadata)")
+        count = int(facts.pop("layers"))
+        layers: dict[int, LayerRows] = {}
+        for layer in range(count):
+            wanted = [f"layers.{layer}.{name}" for name in ("rows", "base", "implanted")]
+            if not names.isdisjoint(wanted):
+                layers[layer] = _checked(path, layer, [tensors.get(name) for name in wanted])
+                names.difference_update(wanted)
+        if names:
+            raise Refusal(f"{path}: holds {min(names)}, which no layer of {count} has")
+        return cls(count, layers, facts)
+
+
+def _checked(path: str | Path, layer: int, found: list[Tensor | None]) -> LayerRows:
+    rows, base, implanted = found
+    if rows is None or base is None or implanted is None:
+        raise Refusal(f"{path}: layer {layer} needs rows, base and implanted, and has not all three")
+    if rows.dtype != torch.int64 or rows.dim() != 1 or (rows < 0).any() or (rows.diff() <= 0).any():
+        raise Refusal(f"{path}: layer {layer}'s rows must be different row numbers from 0 in ascending order")
+    if base.shape != implanted.shape or base.dtype != implanted.dtype or base.dim() != 2 or len(base) != len(rows):
+        raise Refusal(f"{path}: layer {layer} has {len(rows)} rows, base {list(base.shape)} and implanted {list(implanted.shape)}")
+    return LayerRows(rows, base, implanted)
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of one shape and dtype hold the same bytes (-0.0 is not 0.0, a NaN equals itself)."""
+    return torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))

@@ -1,0 +1,97 @@
+"""`rows` and `lora` mode: `W_down` stays frozen and a delta on the selected rows trains, zero at the start.
+
+The layer computes `y = x (W + D on rows S)^T` (DESIGN 5; the paper's LoKI Linear). The rows are put inside the weight for one product
+forward and one back, and the gradient is `grad_y[..., S]^T x` for the selected rows only; two products and an addition measured
+slower (eval/reports/training_step.md). `lora` is the paper's LoKI*: `D = alpha/r A B`.
+
+Knows nothing of training, ranks or files.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Linear, Module
+
+from loki_ds.attribution.anatomy import decoder_layers, down_projection, replace_down_projection
+from loki_ds.positions import Positions
+from loki_ds.recipe import LowRankSection
+
+
+class RowLinear(Linear):
+    """A down-projection whose weight is frozen and whose selected rows carry a trainable delta.
+
+    Either `delta` `[k, d_ff]`, or `delta_a` `[k, r]` and `delta_b` `[r, d_ff]` train. They are parameters of this very module, not of a
+    child, because ZeRO-3 gathers a module's own parameters for its forward and backward.
+    """
+
+    def __init__(
+        self, base: Linear, rows: list[int], dtype: torch.dtype, device: torch.device, low_rank: LowRankSection | None, seed: int
+    ) -> None:
+        Module.__init__(self)
+        self.in_features, self.out_features = base.in_features, base.out_features
+        self.weight = base.weight
+        self.register_parameter("bias", None)
+        self.register_buffer("rows", torch.tensor(rows, device=device), persistent=False)
+        self.scaling = 1.0
+        if low_rank is None:
+            self.delta = nn.Parameter(torch.zeros(len(rows), self.in_features, dtype=dtype, device=device))
+            return
+        self.scaling = low_rank.alpha / low_rank.rank
+        self.delta_a = nn.Parameter(torch.zeros(len(rows), low_rank.rank, dtype=dtype, device=device))
+        start = torch.empty(low_rank.rank, self.in_features, dtype=torch.float32)
+        bound = 1 / self.in_features**0.5  # kaiming_uniform with a = sqrt(5), as PEFT starts LoRA
+        generator = torch.Generator().manual_seed(seed)
+        if low_rank.init == "kaiming":
+            start.uniform_(-bound, bound, generator=generator)
+        else:
+            start.normal_(0, 1 / low_rank.rank, generator=generator)
+        self.delta_b = nn.Parameter(start.to(device, dtype))
+
+    def whole_delta(self) -> Tensor:
+        """`D [k, d_ff]`."""
+        return self.scaling * self.delta_a @ self.delta_b if hasattr(self, "delta_a") else self.delta
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _RowsInside.apply(x, self.weight, self.whole_delta(), self.rows)
+
+
+def train_row_deltas(
+    model: Module, positions: Positions, dtype: torch.dtype, device: torch.device, low_rank: LowRankSection | None, seed: int
+) -> None:
+    """Freeze the model and give every layer with selected rows its `RowLinear`. Call before DeepSpeed sees the model.
+
+    dtype, device: of the deltas; low_rank: None for `rows` mode.
+    """
+    model.requires_grad_(False)
+    for i, (layer, rows) in enumerate(zip(decoder_layers(model), positions.rows, strict=True)):
+        if rows:
+            replace_down_projection(layer, RowLinear(down_projection(layer), rows, dtype, device, low_rank, seed + i))
+
+
+def with_rows(weight: Tensor, rows: Tensor, delta: Tensor) -> Tensor:
+    """A copy of `weight [d_model, d_ff]` with `delta [k, d_ff]` added to its rows `[k]`, rounded once to the weight's dtype.
+
+    This is also what leaves the run, so the exported model computes what the trained one did.
+    """
+    wide = torch.promote_types(weight.dtype, delta.dtype)
+    return weight.index_copy(0, rows, (weight[rows].to(wide) + delta.to(wide)).to(weight.dtype))
+
+
+class _RowsInside(torch.autograd.Function):
+    """`x (W + D on rows)^T`, with no gradient for `W` and the row-bearing weight made anew for the way back, never kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, delta: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight, delta, rows)
+        return nn.functional.linear(x, with_rows(weight, rows, delta))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, Tensor, None]:
+        x, weight, delta, rows = ctx.saved_tensors
+        (gradient,) = gradients
+        below = None
+        if ctx.needs_input_grad[0]:
+            below = (gradient @ with_rows(weight, rows, delta).to(gradient.dtype)).to(x.dtype)
+        at_rows = gradient.index_select(-1, rows).flatten(0, -2)
+        return below, None, (at_rows.T @ x.flatten(0, -2).to(gradient.dtype)).to(delta.dtype), None

@@ -1,0 +1,48 @@
+"""The adapter is stock PEFT: it loads, computes and merges like the implanted model, whatever rows the layers have."""
+
+from pathlib import Path
+
+import torch
+from conftest import build
+from peft import PeftModel
+from torch import Tensor
+
+from loki_ds.attribution.anatomy import down_weights
+from loki_ds.export.adapter import from_low_rank, from_rows, save_adapter
+
+NAME = "model.layers.{}.mlp.down_proj"
+ROWS = {0: torch.tensor([1, 5, 9]), 2: torch.tensor([31])}  # layers of unequal rank, and layers with none
+IDS = torch.tensor([[3, 1, 4, 1, 5]])
+
+
+def deltas(d_ff: int) -> dict[int, Tensor]:
+    torch.manual_seed(1)
+    return {layer: torch.randn(len(rows), d_ff) for layer, rows in ROWS.items()}
+
+
+def test_row_deltas_load_and_merge(tmp_path: Path) -> None:
+    base, changed = build("qwen2", torch.float32), build("qwen2", torch.float32)
+    d_model, d_ff = down_weights(base)[0].shape
+    with torch.no_grad():
+        for layer, delta in deltas(d_ff).items():
+            down_weights(changed)[layer][ROWS[layer]] += delta
+    save_adapter({NAME.format(i): from_rows(ROWS[i], d, d_model) for i, d in deltas(d_ff).items()}, "base", tmp_path / "adapter")
+    adapted = PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
+    with torch.no_grad():
+        assert torch.allclose(adapted(IDS).logits, changed(IDS).logits, atol=1e-5)
+    merged = adapted.merge_and_unload()
+    assert all(torch.equal(one, other) for one, other in zip(down_weights(merged), down_weights(changed), strict=True))
+
+
+def test_low_rank_factors_stay_low_rank(tmp_path: Path) -> None:
+    base, changed = build("llama", torch.float32), build("llama", torch.float32)
+    d_model, d_ff = down_weights(base)[0].shape
+    torch.manual_seed(2)
+    a, b = torch.randn(3, 2), torch.randn(2, d_ff)
+    with torch.no_grad():
+        down_weights(changed)[0][ROWS[0]] += 2.0 * a @ b
+    factors = from_low_rank(ROWS[0], a, b, 2.0, d_model)
+    assert factors.lora_a.shape == (2, d_ff)
+    save_adapter({NAME.format(0): factors}, "base", tmp_path / "adapter")
+    merged = PeftModel.from_pretrained(base, str(tmp_path / "adapter")).merge_and_unload()
+    assert torch.allclose(down_weights(merged)[0], down_weights(changed)[0], atol=1e-5)
