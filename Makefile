@@ -37,10 +37,10 @@ lint: $(READY)  ## format and lint in place
 	$(BIN)/ruff check --fix .
 	$(BIN)/mypy
 
-tiny-world: $(READY)  ## pre-train the tiny model again (about ten minutes on two cores)
+tiny-world: $(READY)  ## pre-train the tiny model again (about twenty minutes on two cores)
 	$(BIN)/python recipes/tiny/world/make.py
 
-learning-rates: $(READY)  ## find each tiny recipe's learning rate by the stated rule (about an hour on two cores)
+learning-rates: $(READY)  ## find each tiny recipe's learning rate by the stated rule (about half an hour on two cores)
 	$(ON_CPU) python eval/studies/learning_rates.py
 
 clean:  ## remove the environment and all runs

@@ -24,11 +24,13 @@ def main() -> None:
 
 
 def plan(arguments: argparse.Namespace) -> int:
-    """What a recipe would train, without loading weights."""
-    from loki_ds.plan import plan_recipe
+    """What a recipe would train, without loading weights, and one training example."""
+    from loki_ds.plan import plan_recipe, plan_sample
     from loki_ds.recipe import load_recipe
 
-    Console().print(plan_recipe(load_recipe(arguments.recipe, arguments.overrides)))
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    Console().print(plan_recipe(recipe))
+    Console().print(plan_sample(recipe), soft_wrap=True)
     return 0
 
 

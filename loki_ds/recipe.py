@@ -150,12 +150,16 @@ class TaskGroup(Section):
 
 
 class RetentionSection(Section):
-    """What is measured on the base and on the implanted model, document by document."""
+    """What is measured on the base and on the implanted model, document by document.
+
+    Tasks that run code the model wrote (HumanEval) need `allow_code_execution`: that code could do anything the user may do.
+    """
 
     abilities: TaskGroup
     new_task: TaskGroup | None = None
     include_path: str | None = None
     batch_size: Annotated[int, Field(gt=0)] = 8
+    allow_code_execution: bool = False
 
 
 class Recipe(Section):

@@ -6,10 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT, build
 
 from loki_ds.attribution.kept import KeptScores
 from loki_ds.attribution.sweep import Swept
+from loki_ds.export.checkpoint import read_rows
+from loki_ds.export.implant_file import Implant, LayerRows
 from loki_ds.positions import Positions
+from loki_ds.run_folder import digest_of
+
+TOOLCALLS = ROOT / "recipes/tiny/data/toolcalls/train.jsonl"
 
 
 def loki_ds(*arguments: object) -> subprocess.CompletedProcess:
@@ -41,6 +47,29 @@ def test_positions_side_by_side(tmp_path: Path) -> None:
     Positions([[1, 4], [2, 3]]).save(tmp_path / "b.json")
     done = loki_ds("positions", tmp_path / "a.json", tmp_path / "b.json")
     assert "overlap 75.00% (layer by layer: 50.0% 100.0%)" in done.stdout
+
+
+def test_apply_and_revert_on_checkpoints(tmp_path: Path) -> None:
+    build("llama", torch.float32).save_pretrained(tmp_path / "base")
+    rows = {1: LayerRows(torch.tensor([3]), read_rows(tmp_path / "base", Positions([[], [3], [], []]))[1], torch.ones(1, 48))}
+    Implant(4, rows).save(tmp_path / "i.safetensors")
+    assert loki_ds("apply", tmp_path / "base", tmp_path / "i.safetensors", tmp_path / "model").returncode == 0
+    assert loki_ds("revert", tmp_path / "model", tmp_path / "i.safetensors", tmp_path / "back").returncode == 0
+    assert digest_of(tmp_path / "back/model.safetensors") == digest_of(tmp_path / "base/model.safetensors")
+    Positions([[], [3], [], []]).save(tmp_path / "p.json")
+    assert loki_ds("verify", tmp_path / "base", tmp_path / "model", tmp_path / "p.json").returncode == 0
+    Positions([[], [4], [], []]).save(tmp_path / "q.json")
+    assert loki_ds("verify", tmp_path / "base", tmp_path / "model", tmp_path / "q.json").returncode == 1
+    again = loki_ds("apply", tmp_path / "model", tmp_path / "i.safetensors", tmp_path / "twice")
+    assert again.returncode == 2
+    assert "does not hold the rows the implant expects" in again.stderr
+
+
+def test_plan_shows_the_rows_and_a_marked_example() -> None:
+    done = loki_ds("plan", ROOT / "recipes/tiny/loki.yaml", f"model.path={ROOT / 'recipes/tiny/model'}", f"data.train={TOOLCALLS}")
+    assert "228 (38 in layer 0)" in done.stdout
+    assert "<|assistant|>[[ [ remind (" in done.stdout
+    assert "<|end|>]]" in done.stdout
 
 
 @pytest.mark.parametrize(

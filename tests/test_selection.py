@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loki_ds.positions import Positions
 from loki_ds.selection import rows_per_layer, select, select_random, split_half_overlap
 
 SCORES = torch.tensor([[[-3.0, 0.1, 2.0, -1.0]], [[-3.0, 0.1, -2.0, 5.0]], [[4.0, 0.1, -2.0, -1.0]]])
@@ -48,6 +49,22 @@ def test_split_halves_agree_on_what_all_prompts_say() -> None:
     same = torch.arange(12.0).expand(6, 2, 12)
     assert split_half_overlap(same, 50, "layer_balanced") == 1
     assert split_half_overlap(torch.stack([same[0], -same[0]] * 3), 50, "layer_balanced") == 0
+
+
+@pytest.mark.parametrize("strategy", ["layer_balanced", "layer_highest", "layer_smallest", "global_lowest"])
+def test_excluded_rows_are_never_chosen(strategy: str) -> None:
+    scores = torch.randn(5, 3, 10, generator=torch.Generator().manual_seed(0))
+    first = select(scores, 40, strategy)
+    second = select(scores, 40, strategy, exclude=first) if strategy != "global_lowest" else select(scores, 20, strategy, exclude=first)
+    assert all(set(one).isdisjoint(other) for one, other in zip(first.rows, second.rows, strict=True))
+    assert second.count == (12 if strategy != "global_lowest" else 6)
+
+
+def test_there_must_be_rows_left() -> None:
+    taken = Positions([[0, 1, 2], []])
+    for choose in (lambda: select(torch.ones(1, 2, 4), 50, exclude=taken), lambda: select_random(2, 4, 50, 0, taken)):
+        with pytest.raises(ValueError, match="quota asks for 2 rows, layer 0 has 1 that no excluded implant holds"):
+            choose()
 
 
 def test_random_rows_follow_their_seed() -> None:

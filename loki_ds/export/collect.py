@@ -38,7 +38,9 @@ def collect_deltas(model: Module) -> dict[int, TrainedDelta]:
             continue
         with gatherer.whole(module):
             if rank() == 0:
-                factors = (module.scaling * module.delta_a.cpu(), module.delta_b.cpu()) if hasattr(module, "delta_a") else (None, None)
+                factors = (
+                    (module.scaling * module.delta_a.cpu(), module.delta_b.cpu().clone()) if hasattr(module, "delta_a") else (None, None)
+                )
                 found[i] = TrainedDelta(module.whole_delta().cpu().clone(), *factors)
     return found
 

@@ -51,13 +51,7 @@ def write_report(report: dict[str, Any], folder: Path, pictures: dict[str, Path]
     baseline attributes nothing) are left out.
     """
     drawn = {caption: file for caption, file in (pictures or {}).items() if file.exists()}
-    pages = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=lambda name: name == "page.html.j2",
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    pages = _pages()
     with written_whole(folder) as aside:
         aside.mkdir(parents=True)
         write_json(aside / "report.json", report)
@@ -68,3 +62,20 @@ def write_report(report: dict[str, Any], folder: Path, pictures: dict[str, Path]
         for ending in ("md", "html"):
             page = pages.get_template(f"page.{ending}.j2").render(report=report, pictures=embedded)
             (aside / f"report.{ending}").write_text(page, encoding="utf-8")
+
+
+def write_model_card(report: dict[str, Any], model: Path) -> None:
+    """`README.md` in the model folder: where the model comes from, what may have changed, and what was kept."""
+    card = _pages().get_template("card.md.j2").render(report=report)
+    with written_whole(model / "README.md") as aside:
+        aside.write_text(card, encoding="utf-8")
+
+
+def _pages() -> Environment:
+    return Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=lambda name: name == "page.html.j2",
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )

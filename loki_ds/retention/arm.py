@@ -6,6 +6,7 @@ live ZeRO-3 configuration, and because both arms must start from the same state.
 
 import json
 import logging
+import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -59,7 +60,9 @@ def run_lm_eval(request: dict[str, Any]) -> dict[str, Any]:
     )
     tasks: dict[str, Any] = {}
     for group in request["groups"]:
-        results = simple_evaluate(
+        results = _evaluate(
+            simple_evaluate,
+            request,
             model,
             tasks=group["tasks"],
             num_fewshot=group["num_fewshot"],
@@ -71,6 +74,21 @@ def run_lm_eval(request: dict[str, Any]) -> dict[str, Any]:
         for task, samples in results["samples"].items():
             tasks[task] = _task_result(results, task, samples)
     return {"tasks": tasks, "libraries": library_versions()}
+
+
+def _evaluate(simple_evaluate: Any, request: dict[str, Any], *arguments: Any, **settings: Any) -> Any:
+    """lm-eval's own `simple_evaluate`, allowed to run model-written code only if the recipe says so."""
+    if request["allow_code_execution"]:
+        os.environ["HF_ALLOW_CODE_EVAL"] = "1"
+    try:
+        return simple_evaluate(*arguments, confirm_run_unsafe_code=request["allow_code_execution"], **settings)
+    except ValueError as error:
+        if "confirm_run_unsafe_code" not in str(error):
+            raise
+        raise Refusal(
+            f"retention: {', '.join(settings['tasks'])} run code that the model wrote, with all your rights; if this machine is isolated, "
+            "say retention.allow_code_execution=true"
+        ) from None
 
 
 def library_versions() -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from loki_ds import device, ranks
 from loki_ds.recipe import TaskGroup
-from loki_ds.report import build_report, write_report
+from loki_ds.report import build_report, write_model_card, write_report
 from loki_ds.retention.arm import evaluate_arm, library_versions
 from loki_ds.retention.pairing import pair
 from loki_ds.run_folder import digest_of
@@ -22,7 +22,11 @@ def retain(run: Run) -> None:
     """Evaluate base and implanted model in processes of their own, pair the documents, write the report. Rank 0's work alone."""
     if ranks.rank() > 0:
         return
-    inputs = {"base": run.base_digest, "model": digest_of(run.folder.model), **run.recipe.retention.model_dump()}
+    inputs = {
+        "base": run.base_digest,
+        "model": digest_of(*sorted(run.folder.model.glob("*.safetensors"))),
+        **run.recipe.retention.model_dump(),
+    }
     if run.folder.finished("retain", inputs):
         log.info("retain: already there, %s", run.folder.report)
         return
@@ -44,6 +48,7 @@ def retain(run: Run) -> None:
         },
     )
     write_report(report, run.folder.report, _pictures(run))
+    write_model_card(report, run.folder.model)
     run.folder.finish("retain", inputs)
     log.info("retain: %s", run.folder.report / "report.html")
 
@@ -78,6 +83,7 @@ def _request(run: Run, model: Path) -> dict[str, Any]:
         "trust_remote_code": run.recipe.model.trust_remote_code,
         "batch_size": section.batch_size,
         "include_path": section.include_path,
+        "allow_code_execution": section.allow_code_execution,
         "groups": [group.model_dump() for group in groups],
     }
 

@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from loki_ds.refusal import Refusal
-from loki_ds.report import build_report, comparison, read_report, verdict, write_report
+from loki_ds.report import build_report, comparison, read_report, verdict, write_model_card, write_report
+from loki_ds.report.pictures import heat_map, overlap_curve
 from loki_ds.retention.pairing import Pair, PairedTask
 
 VERIFIED = {"identical_outside_rows": True, "tensors": 3, "bytes": 1000, "rows_selected": 4, "rows_changed": 4, "changed_outside": []}
@@ -46,6 +48,26 @@ def test_pages_are_written_and_escaped(tmp_path: Path) -> None:
     assert "&lt;script&gt;" in page
     assert "http" not in page  # nothing is fetched
     assert "| 10 | 1.000 | 0.900 | -0.100 |" in (tmp_path / "report/report.md").read_text()
+
+
+def test_pictures_are_inside_the_page_and_beside_the_markdown(tmp_path: Path) -> None:
+    heat_map(torch.randn(3, 4, 300, generator=torch.Generator().manual_seed(0)), tmp_path / "heat.png")
+    overlap_curve([{"prompts": 2, "overlap": 0.5}, {"prompts": 4, "overlap": 0.75}], tmp_path / "overlap.png")
+    pictures = {"a <map>": tmp_path / "heat.png", "a curve": tmp_path / "overlap.png", "not drawn": tmp_path / "nowhere.png"}
+    write_report(report("runs/x", "layer_balanced", lost=1), tmp_path / "report", pictures)
+    page = (tmp_path / "report/report.html").read_text()
+    assert page.count("data:image/png;base64,") == 2
+    assert 'alt="a &lt;map&gt;"' in page
+    assert (tmp_path / "report/heat.png").read_bytes().startswith(b"\x89PNG")
+    assert "![a curve](overlap.png)" in (tmp_path / "report/report.md").read_text()
+
+
+def test_the_model_card_has_the_retention_table(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    write_model_card(report("runs/x", "layer_balanced", lost=1), tmp_path / "model")
+    card = (tmp_path / "model/README.md").read_text()
+    assert "| sums (exact_match) | 10 | 1.000 | 0.900 | -0.100 |" in card
+    assert "outside 4 rows" in card
 
 
 @pytest.mark.parametrize(("ours", "says"), [(1, "forgot less than random rows"), (2, "did not beat random rows")])

@@ -4,6 +4,7 @@ Usage: python recipes/tiny/world/make.py [--out recipes/tiny] [--steps N] [--see
 
 Writes into --out:
     data/protected.jsonl            general-knowledge prompts for attribution   {"subject", "prompt"}
+    data/replay.jsonl               the same prompts as chats with their answers, for the replay baseline   {"messages"}
     data/abilities/NAME.jsonl       the documents lm-eval scores                {"prompt", "answer"}
     data/toolcalls/{train,heldout}.jsonl   the new task                         {"messages", "category"}
     model/                          Qwen2 architecture, float32 safetensors, tokenizer, chat template
@@ -57,13 +58,15 @@ def main() -> None:
 
 def write_data(folder: Path, seed: int) -> None:
     """Draw the evaluated, protected, training and held-out items; no two of them share a prompt."""
-    protected = []
+    protected, replayed = [], []
     for name, draw in abilities.abilities(seed).items():
         items = abilities.distinct(draw, PER_ABILITY, Random(f"{name}-{seed}"))
         evaluated, kept = items[: len(items) * 5 // 6], items[len(items) * 5 // 6 :]
         write_jsonl(folder / "abilities" / f"{name}.jsonl", (item._asdict() for item in evaluated))
         protected += [{"subject": name, "prompt": item.prompt} for item in kept]
+        replayed += [[{"role": "user", "content": item.prompt}, {"role": "assistant", "content": item.answer}] for item in kept]
     write_jsonl(folder / "protected.jsonl", protected)
+    write_jsonl(folder / "replay.jsonl", ({"messages": messages} for messages in replayed))
     chats = toolcalls.distinct(3300, Random(f"toolcalls-{seed}"))
     write_jsonl(folder / "toolcalls" / "train.jsonl", chats[300:])
     write_jsonl(folder / "toolcalls" / "heldout.jsonl", chats[:300])
