@@ -1,5 +1,6 @@
 """Recipes are strict: each mistake gets one sentence with the file, the key, what was found and what is allowed."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ RECIPES = sorted(ROOT.glob("recipes/*/*.yaml"))
 
 
 def test_every_recipe_was_found() -> None:
-    assert len(RECIPES) >= 3
+    assert len(RECIPES) >= 18
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -20,6 +21,13 @@ def test_every_recipe_is_valid_and_opens_with_its_command(path: Path) -> None:
     recipe = load_recipe(path)
     assert recipe.run == f"runs/{path.parent.name}/{path.stem}"
     assert f"launch/implant.py --recipe {path.relative_to(ROOT)}" in path.read_text()
+
+
+def test_the_commands_in_the_texts_are_the_recipes() -> None:
+    texts = "".join((ROOT / name).read_text() for name in ("README.md", "recipes/README.md"))
+    named = {ROOT / path for path in re.findall(r"recipes/[\w.]+/[\w.-]+\.yaml", texts)}
+    assert set(RECIPES) <= named
+    assert [path for path in named if not path.is_file()] == []
 
 
 def test_overrides_are_part_of_the_run_folders_name() -> None:

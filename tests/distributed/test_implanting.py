@@ -1,6 +1,7 @@
 """Training on two ranks: modes x ZeRO stages x optimizers keep every other byte, what leaves a run agrees, a killed run goes on."""
 
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -21,6 +22,7 @@ OPTIMIZERS = {
     "adafactor": ["training.optim=adafactor", "training.weight_decay=0.1"],
     "sgd": ["training.optim=sgd", "training.optim_args=momentum=0.9", "training.weight_decay=0.1", "training.learning_rate=0.1"],
 }
+BFLOAT16 = ["model.dtype=bfloat16", "model.path={bfloat16}", "training.learning_rate=0.05"]  # the rate: so that no row rounds back
 # mode, DeepSpeed configuration (None: no DeepSpeed), optimizer, further overrides
 MATRIX = [
     ("mask", None, "adamw", []),
@@ -35,6 +37,9 @@ MATRIX = [
     ("rows", {"stage": 2}, "adamw", ["training.activation_checkpointing=true"]),
     ("rows", {"stage": 3}, "adafactor", ["training.gradient_accumulation_steps=2"]),
     ("rows", "launch/zero3_offload.json", "adamw", []),
+    ("mask", {"stage": 2}, "adamw", BFLOAT16),
+    ("mask", {"stage": 3}, "adamw", BFLOAT16),
+    ("rows", {"stage": 3}, "adamw", ["training.packing=true", "training.max_length=64"]),
     ("lora", {"stage": 2}, "adamw", []),
     ("lora", {"stage": 3}, "adamw", ["training.activation_checkpointing=true"]),
 ]
@@ -55,6 +60,15 @@ def rows(tmp_path: Path) -> str:
     return f"selection.positions={tmp_path / 'rows.json'}"
 
 
+@pytest.fixture(scope="module")
+def in_bfloat16(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model stored in bfloat16."""
+    folder = tmp_path_factory.mktemp("models") / "bfloat16"
+    shutil.copytree(ROOT / "recipes/tiny/model", folder)
+    AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
 def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "model/model.safetensors")
 
@@ -64,8 +78,11 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     MATRIX,
     ids=[f"{m}-{c.get('stage') if isinstance(c, dict) else c}-{o}" for m, c, o, _ in MATRIX],
 )
-def test_only_the_rows_change(mode: str, config: dict | str | None, optimizer: str, more: list[str], rows: str, tmp_path: Path) -> None:
+def test_only_the_rows_change(
+    mode: str, config: dict | str | None, optimizer: str, more: list[str], rows: str, in_bfloat16: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
+    more = [override.format(bfloat16=in_bfloat16) for override in more]
     settings = [f"implant.mode={mode}", configuration(config, tmp_path), *OPTIMIZERS[optimizer], *more, rows, f"run={run}"]
     done = launch(*SHORT, *settings, ranks=1 if config is None else 2)
     assert done.status == 0, done.output
@@ -147,9 +164,30 @@ def test_other_rows_for_a_second_implant(rows: str, tmp_path: Path) -> None:
     assert "layer 0 selects row 0, which an excluded implant holds" in refused.refusals()[0]
 
 
-@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_a_dtype_that_would_round_the_whole_model_is_refused(rows: str, in_bfloat16: Path, tmp_path: Path) -> None:
+    done = launch(*SHORT, rows, f"model.path={in_bfloat16}", f"run={tmp_path / 'run'}", deadline=60)
+    assert done.status != 0
+    assert "model.dtype is float32" in done.refusals()[0]
+    assert "stores bfloat16" in done.refusals()[0]
+
+
+def test_held_out_evaluation_early_stopping_and_the_best_checkpoint(rows: str, tmp_path: Path) -> None:
+    often = [f"training.{part}" for part in ("eval_strategy=steps", "eval_steps=1", "save_strategy=steps", "save_steps=1")]
+    best = ["training.load_best_model_at_end=true", "training.metric_for_best_model=eval_loss", "implant.early_stopping=1"]
+    worse = ["training.max_steps=6", "training.learning_rate=3.0", "training.per_device_eval_batch_size=150"]  # it can only get worse
+    done = launch(*SHORT, "implant.mode=rows", *often, *best, *worse, rows, f"run={tmp_path / 'run'}")
+    assert done.status == 0, done.output
+    log = json.loads((tmp_path / "run/training_log.json").read_text())
+    evaluated = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
+    assert 1 < len(evaluated) < 6
+    assert min(evaluated) == evaluated[-2]
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "pissa"])
 def test_peft_baselines_train_and_merge(method: str, tmp_path: Path) -> None:
     settings = ["implant.mode=peft", f"implant.peft.method={method}", "implant.peft.rank=4", f"run={tmp_path}"]
+    if method == "pissa":
+        settings.append("deepspeed=launch/zero2.json")  # its start decomposes whole weights
     done = launch(*SHORT, *settings)
     assert done.status == 0, done.output
     assert (tmp_path / "adapter/adapter_config.json").is_file()
