@@ -24,8 +24,12 @@ def free_memory() -> None:
 def available_memory() -> int:
     """Bytes this rank may still take: what its device has free, or its share of what the host has."""
     accelerator = deepspeed.get_accelerator()
-    free = accelerator.available_memory(accelerator.current_device())
-    return free // int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1"))) if on_cpu() else free
+    return available_host_memory() if on_cpu() else accelerator.available_memory(accelerator.current_device())
+
+
+def available_host_memory() -> int:
+    """Bytes of host memory this rank may still take: its share of what is free."""
+    return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))
 
 
 def peak_memory(compute: Callable[[], Any]) -> int:

@@ -101,6 +101,16 @@ def any_rank(fact: bool) -> bool:
     return any(from_all_ranks(fact))
 
 
+def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
+    """The sum of every rank's tensor, on every rank, on the CPU."""
+    if world_size() == 1:
+        return tensor
+    device = deepspeed.get_accelerator().current_device_name()
+    total = tensor.to(device, copy=True)
+    torch.distributed.all_reduce(total)
+    return total.cpu()
+
+
 def from_all_ranks(value: Result) -> list[Result]:
     """Every rank's value, in the order of ranks, on every rank."""
     values: list[Any] = [value] * world_size()

@@ -107,12 +107,19 @@ class PeftSection(Section):
     targets: str | list[str] = "all-linear"
 
 
+class QuietSection(Section):
+    """Quiet implanting: keep the delta out of the directions that hold `energy` of what the layers receive on protected prompts."""
+
+    energy: Annotated[float, Field(gt=0, lt=1)] = 0.99
+
+
 class ImplantSection(Section):
     """How the selected rows train (DESIGN 5): `mask`, `rows`, or `lora`, a low rank of them. `full` and `peft` are baselines."""
 
     mode: Literal["mask", "rows", "lora", "full", "peft"] = "rows"
     lora: LowRankSection = LowRankSection()
     peft: PeftSection = PeftSection()
+    quiet: QuietSection | None = None
     early_stopping: Annotated[int, Field(gt=0)] | None = None
 
 
@@ -190,6 +197,10 @@ class Recipe(Section):
     def _check_together(self) -> "Recipe":
         if self.attributes and self.protected is None:
             raise ValueError(f"selection.strategy {self.selection.strategy} needs a protected set: add the section 'protected'")
+        if self.implant.quiet and self.implant.mode not in ("rows", "lora"):
+            raise ValueError(f"implant.quiet needs implant.mode rows or lora, it is {self.implant.mode}")
+        if self.implant.quiet and self.protected is None:
+            raise ValueError("implant.quiet needs a protected set: add the section 'protected'")
         known = training_keys()
         for key in self.training:
             if key not in known:

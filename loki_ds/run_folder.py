@@ -25,6 +25,7 @@ class RunFolder:
         self.attribution = self.root / "attribution"
         self.heat_map = self.attribution / "heat_map.png"
         self.overlap_curve = self.attribution / "overlap.png"
+        self.quiet = self.root / "quiet"
         self.positions = self.root / "positions.json"
         self.checkpoints = self.root / "checkpoints"
         self.model = self.root / "model"

@@ -20,6 +20,7 @@ RATES = {
     "loki": ["7e-4", "1e-3", "2e-3"],
     "random": ["7e-4", "1e-3", "2e-3"],
     "full": ["5e-5", "1e-4", "2e-4"],
+    "quiet": ["2e-3", "4e-3", "8e-3"],
 }
 
 
@@ -28,6 +29,7 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", choices=RATES, default=list(RATES))
     parser.add_argument("--no-write", dest="write", action="store_false", help="leave the recipes as they are")
     arguments = parser.parse_args()
+    REPORTS.mkdir(exist_ok=True)
     path = REPORTS / "learning_rates.json"
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     for recipe in arguments.recipes:

@@ -9,7 +9,7 @@ its stored rows and the gradient pulled back, and what arrives at a layer's own 
 Knows nothing of partitioning beyond the gatherer it is given, and nothing of any model family (see `anatomy`, `layer_call`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -135,13 +135,17 @@ class Sweep:
                 self._layer_up(layer, call, batch)
         batch.shared = batch.rest = batch.rest[:, :0]
 
-    def _layer_up(self, layer: Module, call: LayerCall, batch: "_Batch") -> None:
-        alphas = [*self.alphas, 0.0]
+    def _tokens_up(self, layer: Module, call: LayerCall, batch: "_Batch") -> None:
+        """The tokens before the last through one layer; they leave their keys and values."""
         if batch.shared.shape[1]:
             batch.shared = layer(batch.shared, **call.for_shared())
         if batch.rest.shape[1]:
             batch.rest = layer(batch.rest, **call.for_rest(batch.rest))
         call.keys_values.closed = True
+
+    def _layer_up(self, layer: Module, call: LayerCall, batch: "_Batch") -> None:
+        alphas = [*self.alphas, 0.0]
+        self._tokens_up(layer, call, batch)
         call.true, call.variants = batch.true, batch.variants
         fresh = batch.true.expand(-1, len(alphas), -1)
         rows = torch.cat([batch.true, batch.variants, batch.at_zero, fresh], dim=1)
@@ -151,6 +155,30 @@ class Sweep:
         sizes = [1, batch.variants.shape[1], batch.at_zero.shape[1], len(self.alphas), 1]
         batch.true, variants, at_zero, fresh, fresh_at_zero = out.split(sizes, dim=1)
         batch.variants, batch.at_zero = torch.cat([variants, fresh], 1), torch.cat([at_zero, fresh_at_zero], 1)
+
+    def input_sizes(self) -> list[int]:
+        """`d_ff` of every layer."""
+        return [down_projection(layer).in_features for layer in self.layers]
+
+    @torch.no_grad()
+    def observe_inputs(self, prompts: Sequence[Sequence[int]], observe: Callable[[int, Tensor, int], None]) -> None:
+        """Take the prompts' tokens up the layers, one gather each, and show what every `W_down` receives.
+
+        observe: called with the layer's number, inputs `[tokens, d_ff]` (no padding among them) and how many prompts they stand for.
+        """
+        batch = self._embed(prompts)
+        with closing(self.gatherer.walk(self.layers)) as layers:
+            for i, (layer, call) in enumerate(zip(layers, batch.calls, strict=True)):
+                with down_projection_inputs(layer) as seen:
+                    self._tokens_up(layer, call, batch)
+                    batch.true = layer(batch.true, **call.for_rows(batch.true))
+                call.forget()
+                observe(i, seen[-1].flatten(0, 1), 1)
+                if batch.rest.shape[1]:
+                    positions = torch.arange(call.shared, call.before_last, device=call.last.device)
+                    observe(i, seen[-2][positions < call.last[:, None]], 1)
+                if batch.shared.shape[1]:
+                    observe(i, seen[0][0], len(prompts))
 
     def _take_target(self, batch: "_Batch") -> Tensor:
         """`F` on all rows, kept in the batch; returns its gradient at the top of the variants, `[B, L * steps, d_model]`."""
@@ -215,6 +243,17 @@ class _Taken:
 
     unscaled: Tensor
     scaled: Tensor
+
+
+@contextmanager
+def down_projection_inputs(layer: Module) -> Iterator[list[Tensor]]:
+    """While open, note the inputs of the layer's `down_proj`, call by call."""
+    seen: list[Tensor] = []
+    handle = down_projection(layer).register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    try:
+        yield seen
+    finally:
+        handle.remove()
 
 
 @contextmanager

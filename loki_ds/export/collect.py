@@ -39,7 +39,9 @@ def collect_deltas(model: Module) -> dict[int, TrainedDelta]:
         with gatherer.whole(module):
             if rank() == 0:
                 factors = (
-                    (module.scaling * module.delta_a.cpu(), module.delta_b.cpu().clone()) if hasattr(module, "delta_a") else (None, None)
+                    (module.scaling * module.delta_a.cpu(), module.right_factor().cpu().clone())
+                    if hasattr(module, "delta_a")
+                    else (None, None)
                 )
                 found[i] = TrainedDelta(module.whole_delta().cpu().clone(), *factors)
     return found

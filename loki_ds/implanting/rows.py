@@ -15,6 +15,7 @@ from torch.nn import Linear, Module
 
 from loki_ds.attribution.anatomy import decoder_layers, down_projection, replace_down_projection
 from loki_ds.positions import Positions
+from loki_ds.quiet.subspace import project_out
 from loki_ds.recipe import LowRankSection
 
 
@@ -29,6 +30,7 @@ class RowLinear(Linear):
         self, base: Linear, rows: list[int], dtype: torch.dtype, device: torch.device, low_rank: LowRankSection | None, seed: int
     ) -> None:
         Module.__init__(self)
+        self._quiet: list[Tensor] = []  # in a list, so that no cast of the model's dtype rounds it
         self.in_features, self.out_features = base.in_features, base.out_features
         self.weight = base.weight
         self.register_parameter("bias", None)
@@ -49,24 +51,42 @@ class RowLinear(Linear):
         self.delta_b = nn.Parameter(start.to(device, dtype))
 
     def whole_delta(self) -> Tensor:
-        """`D [k, d_ff]`."""
-        return self.scaling * self.delta_a @ self.delta_b if hasattr(self, "delta_a") else self.delta
+        """`D [k, d_ff]`, and for a quiet implant `D P`, which protected inputs do not feel."""
+        delta = self.scaling * self.delta_a @ self.delta_b if hasattr(self, "delta_a") else self.delta
+        return project_out(delta, self._quiet[0]) if self._quiet else delta
+
+    def keep_quiet(self, basis: Tensor) -> None:
+        """From now on keep the delta out of the span of `basis [d_ff, r]` (orthonormal, on this module's device)."""
+        self._quiet = [basis]
+
+    def right_factor(self) -> Tensor:
+        """`delta_b [r, d_ff]` of a low rank as it acts: projected for a quiet implant."""
+        return project_out(self.delta_b, self._quiet[0]) if self._quiet else self.delta_b
 
     def forward(self, x: Tensor) -> Tensor:
         return _RowsInside.apply(x, self.weight, self.whole_delta(), self.rows)
 
 
 def train_row_deltas(
-    model: Module, positions: Positions, dtype: torch.dtype, device: torch.device, low_rank: LowRankSection | None, seed: int
+    model: Module,
+    positions: Positions,
+    dtype: torch.dtype,
+    device: torch.device,
+    low_rank: LowRankSection | None,
+    seed: int,
+    quiet: list[Tensor] | None = None,
 ) -> None:
     """Freeze the model and give every layer with selected rows its `RowLinear`. Call before DeepSpeed sees the model.
 
-    dtype, device: of the deltas; low_rank: None for `rows` mode.
+    dtype, device: of the deltas; low_rank: None for `rows` mode; quiet: per layer the basis `[d_ff, r]` the delta keeps out of.
     """
     model.requires_grad_(False)
     for i, (layer, rows) in enumerate(zip(decoder_layers(model), positions.rows, strict=True)):
         if rows:
-            replace_down_projection(layer, RowLinear(down_projection(layer), rows, dtype, device, low_rank, seed + i))
+            module = RowLinear(down_projection(layer), rows, dtype, device, low_rank, seed + i)
+            if quiet is not None:
+                module.keep_quiet(quiet[i].to(device))
+            replace_down_projection(layer, module)
 
 
 def with_rows(weight: Tensor, rows: Tensor, delta: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 
 from datasets import Dataset
 from peft import LoraConfig
+from torch import Tensor
 from transformers import (
     EarlyStoppingCallback,
     PreTrainedModel,
@@ -33,7 +34,9 @@ log = logging.getLogger(__name__)
 WHOLE = "whole.json"  # the mark of a checkpoint that every rank has written
 
 
-def prepare(model: PreTrainedModel, section: ImplantSection, positions: Positions | None, seed: int) -> list[TrainerCallback]:
+def prepare(
+    model: PreTrainedModel, section: ImplantSection, positions: Positions | None, quiet: list[Tensor] | None, seed: int
+) -> list[TrainerCallback]:
     """Make exactly what the mode trains trainable, before DeepSpeed sees the model; returns the callbacks the mode needs."""
     if section.mode == "mask":
         assert positions is not None  # the recipe sees to it, here and below
@@ -41,7 +44,7 @@ def prepare(model: PreTrainedModel, section: ImplantSection, positions: Position
     if section.mode in ("rows", "lora"):
         assert positions is not None
         low_rank = section.lora if section.mode == "lora" else None
-        train_row_deltas(model, positions, model_dtype(model), device_of(model), low_rank, seed)
+        train_row_deltas(model, positions, model_dtype(model), device_of(model), low_rank, seed, quiet)
     elif section.mode == "full":
         model.requires_grad_(True)
     return []
@@ -54,17 +57,19 @@ def train(
     section: ImplantSection,
     data: tuple[Dataset, Dataset | None],
     positions: Positions | None,
+    quiet: list[Tensor] | None = None,
 ) -> SFTTrainer:
     """Train to the end, from the newest checkpoint of an interrupted run if there is one.
 
     Args:
         data: the examples to train on and the held-out ones (evaluated when `arguments` say so).
         positions: the rows to train; None for baselines.
+        quiet: per layer the basis `[d_ff, r]` that a quiet implant keeps out of.
 
     Raises:
         Refusal: the checkpoint was written by another number of ranks.
     """
-    callbacks = prepare(model, section, positions, arguments.seed)
+    callbacks = prepare(model, section, positions, quiet, arguments.seed)
     if arguments.gradient_checkpointing and section.mode != "full":
         model.enable_input_require_grads()  # or a checkpointed layer, whose inputs are frozen, would pass nothing back
     if section.early_stopping is not None:

@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,8 +15,10 @@ from loki_ds.export.merge import merge_adapter
 from loki_ds.implanting.rows import with_rows
 from loki_ds.implanting.training import train
 from loki_ds.positions import Positions
+from loki_ds.quiet.certificate import certify
 from loki_ds.refusal import Refusal
 from loki_ds.run_folder import remove, write_json
+from loki_ds.stages.quiet import Quiet, quiet
 from loki_ds.stages.run import Run
 from loki_ds.verification import open_checkpoint, verify
 
@@ -28,9 +31,11 @@ def implant(run: Run, positions: Positions | None) -> None:
     if ranks.on_first_rank(lambda: run.folder.finished("implant", inputs)):
         log.info("implant: already there, %s", run.folder.model)
         return
-    mode = run.recipe.implant.mode
+    mode, section = run.recipe.implant.mode, run.recipe.implant.quiet
+    protected = quiet(run, section) if section else None
+    bases = [subspace.basis for subspace in protected.subspaces] if protected else None
     log.info("implant: %s mode on %d examples", mode, len(run.train))
-    trainer = train(run.model, run.tokenizer, run.arguments, run.recipe.implant, (run.train, run.heldout), positions)
+    trainer = train(run.model, run.tokenizer, run.arguments, run.recipe.implant, (run.train, run.heldout), positions, bases)
     if ranks.rank() == 0:
         write_json(run.folder.training_log, trainer.state.log_history)
     deltas: dict[int, TrainedDelta] = {}
@@ -40,11 +45,11 @@ def implant(run: Run, positions: Positions | None) -> None:
         save_gathered(trainer, run.folder.adapter if mode == "peft" else run.folder.model)
     del trainer
     run.release_model()
-    ranks.on_first_rank(lambda: _export(run, positions, deltas))
+    ranks.on_first_rank(lambda: _export(run, positions, deltas, protected))
     ranks.on_first_rank(lambda: run.folder.finish("implant", inputs))
 
 
-def _export(run: Run, positions: Positions | None, deltas: dict[int, TrainedDelta]) -> None:
+def _export(run: Run, positions: Positions | None, deltas: dict[int, TrainedDelta], protected: Quiet | None) -> None:
     """Model, verification, implant file and adapter, from what was gathered. Rank 0's work."""
     if run.recipe.implant.mode == "peft":
         merge_adapter(run.base, run.folder.adapter, run.folder.model, run.recipe.model.dtype)
@@ -54,7 +59,7 @@ def _export(run: Run, positions: Positions | None, deltas: dict[int, TrainedDelt
         made.save(run.folder.implant)
         remove(run.folder.model)
         apply_to_checkpoint(run.base, made, run.folder.model)
-    _verify(run, positions)
+    _verify(run, positions, _certificate(run, made, protected) if protected else None)
     if positions is None:
         return
     if not deltas:
@@ -88,9 +93,26 @@ def _factors(found: LayerRows, trained: TrainedDelta | None, d_model: int) -> Fa
     return from_low_rank(found.rows, trained.a, trained.b, 1.0, d_model)
 
 
-def _verify(run: Run, positions: Positions | None) -> None:
+def _certificate(run: Run, made: Implant, protected: Quiet) -> dict[str, Any]:
+    """What protected inputs can feel of the implant as exported."""
+    with open_checkpoint(run.base) as checkpoint:
+        names = down_names(checkpoint.names)
+        weights = {i: checkpoint.read(names[i]) for i in made.layers}
+    deltas = {i: found.implanted.double() - found.base.double() for i, found in made.layers.items()}
+    layers = certify(weights, deltas, *protected)
+    worst = max(layers, key=lambda layer: layer["change"])
+    log.info(
+        "quiet: protected inputs feel at most %.2g of a layer's mean square output (layer %d; bound %.2g)",
+        worst["change"],
+        worst["layer"],
+        worst["bound"],
+    )
+    return {"energy": run.recipe.implant.quiet.energy if run.recipe.implant.quiet else None, "layers": layers}
+
+
+def _verify(run: Run, positions: Positions | None, certificate: dict[str, Any] | None) -> None:
     found = verify(run.base, run.folder.model, positions)
-    write_json(run.folder.verification, found.as_json())
+    write_json(run.folder.verification, {**found.as_json(), **({"quiet": certificate} if certificate else {})})
     if positions is None:
         log.info("verify: %d of %d tensors changed; this baseline is not confined to rows", len(found.changed_outside), found.tensors)
         return

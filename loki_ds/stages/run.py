@@ -101,6 +101,10 @@ class Run:
         }
 
     @property
+    def quiet_inputs(self) -> dict[str, Any]:
+        return {key: self.attribution_inputs[key] for key in ("model", "protected")}
+
+    @property
     def selection_inputs(self) -> dict[str, Any]:
         section = self.recipe.selection
         exclude = {"exclude": [Implant.load(file).positions.digest for file in section.exclude]} if section.exclude else {}
@@ -116,6 +120,7 @@ class Run:
             "model": self.base_digest,
             "positions": positions.digest if positions else None,
             **self.recipe.implant.model_dump(exclude={"lora", "peft"}),
+            "protected": self.quiet_inputs["protected"] if self.recipe.implant.quiet else None,
             **{mode: section.model_dump() for mode, section in self._mode_section.items()},
             "data": {**data.model_dump(), "digest": digest_of(*files)},
             "training": self.recipe.training,

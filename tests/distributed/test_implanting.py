@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from distributed.conftest import ROOT, kill, launch, start
 from loki_ds import Positions, apply_implant
+from loki_ds.quiet.moments import load_moments
 from loki_ds.run_folder import digest_of
 
 ROWS = [[0, 5, 77], [], [3], [127], [1, 2], [64]]  # layers of unequal numbers, and one with none
@@ -173,14 +174,19 @@ def test_a_dtype_that_would_round_the_whole_model_is_refused(rows: str, in_bfloa
 
 def test_held_out_evaluation_early_stopping_and_the_best_checkpoint(rows: str, tmp_path: Path) -> None:
     often = [f"training.{part}" for part in ("eval_strategy=steps", "eval_steps=1", "save_strategy=steps", "save_steps=1")]
-    best = ["training.load_best_model_at_end=true", "training.metric_for_best_model=eval_loss", "implant.early_stopping=1"]
-    worse = ["training.max_steps=6", "training.learning_rate=3.0", "training.per_device_eval_batch_size=150"]  # it can only get worse
-    done = launch(*SHORT, "implant.mode=rows", *often, *best, *worse, rows, f"run={tmp_path / 'run'}")
+    best = ["training.load_best_model_at_end=true", "training.metric_for_best_model=eval_loss", "implant.early_stopping=2"]
+    upside_down = ["training.greater_is_better=true", "training.max_steps=6", "training.per_device_eval_batch_size=150"]
+    done = launch(*SHORT, "implant.mode=rows", *often, *best, *upside_down, rows, f"run={tmp_path / 'run'}")
     assert done.status == 0, done.output
     log = json.loads((tmp_path / "run/training_log.json").read_text())
     evaluated = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
-    assert 1 < len(evaluated) < 6
-    assert min(evaluated) == evaluated[-2]
+    assert len(evaluated) == 3  # the first was the highest, two more did not beat it
+    assert evaluated[0] == max(evaluated)
+    once = launch(
+        *SHORT, "implant.mode=rows", "training.max_steps=1", "training.lr_scheduler_type=constant", rows, f"run={tmp_path / 'once'}"
+    )
+    assert once.status == 0, once.output
+    assert all(value.equal(weights(tmp_path / "once")[name]) for name, value in weights(tmp_path / "run").items())
 
 
 @pytest.mark.parametrize("method", ["lora", "dora", "pissa"])
@@ -193,3 +199,23 @@ def test_peft_baselines_train_and_merge(method: str, tmp_path: Path) -> None:
     assert (tmp_path / "adapter/adapter_config.json").is_file()
     assert json.loads((tmp_path / "verify.json").read_text())["identical_outside_rows"] is False
     AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+
+
+@pytest.mark.parametrize("mode", ["rows", "lora"])
+def test_a_quiet_run_certifies_what_protected_inputs_feel(mode: str, rows: str, tmp_path: Path) -> None:
+    quiet = [f"implant.mode={mode}", "implant.quiet.energy=0.9", "protected.per_subject=5", "training.learning_rate=0.01"]
+    for ranks in (1, 2):
+        done = launch(*SHORT, *quiet, rows, f"run={tmp_path / str(ranks)}", ranks=ranks)
+        assert done.status == 0, done.output
+        verified = json.loads((tmp_path / str(ranks) / "verify.json").read_text())
+        assert verified["identical_outside_rows"] is True
+        assert [layer["layer"] for layer in verified["quiet"]["layers"]] == [0, 2, 3, 4, 5]
+        for layer in verified["quiet"]["layers"]:
+            assert layer["leak"] < 1e-8
+            assert layer["change"] <= layer["bound"]
+            assert 0 < layer["room"] < 1
+    one, two = (load_moments(tmp_path / str(ranks) / "quiet/moments.safetensors") for ranks in (1, 2))
+    assert all(torch.allclose(a, b, rtol=1e-6, atol=1e-9) for a, b in zip(one, two, strict=True))
+    base = AutoModelForCausalLM.from_pretrained(ROOT / "recipes/tiny/model", dtype=torch.float32)
+    merged = PeftModel.from_pretrained(base, str(tmp_path / "2/adapter")).merge_and_unload().state_dict()
+    assert all(torch.allclose(merged[name], value, rtol=1e-5, atol=1e-6) for name, value in weights(tmp_path / "2").items())

@@ -1,0 +1,108 @@
+"""The moments are those of the model's own forward; the projection is one; protected inputs feel at most what the bound says."""
+
+import pytest
+import torch
+from conftest import build
+from torch import Tensor
+
+from loki_ds.attribution.anatomy import decoder_layers, down_projection, down_weights
+from loki_ds.attribution.batches import batches
+from loki_ds.attribution.sweep import Sweep
+from loki_ds.implanting.rows import RowLinear, train_row_deltas
+from loki_ds.positions import Positions
+from loki_ds.quiet.certificate import certify
+from loki_ds.quiet.moments import collect_moments, load_moments, save_moments
+from loki_ds.quiet.subspace import project_out, protected_subspace
+from loki_ds.recipe import LowRankSection
+from loki_ds.refusal import Refusal
+
+SHOTS = list(range(1, 41))
+PROMPTS = [[*SHOTS, 50, 51, 52], [*SHOTS, 60], [7, 8, 9, 10, 11], [5], [1, 2]]
+POSITIONS = Positions([[1, 5], [], [0], [31]])
+
+
+def moments_by_hand(model: torch.nn.Module) -> list[Tensor]:
+    """`E[x x^T]` from the model's own forward, prompt by prompt."""
+    seen: dict[int, list[Tensor]] = {}
+    for i, layer in enumerate(decoder_layers(model)):
+        down_projection(layer).register_forward_pre_hook(lambda _, x, i=i: seen.setdefault(i, []).append(x[0].flatten(0, 1).detach()))
+    for prompt in PROMPTS:
+        model(torch.tensor([prompt]))
+    inputs = [torch.cat(seen[i]) for i in sorted(seen)]
+    return [x.T @ x / len(x) for x in inputs]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "mistral"])
+def test_moments_are_those_of_the_models_own_forward(family: str) -> None:
+    model = build(family)
+    found = collect_moments(Sweep(model), PROMPTS, batches(PROMPTS, 3), budget=2**30)
+    for one, other in zip(found, moments_by_hand(model), strict=True):
+        assert torch.allclose(one, other, rtol=1e-5 if family == "gemma2" else 1e-9, atol=1e-12)
+
+
+def test_moments_come_back_from_the_disk(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    moments = [torch.randn(3, 3, dtype=torch.float64), torch.randn(5, 5, dtype=torch.float64)]
+    save_moments(moments, tmp_path / "moments.safetensors")
+    assert all(torch.equal(one, other) for one, other in zip(load_moments(tmp_path / "moments.safetensors"), moments, strict=True))
+
+
+def test_matrices_larger_than_the_budget_are_refused() -> None:
+    with pytest.raises(Refusal, match=r"second moments of 4 layers with d_ff 48 take .* GiB"):
+        collect_moments(Sweep(build("llama")), PROMPTS, batches(PROMPTS, 3), budget=1000)
+
+
+def moment(size: int = 24) -> Tensor:
+    torch.manual_seed(0)
+    x = torch.randn(200, size, dtype=torch.float64) * torch.logspace(0, -3, size, dtype=torch.float64)
+    return x.T @ x / len(x)
+
+
+@pytest.mark.parametrize("energy", [0.5, 0.9, 0.99, 0.9999])
+def test_the_subspace_is_the_smallest_of_its_energy(energy: float) -> None:
+    c = moment()
+    found = protected_subspace(c, energy)
+    basis = found.basis.double()
+    held = float(torch.trace(basis.T @ c @ basis)) / found.trace
+    assert held >= energy - 1e-6
+    smaller = basis[:, :-1]
+    assert float(torch.trace(smaller.T @ c @ smaller)) / found.trace < energy
+    assert found.tail == pytest.approx((1 - held) * found.trace, rel=1e-3)
+    assert found.room == 1 - basis.shape[1] / 24
+
+
+def test_the_projection_is_symmetric_and_idempotent() -> None:
+    basis = protected_subspace(moment(), 0.9).basis.double()
+    p = project_out(torch.eye(24, dtype=torch.float64), basis)
+    assert torch.allclose(p, p.T, atol=1e-7)
+    assert torch.allclose(p @ p, p, atol=1e-6)
+    assert (p @ basis).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("low_rank", [None, LowRankSection(rank=2)])
+def test_a_quiet_delta_stays_out_while_it_trains(low_rank: LowRankSection | None) -> None:
+    model = build("llama", torch.float32)
+    found = collect_moments(Sweep(model), PROMPTS, batches(PROMPTS, 3), budget=2**30)
+    subspaces = [protected_subspace(c, 0.9) for c in found]
+    train_row_deltas(model, POSITIONS, torch.float32, torch.device("cpu"), low_rank, 0, [s.basis for s in subspaces])
+    stepper = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01, weight_decay=0.1)
+    for _ in range(5):
+        ids = torch.randint(0, 64, (2, 8))
+        model(ids, labels=ids).loss.backward()
+        stepper.step()
+        stepper.zero_grad()
+    modules = {i: down_projection(layer) for i, layer in enumerate(decoder_layers(model))}
+    deltas = {i: module.whole_delta().detach() for i, module in modules.items() if isinstance(module, RowLinear)}
+    assert all(delta.abs().max() > 0 for delta in deltas.values())
+    for i, delta in deltas.items():
+        assert (delta @ subspaces[i].basis).abs().max() < 1e-5 * delta.abs().max()
+    for layer in certify(dict(enumerate(down_weights(model))), deltas, found, subspaces):
+        assert layer["leak"] < 1e-9
+        assert layer["change"] <= layer["bound"] * (1 + 1e-6)
+
+
+def test_the_certificate_measures_what_the_outputs_do() -> None:
+    c, weight, delta = moment(), torch.randn(8, 24, dtype=torch.float64), torch.randn(2, 24, dtype=torch.float64)
+    (layer,) = certify({0: weight}, {0: delta}, [c], [protected_subspace(c, 0.9)])
+    root = torch.linalg.cholesky(c)
+    assert layer["change"] == pytest.approx(float((delta @ root).square().sum() / (weight @ root).square().sum()))
+    assert layer["leak"] > 0.1
