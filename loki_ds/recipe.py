@@ -159,6 +159,7 @@ class TaskGroup(Section):
 class RetentionSection(Section):
     """What is measured on the base and on the implanted model, document by document.
 
+    `margin` is the loss of a task's score that still counts as kept (0.01: one point). A group's `limit` is a random sample by `seed`.
     Tasks that run code the model wrote (HumanEval) need `allow_code_execution`: that code could do anything the user may do.
     """
 
@@ -167,6 +168,8 @@ class RetentionSection(Section):
     include_path: str | None = None
     batch_size: Annotated[int, Field(gt=0)] = 8
     allow_code_execution: bool = False
+    margin: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    seed: int = 0
 
 
 class Recipe(Section):

@@ -24,6 +24,8 @@ class RunFolder:
         self.recipe = self.root / "recipe.yaml"
         self.attribution = self.root / "attribution"
         self.heat_map = self.attribution / "heat_map.png"
+        self.retention_picture = self.root / "retention" / "retention.png"
+        self.training_curves = self.root / "training_curves.png"
         self.overlap_curve = self.attribution / "overlap.png"
         self.quiet = self.root / "quiet"
         self.positions = self.root / "positions.json"

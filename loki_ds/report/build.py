@@ -10,35 +10,66 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from loki_ds.refusal import Refusal
 from loki_ds.retention.forgetting import forgetting
 from loki_ds.retention.pairing import PairedTask
-from loki_ds.retention.statistics import TaskChange, task_change
+from loki_ds.retention.statistics import TaskChange, forgetting_interval, suite_changes
 from loki_ds.run_folder import write_json, written_whole
 
+MOST_FLIPS = 50  # documents of a task that the report shows
 
-def build_report(run: str, abilities: list[PairedTask], new_task: list[PairedTask], facts: dict[str, Any]) -> dict[str, Any]:
+
+def build_report(
+    run: str, abilities: list[PairedTask], new_task: list[PairedTask], facts: dict[str, Any], margin: float = 0.01
+) -> dict[str, Any]:
     """The report as JSON. `facts` says where the figures come from: recipe, verification, versions."""
-    kept, new = [task_change(task) for task in abilities], [task_change(task) for task in new_task]
-    scored = [task for task in kept if task.base > 0]  # the score is relative to the base's, so a base at 0 has none
+    kept, new = suite_changes(abilities, margin), suite_changes(new_task, margin)
+    scored = [task for task, change in zip(abilities, kept, strict=True) if change.base > 0]  # the score is relative to the base's
     if not scored:
         raise Refusal("retention.abilities: the base scores 0 on every task, so there is nothing it could forget")
-    score = forgetting([task.base for task in scored], [task.implanted for task in scored])
+    with_score = [change for change in kept if change.base > 0]
+    score = forgetting([task.base for task in with_score], [task.implanted for task in with_score])
+    interval = forgetting_interval(scored)
     return {
         "run": run,
-        "verdict": _verdict(score, kept, new),
+        "verdict": _verdict(score, interval, margin, kept, new),
         "forgetting": score,
+        "forgetting_ci": interval,
+        "margin": margin,
         "tasks": [task.as_json() for task in kept],
         "new_task": [task.as_json() for task in new],
+        "flips": [flip for task in (*abilities, *new_task) for flip in _flips(task)],
         **facts,
     }
 
 
-def _verdict(score: float, kept: list[TaskChange], new: list[TaskChange]) -> str:
-    lost = [task.task for task in kept if task.ci[1] < 0]
+def _flips(task: PairedTask) -> list[dict[str, Any]]:
+    """The documents whose score fell or rose, losses first, at most `MOST_FLIPS` a task."""
+    changed = sorted(
+        (pair for pair in task.pairs if pair.base != pair.implanted), key=lambda pair: (pair.implanted - pair.base, pair.doc_hash)
+    )
+    return [
+        {
+            "task": task.task,
+            "lost": pair.implanted < pair.base,
+            "prompt": pair.prompt,
+            "base": pair.base_answer,
+            "implanted": pair.implanted_answer,
+        }
+        for pair in changed[:MOST_FLIPS]
+    ]
+
+
+def _verdict(score: float, interval: tuple[float, float], margin: float, kept: list[TaskChange], new: list[TaskChange]) -> str:
+    by_verdict = {verdict: [task.task for task in kept if task.verdict == verdict] for verdict in ("kept", "lost", "not shown")}
+    parts = {
+        "kept": f"kept within {100 * margin:g} points",
+        "lost": "lost (below zero after Holm's correction)",
+        "not shown": "neither shown, too few documents for so small a change",
+    }
+    said = "; ".join(f"{parts[verdict]}: {', '.join(tasks)}" for verdict, tasks in by_verdict.items() if tasks)
     unscored = [task.task for task in kept if task.base <= 0]
-    left_out = f" Left out, because the base scores 0: {', '.join(unscored)}." if unscored else ""
+    left_out = f" Left out of the score, because the base scores 0: {', '.join(unscored)}." if unscored else ""
     learnt = "; ".join(f"{task.task} went from {task.base:.3f} to {task.implanted:.3f}" for task in new)
-    losses = f"a loss is shown (95% interval below 0) in {', '.join(lost)}" if lost else "no task's 95% interval lies below 0"
     return (
-        f"Forgetting {score:.2f}% over {len(kept) - len(unscored)} tasks; {losses}."
+        f"Forgetting {score:.2f}% (95% interval {interval[0]:.2f} to {interval[1]:.2f}) over {len(kept) - len(unscored)} tasks; {said}."
         + left_out
         + (f" New task: {learnt}." if learnt else "")
     )

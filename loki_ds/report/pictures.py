@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -46,6 +47,37 @@ def overlap_curve(curve: Sequence[dict[str, float]], path: Path) -> None:
     axes.plot([point["prompts"] for point in curve], [100 * point["overlap"] for point in curve], marker="o")
     axes.set(xlabel="prompts", ylabel="rows in common, percent", title="selection from two halves of the prompts", ylim=(0, 102))
     axes.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def retention(tasks: Sequence[dict[str, Any]], margin: float, path: Path) -> None:
+    """Each task's change with its 95% interval, beside the margin up to which a loss counts as kept. tasks: as in `report.json`."""
+    colours = {"kept": "tab:green", "lost": "tab:red", "not shown": "tab:gray"}
+    figure, axes = plt.subplots(figsize=(7.5, 0.9 + 0.38 * len(tasks)), layout="constrained")
+    for place, task in enumerate(tasks):
+        low, high = task["ci"]
+        axes.plot([100 * low, 100 * high], [place, place], color=colours[task["verdict"]], linewidth=2)
+        axes.plot(100 * task["change"], place, "o", color=colours[task["verdict"]])
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.axvline(-100 * margin, color="black", linewidth=0.8, linestyle=":")
+    names = [f"{task['task']} ({task['verdict']})" for task in tasks]
+    axes.set(yticks=range(len(tasks)), yticklabels=names, xlabel="change in points, with 95% interval; dotted: the margin")
+    axes.invert_yaxis()
+    _save(figure, path)
+
+
+def training_curves(log: Sequence[dict[str, Any]], path: Path) -> None:
+    """Loss and gradient norm over the steps. log: Trainer's log history."""
+    steps = [entry for entry in log if "loss" in entry]
+    figure, (loss, norm) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
+    for axes, key, title in ((loss, "loss", "training loss"), (norm, "grad_norm", "gradient norm over what trains")):
+        axes.plot([entry["step"] for entry in steps], [float(entry[key]) for entry in steps])
+        axes.set(xlabel="step", title=title, yscale="log")
+        axes.grid(alpha=0.3)
+    evaluated = [entry for entry in log if "eval_loss" in entry]
+    if evaluated:
+        loss.plot([entry["step"] for entry in evaluated], [entry["eval_loss"] for entry in evaluated], marker="o", label="held out")
+        loss.legend()
     _save(figure, path)
 
 

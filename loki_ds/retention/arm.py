@@ -11,6 +11,7 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from loki_ds.ranks import environment_of_one_process
@@ -18,13 +19,14 @@ from loki_ds.refusal import Refusal, did_you_mean
 from loki_ds.run_folder import write_json
 
 LIBRARIES = ("lm_eval", "transformers", "torch")
+LONGEST_PROMPT = 2000  # characters of a prompt that are kept for the report, from its end
 
 
 def evaluate_arm(request: dict[str, Any], result: Path) -> None:
     """Run the request in a fresh process and write its result.
 
     request: `model` (folder), `dtype`, `device`, `batch_size`, `include_path`, `trust_remote_code`, and `groups`, each with `tasks`,
-    `num_fewshot`, `limit` and `apply_chat_template`.
+    `num_fewshot`, `limit` and `apply_chat_template`; `seed` draws the documents of a limit.
     """
     result.parent.mkdir(parents=True, exist_ok=True)
     asked = result.with_suffix(".request.json")
@@ -41,7 +43,7 @@ def evaluate_arm(request: dict[str, Any], result: Path) -> None:
 def run_lm_eval(request: dict[str, Any]) -> dict[str, Any]:
     """Evaluate every group of tasks; returns per task its version, metric and samples.
 
-    Each sample: `doc_hash`, the metric's value `score`, and the model's `answer`.
+    Each sample: `doc_hash`, the metric's value `score`, the end of the `prompt`, and the model's `answer`.
     """
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
@@ -66,7 +68,7 @@ def run_lm_eval(request: dict[str, Any]) -> dict[str, Any]:
             model,
             tasks=group["tasks"],
             num_fewshot=group["num_fewshot"],
-            limit=group["limit"],
+            samples=_sample(group["tasks"], group["limit"], manager, request["seed"]),
             apply_chat_template=group["apply_chat_template"],
             task_manager=manager,
             bootstrap_iters=0,
@@ -74,6 +76,14 @@ def run_lm_eval(request: dict[str, Any]) -> dict[str, Any]:
         for task, samples in results["samples"].items():
             tasks[task] = _task_result(results, task, samples)
     return {"tasks": tasks, "libraries": library_versions()}
+
+
+def _sample(tasks: list[str], limit: int | None, manager: Any, seed: int) -> dict[str, list[int]] | None:
+    """For each task, `limit` documents drawn by the seed (the same on both arms); None for all documents."""
+    if limit is None:
+        return None
+    counts = {name: len(task.eval_docs) for name, task in manager.load(tasks)["tasks"].items()}
+    return {name: sorted(Random(f"{seed}-{name}").sample(range(n), min(limit, n))) for name, n in counts.items()}
 
 
 def _evaluate(simple_evaluate: Any, request: dict[str, Any], *arguments: Any, **settings: Any) -> Any:
@@ -109,7 +119,16 @@ def _task_result(results: Any, task: str, samples: list[dict[str, Any]]) -> dict
         "version": results["versions"][task],
         "metric": metric,
         "shots": results["n-shot"][task],
-        "samples": [{"doc_hash": s["doc_hash"], "score": float(s[metric]), "answer": str(s["filtered_resps"][0])} for s in samples],
+        "samples": [_sample_result(sample, metric) for sample in samples],
+    }
+
+
+def _sample_result(sample: dict[str, Any], metric: str) -> dict[str, Any]:
+    return {
+        "doc_hash": sample["doc_hash"],
+        "score": float(sample[metric]),
+        "prompt": str(sample["arguments"][0][0])[-LONGEST_PROMPT:],
+        "answer": str(sample["filtered_resps"][0]),
     }
 
 

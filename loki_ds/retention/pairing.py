@@ -12,6 +12,7 @@ class Pair:
     """One document on both arms."""
 
     doc_hash: str
+    prompt: str
     base: float
     implanted: float
     base_answer: str
@@ -47,8 +48,11 @@ def _pair_task(task: str, base: dict[str, Any], implanted: dict[str, Any]) -> Pa
     if before.keys() != after.keys():
         alone = len(before.keys() ^ after.keys())
         raise Refusal(f"task {task}: {alone} documents were seen by one arm only; both must evaluate the same documents")
-    pairs = [Pair(key[0], before[key]["score"], after[key]["score"], before[key]["answer"], after[key]["answer"]) for key in sorted(before)]
-    return PairedTask(task, base["metric"], pairs)
+    return PairedTask(task, base["metric"], [_pair(key[0], before[key], after[key]) for key in sorted(before)])
+
+
+def _pair(doc_hash: str, before: dict[str, Any], after: dict[str, Any]) -> Pair:
+    return Pair(doc_hash, before["prompt"], before["score"], after["score"], before["answer"], after["answer"])
 
 
 def _by_document(samples: list[dict[str, Any]]) -> dict[tuple[str, int], dict[str, Any]]:

@@ -1,18 +1,35 @@
-"""What paired documents show: the change, its interval, and how surprising it would be if nothing had changed."""
+"""What paired documents show: each task's change with its interval and test, a verdict at a margin, and the suite's forgetting.
 
-from dataclasses import asdict, dataclass
+"Nothing was lost" is not "p is large": a task counts as kept only when its whole interval lies above minus the margin, and every task
+says the smallest change its documents could have shown. Intervals, tests and corrections come from statsmodels and scipy where they
+have them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
 
+from loki_ds.retention.forgetting import forgetting
 from loki_ds.retention.pairing import PairedTask
+
+RESAMPLES = 2000
+LEVEL = 0.05  # of every interval and test
+POWER = 0.8  # at which a change would be shown
 
 
 @dataclass(frozen=True)
 class TaskChange:
-    """One task on both arms. Scores are means over `n` documents; `ci` is the change's 95% interval."""
+    """One task on both arms. Scores are means over `n` documents; `ci` is the change's 95% interval.
+
+    p_holm: the p-value after Holm's correction over the suite. detectable: the smallest loss these documents would have shown in four
+    cases of five. verdict: `kept` (the interval lies above minus the margin), `lost` (below zero, Holm-corrected), else `not shown`.
+    """
 
     task: str
     metric: str
@@ -24,16 +41,40 @@ class TaskChange:
     p_value: float
     right_to_wrong: int
     wrong_to_right: int
+    detectable: float
+    p_holm: float = 1.0
+    verdict: str = "not shown"
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
+def suite_changes(tasks: Sequence[PairedTask], margin: float, seed: int = 0) -> list[TaskChange]:
+    """Every task's change, with the correction over all of them and a verdict at `margin` (0.01 is one point)."""
+    changes = [task_change(task, seed) for task in tasks]
+    if not changes:
+        return []
+    corrected = multipletests([change.p_value for change in changes], alpha=LEVEL, method="holm")[1]
+    return [
+        replace(change, p_holm=float(p), verdict=_verdict(change, float(p), margin)) for change, p in zip(changes, corrected, strict=True)
+    ]
+
+
+def _verdict(change: TaskChange, p_holm: float, margin: float) -> str:
+    if change.ci[0] > -margin:
+        return "kept"
+    return "lost" if change.change < 0 and p_holm < LEVEL else "not shown"
+
+
 def task_change(task: PairedTask, seed: int = 0) -> TaskChange:
-    """Paired change of one task: percentile bootstrap over documents (scipy), exact McNemar for 0/1 scores (statsmodels), and the
-    paired t-test for other scores (scipy)."""
+    """Paired change of one task.
+
+    Scores of 0 and 1: Newcombe's paired interval (1998, method 10) and the exact McNemar test. Other scores: percentile bootstrap over
+    documents and the paired t-test.
+    """
     base = np.array([pair.base for pair in task.pairs])
     implanted = np.array([pair.implanted for pair in task.pairs])
+    binary = bool(np.isin(base, (0, 1)).all() and np.isin(implanted, (0, 1)).all())
     return TaskChange(
         task=task.task,
         metric=task.metric,
@@ -41,24 +82,77 @@ def task_change(task: PairedTask, seed: int = 0) -> TaskChange:
         base=float(base.mean()),
         implanted=float(implanted.mean()),
         change=float((implanted - base).mean()),
-        ci=_interval(implanted - base, seed),
-        p_value=_p_value(base, implanted),
+        ci=paired_proportions_interval(base, implanted) if binary else _bootstrap_interval(implanted - base, seed),
+        p_value=_p_value(base, implanted, binary),
         right_to_wrong=int((base > implanted).sum()),
         wrong_to_right=int((base < implanted).sum()),
+        detectable=_detectable(implanted - base),
     )
 
 
-def _interval(differences: np.ndarray, seed: int) -> tuple[float, float]:
+def paired_proportions_interval(base: np.ndarray, implanted: np.ndarray) -> tuple[float, float]:
+    """95% interval of `mean(implanted) - mean(base)` for 0/1 scores of the same documents.
+
+    Newcombe, Statistics in Medicine 17 (1998) 2635, method 10: Wilson intervals of both proportions, squared and added with the
+    pairs' correlation. It stays honest when no or few documents change, where a bootstrap shrinks to a point.
+    """
+    n = len(base)
+    both, only_new, only_old = (int(((implanted == i) & (base == b)).sum()) for i, b in ((1, 1), (1, 0), (0, 1)))
+    neither = n - both - only_new - only_old
+    new, old = (both + only_new) / n, (both + only_old) / n
+    new_low, new_high = proportion_confint(both + only_new, n, LEVEL, method="wilson")
+    old_low, old_high = proportion_confint(both + only_old, n, LEVEL, method="wilson")
+    margins = (both + only_new) * (only_old + neither) * (both + only_old) * (only_new + neither)
+    product = both * neither - only_new * only_old
+    phi = (max(product - n / 2, 0) if product > 0 else product) / np.sqrt(margins) if margins else 0.0
+    down = _squared_and_added(new - new_low, old_high - old, phi)
+    up = _squared_and_added(new_high - new, old - old_low, phi)
+    return new - old - down, new - old + up
+
+
+def _squared_and_added(one: float, other: float, phi: float) -> float:
+    return float(np.sqrt(max(one * one - 2 * phi * one * other + other * other, 0.0)))
+
+
+def forgetting_interval(tasks: Sequence[PairedTask], seed: int = 0) -> tuple[float, float]:
+    """95% interval of the paper's forgetting score: documents are drawn again within every task, both arms together."""
+    generator = np.random.default_rng(seed)
+    draws = []
+    for task in tasks:
+        scores = np.array([(pair.base, pair.implanted) for pair in task.pairs])
+        chosen = generator.integers(0, len(scores), (RESAMPLES, len(scores)))
+        draws.append(scores[chosen].mean(1))  # [resamples, 2]
+    values = [
+        forgetting([draw[i, 0] for draw in draws], [draw[i, 1] for draw in draws])
+        for i in range(RESAMPLES)
+        if all(draw[i, 0] > 0 for draw in draws)  # a resample without a right answer has no relative loss
+    ]
+    low, high = np.percentile(values, (100 * LEVEL / 2, 100 * (1 - LEVEL / 2)))
+    return float(low), float(high)
+
+
+def _bootstrap_interval(differences: np.ndarray, seed: int) -> tuple[float, float]:
     if np.ptp(differences) == 0:  # nothing varies, so there is nothing to resample
         return float(differences[0]), float(differences[0])
-    interval = stats.bootstrap((differences,), np.mean, method="percentile", n_resamples=2000, rng=seed).confidence_interval
+    interval = stats.bootstrap((differences,), np.mean, method="percentile", n_resamples=RESAMPLES, rng=seed).confidence_interval
     return float(interval.low), float(interval.high)
 
 
-def _p_value(base: np.ndarray, implanted: np.ndarray) -> float:
+def _p_value(base: np.ndarray, implanted: np.ndarray, binary: bool) -> float:
     if not np.any(base != implanted):
         return 1.0
-    if np.isin(base, (0, 1)).all() and np.isin(implanted, (0, 1)).all():
+    if binary:
         table = [[int(((base == b) & (implanted == i)).sum()) for i in (1, 0)] for b in (1, 0)]
         return float(mcnemar(table, exact=True).pvalue)
     return float(stats.ttest_rel(implanted, base).pvalue)
+
+
+def _detectable(differences: np.ndarray) -> float:
+    """Smallest mean change that a two-sided test at 5% shows with power 0.8, given how much these documents vary.
+
+    With nothing seen to vary, the rate of change that would have shown at least one document in four cases of five.
+    """
+    n = len(differences)
+    if np.ptp(differences) == 0:
+        return 1 - (1 - POWER) ** (1 / n)
+    return float((stats.norm.ppf(1 - LEVEL / 2) + stats.norm.ppf(POWER)) * differences.std(ddof=1) / np.sqrt(n))

@@ -10,6 +10,8 @@ from typing import Any
 from loki_ds import device, ranks
 from loki_ds.recipe import TaskGroup
 from loki_ds.report import build_report, write_model_card, write_report
+from loki_ds.report.pictures import retention as draw_retention
+from loki_ds.report.pictures import training_curves
 from loki_ds.retention.arm import evaluate_arm, library_versions
 from loki_ds.retention.pairing import pair
 from loki_ds.run_folder import digest_of
@@ -40,6 +42,7 @@ def retain(run: Run) -> None:
         run.recipe.run,
         abilities=[task for task in paired if task.task not in new],
         new_task=[task for task in paired if task.task in new],
+        margin=run.recipe.retention.margin,
         facts={
             "trains_rows": run.recipe.trains_rows,
             "selection": _selection(run),
@@ -47,6 +50,8 @@ def retain(run: Run) -> None:
             "origin": _origin(run, results),
         },
     )
+    draw_retention(report["tasks"], report["margin"], run.folder.retention_picture)
+    training_curves(json.loads(run.folder.training_log.read_text()), run.folder.training_curves)
     write_report(report, run.folder.report, _pictures(run))
     write_model_card(report, run.folder.model)
     run.folder.finish("retain", inputs)
@@ -84,12 +89,15 @@ def _request(run: Run, model: Path) -> dict[str, Any]:
         "batch_size": section.batch_size,
         "include_path": section.include_path,
         "allow_code_execution": section.allow_code_execution,
+        "seed": section.seed,
         "groups": [group.model_dump() for group in groups],
     }
 
 
 def _pictures(run: Run) -> dict[str, Path]:
     return {
+        "Retention: change of each task, implanted minus base.": run.folder.retention_picture,
+        "Training.": run.folder.training_curves,
         "Attribution: mean score of every node, and the layers in which the highest and lowest 1% of nodes lie.": run.folder.heat_map,
         "Stability: rows in common when they are selected from two halves of the protected prompts.": run.folder.overlap_curve,
     }

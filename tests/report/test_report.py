@@ -8,14 +8,18 @@ import torch
 
 from loki_ds.refusal import Refusal
 from loki_ds.report import build_report, comparison, read_report, verdict, write_model_card, write_report
-from loki_ds.report.pictures import heat_map, overlap_curve
+from loki_ds.report.pictures import heat_map, overlap_curve, retention, training_curves
 from loki_ds.retention.pairing import Pair, PairedTask
 
 VERIFIED = {"identical_outside_rows": True, "tensors": 3, "bytes": 1000, "rows_selected": 4, "rows_changed": 4, "changed_outside": []}
 
 
 def task(name: str, base: list[int], implanted: list[int]) -> PairedTask:
-    return PairedTask(name, "exact_match", [Pair(str(i), b, a, "", "") for i, (b, a) in enumerate(zip(base, implanted, strict=True))])
+    return PairedTask(
+        name,
+        "exact_match",
+        [Pair(str(i), f"prompt {i}", b, a, f"old {b}", f"<b>new {a}</b>") for i, (b, a) in enumerate(zip(base, implanted, strict=True))],
+    )
 
 
 def report(run: str, selection: str | None, lost: int, name: str = "sums") -> dict:
@@ -27,7 +31,7 @@ def report(run: str, selection: str | None, lost: int, name: str = "sums") -> di
 def test_forgetting_and_verdict() -> None:
     made = report("runs/x", "layer_balanced", lost=5)
     assert made["forgetting"] == pytest.approx(50)
-    assert "Forgetting 50.00% over 1 tasks; a loss is shown" in made["verdict"]
+    assert made["verdict"].startswith("Forgetting 50.00% (95% interval 20.00 to 80.00) over 1 tasks; neither shown")
     assert "calls went from 0.000 to 1.000" in made["verdict"]
 
 
@@ -35,7 +39,7 @@ def test_a_task_at_zero_is_left_out_and_named() -> None:
     tasks = [task("sums", [1, 1], [1, 1]), task("codes", [0, 0], [0, 0])]
     made = build_report("runs/x", tasks, [], {})
     assert made["forgetting"] == 0
-    assert "Left out, because the base scores 0: codes." in made["verdict"]
+    assert "Left out of the score, because the base scores 0: codes." in made["verdict"]
     with pytest.raises(Refusal, match="scores 0 on every task"):
         build_report("runs/x", tasks[1:], [], {})
 
@@ -50,9 +54,22 @@ def test_pages_are_written_and_escaped(tmp_path: Path) -> None:
     assert "| 10 | 1.000 | 0.900 | -0.100 |" in (tmp_path / "report/report.md").read_text()
 
 
+def test_documents_that_flipped_are_shown_with_both_answers(tmp_path: Path) -> None:
+    made = report("runs/x", "layer_balanced", lost=2)
+    assert [flip["lost"] for flip in made["flips"] if flip["task"] == "sums"] == [True, True]
+    assert {flip["lost"] for flip in made["flips"] if flip["task"] == "calls"} == {False}
+    write_report(made, tmp_path / "report")
+    page = (tmp_path / "report/report.html").read_text()
+    assert "sums: 2 right to wrong, 0 wrong to right" in page
+    assert "prompt 9</td><td>old 1</td><td>&lt;b&gt;new 0&lt;/b&gt;" in page
+
+
 def test_pictures_are_inside_the_page_and_beside_the_markdown(tmp_path: Path) -> None:
     heat_map(torch.randn(3, 4, 300, generator=torch.Generator().manual_seed(0)), tmp_path / "heat.png")
     overlap_curve([{"prompts": 2, "overlap": 0.5}, {"prompts": 4, "overlap": 0.75}], tmp_path / "overlap.png")
+    retention(report("runs/x", "layer_balanced", lost=1)["tasks"], 0.01, tmp_path / "retention.png")
+    training_curves([{"step": 1, "loss": 2.0, "grad_norm": 1.0}, {"step": 1, "eval_loss": 1.5}], tmp_path / "training.png")
+    assert all((tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG") for name in ("retention", "training"))
     pictures = {"a <map>": tmp_path / "heat.png", "a curve": tmp_path / "overlap.png", "not drawn": tmp_path / "nowhere.png"}
     write_report(report("runs/x", "layer_balanced", lost=1), tmp_path / "report", pictures)
     page = (tmp_path / "report/report.html").read_text()

@@ -7,7 +7,7 @@ from loki_ds.retention.pairing import pair
 
 
 def arm(samples: list[tuple[str, float]], **changes: object) -> dict:
-    rows = [{"doc_hash": doc, "score": score, "answer": f"{doc}-{score}"} for doc, score in samples]
+    rows = [{"doc_hash": doc, "score": score, "prompt": doc, "answer": f"{doc}-{score}"} for doc, score in samples]
     return {"tasks": {"sums": {"version": 1.0, "metric": "exact_match", "shots": 0, "samples": rows, **changes}}}
 
 
