@@ -31,7 +31,6 @@ class ModelSection(Section):
     path: str
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    attention: str | None = None
     trust_remote_code: bool = False
 
 

@@ -85,6 +85,16 @@ def emptied(layers: list[Module], output: Tensor | None = None) -> Iterator[Empt
             del layer.forward
 
 
+MASKED_ATTENTION = ("eager", "sdpa")  # transformers' implementations that honour a mask of one's own
+
+
+def check_attention(model: Module) -> None:
+    """Refuse a model whose attention would ignore that rows must not see one another."""
+    name = model.get_decoder().config._attn_implementation  # type: ignore[operator]
+    if name not in MASKED_ATTENTION:
+        raise Refusal(f"{type(model).__name__}: attention {name!r} takes no 4-D mask; load the model with {' or '.join(MASKED_ATTENTION)}")
+
+
 @contextmanager
 def attention_implementation(model: Module, name: str) -> Iterator[None]:
     """Run the model's attention by another of transformers' implementations while open."""

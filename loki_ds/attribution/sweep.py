@@ -21,6 +21,7 @@ from torch.nn import Module
 
 from loki_ds.attribution.anatomy import (
     attention_implementation,
+    check_attention,
     decoder_layers,
     down_projection,
     emptied,
@@ -65,6 +66,7 @@ class Sweep:
         if target not in ("probability", "logit"):
             raise ValueError(f"target is {target!r}, allowed are 'probability' and 'logit'")
         self.model, self.layers = model, decoder_layers(model)
+        check_attention(model)
         self.alphas, self.weights = path(rule, steps)
         self.target, self.multiply_by_value = target, multiply_by_value
         self.gatherer = gatherer or Gatherer()

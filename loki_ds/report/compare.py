@@ -12,19 +12,29 @@ from loki_ds.run_folder import RunFolder
 
 
 def comparison(runs: Sequence[str | Path]) -> Table:
-    """A table with a line per run: new-task score, forgetting, and each ability's score."""
+    """A column per run, beside the base: forgetting, the new task's score, and each ability's."""
     reports = [read_report(run) for run in runs]
-    table = Table(title="new task learnt, abilities kept (scores after; base in brackets)")
-    table.add_column("run", overflow="fold")
-    table.add_column("new task", justify="right")
-    table.add_column("forgetting", justify="right")
-    for task in reports[0]["tasks"]:
-        table.add_column(task["task"].removeprefix("tiny_"), justify="right")
-    for run, report in zip(runs, reports, strict=True):
-        new = ", ".join(f"{task['implanted']:.3f}" for task in report["new_task"])
-        kept = [f"{task['implanted']:.3f} ({task['base']:.3f})" for task in report["tasks"]]
-        table.add_row(str(run), new, f"{report['forgetting']:.2f}%", *kept)
+    table = Table(title="new task learnt, abilities kept")
+    table.add_column("")
+    table.add_column("base", justify="right")
+    for report in reports:
+        table.add_column(_name(report), justify="right", overflow="fold")
+    scores = [f"{report['forgetting']:.2f}%\n({_range(report)})" for report in reports]
+    table.add_row("forgetting\n(95% interval)", "-", *scores, end_section=True)
+    for kind in ("new_task", "tasks"):
+        for task in reports[0][kind]:
+            found = [_score_of(report, kind, task["task"]) for report in reports]
+            table.add_row(task["task"], f"{task['base']:.3f}", *found, end_section=kind == "new_task")
     return table
+
+
+def _score_of(report: dict[str, Any], kind: str, name: str) -> str:
+    return next((f"{task['implanted']:.3f}" for task in report[kind] if task["task"] == name), "-")
+
+
+def _range(report: dict[str, Any]) -> str:
+    low, high = report["forgetting_ci"]
+    return f"{low:.1f} to {high:.1f}"
 
 
 def verdict(runs: Sequence[str | Path]) -> list[str]:
@@ -38,11 +48,15 @@ def verdict(runs: Sequence[str | Path]) -> list[str]:
 
 
 def _against_random(report: dict[str, Any], random: dict[str, Any]) -> str:
-    ours, theirs = report["forgetting"], random["forgetting"]
-    figures = f"{_name(report)} forgot {ours:.2f}%, {_name(random)} {theirs:.2f}%"
-    if ours < theirs:
+    """In as many words: a selection that does not beat random rows has shown nothing."""
+    figures = ", ".join(f"{_name(one)} forgot {one['forgetting']:.2f}% ({_range(one)})" for one in (report, random))
+    if report["forgetting_ci"][1] < random["forgetting_ci"][0]:
         return f"{figures}: here the selection by {report['selection']} forgot less than random rows (one seed each)."
-    return f"{figures}: here the selection by {report['selection']} did not beat random rows, so it has shown nothing."
+    if report["forgetting_ci"][0] > random["forgetting_ci"][1]:
+        return f"{figures}: here random rows forgot less than the selection by {report['selection']} (one seed each)."
+    return (
+        f"{figures}: the intervals overlap, so here the selection by {report['selection']} did not beat random rows and has shown nothing."
+    )
 
 
 def _name(report: dict[str, Any]) -> str:

@@ -93,6 +93,13 @@ def test_a_mixture_of_experts_is_refused() -> None:
         attribute(model, prompts(3))
 
 
+def test_attention_that_would_ignore_the_mask_is_refused() -> None:
+    model = build("llama")
+    model.config._attn_implementation_internal = "flash_attention_2"
+    with pytest.raises(Refusal, match="attention 'flash_attention_2' takes no 4-D mask; load the model with eager or sdpa"):
+        attribute(model, prompts(3))
+
+
 @pytest.mark.parametrize(("key", "value"), [("rule", "midpoint"), ("target", "loss"), ("steps", 0)])
 def test_unknown_settings_are_named(key: str, value: object) -> None:
     model: PreTrainedModel = build("llama")

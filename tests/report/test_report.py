@@ -22,9 +22,9 @@ def task(name: str, base: list[int], implanted: list[int]) -> PairedTask:
     )
 
 
-def report(run: str, selection: str | None, lost: int, name: str = "sums") -> dict:
+def report(run: str, selection: str | None, lost: int, name: str = "sums", n: int = 10) -> dict:
     facts = {"trains_rows": selection is not None, "selection": selection, "verification": VERIFIED, "origin": {"versions": "<1>"}}
-    tasks = [task(name, [1] * 10, [1] * (10 - lost) + [0] * lost)]
+    tasks = [task(name, [1] * n, [1] * (n - lost) + [0] * lost)]
     return build_report(run, tasks, [task("calls", [0] * 4, [1] * 4)], facts)
 
 
@@ -87,14 +87,18 @@ def test_the_model_card_has_the_retention_table(tmp_path: Path) -> None:
     assert "outside 4 rows" in card
 
 
-@pytest.mark.parametrize(("ours", "says"), [(1, "forgot less than random rows"), (2, "did not beat random rows")])
+@pytest.mark.parametrize(
+    ("ours", "says"), [(1, "forgot less than random rows"), (40, "did not beat random rows"), (95, "random rows forgot less")]
+)
 def test_comparison_says_whether_random_rows_were_beaten(tmp_path: Path, ours: int, says: str) -> None:
-    for name, selection, lost in (("loki", "layer_balanced", ours), ("random", "random", 2), ("full", None, 8)):
-        write_report(report(f"runs/{name}", selection, lost), tmp_path / name / "report")
+    for name, selection, lost in (("loki", "layer_balanced", ours), ("random", "random", 40), ("full", None, 80)):
+        write_report(report(f"runs/{name}", selection, lost, n=100), tmp_path / name / "report")
     runs = [tmp_path / name for name in ("loki", "random", "full")]
-    assert comparison(runs).row_count == 3
+    table = comparison(runs)
+    assert [column.header for column in table.columns] == ["", "base", "loki", "random", "full"]
+    assert table.row_count == 3  # forgetting, the new task, one ability
     sentences = verdict(runs)
-    assert sentences[0].endswith("full 80.00%.")
+    assert "full 80.00%" in sentences[0]
     assert len(sentences) == 2
     assert says in sentences[1]
 
