@@ -1,6 +1,7 @@
 """Starting the real launcher on CPU ranks."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -34,6 +35,25 @@ def launch(*arguments: str, recipe: Path = ROOT / "recipes/tiny/loki.yaml", rank
     finally:
         kill(job)
     return Launched(job.returncode, output, time.monotonic() - started)
+
+
+def launch_all(folder: Path, cases: dict[str, list[str]], recipes: dict[str, Path] | None = None, ranks: int = 2) -> None:
+    """The main job until implant for each named list of overrides, in one start; the run of each is `folder/name`.
+
+    recipes: by the same names; the tiny LoKI recipe where there is none.
+    """
+    tiny = ROOT / "recipes/tiny/loki.yaml"
+    listed = [
+        {"recipe": str((recipes or {}).get(name, tiny)), "overrides": [*overrides, f"run={folder / name}"]}
+        for name, overrides in cases.items()
+    ]
+    (folder / "cases.json").write_text(json.dumps(listed))
+    job = start("tests/distributed/main_jobs.py", str(folder / "cases.json"), ranks=ranks)
+    try:
+        output, _ = job.communicate(timeout=400)
+    finally:
+        kill(job)
+    assert job.returncode == 0, output
 
 
 def start(*script: str, ranks: int = 2) -> subprocess.Popen:

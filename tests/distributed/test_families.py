@@ -9,7 +9,7 @@ import transformers
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from distributed.conftest import ROOT, launch
+from distributed.conftest import ROOT, launch_all
 
 MESSAGE = "{% for m in messages %}"
 LAST = "{% endfor %}{% if add_generation_prompt %}OPEN{% endif %}"
@@ -38,33 +38,42 @@ def test_every_family_folder_is_here() -> None:
     assert {path.name for path in (ROOT / "recipes").iterdir() if path.is_dir()} == {*FAMILIES, "tiny"}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_recipe_of_the_family_runs(family: str, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of one recipe of every family; the model it was made from lies in `FAMILY-model`."""
+    folder = tmp_path_factory.mktemp("families")
+    cases, recipes = {}, {}
+    for family in FAMILIES:
+        make_model(family, folder / f"{family}-model")
+        recipes[family] = sorted((ROOT / "recipes" / family).glob("*-q10.yaml"))[0]
+        cases[family] = [
+            f"model.path={folder / f'{family}-model'}",
+            "protected.tasks=[tiny_facts, tiny_copying]",
+            f"protected.include_path={ROOT / 'eval/tasks/tiny'}",
+            "protected.per_subject=3",
+            f"data.train={ROOT / 'recipes/tiny/data/toolcalls/heldout.jsonl'}",
+            "training.max_steps=2",
+            "training.max_length=128",
+        ]
+    launch_all(folder, cases, recipes)
+    return folder
+
+
+def make_model(family: str, folder: Path) -> None:
     config_class, own, template = FAMILIES[family]
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "recipes/tiny/model")
     tokenizer.chat_template = template
-    tokenizer.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
     config = getattr(transformers, config_class)(vocab_size=len(tokenizer), **sizes, **own, pad_token_id=0, bos_token_id=0, eos_token_id=0)
-    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(tmp_path / "model")
-    recipe = sorted((ROOT / "recipes" / family).glob("*-q10.yaml"))[0]
-    done = launch(
-        "--until",
-        "implant",
-        f"model.path={tmp_path / 'model'}",
-        "protected.tasks=[tiny_facts, tiny_copying]",
-        f"protected.include_path={ROOT / 'eval/tasks/tiny'}",
-        "protected.per_subject=3",
-        f"data.train={ROOT / 'recipes/tiny/data/toolcalls/heldout.jsonl'}",
-        "training.max_steps=2",
-        "training.max_length=128",
-        f"run={tmp_path / 'run'}",
-        recipe=recipe,
-    )
-    assert done.status == 0, done.output
-    resolved = yaml.safe_load((tmp_path / "run/recipe.yaml").read_text())
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_recipe_of_the_family_runs(family: str, runs: Path) -> None:
+    resolved = yaml.safe_load((runs / family / "recipe.yaml").read_text())
     assert resolved["implant"]["mode"] == "rows"
-    before, after = (AutoModelForCausalLM.from_pretrained(tmp_path / part) for part in ("model", "run/model"))
+    before, after = (AutoModelForCausalLM.from_pretrained(folder) for folder in (runs / f"{family}-model", runs / family / "model"))
     changed = [name for name, value in after.state_dict().items() if not value.equal(before.state_dict()[name])]
     assert changed == ["model.layers.0.mlp.down_proj.weight", "model.layers.1.mlp.down_proj.weight"]

@@ -1,0 +1,28 @@
+"""The main job for many settings in turn, in one start of the launcher (most of a start is importing the libraries).
+
+deepspeed --num_gpus 2 tests/distributed/main_jobs.py CASES.json      # a list of {"recipe": file, "overrides": [...]}, until implant
+"""
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "launch"))
+
+from implant import log_on_first_rank, run_stages
+
+from loki_ds import ranks
+from loki_ds.recipe import load_recipe
+from loki_ds.stages import Run
+
+
+def main() -> None:
+    cases = json.loads(Path(sys.argv[-1]).read_text())
+    with ranks.refusals_shown_once(), ranks.process_group():
+        log_on_first_rank()
+        for case in cases:
+            run_stages(Run(load_recipe(case["recipe"], case["overrides"])), "implant")
+
+
+if __name__ == "__main__":
+    main()
