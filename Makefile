@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 ON_CPU := PATH="$(CURDIR)/$(BIN):$$PATH" DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 TINY := $(ON_CPU) deepspeed --num_gpus 2 launch/implant.py --recipe recipes/tiny
 
-.PHONY: help demo test lint tiny-world learning-rates clean
+.PHONY: help demo test lint bench tiny-world learning-rates clean
 
 help:  ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -36,6 +36,11 @@ lint: $(READY)  ## format and lint in place
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	$(BIN)/mypy
+
+bench: $(READY)  ## attribution and training step against their baselines (about twenty minutes on two idle cores)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt captum
+	DS_ACCELERATOR=cpu OMP_NUM_THREADS=2 $(BIN)/python eval/benchmarks/training_step.py
+	DS_ACCELERATOR=cpu OMP_NUM_THREADS=2 $(BIN)/python eval/benchmarks/attribution.py
 
 tiny-world: $(READY)  ## pre-train the tiny model again (about twenty minutes on two cores)
 	$(BIN)/python recipes/tiny/world/make.py

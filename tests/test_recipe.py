@@ -1,5 +1,6 @@
 """Recipes are strict: each mistake gets one sentence with the file, the key, what was found and what is allowed."""
 
+import json
 import re
 from pathlib import Path
 
@@ -28,6 +29,14 @@ def test_the_commands_in_the_texts_are_the_recipes() -> None:
     named = {ROOT / path for path in re.findall(r"recipes/[\w.]+/[\w.-]+\.yaml", texts)}
     assert set(RECIPES) <= named
     assert [path for path in named if not path.is_file()] == []
+
+
+def test_the_tiny_rates_are_those_the_rule_chose() -> None:
+    found = json.loads((ROOT / "eval/reports/learning_rates.json").read_text())
+    for name, of_recipe in found.items():
+        recipe = load_recipe(ROOT / f"recipes/tiny/{name}.yaml")
+        assert recipe.training["learning_rate"] == float(of_recipe["chosen"]), name
+        assert len({run["rate"] for run in of_recipe["tried"]}) >= 3
 
 
 def test_overrides_are_part_of_the_run_folders_name() -> None:

@@ -30,6 +30,7 @@ from loki_ds.device import available_memory, on_cpu, peak_memory
 
 REPORTS = Path(__file__).parents[1] / "reports"
 STEPS = 7
+TOGETHER = 4  # prompts that the sweep takes together, as a pass over a protected set does
 SHAPES: dict[str, Any] = {
     "qwen2.5-0.5b": Qwen2Config(
         vocab_size=151936,
@@ -59,7 +60,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="qwen2.5-0.5b")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--lengths", type=int, nargs="+", default=[128, 512])
-    parser.add_argument("--reference-layers", type=int, default=6, help="layers on which the definition and Captum are timed")
+    parser.add_argument("--reference-layers", type=int, default=4, help="layers on which the definition and Captum are timed")
     parser.add_argument("--pass", dest="whole_pass", action="store_true", help="time a whole MMLU-sized pass of the sweep instead")
     parser.add_argument("--subjects", type=int, default=SUBJECTS)
     arguments = parser.parse_args()
@@ -92,7 +93,7 @@ def where(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def compare(model: PreTrainedModel, length: int, reference_layers: int) -> dict[str, Any]:
-    """Seconds and peak bytes of each way for one prompt, and how far their scores are apart."""
+    """Seconds for each prompt and peak bytes of each way, and how far their scores are apart."""
     generator = torch.Generator().manual_seed(length)
     prompt = torch.randint(0, model.config.vocab_size, (length,), generator=generator).tolist()
     ids = torch.tensor([prompt], device=model.device)
@@ -100,8 +101,14 @@ def compare(model: PreTrainedModel, length: int, reference_layers: int) -> dict[
     chosen = [round(i * (len(layers) - 1) / (reference_layers - 1)) for i in range(reference_layers)]
     sweep = Sweep(model, steps=STEPS)
     sweep.run([prompt])  # first-time costs of the libraries belong to nobody
-    scores, seconds, memory = timed(lambda: sweep.run([prompt]).scores[0])
-    result: dict[str, Any] = {"tokens": length, "sweep": {"seconds": seconds, "peak_bytes": memory}}
+    scores, alone, memory = timed(lambda: sweep.run([prompt]).scores[0])
+    others = torch.randint(0, model.config.vocab_size, (TOGETHER - 1, length), generator=generator).tolist()
+    _, together, memory_together = timed(lambda: sweep.run([prompt, *others]).scores)
+    result: dict[str, Any] = {
+        "tokens": length,
+        "sweep alone": {"seconds": alone, "peak_bytes": memory},
+        "sweep": {"seconds": together / TOGETHER, "peak_bytes": memory_together},
+    }
     ways = {
         "definition": lambda i: attribute_layer(model, ids, layers[i], path("right", STEPS), "probability", True),
         "captum": lambda i: by_captum(model, ids, layers[i]),
@@ -230,16 +237,16 @@ def as_markdown(found: dict[str, Any]) -> str:
     lines = [
         "# Attribution: the sweep against the definition and Captum",
         "",
-        f"`python eval/benchmarks/attribution.py`: random weights, {found['shape']} shape, {found['dtype']}, {STEPS} steps, one prompt; "
+        f"`python eval/benchmarks/attribution.py`: random weights, {found['shape']} shape, {found['dtype']}, {STEPS} steps; "
         f"{found['device']}; {versions}. Definition and Captum are timed on evenly spaced layers and scaled to all of them.",
         "",
-        "| tokens | way | seconds | times the sweep | peak memory above the model | layers timed |",
+        "| tokens | way | seconds a prompt | times the sweep | peak memory above the model | layers timed |",
         "| ---: | --- | ---: | ---: | ---: | ---: |",
     ]
     for row in found["compared"]:
-        lines.append(
-            f"| {row['tokens']} | sweep | {row['sweep']['seconds']:.2f} | 1 | {row['sweep']['peak_bytes'] / 2**20:.0f} MiB | all |"
-        )
+        for name, label in (("sweep", f"sweep, {TOGETHER} prompts together"), ("sweep alone", "sweep, one prompt")):
+            way, ratio = row[name], row[name]["seconds"] / row["sweep"]["seconds"]
+            lines.append(f"| {row['tokens']} | {label} | {way['seconds']:.2f} | {ratio:.2f} | {way['peak_bytes'] / 2**20:.0f} MiB | all |")
         for name in ("definition", "captum"):
             way = row[name]
             lines.append(

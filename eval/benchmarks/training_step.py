@@ -12,6 +12,8 @@ import gc
 import json
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -62,8 +64,13 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--peak-only", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     device = "cpu" if on_cpu() else "cuda"
+    if arguments.peak_only:
+        step, _ = make_step(arguments, arguments.methods[0], device)
+        print(peak_memory(step))
+        return
     if on_cpu():
         write(arguments, in_turns(arguments, device))
         return
@@ -72,13 +79,22 @@ def main() -> None:
 
 def in_turns(arguments: argparse.Namespace, device: str) -> dict[str, dict[str, Any]]:
     """Median seconds of each method, all methods alive, a step of each in every round."""
+    peaks = {name: peak_in_own_process(arguments, name) for name in arguments.methods}
     steps = {name: make_step(arguments, name, device) for name in arguments.methods}
-    peaks = {name: peak_memory(step) for name, (step, _) in steps.items()}  # the first step also warms up
+    for step, _ in steps.values():
+        step()  # first-time costs of the libraries belong to nobody
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(arguments.rounds):
         for name, (step, _) in steps.items():
             seconds[name].append(timed(step))
     return {name: {"seconds": statistics.median(seconds[name]), "peak_bytes": peaks[name], **facts} for name, (_, facts) in steps.items()}
+
+
+def peak_in_own_process(arguments: argparse.Namespace, name: str) -> int:
+    """Peak bytes of one method's first step above the model: a process of its own, or freed memory of other methods would hide it."""
+    command = [sys.executable, __file__, "--peak-only", "--methods", name]
+    command += [part for key in ("shape", "dtype", "quota", "batch", "tokens") for part in (f"--{key}", str(getattr(arguments, key)))]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
 def one_after_another(arguments: argparse.Namespace, name: str, device: str) -> dict[str, Any]:

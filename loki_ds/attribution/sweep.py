@@ -26,6 +26,7 @@ from loki_ds.attribution.anatomy import (
     down_projection,
     emptied,
     parts_around_layers,
+    target_gradient,
     target_value,
 )
 from loki_ds.attribution.layer_call import LayerCall, shared_length
@@ -186,20 +187,26 @@ class Sweep:
         """`F` on all rows, kept in the batch; returns its gradient at the top of the variants, `[B, L * steps, d_model]`."""
         head = self.model.get_output_embeddings()  # type: ignore[operator]
         with self.gatherer.whole(*parts_around_layers(self.model), head):
-            with torch.no_grad():
-                logits = self._logits(batch.true[:, 0])
-                batch.target_token = logits.argmax(-1)
-                batch.value = target_value(logits, batch.target_token, self.target)
-                batch.baseline = torch.stack(
-                    [target_value(self._logits(row), batch.target_token, self.target) for row in batch.at_zero.unbind(1)], dim=1
-                )
+            self._take_values(batch)
             tokens = batch.target_token[:, None].expand(batch.variants.shape[:2]).flatten()
             gradients: list[Tensor] = []
             for chunk, token in zip(batch.variants.flatten(0, 1).split(HEAD_ROWS), tokens.split(HEAD_ROWS), strict=True):
                 point = chunk.detach().requires_grad_()
-                value = target_value(self._logits(point), token, self.target).sum()
-                gradients += torch.autograd.grad(value, point)
+                logits = self._logits(point)
+                gradients += torch.autograd.grad(logits, point, target_gradient(logits, token, self.target))
         return torch.cat(gradients).view_as(batch.variants)
+
+    @torch.no_grad()
+    def _take_values(self, batch: "_Batch") -> None:
+        """The target token of each prompt, `F(z)`, and `F(0)` of every layer."""
+        rows = torch.cat([batch.true, batch.at_zero], dim=1)  # [B, 1 + L, d_model]
+        tokens, values = [], []
+        for some in rows.split(max(1, HEAD_ROWS // rows.shape[1])):
+            logits = self._logits(some.flatten(0, 1)).view(*some.shape[:2], -1)
+            tokens.append(logits[:, 0].argmax(-1))
+            values.append(target_value(logits, tokens[-1][:, None].expand(some.shape[:2]), self.target))
+        batch.target_token, value = torch.cat(tokens), torch.cat(values)
+        batch.value, batch.baseline = value[:, 0], value[:, 1:]
 
     def _logits(self, rows: Tensor) -> Tensor:
         """The model's own final norm, head and logit scaling on rows `[N, d_model]`, each a sequence of one token."""

@@ -38,25 +38,25 @@ def _range(report: dict[str, Any]) -> str:
 
 
 def verdict(runs: Sequence[str | Path]) -> list[str]:
-    """The runs in order of forgetting, and, where one is a random selection, whether the others beat it. In plain words."""
+    """The runs in order of forgetting, and whether each selection of rows beat random rows and the baselines. In plain words."""
     reports = sorted((read_report(run) for run in runs), key=lambda report: report["forgetting"])
     sentences = ["Least forgetting first: " + ", ".join(f"{_name(report)} {report['forgetting']:.2f}%" for report in reports) + "."]
     for report in reports:
         if report["selection"] not in (None, "random"):
-            sentences += [_against_random(report, other) for other in reports if other["selection"] == "random"]
+            sentences += [_against(report, other) for other in reports if other["selection"] in (None, "random")]
     return sentences
 
 
-def _against_random(report: dict[str, Any], random: dict[str, Any]) -> str:
-    """In as many words: a selection that does not beat random rows has shown nothing."""
-    figures = ", ".join(f"{_name(one)} forgot {one['forgetting']:.2f}% ({_range(one)})" for one in (report, random))
-    if report["forgetting_ci"][1] < random["forgetting_ci"][0]:
-        return f"{figures}: here the selection by {report['selection']} forgot less than random rows (one seed each)."
-    if report["forgetting_ci"][0] > random["forgetting_ci"][1]:
-        return f"{figures}: here random rows forgot less than the selection by {report['selection']} (one seed each)."
-    return (
-        f"{figures}: the intervals overlap, so here the selection by {report['selection']} did not beat random rows and has shown nothing."
-    )
+def _against(report: dict[str, Any], other: dict[str, Any]) -> str:
+    """In as many words, with the intervals: a selection that does not beat random rows has shown nothing."""
+    ours = f"the selection by {report['selection']}"
+    theirs = "random rows" if other["selection"] == "random" else f"the baseline {_name(other)}"
+    figures = ", ".join(f"{_name(one)} forgot {one['forgetting']:.2f}% ({_range(one)})" for one in (report, other))
+    if report["forgetting_ci"][1] < other["forgetting_ci"][0]:
+        return f"{figures}: here {ours} forgot less than {theirs} (one seed each)."
+    if report["forgetting_ci"][0] > other["forgetting_ci"][1]:
+        return f"{figures}: here {theirs} forgot less than {ours} (one seed each)."
+    return f"{figures}: the intervals overlap, so here {ours} did not beat {theirs}."
 
 
 def _name(report: dict[str, Any]) -> str:
