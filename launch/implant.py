@@ -28,6 +28,7 @@ def main() -> None:
         with ranks.process_group():
             log_on_first_rank()
             run_stages(Run(recipe), arguments.until)
+    ranks.end_process()
 
 
 def run_stages(run: Run, until: str) -> None:

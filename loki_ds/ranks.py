@@ -3,13 +3,14 @@
 Knows the launcher's environment and torch.distributed. Knows nothing of models or of how they are partitioned.
 """
 
+import atexit
 import os
 import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import deepspeed
 import torch
@@ -32,6 +33,17 @@ def refusals_shown_once() -> Iterator[None]:
             time.sleep(3)  # the launcher ends us in this time if rank 0 refuses too
         print(f"loki-ds: {refusal}", file=sys.stderr, flush=True)
         os._exit(2)  # no exit handlers: a collective in flight must not hold the process
+
+
+def end_process() -> NoReturn:
+    """End a finished rank: Python's exit handlers (trackers finish there), then out, without tearing down the libraries' C++ threads.
+
+    That teardown was seen to abort a rank after all its work was done ("terminate called without an active exception").
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 @contextmanager

@@ -11,6 +11,8 @@ scaled to all; every figure says on how many it rests.
 import argparse
 import json
 import platform
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -63,12 +65,16 @@ def main() -> None:
     parser.add_argument("--reference-layers", type=int, default=4, help="layers on which the definition and Captum are timed")
     parser.add_argument("--pass", dest="whole_pass", action="store_true", help="time a whole MMLU-sized pass of the sweep instead")
     parser.add_argument("--subjects", type=int, default=SUBJECTS)
+    parser.add_argument("--peak-only", type=int, nargs=2, metavar=("LENGTH", "PROMPTS"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     model = build(SHAPES[arguments.shape], getattr(torch, arguments.dtype))
+    if arguments.peak_only:
+        print(sweep_peak(model, *arguments.peak_only))
+        return
     if arguments.whole_pass:
         write("attribution_pass", {**where(arguments), **time_whole_pass(model, arguments.subjects)})
         return
-    found = {**where(arguments), "compared": [compare(model, length, arguments.reference_layers) for length in arguments.lengths]}
+    found = {**where(arguments), "compared": [compare(arguments, model, length) for length in arguments.lengths]}
     found["cost"] = [cost_of_sweep(arguments, *setting) for setting in ((128, 1.0, 7), (128, 0.5, 7), (128, 1.0, 14), (512, 1.0, 7))]
     write("attribution", found)
     (REPORTS / "attribution.md").write_text(as_markdown(found))
@@ -92,22 +98,23 @@ def where(arguments: argparse.Namespace) -> dict[str, Any]:
 # --- the three ways on one prompt ----------------------------------------------------------------------------------------------
 
 
-def compare(model: PreTrainedModel, length: int, reference_layers: int) -> dict[str, Any]:
+def compare(arguments: argparse.Namespace, model: PreTrainedModel, length: int) -> dict[str, Any]:
     """Seconds for each prompt and peak bytes of each way, and how far their scores are apart."""
     generator = torch.Generator().manual_seed(length)
     prompt = torch.randint(0, model.config.vocab_size, (length,), generator=generator).tolist()
     ids = torch.tensor([prompt], device=model.device)
     layers = decoder_layers(model)
+    reference_layers = arguments.reference_layers
     chosen = [round(i * (len(layers) - 1) / (reference_layers - 1)) for i in range(reference_layers)]
     sweep = Sweep(model, steps=STEPS)
     sweep.run([prompt])  # first-time costs of the libraries belong to nobody
-    scores, alone, memory = timed(lambda: sweep.run([prompt]).scores[0])
+    scores, alone, _ = timed(lambda: sweep.run([prompt]).scores[0])
     others = torch.randint(0, model.config.vocab_size, (TOGETHER - 1, length), generator=generator).tolist()
-    _, together, memory_together = timed(lambda: sweep.run([prompt, *others]).scores)
+    _, together, _ = timed(lambda: sweep.run([prompt, *others]).scores)
     result: dict[str, Any] = {
         "tokens": length,
-        "sweep alone": {"seconds": alone, "peak_bytes": memory},
-        "sweep": {"seconds": together / TOGETHER, "peak_bytes": memory_together},
+        "sweep alone": {"seconds": alone, "peak_bytes": peak_in_own_process(arguments, length, 1)},
+        "sweep": {"seconds": together / TOGETHER, "peak_bytes": peak_in_own_process(arguments, length, TOGETHER)},
     }
     ways = {
         "definition": lambda i: attribute_layer(model, ids, layers[i], path("right", STEPS), "probability", True),
@@ -122,6 +129,17 @@ def compare(model: PreTrainedModel, length: int, reference_layers: int) -> dict[
             result[name]["largest_difference"] = ((found - scores[chosen]).abs().max() / found.abs().max()).item()
         print(f"T={length} {name}: {result[name]['ratio']:.0f} times the sweep's {result['sweep']['seconds']:.2f} s", flush=True)
     return result
+
+
+def sweep_peak(model: PreTrainedModel, length: int, prompts: int) -> int:
+    sweep = Sweep(model, steps=STEPS)
+    return peak_memory(lambda: sweep.run([[7] * length] * prompts))
+
+
+def peak_in_own_process(arguments: argparse.Namespace, length: int, prompts: int) -> int:
+    """Peak bytes of a sweep above the model, where nothing else has been: what a process once had it may use again unseen."""
+    command = [sys.executable, __file__, "--shape", arguments.shape, "--dtype", arguments.dtype, "--peak-only", str(length), str(prompts)]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
 def by_captum(model: PreTrainedModel, ids: torch.Tensor, layer: torch.nn.Module) -> torch.Tensor:

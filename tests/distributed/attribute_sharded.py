@@ -36,6 +36,7 @@ def main() -> None:
         assert all(parameter.ds_status.name == "NOT_AVAILABLE" for parameter in decoder_layers(model)[2].parameters())
         if ranks.rank() == 0:
             save_file({"scores": scores}, sys.argv[-1])
+    ranks.end_process()
 
 
 def prompts() -> list[list[int]]:

@@ -22,6 +22,7 @@ def main() -> None:
         log_on_first_rank()
         for case in cases:
             run_stages(Run(load_recipe(case["recipe"], case["overrides"])), "implant")
+    ranks.end_process()
 
 
 if __name__ == "__main__":
