@@ -108,11 +108,6 @@ def barrier() -> None:
         torch.distributed.barrier()
 
 
-def any_rank(fact: bool) -> bool:
-    """Whether the fact holds on at least one rank; all ranks must ask."""
-    return any(from_all_ranks(fact))
-
-
 def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     """The sum of every rank's tensor, on every rank, on the CPU."""
     if world_size() == 1:

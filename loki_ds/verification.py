@@ -4,6 +4,7 @@ Knows safetensors checkpoints, single or sharded, and tied weights that only one
 """
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from torch import Tensor
 from loki_ds.positions import Positions
 from loki_ds.refusal import Refusal
 
+DOWN = re.compile(r"(?:^|\.)layers\.(\d+)\.mlp\.down_proj\.weight$")
 TIED = {"lm_head.weight": "model.embed_tokens.weight"}
 
 
@@ -71,10 +73,14 @@ def _changed_rows(old: Tensor, new: Tensor) -> Tensor:
 
 
 def _selected_rows(name: str, positions: Positions | None) -> list[int]:
-    parts = name.split(".")
-    if positions is None or parts[-3:] != ["mlp", "down_proj", "weight"]:
-        return []
-    return positions.rows[int(parts[-4])]
+    layer = down_layer(name)
+    return [] if positions is None or layer is None else positions.rows[layer]
+
+
+def down_layer(name: str) -> int | None:
+    """The layer whose `W_down` a tensor of this name is; None for every other tensor."""
+    match = DOWN.search(name)
+    return int(match[1]) if match else None
 
 
 def _check_same_tensors(before: "Checkpoint", after: "Checkpoint") -> None:

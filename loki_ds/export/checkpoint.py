@@ -5,7 +5,6 @@ construction and a model larger than memory is no matter.
 """
 
 import json
-import re
 import shutil
 from pathlib import Path
 
@@ -17,15 +16,14 @@ from loki_ds.export.implant_file import Implant, LayerRows, same_bits
 from loki_ds.positions import Positions
 from loki_ds.refusal import Refusal
 from loki_ds.run_folder import written_whole
-from loki_ds.verification import Checkpoint, open_checkpoint
+from loki_ds.verification import Checkpoint, down_layer, open_checkpoint
 
-DOWN = re.compile(r"(?:^|\.)layers\.(\d+)\.mlp\.down_proj\.weight$")
 NOT_MODEL = shutil.ignore_patterns("*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "README.md", ".*", "NOT_VERIFIED")
 
 
 def down_names(names: set[str]) -> dict[int, str]:
     """Layer number to the name of its `W_down` in the checkpoint."""
-    return {int(match[1]): name for name in names if (match := DOWN.search(name))}
+    return {layer: name for name in names if (layer := down_layer(name)) is not None}
 
 
 def apply_to_checkpoint(base: Path, implant: Implant, out: Path) -> None:

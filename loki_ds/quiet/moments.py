@@ -12,14 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from loki_ds.attribution.batches import IDLE
 from loki_ds.attribution.sweep import Sweep
 from loki_ds.ranks import rank, sum_over_ranks, world_size
 from loki_ds.refusal import Refusal
 from loki_ds.run_folder import written_whole
 
 log = logging.getLogger(__name__)
-
-IDLE = [[0]]
 
 
 def collect_moments(sweep: Sweep, prompts: Sequence[Sequence[int]], planned: Sequence[list[int]], budget: int) -> list[Tensor]:

@@ -1,7 +1,6 @@
 """Stage 3: the trained model in `model/`, what leaves the run beside it, and the proof in `verify.json`."""
 
 import logging
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -117,10 +116,6 @@ def _verify(run: Run, positions: Positions | None, certificate: dict[str, Any] |
         log.info("verify: %d of %d tensors changed; this baseline is not confined to rows", len(found.changed_outside), found.tensors)
         return
     if not found.identical_outside_rows:
-        _mark_not_verified(run.folder.model)
+        (run.folder.model / "NOT_VERIFIED").write_text("Tensors outside the selected rows differ from the base; see verify.json.\n")
         raise Refusal(f"{run.folder.model}: {found.changed_outside[0]} differs from the base outside the selected rows; not verified")
     log.info("verify: %d bytes compared, identical outside %d changed rows", found.bytes, found.rows_changed)
-
-
-def _mark_not_verified(model: Path) -> None:
-    (model / "NOT_VERIFIED").write_text("Tensors outside the selected rows differ from the base; see verify.json.\n", encoding="utf-8")
