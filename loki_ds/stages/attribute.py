@@ -13,6 +13,7 @@ from loki_ds.attribution.kept import KeptScores
 from loki_ds.attribution.self_check import check_family
 from loki_ds.attribution.sweep import Sweep
 from loki_ds.protected import ProtectedPrompt, digest_of_prompts, interleaved, load_protected
+from loki_ds.recipe import AttributionSection
 from loki_ds.refusal import Refusal
 from loki_ds.report.pictures import heat_map, overlap_curve
 from loki_ds.selection import split_half_overlap
@@ -54,10 +55,7 @@ def _plan(run: Run, sweep: Sweep, prompts: list[ProtectedPrompt], kept: KeptScor
     if planned is not None:
         return planned
     section, tokens = run.recipe.attribution, [prompt.tokens for prompt in prompts]
-    size = section.batch_size
-    if size == "auto":
-        budget = int(section.memory_gib * 2**30) if section.memory_gib else int(FREE_SHARE * device.available_memory())
-        size = affordable_batch(sweep, tokens, budget)
+    size = batch_size(section, sweep, tokens)
     order = interleaved(prompts)
     every = section.stop.every * len({prompt.subject for prompt in prompts}) if section.stop else len(order)
     planned = []
@@ -68,6 +66,14 @@ def _plan(run: Run, sweep: Sweep, prompts: list[ProtectedPrompt], kept: KeptScor
     versions = {name: version(name) for name in LIBRARIES}
     ranks.on_first_rank(lambda: kept.note(rounds=planned, sample=sample, versions=versions))
     return planned
+
+
+def batch_size(section: AttributionSection, sweep: Sweep, tokens: list[list[int]]) -> int:
+    """The recipe's batch size; for `auto`, what fits into its memory budget."""
+    if section.batch_size != "auto":
+        return section.batch_size
+    budget = int(section.memory_gib * 2**30) if section.memory_gib else int(FREE_SHARE * device.available_memory())
+    return affordable_batch(sweep, tokens, budget)
 
 
 def _sweep_rounds(run: Run, sweep: Sweep, prompts: list[ProtectedPrompt], rounds: list[list[list[int]]], kept: KeptScores) -> int:

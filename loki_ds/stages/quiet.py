@@ -6,13 +6,14 @@ from typing import NamedTuple
 from torch import Tensor
 
 from loki_ds import device, ranks, zero
-from loki_ds.attribution.batches import affordable_batch, batches
+from loki_ds.attribution.batches import batches
 from loki_ds.attribution.self_check import check_family
 from loki_ds.attribution.sweep import Sweep
 from loki_ds.protected import load_protected
 from loki_ds.quiet.moments import collect_moments, load_moments, save_moments
 from loki_ds.quiet.subspace import Subspace, protected_subspace
 from loki_ds.recipe import QuietSection
+from loki_ds.stages.attribute import batch_size
 from loki_ds.stages.run import Run
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,6 @@ def quiet(run: Run, section: QuietSection) -> Quiet:
 def _collect(run: Run) -> list[Tensor]:
     prompts = [prompt.tokens for prompt in load_protected(run.recipe.protected, run.tokenizer)]  # type: ignore[arg-type]
     check_family(run.model)
-    sweep, size = Sweep(run.model, gatherer=zero.Gatherer()), run.recipe.attribution.batch_size
-    if size == "auto":
-        size = affordable_batch(sweep, prompts, int(FREE_SHARE * device.available_memory()))
+    sweep = Sweep(run.model, gatherer=zero.Gatherer())
+    size = batch_size(run.recipe.attribution, sweep, prompts)
     return collect_moments(sweep, prompts, batches(prompts, size), int(FREE_SHARE * device.available_host_memory()))
