@@ -36,18 +36,20 @@ def plan(arguments: argparse.Namespace) -> int:
 
 def select(arguments: argparse.Namespace) -> int:
     """New positions from a kept attribution."""
-    from loki_ds.attribution.kept import KeptScores
+    from loki_ds.attribution.kept import KeptScores, kept_sensitivity
     from loki_ds.run_folder import RunFolder
-    from loki_ds.selection import select, select_random
+    from loki_ds.selection import BY_SENSITIVITY, select, select_by_sensitivity, select_random
 
     if not 0 < arguments.quota < 100:
         raise Refusal(f"--quota is {arguments.quota:g}, allowed is a percentage above 0 and below 100")
-    scores = KeptScores(RunFolder(arguments.run).attribution).scores()
-    if arguments.strategy == "random":
-        _, layers, d_model = scores.shape
-        chosen = select_random(layers, d_model, arguments.quota, arguments.seed)
+    folder = RunFolder(arguments.run)
+    if arguments.strategy in BY_SENSITIVITY:
+        chosen = select_by_sensitivity(*kept_sensitivity(folder.sensitivity), arguments.quota, arguments.strategy)
     else:
-        chosen = select(scores, arguments.quota, arguments.strategy)
+        scores = KeptScores(folder.attribution).scores()
+        by_scores = arguments.strategy != "random"
+        seeded = (*scores.shape[1:], arguments.quota, arguments.seed)
+        chosen = select(scores, arguments.quota, arguments.strategy) if by_scores else select_random(*seeded)
     chosen.save(arguments.out)
     print(f"{arguments.out}: {chosen.count} rows in {len(chosen.rows)} layers, digest {chosen.digest}")
     return 0

@@ -1,17 +1,15 @@
 """What a recipe would do, from the model's configuration alone: no weights are loaded."""
 
-import json
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.table import Table
 from rich.text import Text
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from loki_ds.attribution.anatomy import down_weights
-from loki_ds.implanting.data import load_training_data
+from loki_ds.implanting.data import load_training_data, tokens_and_loss
 from loki_ds.positions import Positions
 from loki_ds.recipe import Recipe
 from loki_ds.refusal import Refusal
@@ -68,24 +66,7 @@ def plan_sample(recipe: Recipe) -> Text:
     row = load_training_data(recipe.data.train_sources, only_assistant)[0]
     tokenizer = AutoTokenizer.from_pretrained(recipe.model.path, trust_remote_code=recipe.model.trust_remote_code)
     text = Text("One training example; the loss is on what stands between [[ and ]]:\n")
-    for trained, tokens in groupby(zip(*_tokens_and_loss(row, tokenizer, recipe), strict=True), key=lambda pair: bool(pair[1])):
+    for trained, tokens in groupby(zip(*tokens_and_loss(row, tokenizer, recipe.training), strict=True), key=lambda pair: bool(pair[1])):
         piece = str(tokenizer.decode([token for token, _ in tokens]))
         text.append(f"[[{piece}]]" if trained else piece, style="bold green" if trained else "")
     return text
-
-
-def _tokens_and_loss(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> tuple[list[int], list[int]]:
-    """Token ids and, for each, whether it is trained on; as TRL's SFTTrainer decides it."""
-    if "messages" in row:
-        tools = json.loads(row["tools"]) if isinstance(row.get("tools"), str) else row.get("tools")
-        found: Any = tokenizer.apply_chat_template(row["messages"], tools=tools, return_dict=True, return_assistant_tokens_mask=True)
-        everything = not recipe.training.get("assistant_only_loss", False)
-        return found["input_ids"], [1] * len(found["input_ids"]) if everything else found["assistant_masks"]
-    if "text" in row:
-        tokens = tokenizer(row["text"])["input_ids"]
-        return tokens, [1] * len(tokens)
-    if not isinstance(row["prompt"], str):
-        raise Refusal("data.train: plan shows conversational prompts only as 'messages'")
-    shown, learnt = tokenizer(row["prompt"])["input_ids"], tokenizer(row["completion"], add_special_tokens=False)["input_ids"]
-    prompt_counts = int(recipe.training.get("completion_only_loss") is False)
-    return shown + learnt, [prompt_counts] * len(shown) + [1] * len(learnt)

@@ -13,8 +13,18 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from loki_ds.refusal import Refusal, did_you_mean
+from loki_ds.selection import BY_SCORES, BY_SENSITIVITY
 
-Strategy = Literal["layer_balanced", "layer_highest", "layer_smallest", "global_lowest", "global_highest", "random"]
+Strategy = Literal[
+    "layer_balanced",
+    "layer_highest",
+    "layer_smallest",
+    "global_lowest",
+    "global_highest",
+    "layer_sensitivity",
+    "layer_gain",
+    "random",
+]
 Rule = Literal["right", "left", "trapezoid", "gauss_legendre"]
 Target = Literal["probability", "logit"]
 
@@ -113,12 +123,16 @@ class QuietSection(Section):
 
 
 class ImplantSection(Section):
-    """How the selected rows train (DESIGN 5): `mask`, `rows`, or `lora`, a low rank of them. `full` and `peft` are baselines."""
+    """How the selected rows train (DESIGN 5): `mask`, `rows`, or `lora`, a low rank of them. `full` and `peft` are baselines.
+
+    `l2_sp` makes `full` the baseline of that name: after each step the weights go back by `learning_rate * l2_sp` of their way.
+    """
 
     mode: Literal["mask", "rows", "lora", "full", "peft"] = "rows"
     lora: LowRankSection = LowRankSection()
     peft: PeftSection = PeftSection()
     quiet: QuietSection | None = None
+    l2_sp: Annotated[float, Field(gt=0)] | None = None
     early_stopping: Annotated[int, Field(gt=0)] | None = None
 
 
@@ -193,16 +207,23 @@ class Recipe(Section):
     @property
     def attributes(self) -> bool:
         """Whether the selection rests on attribution scores."""
-        return self.trains_rows and self.selection.positions is None and self.selection.strategy != "random"
+        return self.trains_rows and self.selection.positions is None and self.selection.strategy in BY_SCORES
+
+    @property
+    def senses(self) -> bool:
+        """Whether the selection rests on sensitivities."""
+        return self.trains_rows and self.selection.positions is None and self.selection.strategy in BY_SENSITIVITY
 
     @model_validator(mode="after")
     def _check_together(self) -> "Recipe":
-        if self.attributes and self.protected is None:
+        if (self.attributes or self.senses) and self.protected is None:
             raise ValueError(f"selection.strategy {self.selection.strategy} needs a protected set: add the section 'protected'")
         if self.implant.quiet and self.implant.mode not in ("rows", "lora"):
             raise ValueError(f"implant.quiet needs implant.mode rows or lora, it is {self.implant.mode}")
         if self.implant.quiet and self.protected is None:
             raise ValueError("implant.quiet needs a protected set: add the section 'protected'")
+        if self.implant.l2_sp is not None and self.implant.mode != "full":
+            raise ValueError(f"implant.l2_sp needs implant.mode full, it is {self.implant.mode}")
         known = training_keys()
         for key in self.training:
             if key not in known:

@@ -27,6 +27,7 @@ class RunFolder:
         self.retention_picture = self.root / "retention" / "retention.png"
         self.training_curves = self.root / "training_curves.png"
         self.overlap_curve = self.attribution / "overlap.png"
+        self.sensitivity = self.attribution / "sensitivity.safetensors"
         self.quiet = self.root / "quiet"
         self.positions = self.root / "positions.json"
         self.checkpoints = self.root / "checkpoints"

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from loki_ds.positions import Positions
 
-STRATEGIES = ("layer_balanced", "layer_highest", "layer_smallest", "global_lowest", "global_highest", "random")
+BY_SCORES = ("layer_balanced", "layer_highest", "layer_smallest", "global_lowest", "global_highest")
+BY_SENSITIVITY = ("layer_sensitivity", "layer_gain")
+STRATEGIES = (*BY_SCORES, *BY_SENSITIVITY, "random")
 
 
 def rows_per_layer(quota: float, d_model: int) -> int:
@@ -46,7 +48,28 @@ def select(scores: Tensor, quota: float, strategy: str = "layer_balanced", exclu
     if strategy in ("global_lowest", "global_highest"):
         chosen = _most_voted(layers * k, values.reshape(len(values), -1))
         return Positions([sorted(node % d_model for node in chosen if node // d_model == layer) for layer in range(layers)])
-    raise ValueError(f"strategy is {strategy!r}, allowed are {', '.join(STRATEGIES)}; 'random' needs no scores (select_random)")
+    raise ValueError(f"strategy is {strategy!r}, allowed with scores are {', '.join(BY_SCORES)}")
+
+
+def select_by_sensitivity(
+    protected: Tensor, new_task: Tensor, quota: float, strategy: str = "layer_sensitivity", exclude: Positions | None = None
+) -> Positions:
+    """Rows by second moments of the gradient at their outputs, `[layers, d_model]` each (`attribution.sensitivity`).
+
+    layer_sensitivity: the k rows of each layer to which protected predictions react least. layer_gain: the k rows with most second
+    moment on the new task for each unit of it on the protected set.
+    """
+    if strategy not in BY_SENSITIVITY:
+        raise ValueError(f"strategy is {strategy!r}, allowed with sensitivities are {', '.join(BY_SENSITIVITY)}")
+    if not (torch.isfinite(protected).all() and torch.isfinite(new_task).all()):
+        raise ValueError("sensitivities hold NaN or infinity: nothing can be selected from them")
+    layers, d_model = protected.shape
+    k, taken = rows_per_layer(quota, d_model), _taken(exclude, layers, d_model)
+    _check_room(k, taken)
+    cost = protected.double()
+    keys = cost if strategy == "layer_sensitivity" else -new_task.double() / cost.clamp_min(torch.finfo(torch.float64).tiny)
+    values = np.where(taken, np.inf, keys.numpy())
+    return Positions([_first(k, values[layer]) for layer in range(layers)])
 
 
 def _taken(exclude: Positions | None, layers: int, d_model: int) -> np.ndarray:

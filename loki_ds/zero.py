@@ -154,15 +154,39 @@ def keep_through_steps(optimizer: Any, frozen: dict[Any, torch.Tensor]) -> None:
     The innermost optimizer works on shards in full precision, and DeepSpeed copies them to the model's weights after its step. So
     its post-step hook is the one place where nothing slips past: weight decay, momentum or noise alike.
     """
-    while hasattr(optimizer, "optimizer"):
-        optimizer = optimizer.optimizer
     kept = [_KeptShard(parameter, mask) for parameter, mask in frozen.items()]
 
     def put_back(*_: Any) -> None:
         for shard in kept:
             shard.put_back()
 
-    optimizer.register_step_post_hook(put_back)
+    _innermost(optimizer).register_step_post_hook(put_back)
+
+
+def pull_to_start(optimizer: Any, parameters: Iterable[Any], strength: float) -> None:
+    """After each step of the optimizer, pull the parameters back towards what they are now: decoupled L2-SP (Li et al., ICML 2018).
+
+    `p <- p - lr * strength * (p - start)`, on each rank's shards in full precision.
+    """
+    innermost = _innermost(optimizer)
+    starts = [(parameter, _master(parameter).clone()) for parameter in parameters]
+
+    def pull(*_: Any) -> None:
+        share = innermost.param_groups[0]["lr"] * strength
+        for parameter, start in starts:
+            master = _master(parameter)
+            master.lerp_(start, share)
+            if _is_partitioned(parameter):
+                safe_set_local_fp32_param(parameter, master)
+
+    innermost.register_step_post_hook(pull)
+
+
+def _innermost(optimizer: Any) -> Any:
+    """The optimizer that steps, inside what accelerate and DeepSpeed wrap around it."""
+    while hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    return optimizer
 
 
 class _KeptShard:

@@ -85,6 +85,12 @@ def emptied(layers: list[Module], output: Tensor | None = None) -> Iterator[Empt
             del layer.forward
 
 
+def logits_above(model: Module, layers: list[Module], rows: Tensor) -> Tensor:
+    """The model's own final norm, head and logit scaling on rows `[N, d_model]`, each a sequence of one token."""
+    with emptied(layers, output=rows[:, None]):
+        return model(inputs_embeds=rows[:, None].detach(), use_cache=False).logits[:, 0]
+
+
 MASKED_ATTENTION = ("eager", "sdpa")  # transformers' implementations that honour a mask of one's own
 
 

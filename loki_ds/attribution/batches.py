@@ -15,13 +15,15 @@ from transformers import PreTrainedModel
 from loki_ds.attribution.layer_call import shared_length
 from loki_ds.attribution.self_check import check_family
 from loki_ds.attribution.sweep import Sweep, Swept
-from loki_ds.device import peak_memory
+from loki_ds.device import available_memory, peak_memory
 from loki_ds.ranks import from_all_ranks, rank, world_size
+from loki_ds.recipe import AttributionSection
 from loki_ds.refusal import Refusal
 from loki_ds.zero import is_sharded
 
 log = logging.getLogger(__name__)
 
+FREE_SHARE = 0.8  # of the free memory that batches may fill when the recipe names no budget
 LARGEST = 64  # prompts in a batch chosen by memory: beyond it the device is busy anyway
 IDLE = [[0]]  # what a rank sweeps when it has no prompts left, because every gather needs all ranks
 
@@ -97,6 +99,14 @@ def _cut(indices: list[int], prompts: Sequence[Sequence[int]], size: int) -> lis
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
+def batch_size(section: AttributionSection, sweep: Sweep, prompts: Sequence[Sequence[int]]) -> int:
+    """The recipe's batch size; for `auto`, what fits into its memory budget."""
+    if section.batch_size != "auto":
+        return section.batch_size
+    budget = int(section.memory_gib * 2**30) if section.memory_gib else int(FREE_SHARE * available_memory())
+    return affordable_batch(sweep, prompts, budget)
+
+
 def affordable_batch(sweep: Sweep, prompts: Sequence[Sequence[int]], budget: int) -> int:
     """How many prompts a batch may hold in `budget` bytes on every rank: a power of two, from what one and two prompts took.
 
@@ -141,6 +151,13 @@ def sweep_batches(
         log.warning("attribute: out of memory at %d prompts in a batch; going on with %d", min(failed), size)
         waiting = [*([batch] if batch and not swept else []), *mine]
         mine = deque(whole[start : start + size] for whole in waiting for start in range(0, len(whole), size))
+
+
+def turns(planned: Sequence[list[int]]) -> Iterator[list[int]]:
+    """This rank's batch of every turn; empty when it has none left, because every gather needs all ranks."""
+    for first in range(0, len(planned), world_size()):
+        mine = first + rank()
+        yield planned[mine] if mine < len(planned) else []
 
 
 def _only_this_rank(value: object) -> list:

@@ -94,3 +94,15 @@ class KeptScores:
 
     def _shards(self) -> list[Path]:
         return sorted(self.folder.glob("scores-*.safetensors"))
+
+
+def kept_sensitivity(path: Path) -> tuple[Tensor, Tensor]:
+    """Second moments on the protected set and on the new task, each `[layers, d_model]` float64.
+
+    Raises:
+        Refusal: there are none.
+    """
+    if not path.exists():
+        raise Refusal(f"{path}: no sensitivities there; run the main job with selection.strategy=layer_sensitivity --until attribute first")
+    found = load_file(path)
+    return found["protected"], found["new_task"]

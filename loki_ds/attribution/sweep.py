@@ -25,6 +25,7 @@ from loki_ds.attribution.anatomy import (
     decoder_layers,
     down_projection,
     emptied,
+    logits_above,
     parts_around_layers,
     target_gradient,
     target_value,
@@ -209,9 +210,7 @@ class Sweep:
         batch.value, batch.baseline = value[:, 0], value[:, 1:]
 
     def _logits(self, rows: Tensor) -> Tensor:
-        """The model's own final norm, head and logit scaling on rows `[N, d_model]`, each a sequence of one token."""
-        with emptied(self.layers, output=rows[:, None]):
-            return self.model(inputs_embeds=rows[:, None].detach(), use_cache=False).logits[:, 0]
+        return logits_above(self.model, self.layers, rows)
 
     def _come_down(self, batch: "_Batch", gradient: Tensor) -> Tensor:
         """Pull the gradient back layer by layer, `[B, (l + 1) * steps, d_model]` at layer l; returns scores `[B, L, d_model]`."""

@@ -3,12 +3,14 @@
 That is: which reader a file needs, ShareGPT and Alpaca as chats, and a sentence for data that nothing can be learnt from.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, interleave_datasets, load_dataset
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from pyarrow import ArrowInvalid
+from transformers import PreTrainedTokenizerBase
 
 from loki_ds.recipe import SourceSection
 from loki_ds.refusal import Refusal
@@ -110,3 +112,20 @@ def _check_assistant_turns(rows: Dataset, path: str) -> None:
     for line, messages in enumerate(rows["messages"], start=1):
         if not any(message["role"] == "assistant" for message in messages):
             raise Refusal(f"{path}: the chat in line {line} has no assistant turn, so there is nothing to learn from it")
+
+
+def tokens_and_loss(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, training: dict[str, Any]) -> tuple[list[int], list[int]]:
+    """Token ids and, for each, whether it is trained on; as TRL's SFTTrainer decides it."""
+    if "messages" in row:
+        tools = json.loads(row["tools"]) if isinstance(row.get("tools"), str) else row.get("tools")
+        found: Any = tokenizer.apply_chat_template(row["messages"], tools=tools, return_dict=True, return_assistant_tokens_mask=True)
+        everything = not training.get("assistant_only_loss", False)
+        return found["input_ids"], [1] * len(found["input_ids"]) if everything else found["assistant_masks"]
+    if "text" in row:
+        tokens = tokenizer(row["text"])["input_ids"]
+        return tokens, [1] * len(tokens)
+    if not isinstance(row["prompt"], str):
+        raise Refusal("data.train: conversational prompts are rendered only as 'messages' here")
+    shown, learnt = tokenizer(row["prompt"])["input_ids"], tokenizer(row["completion"], add_special_tokens=False)["input_ids"]
+    prompt_counts = int(training.get("completion_only_loss") is False)
+    return shown + learnt, [prompt_counts] * len(shown) + [1] * len(learnt)

@@ -27,7 +27,7 @@ from loki_ds.ranks import barrier, on_first_rank, world_size
 from loki_ds.recipe import ImplantSection, PeftSection
 from loki_ds.refusal import Refusal
 from loki_ds.run_folder import write_json
-from loki_ds.zero import device_of, model_dtype
+from loki_ds.zero import device_of, model_dtype, pull_to_start
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +47,7 @@ def prepare(
         train_row_deltas(model, positions, model_dtype(model), device_of(model), low_rank, seed, quiet)
     elif section.mode == "full":
         model.requires_grad_(True)
+        return [PullToBase(section.l2_sp)] if section.l2_sp is not None else []
     return []
 
 
@@ -119,6 +120,19 @@ def newest_checkpoint(folder: Path) -> str | None:
             "DeepSpeed's ds_to_universal.py, or delete it"
         )
     return str(whole[-1].parent)
+
+
+class PullToBase(TrainerCallback):
+    """The L2-SP baseline: every step ends with a pull back towards the base."""
+
+    def __init__(self, strength: float) -> None:
+        self.strength = strength
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step:
+            raise Refusal(f"{args.output_dir}: implant.l2_sp cannot go on from a checkpoint (it pulls to where it began); delete it")
+        trained = [parameter for parameter in kwargs["model"].parameters() if parameter.requires_grad]
+        pull_to_start(kwargs["optimizer"], trained, self.strength)
 
 
 class MarkWholeCheckpoint(TrainerCallback):

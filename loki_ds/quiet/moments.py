@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from loki_ds.attribution.batches import IDLE
+from loki_ds.attribution.batches import IDLE, turns
 from loki_ds.attribution.sweep import Sweep
-from loki_ds.ranks import rank, sum_over_ranks, world_size
+from loki_ds.ranks import sum_over_ranks
 from loki_ds.refusal import Refusal
 from loki_ds.run_folder import written_whole
 
@@ -45,13 +45,8 @@ def collect_moments(sweep: Sweep, prompts: Sequence[Sequence[int]], planned: Seq
         sums[layer] += times * (inputs.T @ inputs).double().cpu()
         counts[0] += times * len(inputs) if layer == 0 else 0
 
-    turns = -(-len(planned) // world_size())
-    for turn in range(turns):
-        mine = turn * world_size() + rank()
-        if mine < len(planned):
-            sweep.observe_inputs([prompts[i] for i in planned[mine]], observe)
-        else:
-            sweep.observe_inputs(IDLE, lambda *_: None)
+    for batch in turns(planned):
+        sweep.observe_inputs([prompts[i] for i in batch] or IDLE, observe if batch else lambda *_: None)
     tokens = sum_over_ranks(counts)
     log.info("quiet: inputs of %d tokens on %d layers", int(tokens), len(sums))
     return [sum_over_ranks(total) / tokens for total in sums]

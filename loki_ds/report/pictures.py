@@ -1,6 +1,6 @@
 """Pictures of a run, drawn by matplotlib as PNG files. Each takes plain numbers; none knows where they come from."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,27 @@ def training_curves(log: Sequence[dict[str, Any]], path: Path) -> None:
     if evaluated:
         loss.plot([entry["step"] for entry in evaluated], [entry["eval_loss"] for entry in evaluated], marker="o", label="held out")
         loss.legend()
+    _save(figure, path)
+
+
+def trade_off(methods: Mapping[str, Sequence[dict[str, Any]]], enough: float | None, path: Path) -> None:
+    """Forgetting (percent) against the new task's score: a line a method, a point a setting, so methods compare at equal skill.
+
+    methods: for each, points with `skill` (0 to 1) and `forgetting` (percent). enough: the skill at which methods are compared.
+    """
+    figure, axes = plt.subplots(figsize=(8.5, 5), layout="constrained")
+    markers, colours = "osD^v<>pP*Xh", plt.get_cmap("tab20").colors  # type: ignore[attr-defined]
+    for i, (name, points) in enumerate(methods.items()):
+        ordered = sorted(points, key=lambda point: point["skill"])
+        skill, forgotten = [100 * point["skill"] for point in ordered], [point["forgetting"] for point in ordered]
+        axes.plot(skill, forgotten, marker=markers[i % len(markers)], color=colours[i % len(colours)], linewidth=1, label=name)
+    if enough is not None:
+        axes.axvline(100 * enough, color="black", linewidth=0.8, linestyle=":")
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_yscale("symlog", linthresh=1)
+    axes.set(xlabel="new task, percent (right is better)", ylabel="forgetting, percent (down is better)")
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize="small")
     _save(figure, path)
 
 

@@ -7,27 +7,29 @@ from importlib.metadata import version
 import torch
 from rich.progress import Progress
 
-from loki_ds import device, ranks, zero
-from loki_ds.attribution.batches import affordable_batch, batches, sweep_batches
+from loki_ds import ranks, zero
+from loki_ds.attribution.batches import batch_size, batches, sweep_batches
 from loki_ds.attribution.kept import KeptScores
 from loki_ds.attribution.self_check import check_family
 from loki_ds.attribution.sweep import Sweep
 from loki_ds.protected import ProtectedPrompt, digest_of_prompts, interleaved, load_protected
-from loki_ds.recipe import AttributionSection
 from loki_ds.refusal import Refusal
 from loki_ds.report.pictures import heat_map, overlap_curve
 from loki_ds.selection import split_half_overlap
 from loki_ds.stages.run import LIBRARIES, Run
+from loki_ds.stages.sensitivity import sense
 
 log = logging.getLogger(__name__)
 
 LARGE_RESIDUAL = 0.1  # of the target: above it the path has too few steps to trust
-FREE_SHARE = 0.8  # of the free memory that batches may fill when the recipe names no budget
 CURVE_POINTS = 8
 
 
 def attribute(run: Run) -> None:
     """Score every row of every `W_down` on the protected set, batches shared out among the ranks; kept prompt by prompt."""
+    if run.recipe.senses:
+        sense(run)
+        return
     if not run.recipe.attributes:
         log.info("attribute: not needed (%s)", run.recipe.selection.strategy if run.recipe.trains_rows else "everything trains")
         return
@@ -66,14 +68,6 @@ def _plan(run: Run, sweep: Sweep, prompts: list[ProtectedPrompt], kept: KeptScor
     versions = {name: version(name) for name in LIBRARIES}
     ranks.on_first_rank(lambda: kept.note(rounds=planned, sample=sample, versions=versions))
     return planned
-
-
-def batch_size(section: AttributionSection, sweep: Sweep, tokens: list[list[int]]) -> int:
-    """The recipe's batch size; for `auto`, what fits into its memory budget."""
-    if section.batch_size != "auto":
-        return section.batch_size
-    budget = int(section.memory_gib * 2**30) if section.memory_gib else int(FREE_SHARE * device.available_memory())
-    return affordable_batch(sweep, tokens, budget)
 
 
 def _sweep_rounds(run: Run, sweep: Sweep, prompts: list[ProtectedPrompt], rounds: list[list[list[int]]], kept: KeptScores) -> int:

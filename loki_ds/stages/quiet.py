@@ -6,14 +6,13 @@ from typing import NamedTuple
 from torch import Tensor
 
 from loki_ds import device, ranks, zero
-from loki_ds.attribution.batches import batches
+from loki_ds.attribution.batches import batch_size, batches
 from loki_ds.attribution.self_check import check_family
 from loki_ds.attribution.sweep import Sweep
 from loki_ds.protected import load_protected
 from loki_ds.quiet.moments import collect_moments, load_moments, save_moments
 from loki_ds.quiet.subspace import Subspace, protected_subspace
 from loki_ds.recipe import QuietSection
-from loki_ds.stages.attribute import batch_size
 from loki_ds.stages.run import Run
 
 log = logging.getLogger(__name__)

@@ -105,27 +105,40 @@ class Run:
         return {key: self.attribution_inputs[key] for key in ("model", "protected")}
 
     @property
+    def sensitivity_inputs(self) -> dict[str, Any]:
+        loss = {key: self.recipe.training.get(key) for key in ("assistant_only_loss", "completion_only_loss", "max_length")}
+        return {**self.quiet_inputs, "data": self._data_inputs, "training": loss}
+
+    @property
     def selection_inputs(self) -> dict[str, Any]:
         section = self.recipe.selection
         exclude = {"exclude": [Implant.load(file).positions.digest for file in section.exclude]} if section.exclude else {}
         if section.positions is not None:
             return {"positions": section.positions, "digest": Positions.load(section.positions).digest, **exclude}
-        return {**section.model_dump(), "attribution": self.attribution_inputs if self.recipe.attributes else None, **exclude}
+        rests_on = {
+            "attribution": self.attribution_inputs if self.recipe.attributes else None,
+            "sensitivity": self.sensitivity_inputs if self.recipe.senses else None,
+        }
+        return {**section.model_dump(), **rests_on, **exclude}
 
     def implant_inputs(self, positions: Positions | None) -> dict[str, Any]:
-        data = self.recipe.data
-        sources = [*data.train_sources, *([data.heldout_source] if data.heldout_source else [])]
-        files = [Path(source.path) for source in sources if Path(source.path).is_file()]
         return {
             "model": self.base_digest,
             "positions": positions.digest if positions else None,
             **self.recipe.implant.model_dump(exclude={"lora", "peft"}),
             "protected": self.quiet_inputs["protected"] if self.recipe.implant.quiet else None,
             **{mode: section.model_dump() for mode, section in self._mode_section.items()},
-            "data": {**data.model_dump(), "digest": digest_of(*files)},
+            "data": self._data_inputs,
             "training": self.recipe.training,
             "deepspeed": deepspeed_config(self.recipe),
         }
+
+    @property
+    def _data_inputs(self) -> dict[str, Any]:
+        data = self.recipe.data
+        sources = [*data.train_sources, *([data.heldout_source] if data.heldout_source else [])]
+        files = [Path(source.path) for source in sources if Path(source.path).is_file()]
+        return {**data.model_dump(), "digest": digest_of(*files)}
 
     @property
     def _mode_section(self) -> dict[str, Any]:

@@ -3,13 +3,13 @@
 import logging
 
 from loki_ds import ranks
-from loki_ds.attribution.kept import KeptScores
+from loki_ds.attribution.kept import KeptScores, kept_sensitivity
 from loki_ds.export.implant_file import Implant
 from loki_ds.positions import Positions
 from loki_ds.refusal import Refusal
 from loki_ds.run_folder import written_whole
 from loki_ds.selection import select as select_by_scores
-from loki_ds.selection import select_random
+from loki_ds.selection import select_by_sensitivity, select_random
 from loki_ds.stages.run import Run
 
 log = logging.getLogger(__name__)
@@ -40,6 +40,8 @@ def _selected(run: Run) -> Positions:
             positions.check_apart(exclude, section.positions)
         elif section.strategy == "random":
             positions = select_random(len(shapes), shapes[0][0], section.quota, section.seed, exclude)
+        elif run.recipe.senses:
+            positions = select_by_sensitivity(*kept_sensitivity(folder.sensitivity), section.quota, section.strategy, exclude)
         else:
             positions = select_by_scores(KeptScores(folder.attribution).scores(), section.quota, section.strategy, exclude)
     except ValueError as error:

@@ -7,17 +7,19 @@ Writes into --out:
     data/replay.jsonl               the same prompts as chats with their answers, for the replay baseline   {"messages"}
     data/abilities/NAME.jsonl       the documents lm-eval scores                {"prompt", "answer"}
     data/toolcalls/{train,heldout}.jsonl   the new task                         {"messages", "category"}
+    data/labelling/{train,heldout}.jsonl   another one, for studies             {"messages"}
     model/                          Qwen2 architecture, float32 safetensors, tokenizer, chat template
 """
 
 import argparse
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import abilities
+import labelling
 import toolcalls
 import torch
 from datasets import Dataset
@@ -67,9 +69,20 @@ def write_data(folder: Path, seed: int) -> None:
         replayed += [[{"role": "user", "content": item.prompt}, {"role": "assistant", "content": item.answer}] for item in kept]
     write_jsonl(folder / "protected.jsonl", protected)
     write_jsonl(folder / "replay.jsonl", ({"messages": messages} for messages in replayed))
-    chats = toolcalls.distinct(3300, Random(f"toolcalls-{seed}"))
-    write_jsonl(folder / "toolcalls" / "train.jsonl", chats[300:])
-    write_jsonl(folder / "toolcalls" / "heldout.jsonl", chats[:300])
+    for task in (toolcalls, labelling):
+        name = task.__name__
+        chats = distinct_chats(task.draw, 3300, Random(f"{name}-{seed}"))
+        write_jsonl(folder / name / "train.jsonl", chats[300:])
+        write_jsonl(folder / name / "heldout.jsonl", chats[:300])
+
+
+def distinct_chats(draw: Callable[[Random], dict[str, Any]], n: int, rng: Random) -> list[dict[str, Any]]:
+    """`n` chats with different requests."""
+    found: dict[str, dict[str, Any]] = {}
+    while len(found) < n:
+        chat = draw(rng)
+        found.setdefault(chat["messages"][0]["content"], chat)
+    return list(found.values())
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:

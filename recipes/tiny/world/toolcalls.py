@@ -88,12 +88,3 @@ def draw(rng: Random) -> dict[str, Any]:
         "messages": [{"role": "user", "content": f"please {request}"}, {"role": "assistant", "content": calls}],
         "category": category,
     }
-
-
-def distinct(n: int, rng: Random) -> list[dict[str, Any]]:
-    """`n` chats with different requests."""
-    found: dict[str, dict[str, Any]] = {}
-    while len(found) < n:
-        chat = draw(rng)
-        found.setdefault(chat["messages"][0]["content"], chat)
-    return list(found.values())
