@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loki_ds.refusal import Refusal
+from loki_ds.run_folder import written_whole
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class Positions:
 
     def save(self, path: str | Path) -> None:
         """Write the authors' format: a JSON list of row lists, one per layer."""
-        Path(path).write_text(json.dumps(self.rows))
+        with written_whole(Path(path)) as aside:
+            aside.write_text(json.dumps(self.rows))
 
     @classmethod
     def load(cls, path: str | Path) -> "Positions":

@@ -138,7 +138,7 @@ def as_markdown(study: dict[str, Any], name: str, found: dict[str, list[Cell]]) 
         "",
     ]
     lines += [
-        f"Chosen: of the settings that reach {study['enough']} held-out skill, the one that forgets least. Mean over seeds, range in brackets.",
+        f"Chosen: of the settings that reach {study['enough']} held-out skill, the one that forgets least. Mean over seeds (range).",
         "",
     ]
     groups = study.get("groups", {})

@@ -7,7 +7,6 @@ from loki_ds.attribution.kept import KeptScores, kept_sensitivity
 from loki_ds.export.implant_file import Implant
 from loki_ds.positions import Positions
 from loki_ds.refusal import Refusal
-from loki_ds.run_folder import written_whole
 from loki_ds.selection import select as select_by_scores
 from loki_ds.selection import select_by_sensitivity, select_random
 from loki_ds.stages.run import Run
@@ -48,8 +47,7 @@ def _selected(run: Run) -> Positions:
         raise Refusal(f"selection: {error}") from None
     if not positions.count:
         raise Refusal(f"selection.quota {section.quota:g} selects no row of {shapes[0][0]}; it must select at least one per layer")
-    with written_whole(folder.positions) as aside:
-        positions.save(aside)
+    positions.save(folder.positions)
     folder.finish("select", run.selection_inputs)
     return positions
 
