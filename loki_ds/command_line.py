@@ -30,7 +30,8 @@ def plan(arguments: argparse.Namespace) -> int:
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     Console().print(plan_recipe(recipe))
-    Console().print(plan_sample(recipe), soft_wrap=True)
+    if recipe.trains:
+        Console().print(plan_sample(recipe), soft_wrap=True)
     return 0
 
 
@@ -113,13 +114,16 @@ def report(arguments: argparse.Namespace) -> int:
 
 
 def compare(arguments: argparse.Namespace) -> int:
-    """Runs side by side, and in words which one forgot least."""
-    from loki_ds.report import comparison, verdict
+    """Runs side by side, and in words which one forgot least; with --out also as a page with the trade-off picture."""
+    from loki_ds.report import compare, comparison, verdict, write_comparison
 
     console = Console()
     console.print(comparison(arguments.runs))
     for sentence in verdict(arguments.runs):
         console.print(sentence)
+    if arguments.out is not None:
+        write_comparison(compare(arguments.runs), arguments.out)
+        print(f"As a page: {arguments.out / 'compare.html'}")
     return 0
 
 
@@ -153,7 +157,9 @@ def _parser() -> argparse.ArgumentParser:
     for name in ("base", "model", "positions"):
         verified.add_argument(name, type=Path)
     add(report).add_argument("run", type=Path)
-    add(compare).add_argument("runs", nargs="+", type=Path)
+    side_by_side = add(compare)
+    side_by_side.add_argument("runs", nargs="+", type=Path)
+    side_by_side.add_argument("--out", type=Path, help="folder for compare.html, compare.json and the picture")
     return parser
 
 

@@ -3,12 +3,14 @@
 import ctypes
 import gc
 import os
+import resource
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import deepspeed
 import psutil
+import torch
 
 LIBC = ctypes.CDLL(None)
 
@@ -24,6 +26,11 @@ def free_memory() -> None:
     deepspeed.get_accelerator().empty_cache()
     if on_cpu() and hasattr(LIBC, "malloc_trim"):
         LIBC.malloc_trim(0)  # glibc keeps freed memory, and the next measurement would not see it being used again
+
+
+def local_devices() -> int:
+    """Devices of this node: its accelerators, or on processors the ranks that the launcher started here."""
+    return int(os.environ.get("LOCAL_SIZE", "1")) if on_cpu() else deepspeed.get_accelerator().device_count()
 
 
 def available_memory() -> int:
@@ -62,3 +69,29 @@ def peak_memory(compute: Callable[[], Any]) -> int:
         done.set()
         watcher.join()
     return max(max(sizes) - before, 0)
+
+
+def peak_so_far() -> int:
+    """Bytes this process held at its peak: the allocator's count, or on a CPU the largest size of the process."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if on_cpu() else deepspeed.get_accelerator().max_memory_allocated()
+
+
+def energy() -> float | None:
+    """Joules this rank's GPU has used since its driver was loaded, by NVML's counter; None where there is none."""
+    if on_cpu():
+        return None
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties().uuid}")
+        return pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000
+    except (pynvml.NVMLError, AttributeError, RuntimeError):
+        return None
+
+
+def name() -> str:
+    """What the rank computes on, in words."""
+    return f"CPU, {torch.get_num_threads()} threads" if on_cpu() else torch.cuda.get_device_name()

@@ -31,7 +31,7 @@ def plan_recipe(recipe: Recipe) -> Table:
     table = Table(title=f"{recipe.model.path}", show_header=False)
     table.add_row("layers, d_model, d_ff", f"{len(shapes)}, {shapes[0][0]}, {shapes[0][1]}")
     table.add_row("parameters", f"{total:,}")
-    table.add_row("rows that train", "none chosen" if rows is None else f"{sum(rows):,} ({rows[0]} in layer 0)")
+    table.add_row("rows that train", "none chosen" if rows is None else f"{sum(rows):,} ({_spread(recipe, rows)})")
     if trainable is not None:
         table.add_row("trainable parameters", f"{trainable:,} ({100 * trainable / total:.1f}%)")
     table.add_row("attribution", f"{recipe.attribution.steps} steps, 2 gathers per layer and batch" if recipe.attributes else "none")
@@ -39,10 +39,17 @@ def plan_recipe(recipe: Recipe) -> Table:
     return table
 
 
+def _spread(recipe: Recipe, rows: list[int]) -> str:
+    by_file_or_layer = recipe.selection.positions is not None or not recipe.selection.strategy.startswith("global")
+    return f"{rows[0]} in layer 0" if by_file_or_layer else "over all layers together"
+
+
 def _trainable(recipe: Recipe, shapes: list[tuple[int, ...]], rows: list[int] | None, total: int) -> int | None:
     """Trainable parameters; None for PEFT baselines, which count their own."""
     if recipe.implant.mode == "peft":
         return None
+    if not recipe.trains:
+        return 0
     if rows is None:
         return total
     if recipe.implant.mode == "lora":
@@ -51,7 +58,7 @@ def _trainable(recipe: Recipe, shapes: list[tuple[int, ...]], rows: list[int] | 
 
 
 def _rows(recipe: Recipe, shapes: list[tuple[int, ...]]) -> list[int] | None:
-    if not recipe.trains_rows:
+    if not recipe.changes_rows:
         return None
     if recipe.selection.positions is not None:
         positions = Positions.load(Path(recipe.selection.positions))

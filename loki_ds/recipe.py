@@ -7,7 +7,7 @@ there are. Paths are relative to the folder the command is typed in.
 import re
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -123,12 +123,13 @@ class QuietSection(Section):
 
 
 class ImplantSection(Section):
-    """How the selected rows train (DESIGN 5): `mask`, `rows`, or `lora`, a low rank of them. `full` and `peft` are baselines.
+    """How the selected rows train (DESIGN 5): `mask`, `rows`, or `lora`, a low rank of them. `full` and `peft` are baselines;
+    `suppress` trains nothing and sets the selected rows to zero (the paper's S-H and S-L).
 
     `l2_sp` makes `full` the baseline of that name: after each step the weights go back by `learning_rate * l2_sp` of their way.
     """
 
-    mode: Literal["mask", "rows", "lora", "full", "peft"] = "rows"
+    mode: Literal["mask", "rows", "lora", "full", "peft", "suppress"] = "rows"
     lora: LowRankSection = LowRankSection()
     peft: PeftSection = PeftSection()
     quiet: QuietSection | None = None
@@ -148,7 +149,7 @@ class SourceSection(Section):
 class DataSection(Section):
     """The new task. Rows are chats (`messages`, with `tools` if any), `prompt`/`completion` pairs, plain `text`, ShareGPT or Alpaca."""
 
-    train: str | list[SourceSection]
+    train: str | list[SourceSection] = []
     heldout: str | SourceSection | None = None
 
     @property
@@ -172,17 +173,54 @@ class TaskGroup(Section):
 class RetentionSection(Section):
     """What is measured on the base and on the implanted model, document by document.
 
+    `abilities` is a group of tasks, several groups, or a suite: a name (`eval/suites/NAME.yaml`) or a YAML file of groups.
     `margin` is the loss of a task's score that still counts as kept (0.01: one point). A group's `limit` is a random sample by `seed`.
+    Each model is evaluated by `processes` (auto: one for every `devices_per_model` devices of this node), which share the documents.
     Tasks that run code the model wrote (HumanEval) need `allow_code_execution`: that code could do anything the user may do.
     """
 
-    abilities: TaskGroup
+    abilities: TaskGroup | list[TaskGroup] | str
     new_task: TaskGroup | None = None
     include_path: str | None = None
+    backend: Literal["hf", "vllm"] = "hf"
+    processes: Annotated[int, Field(gt=0)] | Literal["auto"] = "auto"
+    devices_per_model: Annotated[int, Field(gt=0)] = 1
     batch_size: Annotated[int, Field(gt=0)] = 8
     allow_code_execution: bool = False
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.01
     seed: int = 0
+
+    @property
+    def ability_groups(self) -> list[TaskGroup]:
+        """The abilities, with a suite's file read."""
+        if isinstance(self.abilities, str):
+            return load_suite(self.abilities)
+        return self.abilities if isinstance(self.abilities, list) else [self.abilities]
+
+
+SUITES = Path("eval/suites")
+
+
+class Suite(Section):
+    """A file of task groups."""
+
+    groups: Annotated[list[TaskGroup], Field(min_length=1)]
+
+
+def load_suite(name: str) -> list[TaskGroup]:
+    """The groups of a suite, by its name or its file.
+
+    Raises:
+        Refusal: no such suite, or its file is not one.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else SUITES / f"{name}.yaml"
+    if not path.exists():
+        known = [file.stem for file in SUITES.glob("*.yaml")]
+        raise Refusal(f"retention.abilities: no suite {name!r} ({path} is not there){did_you_mean(name, known)}")
+    try:
+        return Suite.model_validate(_read_yaml(path)).groups
+    except ValidationError as error:
+        raise Refusal(_sentence(path, error, Suite)) from None
 
 
 class Recipe(Section):
@@ -193,26 +231,30 @@ class Recipe(Section):
     attribution: AttributionSection = AttributionSection()
     selection: SelectionSection = SelectionSection()
     implant: ImplantSection = ImplantSection()
-    data: DataSection
-    training: dict[str, Any]
+    data: DataSection = DataSection()
+    training: dict[str, Any] = {}
     deepspeed: str | None = None
     retention: RetentionSection
     run: str
 
     @property
-    def trains_rows(self) -> bool:
-        """False for the baseline that trains every parameter."""
-        return self.implant.mode in ("mask", "rows", "lora")
+    def trains(self) -> bool:
+        return self.implant.mode != "suppress"
+
+    @property
+    def changes_rows(self) -> bool:
+        """False for the baselines that train every parameter or an adapter."""
+        return self.implant.mode in ("mask", "rows", "lora", "suppress")
 
     @property
     def attributes(self) -> bool:
         """Whether the selection rests on attribution scores."""
-        return self.trains_rows and self.selection.positions is None and self.selection.strategy in BY_SCORES
+        return self.changes_rows and self.selection.positions is None and self.selection.strategy in BY_SCORES
 
     @property
     def senses(self) -> bool:
         """Whether the selection rests on sensitivities."""
-        return self.trains_rows and self.selection.positions is None and self.selection.strategy in BY_SENSITIVITY
+        return self.changes_rows and self.selection.positions is None and self.selection.strategy in BY_SENSITIVITY
 
     @model_validator(mode="after")
     def _check_together(self) -> "Recipe":
@@ -224,6 +266,8 @@ class Recipe(Section):
             raise ValueError("implant.quiet needs a protected set: add the section 'protected'")
         if self.implant.l2_sp is not None and self.implant.mode != "full":
             raise ValueError(f"implant.l2_sp needs implant.mode full, it is {self.implant.mode}")
+        if not self.data.train and self.trains:
+            raise ValueError("the key data.train is missing; only implant.mode suppress trains on nothing")
         known = training_keys()
         for key in self.training:
             if key not in known:
@@ -259,7 +303,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
-        raise Refusal(_sentence(path, error)) from None
+        raise Refusal(_sentence(path, error, Recipe)) from None
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -308,35 +352,37 @@ def _override(raw: dict[str, Any], override: str) -> None:
         raise Refusal(f"override {override!r}: the value {value!r} is not YAML") from None
 
 
-def _sentence(path: Path, error: ValidationError) -> str:
-    """The first thing wrong, as one sentence."""
+def _sentence(path: Path, error: ValidationError, root: type[Section]) -> str:
+    """One thing wrong in a file that holds a `root`, as one sentence: the first one, or of alternatives the one that got furthest."""
     errors = error.errors()
-    first, key = errors[0], _key(errors[0]["loc"])
+    deepest = max(len(e["loc"]) for e in errors if e["loc"][:2] == errors[0]["loc"][:2]) if errors[0]["loc"] else 0
+    first = min((e for e in errors if len(e["loc"]) >= deepest), key=lambda e: e["type"] != "extra_forbidden")
+    key, section = _key_and_section(first["loc"], root)
     if first["type"] == "extra_forbidden":
-        section = _section_at(first["loc"][:-1])
-        assert section is not None  # only sections forbid extra keys
-        return f"{path}: {key} is not a key of a recipe{did_you_mean(str(first['loc'][-1]), section.model_fields)}"
+        key = ".".join(part for part in (key, str(first["loc"][-1])) if part)
+        return f"{path}: {key} is not a key of a {root.__name__.lower()}{did_you_mean(str(first['loc'][-1]), section.model_fields)}"
     if first["type"] == "missing":
         return f"{path}: the key {key} is missing"
     if first["type"] == "value_error":
         return f"{path}: {first['ctx']['error']}"
-    allowed = " or ".join(e["msg"].removeprefix("Input should be ") for e in errors if _key(e["loc"]) == key)
-    return f"{path}: {key} is {first['input']!r}, allowed is {allowed}"
+    same = [e["msg"].removeprefix("Input should be ") for e in errors if _key_and_section(e["loc"], root)[0] == key]
+    return f"{path}: {key} is {first['input']!r}, allowed is {' or '.join(same)}"
 
 
-def _key(loc: tuple[int | str, ...]) -> str:
-    """The dotted key of an error, without pydantic's names for the alternatives of a type."""
-    ends = next((i for i in range(len(loc)) if _section_at(loc[:i]) is None), len(loc))
-    return ".".join(str(part) for i, part in enumerate(loc) if i < ends or isinstance(part, int))
-
-
-def _section_at(loc: tuple[int | str, ...]) -> type[Section] | None:
-    """The section that dotted keys lead to; None for a single value."""
-    section: Any = Recipe
+def _key_and_section(loc: tuple[int | str, ...], root: type[Section]) -> tuple[str, type[Section]]:
+    """The dotted key of an error, without pydantic's names for the alternatives of a type, and the innermost section on its way."""
+    section, key = root, []
     for part in loc:
-        known = section.model_fields.get(str(part))
-        options = [known.annotation, *getattr(known.annotation, "__args__", ())] if known else []
-        section = next((o for o in options if isinstance(o, type) and issubclass(o, Section)), None)
-        if section is None:
-            return None
-    return section
+        if isinstance(part, int):
+            key.append(str(part))
+        elif part in section.model_fields:
+            key.append(part)
+            section = _section_of(section.model_fields[part].annotation) or section
+    return ".".join(key), section
+
+
+def _section_of(annotation: Any) -> type[Section] | None:
+    """The section in a type like `list[Section] | str | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _section_of(part))), None)

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,7 @@ class RunFolder:
         self.implant = self.root / "implant.safetensors"
         self.adapter = self.root / "adapter"
         self.training_log = self.root / "training_log.json"
+        self.costs = self.root / "costs.json"
         self.verification = self.root / "verify.json"
         self.retention = self.root / "retention"
         self.report = self.root / "report"
@@ -101,6 +103,16 @@ def put_in_place(path: Path) -> None:
             os.fsync(handle.fileno())
     remove(path)
     aside.rename(path)
+
+
+def publish(file: Path, shared: Path) -> None:
+    """Copy a file to where several runs may write the same at once: each aside under a name of its own, then renamed."""
+    shared.parent.mkdir(parents=True, exist_ok=True)
+    handle, aside = tempfile.mkstemp(dir=shared.parent, prefix=f".{shared.name}.")
+    with os.fdopen(handle, "wb") as copy:
+        copy.write(file.read_bytes())
+        os.fsync(copy.fileno())
+    os.replace(aside, shared)
 
 
 def remove(path: Path) -> None:

@@ -82,7 +82,7 @@ def write_report(report: dict[str, Any], folder: Path, pictures: dict[str, Path]
     baseline attributes nothing) are left out.
     """
     drawn = {caption: file for caption, file in (pictures or {}).items() if file.exists()}
-    pages = _pages()
+    templates = pages()
     with written_whole(folder) as aside:
         aside.mkdir(parents=True)
         write_json(aside / "report.json", report)
@@ -91,21 +91,22 @@ def write_report(report: dict[str, Any], folder: Path, pictures: dict[str, Path]
             shutil.copyfile(file, aside / file.name)
             embedded.append({"caption": caption, "file": file.name, "base64": base64.b64encode(file.read_bytes()).decode()})
         for ending in ("md", "html"):
-            page = pages.get_template(f"page.{ending}.j2").render(report=report, pictures=embedded)
+            page = templates.get_template(f"page.{ending}.j2").render(report=report, pictures=embedded)
             (aside / f"report.{ending}").write_text(page, encoding="utf-8")
 
 
 def write_model_card(report: dict[str, Any], model: Path) -> None:
     """`README.md` in the model folder: where the model comes from, what may have changed, and what was kept."""
-    card = _pages().get_template("card.md.j2").render(report=report)
+    card = pages().get_template("card.md.j2").render(report=report)
     with written_whole(model / "README.md") as aside:
         aside.write_text(card, encoding="utf-8")
 
 
-def _pages() -> Environment:
+def pages() -> Environment:
+    """The templates beside this module; HTML is escaped."""
     return Environment(
         loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=lambda name: name == "page.html.j2",
+        autoescape=lambda name: str(name).endswith(".html.j2"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -1,5 +1,6 @@
-"""Runs side by side, from their `report.json`."""
+"""Runs side by side: as a table for the terminal and as one page, with the verdict in plain words."""
 
+import base64
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,28 +9,69 @@ from typing import Any
 from rich.table import Table
 
 from loki_ds.refusal import Refusal
-from loki_ds.run_folder import RunFolder
+from loki_ds.report.build import pages
+from loki_ds.report.pictures import trade_off
+from loki_ds.run_folder import RunFolder, write_json, written_whole
+
+
+def compare(runs: Sequence[str | Path]) -> dict[str, Any]:
+    """Runs side by side: what each one is, its scores for every task of the first, and the verdict in sentences."""
+    reports = [read_report(run) for run in runs]
+    return {
+        "sentences": verdict(runs),
+        "runs": [
+            {
+                "name": _name(report),
+                "mode": report["mode"],
+                "selection": report["selection"],
+                "forgetting": report["forgetting"],
+                "forgetting_ci": report["forgetting_ci"],
+                "skill": report["new_task"][0]["implanted"] if report["new_task"] else None,
+                "identical_outside_rows": report["verification"]["identical_outside_rows"],
+                "seconds": report["costs"].get("implant", {}).get("seconds"),
+            }
+            for report in reports
+        ],
+        **{kind: [_row(task, kind, reports) for task in reports[0][kind]] for kind in ("new_task", "tasks")},
+    }
+
+
+def _row(task: dict[str, Any], kind: str, reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One task in all runs; None where a run was not asked for it."""
+    same = [[one for one in report[kind] if (one["task"], one["metric"]) == (task["task"], task["metric"])] for report in reports]
+    return {"task": task["task"], "metric": task["metric"], "base": task["base"], "cells": [found[0] if found else None for found in same]}
+
+
+def write_comparison(found: dict[str, Any], folder: Path) -> None:
+    """`compare.json`, `compare.html` (self-contained) and the trade-off picture, put in place together."""
+    with written_whole(folder) as aside:
+        aside.mkdir(parents=True)
+        write_json(aside / "compare.json", found)
+        points: dict[str, list[dict[str, Any]]] = {}
+        for run in found["runs"]:
+            if run["skill"] is not None:
+                points.setdefault(" ".join(filter(None, (run["mode"], run["selection"]))), []).append(run)
+        trade_off(points, None, aside / "trade_off.png")
+        picture = base64.b64encode((aside / "trade_off.png").read_bytes()).decode()
+        page = pages().get_template("compare.html.j2").render(found=found, picture=picture)
+        (aside / "compare.html").write_text(page, encoding="utf-8")
 
 
 def comparison(runs: Sequence[str | Path]) -> Table:
-    """A column per run, beside the base: forgetting, the new task's score, and each ability's."""
-    reports = [read_report(run) for run in runs]
+    """For the terminal, a column per run beside the base: forgetting, the new task's score, and each ability's."""
+    found = compare(runs)
     table = Table(title="new task learnt, abilities kept")
     table.add_column("")
     table.add_column("base", justify="right")
-    for report in reports:
-        table.add_column(_name(report), justify="right", overflow="fold")
-    scores = [f"{report['forgetting']:.2f}%\n({_range(report)})" for report in reports]
+    for run in found["runs"]:
+        table.add_column(run["name"], justify="right", overflow="fold")
+    scores = [f"{run['forgetting']:.2f}%\n({_range(run)})" for run in found["runs"]]
     table.add_row("forgetting\n(95% interval)", "-", *scores, end_section=True)
     for kind in ("new_task", "tasks"):
-        for task in reports[0][kind]:
-            found = [_score_of(report, kind, task["task"]) for report in reports]
-            table.add_row(task["task"], f"{task['base']:.3f}", *found, end_section=kind == "new_task")
+        for row in found[kind]:
+            cells = [f"{cell['implanted']:.3f}" if cell else "-" for cell in row["cells"]]
+            table.add_row(row["task"], f"{row['base']:.3f}", *cells, end_section=kind == "new_task")
     return table
-
-
-def _score_of(report: dict[str, Any], kind: str, name: str) -> str:
-    return next((f"{task['implanted']:.3f}" for task in report[kind] if task["task"] == name), "-")
 
 
 def _range(report: dict[str, Any]) -> str:

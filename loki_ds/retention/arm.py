@@ -1,97 +1,117 @@
-"""One arm of the paired evaluation: one model through lm-eval, in a process of its own.
+"""One arm of the paired evaluation, or a share of its documents: one model through lm-eval, in a process of its own.
 
-`python -m loki_ds.retention.arm REQUEST.json RESULT.json`. A process of its own because a second model must not be loaded beside a
-live ZeRO-3 configuration, and because both arms must start from the same state.
+`python -m loki_ds.retention.arm REQUEST.json RESULT.json`, started by `evaluation`. Knows lm-eval; knows nothing of the other arm.
 """
 
+import hashlib
 import json
 import logging
 import os
-import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from loki_ds.ranks import environment_of_one_process
+import numpy as np
+
 from loki_ds.refusal import Refusal, did_you_mean
 from loki_ds.run_folder import write_json
 
-LIBRARIES = ("lm_eval", "transformers", "torch")
+LIBRARIES = {"hf": ("lm_eval", "transformers", "torch"), "vllm": ("lm_eval", "vllm", "transformers", "torch")}
 LONGEST_PROMPT = 2000  # characters of a prompt that are kept for the report, from its end
 
 
-def evaluate_arm(request: dict[str, Any], result: Path) -> None:
-    """Run the request in a fresh process and write its result.
-
-    request: `model` (folder), `dtype`, `device`, `batch_size`, `include_path`, `trust_remote_code`, and `groups`, each with `tasks`,
-    `num_fewshot`, `limit` and `apply_chat_template`; `seed` draws the documents of a limit.
-    """
-    result.parent.mkdir(parents=True, exist_ok=True)
-    asked = result.with_suffix(".request.json")
-    write_json(asked, request)
-    command = [sys.executable, "-m", "loki_ds.retention.arm", str(asked), str(result)]
-    done = subprocess.run(command, check=False, env=environment_of_one_process())
-    asked.unlink()
-    if done.returncode == 2:
-        raise SystemExit(2)  # the arm has said why
-    if done.returncode:
-        raise Refusal(f"lm-eval on {request['model']} ended with exit status {done.returncode}; its own message is above")
-
-
 def run_lm_eval(request: dict[str, Any]) -> dict[str, Any]:
-    """Evaluate every group of tasks; returns per task its version, metric and samples.
+    """Evaluate this process' share of the documents of every group of tasks.
 
-    Each sample: `doc_hash`, the metric's value `score`, the end of the `prompt`, and the model's `answer`.
+    request: as `evaluation.evaluate_arm` takes it, with `share`: `[i, n]` for the documents i, i + n, i + 2n, ...
+
+    Returns:
+        `tokenizer` (digest), `libraries`, and per task its `version`, `shots`, `metrics` and `samples`; each sample has `doc_hash`,
+        `place` in the task, `cluster` (the subtask's name in a group of tasks like MMLU, else None), the metrics' values `scores`, the
+        end of the `prompt` and the model's `answer`.
     """
     from lm_eval import simple_evaluate
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    manager = TaskManager(include_path=request["include_path"], include_defaults=request["include_path"] is None)
+    manager = _task_manager(request)
+    model = _model(request)
+    found: dict[str, Any] = {}
     for group in request["groups"]:
-        _check_tasks(group["tasks"], manager)
-    model = HFLM(
-        pretrained=request["model"],
-        dtype=request["dtype"],
-        device=request["device"],
-        batch_size=request["batch_size"],
-        trust_remote_code=request["trust_remote_code"],
-    )
-    tasks: dict[str, Any] = {}
-    for group in request["groups"]:
+        chosen = _chosen(group, manager, request)
+        if chosen is not None and not any(chosen.values()):
+            continue  # fewer documents than processes
         results = _evaluate(
             simple_evaluate,
             request,
             model,
-            tasks=group["tasks"],
+            tasks=group["tasks"] if chosen is None else [name for name, documents in chosen.items() if documents],
             num_fewshot=group["num_fewshot"],
-            samples=_sample(group["tasks"], group["limit"], manager, request["seed"]),
+            samples=chosen,
             apply_chat_template=group["apply_chat_template"],
             task_manager=manager,
             bootstrap_iters=0,
         )
-        for task, samples in results["samples"].items():
-            tasks[task] = _task_result(results, task, samples)
-    return {"tasks": tasks, "libraries": library_versions()}
+        for name, members in members_of(group["tasks"], manager).items():
+            found[name] = _merged(name, members, results)
+    return {"tasks": found, "tokenizer": _tokenizer_digest(model), "libraries": library_versions(request["backend"])}
 
 
-def _sample(tasks: list[str], limit: int | None, manager: Any, seed: int) -> dict[str, list[int]] | None:
-    """For each task, `limit` documents drawn by the seed (the same on both arms); None for all documents."""
-    if limit is None:
+def _task_manager(request: dict[str, Any]) -> Any:
+    """The user's own tasks; lm-eval's thousands beside them only if one of those is asked for."""
+    from lm_eval.tasks import TaskManager
+
+    wanted = [task for group in request["groups"] for task in group["tasks"]]
+    if request["include_path"] is not None:
+        manager = TaskManager(include_path=request["include_path"], include_defaults=False)
+        if set(wanted) <= set(manager.all_tasks):
+            return manager
+    manager = TaskManager(include_path=request["include_path"])
+    for task in wanted:
+        if task not in manager.all_tasks:
+            raise Refusal(f"lm-eval knows no task {task!r}{did_you_mean(task, manager.all_tasks)}")
+    return manager
+
+
+def _model(request: dict[str, Any]) -> Any:
+    from lm_eval.api.registry import get_model
+
+    settings = {"pretrained": request["model"], "dtype": request["dtype"], "trust_remote_code": request["trust_remote_code"]}
+    if request["backend"] == "vllm":
+        try:
+            return get_model("vllm")(**settings, tensor_parallel_size=request["devices_per_model"], batch_size="auto")
+        except ModuleNotFoundError:
+            raise Refusal("retention.backend is vllm, and vllm is not installed; install lm-eval[vllm] or say hf") from None
+    spread = {"parallelize": True} if request["devices_per_model"] > 1 else {"device": request["device"]}
+    return get_model("hf")(**settings, **spread, batch_size=request["batch_size"])
+
+
+def _chosen(group: dict[str, Any], manager: Any, request: dict[str, Any]) -> dict[str, list[int]] | None:
+    """The documents of each task: `limit` of them drawn by the seed, the same on both arms, and of those this process' share."""
+    share, of = request["share"]
+    if group["limit"] is None and of == 1:
         return None
-    counts = {name: len(task.eval_docs) for name, task in manager.load(tasks)["tasks"].items()}
-    return {name: sorted(Random(f"{seed}-{name}").sample(range(n), min(limit, n))) for name, n in counts.items()}
+    chosen = {}
+    for name, task in manager.load(group["tasks"])["tasks"].items():
+        count = len(task.eval_docs)
+        drawn = sorted(Random(f"{request['seed']}-{name}").sample(range(count), min(group["limit"] or count, count)))
+        chosen[name] = drawn[share::of]
+    return chosen
 
 
-def _evaluate(simple_evaluate: Any, request: dict[str, Any], *arguments: Any, **settings: Any) -> Any:
+def members_of(names: list[str], manager: Any) -> dict[str, list[str]]:
+    """For each name asked for, the tasks behind it: itself, or the subtasks of a group."""
+    members = {name: list(manager.load([name])["tasks"]) for name in names}
+    return {name: tasks if name not in tasks else [name] for name, tasks in members.items()}
+
+
+def _evaluate(simple_evaluate: Any, request: dict[str, Any], model: Any, **settings: Any) -> Any:
     """lm-eval's own `simple_evaluate`, allowed to run model-written code only if the recipe says so."""
     if request["allow_code_execution"]:
         os.environ["HF_ALLOW_CODE_EVAL"] = "1"
     try:
-        return simple_evaluate(*arguments, confirm_run_unsafe_code=request["allow_code_execution"], **settings)
+        return simple_evaluate(model, confirm_run_unsafe_code=request["allow_code_execution"], **settings)
     except ValueError as error:
         if "confirm_run_unsafe_code" not in str(error):
             raise
@@ -101,35 +121,56 @@ def _evaluate(simple_evaluate: Any, request: dict[str, Any], *arguments: Any, **
         ) from None
 
 
-def library_versions() -> dict[str, str]:
-    """The versions that may change a score."""
-    return {name: version(name) for name in LIBRARIES}
-
-
-def _check_tasks(tasks: list[str], manager: Any) -> None:
-    for task in tasks:
-        if task not in manager.all_tasks:
-            raise Refusal(f"lm-eval knows no task {task!r}{did_you_mean(task, manager.all_tasks)}")
-
-
-def _task_result(results: Any, task: str, samples: list[dict[str, Any]]) -> dict[str, Any]:
-    metric, chosen_filter = samples[0]["metrics"][0], samples[0]["filter"]
-    samples = [sample for sample in samples if sample["filter"] == chosen_filter]
+def _merged(name: str, members: list[str], results: Any) -> dict[str, Any]:
+    """One task's result; a group's subtasks as one task whose documents come in clusters."""
+    samples = {member: results["samples"][member] for member in members if member in results["samples"]}
+    metrics = {member: _metrics(found[0]) for member, found in samples.items()}
+    if len({metrics[member][0] for member in samples}) > 1:
+        raise Refusal(f"task {name}: its subtasks do not share one metric ({metrics}); name the subtasks instead")
+    first_filter = {member: found[0]["filter"] for member, found in samples.items()}
     return {
-        "version": results["versions"][task],
-        "metric": metric,
-        "shots": results["n-shot"][task],
-        "samples": [_sample_result(sample, metric) for sample in samples],
+        "version": {member: results["versions"][member] for member in samples},
+        "shots": {member: results["n-shot"][member] for member in samples},
+        "metrics": next(iter(metrics.values()), []),
+        "samples": [
+            _sample_result(sample, metrics[member], member if len(members) > 1 else None)
+            for member, found in samples.items()
+            for sample in found
+            if sample["filter"] == first_filter[member]
+        ],
     }
 
 
-def _sample_result(sample: dict[str, Any], metric: str) -> dict[str, Any]:
+def _metrics(sample: dict[str, Any]) -> list[str]:
+    """The metrics that give every document a number, the task's main one first."""
+    return [metric for metric in sample["metrics"] if isinstance(sample[metric], bool | int | float | np.number)]
+
+
+def _sample_result(sample: dict[str, Any], metrics: list[str], cluster: str | None) -> dict[str, Any]:
     return {
         "doc_hash": sample["doc_hash"],
-        "score": float(sample[metric]),
+        "place": sample["doc_id"],
+        "cluster": cluster,
+        "scores": [float(sample[metric]) for metric in metrics],
         "prompt": str(sample["arguments"][0][0])[-LONGEST_PROMPT:],
         "answer": str(sample["filtered_resps"][0]),
     }
+
+
+def _tokenizer_digest(model: Any) -> str:
+    """Of everything that turns a document into tokens: vocabulary, rules and chat template."""
+    tokenizer = model.tokenizer
+    parts = [
+        json.dumps(tokenizer.get_vocab(), sort_keys=True),
+        str(tokenizer.chat_template),
+        json.dumps(tokenizer.special_tokens_map, default=str),
+    ]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def library_versions(backend: str) -> dict[str, str]:
+    """The versions that may change a score."""
+    return {name: version(name) for name in LIBRARIES[backend]}
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from scipy import stats
+from statsmodels.regression.linear_model import OLS
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
@@ -70,11 +71,21 @@ def task_change(task: PairedTask, seed: int = 0) -> TaskChange:
     """Paired change of one task.
 
     Scores of 0 and 1: Newcombe's paired interval (1998, method 10) and the exact McNemar test. Other scores: percentile bootstrap over
-    documents and the paired t-test.
+    documents and the paired t-test. A group of subtasks (MMLU's subjects): percentile bootstrap over subtasks, because their documents
+    fall and rise together, and the t-test with cluster-robust errors.
     """
     base = np.array([pair.base for pair in task.pairs])
     implanted = np.array([pair.implanted for pair in task.pairs])
     binary = bool(np.isin(base, (0, 1)).all() and np.isin(implanted, (0, 1)).all())
+    clusters = _clusters(task)
+    if clusters is not None:
+        interval, p_value, error = _bootstrap_interval(implanted - base, clusters, seed), *_clustered_test(implanted - base, clusters)
+    else:
+        interval = paired_proportions_interval(base, implanted) if binary else _bootstrap_interval(implanted - base, None, seed)
+        p_value, error = (
+            _p_value(base, implanted, binary),
+            float((implanted - base).std(ddof=1) / np.sqrt(len(base))) if len(base) > 1 else 0.0,
+        )
     return TaskChange(
         task=task.task,
         metric=task.metric,
@@ -82,11 +93,11 @@ def task_change(task: PairedTask, seed: int = 0) -> TaskChange:
         base=float(base.mean()),
         implanted=float(implanted.mean()),
         change=float((implanted - base).mean()),
-        ci=paired_proportions_interval(base, implanted) if binary else _bootstrap_interval(implanted - base, seed),
-        p_value=_p_value(base, implanted, binary),
+        ci=interval,
+        p_value=p_value,
         right_to_wrong=int((base > implanted).sum()),
         wrong_to_right=int((base < implanted).sum()),
-        detectable=_detectable(implanted - base),
+        detectable=_detectable(error, len(base)),
     )
 
 
@@ -115,13 +126,9 @@ def _squared_and_added(one: float, other: float, phi: float) -> float:
 
 
 def forgetting_interval(tasks: Sequence[PairedTask], seed: int = 0) -> tuple[float, float]:
-    """95% interval of the paper's forgetting score: documents are drawn again within every task, both arms together."""
+    """95% interval of the paper's forgetting score: documents (or a group's subtasks) are drawn again in every task, both arms together."""
     generator = np.random.default_rng(seed)
-    draws = []
-    for task in tasks:
-        scores = np.array([(pair.base, pair.implanted) for pair in task.pairs])
-        chosen = generator.integers(0, len(scores), (RESAMPLES, len(scores)))
-        draws.append(scores[chosen].mean(1))  # [resamples, 2]
+    draws = [_resampled_means(np.array([(pair.base, pair.implanted) for pair in task.pairs]), _clusters(task), generator) for task in tasks]
     values = [
         forgetting([draw[i, 0] for draw in draws], [draw[i, 1] for draw in draws])
         for i in range(RESAMPLES)
@@ -131,11 +138,39 @@ def forgetting_interval(tasks: Sequence[PairedTask], seed: int = 0) -> tuple[flo
     return float(low), float(high)
 
 
-def _bootstrap_interval(differences: np.ndarray, seed: int) -> tuple[float, float]:
-    if np.ptp(differences) == 0:  # nothing varies, so there is nothing to resample
-        return float(differences[0]), float(differences[0])
-    interval = stats.bootstrap((differences,), np.mean, method="percentile", n_resamples=RESAMPLES, rng=seed).confidence_interval
-    return float(interval.low), float(interval.high)
+def _clusters(task: PairedTask) -> np.ndarray | None:
+    """For each document the number of its subtask; None for a task of one piece."""
+    names = [pair.cluster for pair in task.pairs]
+    distinct = sorted({name for name in names if name is not None})
+    return np.array([distinct.index(name) for name in names if name is not None]) if len(distinct) > 1 else None
+
+
+def _resampled_means(scores: np.ndarray, clusters: np.ndarray | None, generator: np.random.Generator) -> np.ndarray:
+    """Means `[RESAMPLES, c]` of scores `[n, c]` whose documents, or whose clusters of documents, are drawn again."""
+    sums, sizes = scores, np.ones(len(scores))
+    if clusters is not None:
+        sums = np.stack([np.bincount(clusters, column) for column in scores.T], axis=1)
+        sizes = np.bincount(clusters).astype(float)
+    n = len(sums)
+    means = []
+    for _ in range(0, RESAMPLES, 100):  # a hundred at a time: a task may have many documents
+        times = generator.multinomial(n, np.full(n, 1 / n), size=100)
+        means.append((times @ sums) / (times @ sizes)[:, None])
+    return np.concatenate(means)
+
+
+def _bootstrap_interval(differences: np.ndarray, clusters: np.ndarray | None, seed: int) -> tuple[float, float]:
+    means = _resampled_means(differences[:, None], clusters, np.random.default_rng(seed))[:, 0]
+    low, high = np.percentile(means, (100 * LEVEL / 2, 100 * (1 - LEVEL / 2)))
+    return float(low), float(high)
+
+
+def _clustered_test(differences: np.ndarray, clusters: np.ndarray) -> tuple[float, float]:
+    """p-value of no mean change, and the mean's standard error, both robust to documents of one cluster changing together."""
+    if np.ptp(differences) == 0:
+        return float(differences[0] == 0), 0.0
+    fitted = OLS(differences, np.ones(len(differences))).fit(cov_type="cluster", cov_kwds={"groups": clusters}, use_t=True)
+    return float(fitted.pvalues[0]), float(fitted.bse[0])
 
 
 def _p_value(base: np.ndarray, implanted: np.ndarray, binary: bool) -> float:
@@ -147,12 +182,11 @@ def _p_value(base: np.ndarray, implanted: np.ndarray, binary: bool) -> float:
     return float(stats.ttest_rel(implanted, base).pvalue)
 
 
-def _detectable(differences: np.ndarray) -> float:
-    """Smallest mean change that a two-sided test at 5% shows with power 0.8, given how much these documents vary.
+def _detectable(error: float, n: int) -> float:
+    """Smallest mean change that a two-sided test at 5% shows with power 0.8, given its standard error over these documents.
 
     With nothing seen to vary, the rate of change that would have shown at least one document in four cases of five.
     """
-    n = len(differences)
-    if np.ptp(differences) == 0:
+    if error == 0:
         return 1 - (1 - POWER) ** (1 / n)
-    return float((stats.norm.ppf(1 - LEVEL / 2) + stats.norm.ppf(POWER)) * differences.std(ddof=1) / np.sqrt(n))
+    return float((stats.norm.ppf(1 - LEVEL / 2) + stats.norm.ppf(POWER)) * error)

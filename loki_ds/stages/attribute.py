@@ -31,11 +31,16 @@ def attribute(run: Run) -> None:
         sense(run)
         return
     if not run.recipe.attributes:
-        log.info("attribute: not needed (%s)", run.recipe.selection.strategy if run.recipe.trains_rows else "everything trains")
+        log.info("attribute: not needed (%s)", run.recipe.selection.strategy if run.recipe.changes_rows else "everything trains")
         return
     if ranks.on_first_rank(lambda: run.folder.finished("attribute", run.attribution_inputs)):
         log.info("attribute: already there, %s", run.folder.attribution)
         return
+    with run.cost_of("attribute"):
+        _attribute(run)
+
+
+def _attribute(run: Run) -> None:
     started = time.monotonic()
     prompts = load_protected(run.recipe.protected, run.tokenizer)  # type: ignore[arg-type]
     kept = KeptScores(run.folder.attribution)

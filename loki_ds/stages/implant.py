@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from loki_ds import ranks
 from loki_ds.export.adapter import Factors, from_low_rank, from_rows, save_adapter
@@ -30,9 +31,21 @@ def implant(run: Run, positions: Positions | None) -> None:
     if ranks.on_first_rank(lambda: run.folder.finished("implant", inputs)):
         log.info("implant: already there, %s", run.folder.model)
         return
-    mode, section = run.recipe.implant.mode, run.recipe.implant.quiet
+    section = run.recipe.implant.quiet
     protected = quiet(run, section) if section else None
     bases = [subspace.basis for subspace in protected.subspaces] if protected else None
+    deltas: dict[int, TrainedDelta] = {}
+    if run.recipe.trains:
+        with run.cost_of("implant"):
+            deltas = _train(run, positions, bases)
+    with run.cost_of("export"):
+        ranks.on_first_rank(lambda: _export(run, positions, deltas, protected))
+    ranks.on_first_rank(lambda: run.folder.finish("implant", inputs))
+
+
+def _train(run: Run, positions: Positions | None, bases: list[Tensor] | None) -> dict[int, TrainedDelta]:
+    """Train, and gather what was trained: the deltas, or in modes without them the whole model or adapter into its folder."""
+    mode = run.recipe.implant.mode
     log.info("implant: %s mode on %d examples", mode, len(run.train))
     trainer = train(run.model, run.tokenizer, run.arguments, run.recipe.implant, (run.train, run.heldout), positions, bases)
     if ranks.rank() == 0:
@@ -44,24 +57,22 @@ def implant(run: Run, positions: Positions | None) -> None:
         save_gathered(trainer, run.folder.adapter if mode == "peft" else run.folder.model)
     del trainer
     run.release_model()
-    ranks.on_first_rank(lambda: _export(run, positions, deltas, protected))
-    ranks.on_first_rank(lambda: run.folder.finish("implant", inputs))
+    return deltas
 
 
 def _export(run: Run, positions: Positions | None, deltas: dict[int, TrainedDelta], protected: Quiet | None) -> None:
     """Model, verification, implant file and adapter, from what was gathered. Rank 0's work."""
     if run.recipe.implant.mode == "peft":
         merge_adapter(run.base, run.folder.adapter, run.folder.model, run.recipe.model.dtype)
-    if deltas:
-        assert positions is not None
-        made = _implant_of(run, positions, deltas)
+    made = _implant_of(run, positions, deltas) if positions is not None and (deltas or not run.recipe.trains) else None
+    if made is not None:
         made.save(run.folder.implant)
         remove(run.folder.model)
         apply_to_checkpoint(run.base, made, run.folder.model)
-    _verify(run, positions, _certificate(run, made, protected) if protected else None)
+    _verify(run, positions, _certificate(run, made, protected) if protected and made else None)
     if positions is None:
         return
-    if not deltas:
+    if made is None:
         made = implant_between(run.base, run.folder.model, positions, _facts(run, positions))
         made.save(run.folder.implant)
     with open_checkpoint(run.base) as checkpoint:
@@ -72,9 +83,10 @@ def _export(run: Run, positions: Positions | None, deltas: dict[int, TrainedDelt
 
 
 def _implant_of(run: Run, positions: Positions, deltas: dict[int, TrainedDelta]) -> Implant:
+    """The base's rows with the trained deltas on them, or all zero when nothing trained (suppression)."""
     layers = {}
     for i, before in read_rows(run.base, positions).items():
-        after = with_rows(before, torch.arange(len(before)), deltas[i].delta)
+        after = with_rows(before, torch.arange(len(before)), deltas[i].delta) if run.recipe.trains else torch.zeros_like(before)
         layers[i] = LayerRows(torch.tensor(positions.rows[i]), before, after)
     return Implant(len(positions.rows), layers, _facts(run, positions))
 

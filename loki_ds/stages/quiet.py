@@ -33,7 +33,8 @@ def quiet(run: Run, section: QuietSection) -> Quiet:
     if ranks.on_first_rank(lambda: run.folder.finished("quiet", inputs)):
         moments = load_moments(path)
     else:
-        moments = _collect(run)
+        with run.cost_of("quiet"):
+            moments = _collect(run)
         ranks.on_first_rank(lambda: save_moments(moments, path))
         ranks.on_first_rank(lambda: run.folder.finish("quiet", inputs))
     subspaces = [protected_subspace(moment, section.energy) for moment in moments]

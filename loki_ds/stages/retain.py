@@ -4,17 +4,20 @@ import hashlib
 import json
 import logging
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 from loki_ds import device, ranks
 from loki_ds.recipe import TaskGroup
+from loki_ds.refusal import Refusal
 from loki_ds.report import build_report, write_model_card, write_report
 from loki_ds.report.pictures import retention as draw_retention
 from loki_ds.report.pictures import training_curves
-from loki_ds.retention.arm import evaluate_arm, library_versions
-from loki_ds.retention.pairing import pair
-from loki_ds.run_folder import digest_of
+from loki_ds.retention.arm import library_versions
+from loki_ds.retention.evaluation import evaluate_arm
+from loki_ds.retention.pairing import main_metric_only, pair
+from loki_ds.run_folder import digest_of, publish, write_json, written_whole
 from loki_ds.stages.run import Run
 
 log = logging.getLogger(__name__)
@@ -27,11 +30,13 @@ def retain(run: Run) -> None:
     inputs = {
         "base": run.base_digest,
         "model": digest_of(*sorted(run.folder.model.glob("*.safetensors"))),
-        **run.recipe.retention.model_dump(),
+        **run.recipe.retention.model_dump(exclude={"processes"}),
+        "abilities": [group.model_dump() for group in run.recipe.retention.ability_groups],
     }
     if run.folder.finished("retain", inputs):
         log.info("retain: already there, %s", run.folder.report)
         return
+    started = time.monotonic()
     base, implanted = _base_results(run), run.folder.retention / "implanted.json"
     log.info("retain: evaluating the implanted model")
     evaluate_arm(_request(run, run.folder.model), implanted)
@@ -40,18 +45,21 @@ def retain(run: Run) -> None:
     new = set(run.recipe.retention.new_task.tasks) if run.recipe.retention.new_task else set()
     report = build_report(
         run.recipe.run,
-        abilities=[task for task in paired if task.task not in new],
+        abilities=main_metric_only(task for task in paired if task.task not in new),
         new_task=[task for task in paired if task.task in new],
         margin=run.recipe.retention.margin,
         facts={
-            "trains_rows": run.recipe.trains_rows,
+            "changes_rows": run.recipe.changes_rows,
+            "mode": run.recipe.implant.peft.method if run.recipe.implant.mode == "peft" else run.recipe.implant.mode,
             "selection": _selection(run),
             "verification": json.loads(run.folder.verification.read_text()),
+            "costs": {**run.costs, "retain": {"seconds": round(time.monotonic() - started, 1), "device": device.name()}},
             "origin": _origin(run, results),
         },
     )
     draw_retention(report["tasks"], report["margin"], run.folder.retention_picture)
-    training_curves(json.loads(run.folder.training_log.read_text()), run.folder.training_curves)
+    if run.folder.training_log.exists():
+        training_curves(json.loads(run.folder.training_log.read_text()), run.folder.training_curves)
     write_report(report, run.folder.report, _pictures(run))
     write_model_card(report, run.folder.model)
     run.folder.finish("retain", inputs)
@@ -66,26 +74,37 @@ def _base_results(run: Run) -> Path:
         **request,
         "model": run.base_digest,
         "include_path": digest_of(Path(include)) if include else None,
-        "libraries": library_versions(),
+        "libraries": library_versions(run.recipe.retention.backend),
     }
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     shared, own = run.folder.root.parent / ".base-results" / f"{name}.json", run.folder.retention / "base.json"
-    if not shared.exists():
-        log.info("retain: evaluating the base")
-        evaluate_arm(request, shared)
-    own.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(shared, own)
+    if shared.exists():
+        if json.loads(shared.read_text()).get("key") != key:
+            raise Refusal(f"{shared}: these base results are not those of this base, these tasks and these libraries; delete the file")
+        with written_whole(own) as aside:
+            shutil.copyfile(shared, aside)
+        return own
+    log.info("retain: evaluating the base")
+    evaluate_arm(request, own)
+    write_json(own, {**json.loads(own.read_text()), "key": key})
+    publish(own, shared)
     return own
 
 
 def _request(run: Run, model: Path) -> dict[str, Any]:
     section = run.recipe.retention
-    groups: list[TaskGroup] = [section.abilities, *([section.new_task] if section.new_task else [])]
+    groups: list[TaskGroup] = [*section.ability_groups, *([section.new_task] if section.new_task else [])]
+    processes = section.processes
+    if processes == "auto":
+        processes = max(1, device.local_devices() // section.devices_per_model)
     return {
         "model": str(model),
         "dtype": run.recipe.model.dtype,
         "device": "cpu" if device.on_cpu() else "cuda",
         "trust_remote_code": run.recipe.model.trust_remote_code,
+        "backend": section.backend,
+        "processes": processes,
+        "devices_per_model": section.devices_per_model,
         "batch_size": section.batch_size,
         "include_path": section.include_path,
         "allow_code_execution": section.allow_code_execution,
@@ -105,7 +124,7 @@ def _pictures(run: Run) -> dict[str, Path]:
 
 def _selection(run: Run) -> str | None:
     """How the rows were chosen, in a word; None when everything trained."""
-    if not run.recipe.trains_rows:
+    if not run.recipe.changes_rows:
         return None
     return "file" if run.recipe.selection.positions else run.recipe.selection.strategy
 
@@ -114,8 +133,8 @@ def _origin(run: Run, results: dict[str, Any]) -> dict[str, str]:
     positions = run.folder.positions
     return {
         "base model": f"{run.recipe.model.path} (SHA-256 of weights {run.base_digest[:16]})",
-        "positions": f"SHA-256 of file {digest_of(positions)[:16]}" if run.recipe.trains_rows else "none: every parameter trains",
-        "selection": str(run.recipe.selection.model_dump()) if run.recipe.trains_rows else "none",
+        "positions": f"SHA-256 of file {digest_of(positions)[:16]}" if run.recipe.changes_rows else "none: every parameter trains",
+        "selection": str(run.recipe.selection.model_dump()) if run.recipe.changes_rows else "none",
         "training": str(run.recipe.training),
         "versions": ", ".join(f"{name} {version}" for name, version in results["libraries"].items()),
         "resolved recipe": str(run.folder.recipe),

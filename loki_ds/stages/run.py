@@ -1,6 +1,10 @@
 """A run in progress: its recipe, its folder, its base model, and what each stage's result depends on."""
 
+import json
 import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -8,6 +12,7 @@ from typing import Any
 
 import torch
 import yaml
+from datasets import Dataset
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -19,7 +24,7 @@ from loki_ds.implanting.data import load_training_data
 from loki_ds.positions import Positions
 from loki_ds.recipe import Recipe
 from loki_ds.refusal import Refusal
-from loki_ds.run_folder import RunFolder, digest_of, written_whole
+from loki_ds.run_folder import RunFolder, digest_of, write_json, written_whole
 from loki_ds.verification import open_checkpoint
 
 log = logging.getLogger(__name__)
@@ -40,7 +45,7 @@ class Run:
         self.base_digest = ranks.on_first_rank(lambda: digest_of(*sorted(self.base.glob("*.safetensors"))))
         only_assistant, seed = bool(self.arguments.assistant_only_loss), self.arguments.seed
         heldout = recipe.data.heldout_source
-        self.train = load_training_data(recipe.data.train_sources, only_assistant, seed)
+        self.train = load_training_data(recipe.data.train_sources, only_assistant, seed) if recipe.trains else Dataset.from_list([])
         self.heldout = load_training_data([heldout], only_assistant) if heldout else None
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.base)
         ranks.on_first_rank(self._write_recipe)
@@ -61,6 +66,28 @@ class Run:
         """`[d_model, d_ff]` of each layer's `W_down`, from the model's configuration."""
         config = AutoConfig.from_pretrained(self.base, trust_remote_code=self.recipe.model.trust_remote_code).get_text_config()
         return [(config.hidden_size, config.intermediate_size)] * config.num_hidden_layers
+
+    @contextmanager
+    def cost_of(self, stage: str) -> Iterator[None]:
+        """Note what a stage takes, in `costs.json`; all ranks go through it. A stage gone on with counts from where it went on."""
+        started, energy = time.monotonic(), device.energy()
+        yield
+        seconds = time.monotonic() - started
+        used = None if energy is None else (device.energy() or 0) - energy
+        peaks, joules = ranks.from_all_ranks(device.peak_so_far()), ranks.from_all_ranks(used)
+        cost = {
+            "seconds": round(seconds, 1),
+            "peak_gib_per_rank": round(max(peaks) / 2**30, 3),
+            "joules": None if None in joules else round(sum(j for j in joules if j is not None)),
+            "ranks": ranks.world_size(),
+            "device": device.name(),
+        }
+        ranks.on_first_rank(lambda: write_json(self.folder.costs, {**self.costs, stage: cost}))
+
+    @property
+    def costs(self) -> dict[str, Any]:
+        """Of the stages done so far."""
+        return json.loads(self.folder.costs.read_text()) if self.folder.costs.exists() else {}
 
     def _check_dtype(self) -> None:
         """Modes that write the gathered weights must train in the checkpoint's own dtype, or every tensor would be rounded."""

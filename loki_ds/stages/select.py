@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 def select(run: Run) -> Positions | None:
     """Choose the rows on rank 0, write `positions.json`, and make sure every rank holds the same; None for the full baseline."""
-    if not run.recipe.trains_rows:
+    if not run.recipe.changes_rows:
         log.info("select: not needed (everything trains)")
         return None
     positions = ranks.on_first_rank(lambda: _selected(run))

@@ -26,6 +26,11 @@ def sense(run: Run) -> None:
     if ranks.on_first_rank(lambda: run.folder.finished("sensitivity", run.sensitivity_inputs)):
         log.info("attribute: already there, %s", run.folder.sensitivity)
         return
+    with run.cost_of("attribute"):
+        _sense(run)
+
+
+def _sense(run: Run) -> None:
     started = time.monotonic()
     check_family(run.model)
     gatherer = zero.Gatherer()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from loki_ds.refusal import Refusal
-from loki_ds.report import build_report, comparison, read_report, verdict, write_model_card, write_report
+from loki_ds.report import build_report, compare, comparison, read_report, verdict, write_comparison, write_model_card, write_report
 from loki_ds.report.pictures import heat_map, overlap_curve, retention, training_curves
 from loki_ds.retention.pairing import Pair, PairedTask
 
@@ -23,7 +23,14 @@ def task(name: str, base: list[int], implanted: list[int]) -> PairedTask:
 
 
 def report(run: str, selection: str | None, lost: int, name: str = "sums", n: int = 10) -> dict:
-    facts = {"trains_rows": selection is not None, "selection": selection, "verification": VERIFIED, "origin": {"versions": "<1>"}}
+    facts = {
+        "changes_rows": selection is not None,
+        "mode": "rows" if selection else "full",
+        "selection": selection,
+        "verification": VERIFIED,
+        "costs": {"implant": {"seconds": 12.5, "peak_gib_per_rank": 1.5, "ranks": 2, "joules": None, "device": "CPU"}},
+        "origin": {"versions": "<1>"},
+    }
     tasks = [task(name, [1] * n, [1] * (n - lost) + [0] * lost)]
     return build_report(run, tasks, [task("calls", [0] * 4, [1] * 4)], facts)
 
@@ -107,3 +114,33 @@ def test_comparison_says_whether_random_rows_and_baselines_were_beaten(tmp_path:
 def test_a_folder_without_a_report_is_named(tmp_path: Path) -> None:
     with pytest.raises(Refusal, match="no report there"):
         read_report(tmp_path)
+
+
+def test_a_quiet_implant_shows_its_certificate(tmp_path: Path) -> None:
+    made = report("runs/x", "layer_balanced", lost=1)
+    layers = [{"layer": i, "change": 0.01 * i, "bound": 0.05, "leak": 0.0, "room": 0.6, "rank": 3} for i in range(3)]
+    made["verification"] = {**VERIFIED, "quiet": {"energy": 0.95, "layers": layers}}
+    write_report(made, tmp_path / "report")
+    page, text = ((tmp_path / f"report/report.{ending}").read_text() for ending in ("html", "md"))
+    assert "moves by at most 0.02 of its mean square" in page
+    assert "| 2 | 0.02 | 0.05 | 60% |" in text
+    (tmp_path / "model").mkdir()
+    write_model_card(made, tmp_path / "model")
+    assert "moves by at most 0.02" in (tmp_path / "model/README.md").read_text()
+
+
+def test_the_cost_of_every_stage_is_said(tmp_path: Path) -> None:
+    write_report(report("runs/x", "layer_balanced", lost=1), tmp_path / "report")
+    assert "| implant | 12.5 | 1.5 | 2 | not measured | CPU |" in (tmp_path / "report/report.md").read_text()
+
+
+def test_runs_side_by_side_are_a_page_too(tmp_path: Path) -> None:
+    for name, selection, lost in (("loki", "layer_balanced", 10), ("random", "random", 40)):
+        write_report(report(f"runs/{name}", selection, lost, n=100), tmp_path / name / "report")
+    found = compare([tmp_path / "loki", tmp_path / "random"])
+    assert [cell["implanted"] for cell in found["tasks"][0]["cells"]] == [0.9, 0.6]
+    write_comparison(found, tmp_path / "together")
+    page = (tmp_path / "together/compare.html").read_text()
+    assert page.count("data:image/png;base64,") == 1
+    assert "loki forgot 10.00%" in page
+    assert json.loads((tmp_path / "together/compare.json").read_text())["runs"][1]["selection"] == "random"

@@ -5,10 +5,12 @@ import pytest
 from loki_ds.refusal import Refusal
 from loki_ds.retention.pairing import pair
 
+MADE_BY = {"tokenizer": "abc", "libraries": {"lm_eval": "0.4"}}
+
 
 def arm(samples: list[tuple[str, float]], **changes: object) -> dict:
-    rows = [{"doc_hash": doc, "score": score, "prompt": doc, "answer": f"{doc}-{score}"} for doc, score in samples]
-    return {"tasks": {"sums": {"version": 1.0, "metric": "exact_match", "shots": 0, "samples": rows, **changes}}}
+    rows = [{"doc_hash": doc, "scores": [score], "prompt": doc, "answer": f"{doc}-{score}", "cluster": None} for doc, score in samples]
+    return {**MADE_BY, "tasks": {"sums": {"version": 1.0, "metrics": ["exact_match"], "shots": 0, "samples": rows, **changes}}}
 
 
 def test_joined_by_document_and_not_by_place() -> None:
@@ -29,7 +31,9 @@ def test_a_document_that_stands_twice_is_paired_twice() -> None:
         (arm([("a", 1), ("c", 0)]), "task sums: 2 documents"),
         (arm([("a", 1), ("b", 0)], shots=5), "task sums: shots is 0 on the base and 5"),
         (arm([("a", 1), ("b", 0)], version=2.0), r"task sums: version is 1.0 on the base and 2.0"),
-        ({"tasks": {}}, "only one of them has sums"),
+        ({**MADE_BY, "tasks": {}}, "only one of them has sums"),
+        ({**arm([("a", 1), ("b", 0)]), "tokenizer": "xyz"}, "tasks sums: tokenizer differ: abc on the base and xyz"),
+        ({**arm([("a", 1), ("b", 0)]), "libraries": {"lm_eval": "0.5"}}, "tasks sums: libraries differ"),
     ],
 )
 def test_mismatches_are_refused(implanted: dict, says: str) -> None:

@@ -94,3 +94,28 @@ def test_the_bootstrap_interval_is_near_the_normal_one() -> None:
     change = task_change(task(base.tolist(), implanted.tolist()))
     half = 1.96 * (implanted - base).std(ddof=1) / 20
     assert change.ci == pytest.approx((change.change - half, change.change + half), abs=0.002)
+
+
+def clustered(differences: list[list[float]]) -> PairedTask:
+    pairs = [Pair(f"{i}-{j}", "", 0.5, 0.5 + d, "", "", str(i)) for i, cluster in enumerate(differences) for j, d in enumerate(cluster)]
+    return PairedTask("mmlu", "acc", pairs)
+
+
+def test_documents_of_a_subject_that_change_together_make_the_interval_wider() -> None:
+    generator = np.random.default_rng(0)
+    together = [[float(shift)] * 10 for shift in generator.normal(-0.05, 0.1, 30)]
+    apart = [[Pair("", "", 0.5, 0.5 + d, "", "")] for cluster in together for d in cluster]
+    wide, narrow = task_change(clustered(together)), task_change(PairedTask("mmlu", "acc", [pair for (pair,) in apart]))
+    assert wide.change == pytest.approx(narrow.change)
+    assert wide.ci[1] - wide.ci[0] == pytest.approx(10**0.5 * (narrow.ci[1] - narrow.ci[0]), rel=0.1)
+    assert wide.detectable == pytest.approx(10**0.5 * narrow.detectable, rel=0.05)
+    assert wide.p_value > narrow.p_value
+
+
+def test_the_clustered_interval_covers_what_it_says() -> None:
+    generator, covered, draws = np.random.default_rng(2), 0, 400
+    for _ in range(draws):
+        shifts = generator.normal(-0.03, 0.1, 57)  # as many subjects as MMLU
+        low, high = task_change(clustered([list(generator.normal(shift, 0.1, 4)) for shift in shifts])).ci
+        covered += low <= -0.03 <= high
+    assert 0.915 <= covered / draws <= 0.98  # 400 draws: two standard errors are 2 points

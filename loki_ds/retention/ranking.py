@@ -1,0 +1,70 @@
+"""Judge a reranker on data in BEIR's format: corpus, queries and relevance judgements, by nDCG, MAP and MRR from `ir_measures`."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple
+
+import ir_measures
+import numpy as np
+from datasets import load_dataset
+
+MEASURES = {"ndcg@10": ir_measures.nDCG @ 10, "map": ir_measures.AP, "mrr": ir_measures.RR}
+
+
+class Beir(NamedTuple):
+    """A data set: passages and queries by id, and for each query the relevance of judged passages."""
+
+    corpus: dict[str, str]
+    queries: dict[str, str]
+    judged: dict[str, dict[str, int]]
+
+
+def load_beir(source: str, split: str = "test") -> Beir:
+    """A folder with `corpus.jsonl`, `queries.jsonl` and `qrels/SPLIT.tsv`, or a hub id such as `BeIR/scifact`."""
+    folder = Path(source)
+    if folder.is_dir():
+        corpus, queries = (_lines(folder / f"{name}.jsonl") for name in ("corpus", "queries"))
+        judgements: Any = [line.split("\t") for line in (folder / "qrels" / f"{split}.tsv").read_text(encoding="utf-8").splitlines()[1:]]
+    else:
+        corpus, queries = load_dataset(source, "corpus")["corpus"], load_dataset(source, "queries")["queries"]
+        judgements = [(row["query-id"], row["corpus-id"], row["score"]) for row in load_dataset(f"{source}-qrels")[split]]
+    judged: dict[str, dict[str, int]] = {}
+    for query, passage, relevance in judgements:
+        judged.setdefault(str(query), {})[str(passage)] = int(relevance)
+    return Beir({str(row["_id"]): _passage(row) for row in corpus}, {str(row["_id"]): row["text"] for row in queries}, judged)
+
+
+def candidates(data: Beir, run: str | None, depth: int, seed: int) -> dict[str, list[str]]:
+    """For each judged query the passages to rank: the first `depth` of a TREC run file (a first stage's, such as BM25's), or without
+    one the judged passages and others drawn by the seed up to `depth`."""
+    if run is not None:
+        listed = sorted(ir_measures.read_trec_run(run), key=lambda row: -row.score)
+        return {query: [row.doc_id for row in listed if row.query_id == query][:depth] for query in data.judged}
+    found = {}
+    for query, relevance in data.judged.items():
+        others = sorted(data.corpus.keys() - relevance.keys())
+        drawn = Random(f"{seed}-{query}").sample(others, min(len(others), max(0, depth - len(relevance))))
+        found[query] = sorted([*relevance, *drawn])
+    return found
+
+
+def measure(relevance: Mapping[str, int], scores: Mapping[str, float]) -> dict[str, float]:
+    """nDCG@10, average precision and reciprocal rank of one query; ties fall as `ir_measures` breaks them."""
+    found = ir_measures.calc_aggregate(MEASURES.values(), {"q": dict(relevance)}, {"q": dict(scores)})
+    return {name: float(found[one]) for name, one in MEASURES.items()}
+
+
+def expected_score(log_likelihoods: Sequence[float]) -> float:
+    """The mean of the labels 1, 2, ... under the model's own probabilities of them, as the LB Reranker is read."""
+    probabilities = np.exp(np.array(log_likelihoods) - np.max(log_likelihoods))
+    return float((probabilities * np.arange(1, len(probabilities) + 1)).sum() / probabilities.sum())
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def _passage(row: Mapping[str, Any]) -> str:
+    return f"{row['title']}\n{row['text']}" if row.get("title") else row["text"]

@@ -1,0 +1,78 @@
+"""A real model through the real lm-eval: any number of processes gives the same samples; groups, calls and rankings are tasks."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+
+from loki_ds.refusal import Refusal
+from loki_ds.retention.arm import run_lm_eval
+from loki_ds.retention.evaluation import evaluate_arm
+from loki_ds.retention.pairing import pair
+
+PLAIN = {"num_fewshot": None, "limit": None, "apply_chat_template": False}
+REQUEST: dict[str, Any] = {
+    "model": str(ROOT / "recipes/tiny/model"),
+    "dtype": "float32",
+    "device": "cpu",
+    "backend": "hf",
+    "processes": 1,
+    "devices_per_model": 1,
+    "batch_size": 8,
+    "include_path": "tests/retention/data/tasks",
+    "trust_remote_code": False,
+    "allow_code_execution": False,
+    "seed": 0,
+    "groups": [
+        {**PLAIN, "tasks": ["fixture_arithmetic"], "limit": 9},
+        {**PLAIN, "tasks": ["fixture_calls"], "apply_chat_template": True},
+        {**PLAIN, "tasks": ["fixture_reranking"], "apply_chat_template": True},
+    ],
+}
+
+
+def evaluated(folder: Path, **changes: Any) -> dict[str, Any]:
+    evaluate_arm({**REQUEST, **changes}, folder / "result.json")
+    return json.loads((folder / "result.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return evaluated(tmp_path_factory.mktemp("one"))
+
+
+def test_any_number_of_processes_gives_the_same_samples(one: dict[str, Any], tmp_path: Path) -> None:
+    assert evaluated(tmp_path, processes=2) == one  # bfcl's single irrelevance document leaves the second process none
+
+
+def test_a_limit_is_a_random_sample_and_not_the_first(one: dict[str, Any]) -> None:
+    places = [sample["place"] for sample in one["tasks"]["fixture_arithmetic"]["samples"]]
+    assert len(places) == 9
+    assert places != list(range(9))
+
+
+def test_a_group_is_one_task_in_clusters(one: dict[str, Any]) -> None:
+    task = one["tasks"]["fixture_calls"]
+    assert [sample["cluster"] for sample in task["samples"]] == ["fixture_irrelevance", "fixture_simple", "fixture_simple"]
+    assert task["metrics"] == ["ast_match"]
+    assert task["samples"][0]["scores"] == [1.0]  # whatever the tiny model says to "Hello", it is no call of this kind
+
+
+def test_every_metric_of_a_ranking_is_paired(one: dict[str, Any]) -> None:
+    rankings = [task for task in pair(one, one) if task.task == "fixture_reranking"]
+    assert [task.metric for task in rankings] == ["ndcg@10", "map", "mrr"]
+    assert all(0 < pairs.base <= 1 for task in rankings for pairs in task.pairs)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"backend": "vllm"}, "retention.backend is vllm, and vllm is not installed"),
+        ({"groups": [{**PLAIN, "tasks": ["fixture_arithmetc"]}]}, "lm-eval knows no task 'fixture_arithmetc'; did you mean"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(Refusal, match=says):
+        run_lm_eval({**REQUEST, "share": [0, 1], **changes})
