@@ -16,7 +16,7 @@ from rich.console import Console
 from loki_ds import ranks
 from loki_ds.recipe import load_recipe
 from loki_ds.report import comparison
-from loki_ds.stages import Run, attribute, implant, retain, select
+from loki_ds.stages import Run, attribute, check_retention, implant, retain, select
 
 STAGES = ("attribute", "select", "implant", "retain")
 
@@ -32,6 +32,8 @@ def main() -> None:
 
 
 def run_stages(run: Run, until: str) -> None:
+    if until == "retain":
+        check_retention(run)
     attribute(run)
     if until == "attribute":
         return

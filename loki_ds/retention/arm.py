@@ -58,6 +58,28 @@ def run_lm_eval(request: dict[str, Any]) -> dict[str, Any]:
     return {"tasks": found, "tokenizer": _tokenizer_digest(model), "libraries": library_versions(request["backend"])}
 
 
+def check_tasks(request: dict[str, Any]) -> None:
+    """Refuse before any training what the arms would only find after it.
+
+    Raises:
+        Refusal: a task that lm-eval does not know, or one that runs code the model wrote and is not allowed to.
+    """
+    manager = _task_manager(request)
+    if request["allow_code_execution"]:
+        return
+    for group in request["groups"]:
+        unsafe = [task for task in group["tasks"] if manager.task_index[task].cfg and manager.task_index[task].cfg.get("unsafe_code")]
+        if unsafe:
+            raise Refusal(_unsafe(unsafe))
+
+
+def _unsafe(tasks: list[str]) -> str:
+    return (
+        f"retention: {', '.join(tasks)} run code that the model wrote, with all your rights; if this machine is isolated, "
+        "say retention.allow_code_execution=true"
+    )
+
+
 def _task_manager(request: dict[str, Any]) -> Any:
     """The user's own tasks; lm-eval's thousands beside them only if one of those is asked for."""
     from lm_eval.tasks import TaskManager
@@ -65,11 +87,11 @@ def _task_manager(request: dict[str, Any]) -> Any:
     wanted = [task for group in request["groups"] for task in group["tasks"]]
     if request["include_path"] is not None:
         manager = TaskManager(include_path=request["include_path"], include_defaults=False)
-        if set(wanted) <= set(manager.all_tasks):
+        if set(wanted) <= manager.task_index.keys():
             return manager
     manager = TaskManager(include_path=request["include_path"])
     for task in wanted:
-        if task not in manager.all_tasks:
+        if task not in manager.task_index:
             raise Refusal(f"lm-eval knows no task {task!r}{did_you_mean(task, manager.all_tasks)}")
     return manager
 
@@ -115,10 +137,7 @@ def _evaluate(simple_evaluate: Any, request: dict[str, Any], model: Any, **setti
     except ValueError as error:
         if "confirm_run_unsafe_code" not in str(error):
             raise
-        raise Refusal(
-            f"retention: {', '.join(settings['tasks'])} run code that the model wrote, with all your rights; if this machine is isolated, "
-            "say retention.allow_code_execution=true"
-        ) from None
+        raise Refusal(_unsafe(settings["tasks"])) from None
 
 
 def _merged(name: str, members: list[str], results: Any) -> dict[str, Any]:

@@ -6,8 +6,8 @@ package of its name; a stage whose result is already there for the same inputs i
 
 from loki_ds.stages.attribute import attribute
 from loki_ds.stages.implant import implant
-from loki_ds.stages.retain import retain
+from loki_ds.stages.retain import check_retention, retain
 from loki_ds.stages.run import Run
 from loki_ds.stages.select import select
 
-__all__ = ["Run", "attribute", "implant", "retain", "select"]
+__all__ = ["Run", "attribute", "check_retention", "implant", "retain", "select"]

@@ -14,7 +14,7 @@ from loki_ds.refusal import Refusal
 from loki_ds.report import build_report, write_model_card, write_report
 from loki_ds.report.pictures import retention as draw_retention
 from loki_ds.report.pictures import training_curves
-from loki_ds.retention.arm import library_versions
+from loki_ds.retention.arm import check_tasks, library_versions
 from loki_ds.retention.evaluation import evaluate_arm
 from loki_ds.retention.pairing import main_metric_only, pair
 from loki_ds.run_folder import digest_of, publish, write_json, written_whole
@@ -64,6 +64,11 @@ def retain(run: Run) -> None:
     write_model_card(report, run.folder.model)
     run.folder.finish("retain", inputs)
     log.info("retain: %s", run.folder.report / "report.html")
+
+
+def check_retention(run: Run) -> None:
+    """Refuse now what the evaluation would refuse after hours of training: tasks that are not known or not allowed."""
+    ranks.on_first_rank(lambda: check_tasks(_request(run, run.base)))
 
 
 def _base_results(run: Run) -> Path:

@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 
 from loki_ds.refusal import Refusal
-from loki_ds.retention.arm import run_lm_eval
+from loki_ds.retention.arm import check_tasks, run_lm_eval
 from loki_ds.retention.evaluation import evaluate_arm
 from loki_ds.retention.pairing import pair
 
@@ -64,6 +64,13 @@ def test_every_metric_of_a_ranking_is_paired(one: dict[str, Any]) -> None:
     rankings = [task for task in pair(one, one) if task.task == "fixture_reranking"]
     assert [task.metric for task in rankings] == ["ndcg@10", "map", "mrr"]
     assert all(0 < pairs.base <= 1 for task in rankings for pairs in task.pairs)
+
+
+def test_what_runs_model_written_code_is_refused_before_anything_else() -> None:
+    humaneval = {"groups": [{**PLAIN, "tasks": ["humaneval"]}]}
+    with pytest.raises(Refusal, match=r"humaneval run code that the model wrote, with all your rights.*allow_code_execution=true"):
+        check_tasks({**REQUEST, **humaneval})
+    check_tasks({**REQUEST, **humaneval, "allow_code_execution": True})
 
 
 @pytest.mark.parametrize(
