@@ -117,9 +117,14 @@ class PeftSection(Section):
 
 
 class QuietSection(Section):
-    """Quiet implanting: keep the delta out of the directions that hold `energy` of what the layers receive on protected prompts."""
+    """Quiet implanting: keep the delta out of the directions that hold `energy` of what the layers receive on protected prompts.
+
+    `sketch`: how many directions of each layer's inputs to keep track of; when not given, all of them if half the host's free memory
+    holds that, else as many as it does.
+    """
 
     energy: Annotated[float, Field(gt=0, lt=1)] = 0.99
+    sketch: Annotated[int, Field(gt=0)] | None = None
 
 
 class ImplantSection(Section):

@@ -9,28 +9,28 @@ from typing import Any
 
 from torch import Tensor
 
-from loki_ds.quiet.subspace import Subspace, project_out
+from loki_ds.quiet.subspace import SecondMoment, Subspace, project_out
 
 
 def certify(
-    weights: Mapping[int, Tensor], deltas: Mapping[int, Tensor], moments: list[Tensor], subspaces: list[Subspace]
+    weights: Mapping[int, Tensor], deltas: Mapping[int, Tensor], moments: list[SecondMoment], subspaces: list[Subspace]
 ) -> list[dict[str, Any]]:
     """Per layer with a delta: `change` and `bound` relative to the output's mean square `tr(W C W^T)`, `leak`, `room`, `rank`.
 
     weights `[d_model, d_ff]` and deltas `[k, d_ff]` as exported, so rounding is in the figures; `leak` is the share of the delta's square
-    that lies inside the protected subspace (rounding only, for an implant trained quietly).
+    that lies inside the protected subspace (rounding only, for an implant trained quietly). Of a sketched `C`, `change` is what the sketch
+    sees; the bound holds in any case.
     """
-    return [_certify_layer(i, weights[i].double(), deltas[i].double(), moments[i], subspaces[i]) for i in sorted(deltas)]
+    return [_certify_layer(i, weights[i], deltas[i].double(), moments[i], subspaces[i]) for i in sorted(deltas)]
 
 
-def _certify_layer(layer: int, weight: Tensor, delta: Tensor, moment: Tensor, subspace: Subspace) -> dict[str, Any]:
-    output = float(((weight @ moment) * weight).sum())
-    change = float(((delta @ moment) * delta).sum())
+def _certify_layer(layer: int, weight: Tensor, delta: Tensor, moment: SecondMoment, subspace: Subspace) -> dict[str, Any]:
+    output = moment.felt(weight)
     square = float(delta.square().sum())
     inside = float((delta - project_out(delta, subspace.basis)).square().sum())
     return {
         "layer": layer,
-        "change": change / output,
+        "change": moment.felt(delta) / output,
         "bound": (square * subspace.largest_outside + inside * subspace.trace) / output,
         "leak": inside / square if square else 0.0,
         "room": subspace.room,

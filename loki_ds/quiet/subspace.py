@@ -1,6 +1,6 @@
-"""The directions that hold a share of the energy of protected inputs, and the projection that keeps a delta out of them.
+"""The second moments of protected inputs, their leading directions, and the projection that keeps a delta out of them.
 
-`C = U' diag(lambda) U'^T`; `U` are the leading eigenvectors whose eigenvalues sum to at least `energy` of the trace, `P = I - U U^T`.
+`C = V diag(lambda) V^T`; `U` are the leading eigenvectors whose eigenvalues sum to at least `energy` of the trace, `P = I - U U^T`.
 """
 
 from dataclasses import dataclass
@@ -8,13 +8,59 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from loki_ds.refusal import Refusal
+
+
+@dataclass(frozen=True)
+class SecondMoment:
+    """`C = E[x x^T]` of one layer's inputs, whole or sketched, by its eigenvalues.
+
+    values `[s]` descending, vectors `[d_ff, s]` orthonormal, both float64; trace: of the true `C`. A sketch (`s < d_ff`) is never larger
+    than `C`, so `unseen` energy is what it may miss in any direction.
+    """
+
+    values: Tensor
+    vectors: Tensor
+    trace: float
+
+    @property
+    def unseen(self) -> float:
+        """Energy that the eigenvalues at hand do not account for; 0 when all are there."""
+        return max(0.0, self.trace - float(self.values.sum())) if self.vectors.shape[1] < self.vectors.shape[0] else 0.0
+
+    def felt(self, delta: Tensor) -> float:
+        """`E |D x|^2 = tr(D C D^T)` for `D [k, d_ff]`; of a sketch, the part it sees (at most `unseen |D|^2` is missing)."""
+        return float(((delta.double() @ self.vectors).square() * self.values).sum())
+
+
+def exact(moment: Tensor) -> SecondMoment:
+    """All eigenvalues of `C [d_ff, d_ff]` (float64)."""
+    values, vectors = torch.linalg.eigh(moment)
+    return SecondMoment(values.flip(0).clamp_min(0), vectors.flip(1).contiguous(), float(torch.trace(moment)))
+
+
+def nystrom(sketch: Tensor, test: Tensor, trace: float) -> SecondMoment:
+    """The leading eigenvalues of `C` from `sketch = C test`, both `[d_ff, s]` float64.
+
+    Tropp et al., Fixed-rank approximation of a positive-semidefinite matrix from streaming data (NeurIPS 2017), algorithm 3: shifted
+    for stability. The result is below `C` in every direction.
+    """
+    shift = torch.finfo(torch.float64).eps * float(torch.linalg.matrix_norm(sketch)) * len(sketch) ** 0.5
+    if shift == 0:
+        return SecondMoment(torch.zeros(sketch.shape[1], dtype=torch.float64), torch.linalg.qr(test)[0], trace)
+    shifted = sketch + shift * test
+    core = test.T @ shifted
+    lower = torch.linalg.cholesky((core + core.T) / 2)
+    vectors, roots, _ = torch.linalg.svd(torch.linalg.solve_triangular(lower, shifted.T, upper=False).T, full_matrices=False)
+    return SecondMoment((roots.square() - shift).clamp_min(0), vectors.contiguous(), trace)
+
 
 @dataclass(frozen=True)
 class Subspace:
     """One layer's protected directions.
 
-    basis: `U [d_ff, r]`, orthonormal columns, float32. trace: of `C`. tail: the energy outside `U` (trace units). largest_outside: the
-    largest eigenvalue left out, 0 when none is.
+    basis: `U [d_ff, r]`, orthonormal columns, float32. trace: of `C`. tail: the energy outside `U` (trace units), at most. largest_outside:
+    no direction outside `U` holds more.
     """
 
     basis: Tensor
@@ -28,16 +74,22 @@ class Subspace:
         return 1 - self.basis.shape[1] / self.basis.shape[0]
 
 
-def protected_subspace(moment: Tensor, energy: float) -> Subspace:
-    """The smallest leading subspace of `C [d_ff, d_ff]` (float64) with a share `energy` of its trace."""
-    values, vectors = torch.linalg.eigh(moment)
-    values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
-    cumulative = values.cumsum(0)
-    trace = float(cumulative[-1])
-    rank = int((cumulative < energy * trace).sum()) + 1
-    rank = min(rank, len(values))
-    outside = float(values[rank]) if rank < len(values) else 0.0
-    return Subspace(vectors[:, :rank].float().contiguous(), trace, float(values[rank:].sum()), outside)
+def protected_subspace(moment: SecondMoment, energy: float) -> Subspace:
+    """The smallest leading subspace that surely holds a share `energy` of the trace.
+
+    Raises:
+        Refusal: a sketch has too few directions to hold so much.
+    """
+    cumulative = moment.values.cumsum(0)
+    if moment.unseen and float(cumulative[-1]) < energy * moment.trace:
+        raise Refusal(
+            f"implant.quiet: a sketch of {len(moment.values)} directions holds {float(cumulative[-1]) / moment.trace:.4f} of the energy, "
+            f"asked is {energy}; allow a wider implant.quiet.sketch, more memory, or less energy"
+        )
+    rank = min(int((cumulative < energy * moment.trace).sum()) + 1, len(cumulative))
+    outside = float(moment.values[rank]) if rank < len(cumulative) else 0.0
+    tail = float(moment.values[rank:].sum()) + moment.unseen
+    return Subspace(moment.vectors[:, :rank].float().contiguous(), moment.trace, tail, outside + moment.unseen)
 
 
 def project_out(delta: Tensor, basis: Tensor) -> Tensor:

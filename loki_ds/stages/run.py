@@ -129,12 +129,17 @@ class Run:
 
     @property
     def quiet_inputs(self) -> dict[str, Any]:
+        section = self.recipe.implant.quiet
+        return {**self._protected_inputs, "sketch": section.sketch if section else None}
+
+    @property
+    def _protected_inputs(self) -> dict[str, Any]:
         return {key: self.attribution_inputs[key] for key in ("model", "protected")}
 
     @property
     def sensitivity_inputs(self) -> dict[str, Any]:
         loss = {key: self.recipe.training.get(key) for key in ("assistant_only_loss", "completion_only_loss", "max_length")}
-        return {**self.quiet_inputs, "data": self._data_inputs, "training": loss}
+        return {**self._protected_inputs, "data": self._data_inputs, "training": loss}
 
     @property
     def selection_inputs(self) -> dict[str, Any]:
