@@ -265,8 +265,8 @@ class Recipe(Section):
     def _check_together(self) -> "Recipe":
         if (self.attributes or self.senses) and self.protected is None:
             raise ValueError(f"selection.strategy {self.selection.strategy} needs a protected set: add the section 'protected'")
-        if self.implant.quiet and self.implant.mode not in ("rows", "lora"):
-            raise ValueError(f"implant.quiet needs implant.mode rows or lora, it is {self.implant.mode}")
+        if self.implant.quiet and self.implant.mode not in ("mask", "rows", "lora"):
+            raise ValueError(f"implant.quiet needs implant.mode mask, rows or lora, it is {self.implant.mode}")
         if self.implant.quiet and self.protected is None:
             raise ValueError("implant.quiet needs a protected set: add the section 'protected'")
         if self.implant.l2_sp is not None and self.implant.mode != "full":

@@ -5,7 +5,7 @@ an optimizer's shards. The same calls work with ZeRO off and on a single process
 recipes' meaning.
 """
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -182,6 +182,22 @@ def pull_to_start(optimizer: Any, parameters: Iterable[Any], strength: float) ->
     innermost.register_step_post_hook(pull)
 
 
+def rewrite_rows_through_steps(optimizer: Any, rules: Mapping[Any, tuple[list[int], Callable[[torch.Tensor], torch.Tensor]]]) -> None:
+    """After each step of the optimizer, replace some whole rows of parameters by a function of them, on every rank alike.
+
+    Args:
+        rules: per trainable parameter `[n, m]` the rows and what to make of them, `[k, m]` to `[k, m]` in full precision. The rows are
+            put together from all ranks' shards for it: k * m numbers are summed over the ranks each step.
+    """
+    gathered = [(_RowShard(parameter, rows), rewrite) for parameter, (rows, rewrite) in rules.items()]
+
+    def rewrite_all(*_: Any) -> None:
+        for shard, rewrite in gathered:
+            shard.write(rewrite(shard.read()))
+
+    _innermost(optimizer).register_step_post_hook(rewrite_all)
+
+
 def _innermost(optimizer: Any) -> Any:
     """The optimizer that steps, inside what accelerate and DeepSpeed wrap around it."""
     while hasattr(optimizer, "optimizer"):
@@ -195,12 +211,40 @@ class _KeptShard:
     def __init__(self, parameter: Any, mask: torch.Tensor) -> None:
         self.parameter = parameter
         master = _master(parameter)
-        self.where = _local(parameter, mask).to(master.device)
+        self.where = _local(parameter, mask, padding=True).to(master.device)
         self.values = master[self.where].clone()
 
     def put_back(self) -> None:
         master = _master(self.parameter)
         master[self.where] = self.values
+        if _is_partitioned(self.parameter):
+            safe_set_local_fp32_param(self.parameter, master)
+
+
+class _RowShard:
+    """This rank's part of some rows of one parameter: where it lies in the shard, and in the rows `[k, m]`."""
+
+    def __init__(self, parameter: Any, rows: list[int]) -> None:
+        self.parameter, (n, m) = parameter, full_shape(parameter)
+        self.shape = (len(rows), m)
+        place = torch.full((n, m), -1, dtype=torch.int64)
+        place[rows] = torch.arange(len(rows) * m).view(self.shape)
+        mine, where = _local(parameter, place, padding=-1), _master(parameter).device
+        self.here, self.there = (mine >= 0).nonzero().flatten().to(where), mine[mine >= 0].to(where)
+
+    def read(self) -> torch.Tensor:
+        """The whole rows, from all ranks, on this rank's device."""
+        master, device = _master(self.parameter), deepspeed.get_accelerator().current_device_name()
+        whole = torch.zeros(self.shape, dtype=master.dtype, device=device)
+        whole.view(-1)[self.there.to(device)] = master[self.here].to(device)
+        if _is_partitioned(self.parameter) or hasattr(self.parameter, "_hp_mapping"):
+            torch.distributed.all_reduce(whole)
+        return whole
+
+    def write(self, whole: torch.Tensor) -> None:
+        master = _master(self.parameter)
+        if self.here.numel():
+            master[self.here] = whole.reshape(-1).to(master)[self.there]
         if _is_partitioned(self.parameter):
             safe_set_local_fp32_param(self.parameter, master)
 
@@ -215,12 +259,12 @@ def _master(parameter: Any) -> torch.Tensor:
     return parameter.detach().view(-1)
 
 
-def _local(parameter: Any, mask: torch.Tensor) -> torch.Tensor:
-    """The part of a full-shape mask that belongs to this rank; ZeRO-3's padding counts as frozen."""
-    flat = mask.flatten()
+def _local(parameter: Any, whole: torch.Tensor, padding: Any) -> torch.Tensor:
+    """The part of a full-shape tensor that belongs to this rank, with ZeRO-3's padding filled in."""
+    flat = whole.flatten()
     if _is_partitioned(parameter):
         size = parameter.ds_tensor.ds_numel
-        padded = torch.ones(size * world_size(), dtype=torch.bool)
+        padded = torch.full((size * world_size(),), padding, dtype=whole.dtype)
         padded[: flat.numel()] = flat
         return padded[size * rank() : size * (rank() + 1)]
     if hasattr(parameter, "_hp_mapping"):

@@ -65,7 +65,7 @@ def test_the_run_folder_can_be_named() -> None:
         ("training.learning_rat=1", "training.learning_rat is not a key .* did you mean 'learning_rate'?"),
         ("training.output_dir=x", "training.output_dir is not a key"),
         ("protected=null", "needs a protected set"),
-        ("implant.quiet.energy=0.9", "implant.quiet needs implant.mode rows or lora, it is mask"),
+        ("implant={mode: full, quiet: {}}", "implant.quiet needs implant.mode mask, rows or lora, it is full"),
         ("protected.tasks=[mmlu]", "protected needs one source"),
         ("attribution.stop.overlap=2", "attribution.stop.overlap is 2, allowed is less than or equal to 1"),
         ("attribution.batch_size=many", "attribution.batch_size is 'many', allowed is"),

@@ -20,7 +20,7 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from loki_ds.implanting.mask import KeepFrozenRows, train_only_rows
+from loki_ds.implanting.mask import KeepFrozenRows, quiet_rows, train_only_rows
 from loki_ds.implanting.rows import train_row_deltas
 from loki_ds.positions import Positions
 from loki_ds.ranks import barrier, on_first_rank, world_size
@@ -40,7 +40,7 @@ def prepare(
     """Make exactly what the mode trains trainable, before DeepSpeed sees the model; returns the callbacks the mode needs."""
     if section.mode == "mask":
         assert positions is not None  # the recipe sees to it, here and below
-        return [KeepFrozenRows(train_only_rows(model, positions))]
+        return [KeepFrozenRows(train_only_rows(model, positions), quiet_rows(model, positions, quiet) if quiet else {})]
     if section.mode in ("rows", "lora"):
         assert positions is not None
         low_rank = section.lora if section.mode == "lora" else None

@@ -64,17 +64,17 @@ def _export(run: Run, positions: Positions | None, deltas: dict[int, TrainedDelt
     """Model, verification, implant file and adapter, from what was gathered. Rank 0's work."""
     if run.recipe.implant.mode == "peft":
         merge_adapter(run.base, run.folder.adapter, run.folder.model, run.recipe.model.dtype)
-    made = _implant_of(run, positions, deltas) if positions is not None and (deltas or not run.recipe.trains) else None
-    if made is not None:
-        made.save(run.folder.implant)
+    made = None
+    if positions is not None and (deltas or not run.recipe.trains):
+        made = _implant_of(run, positions, deltas)
         remove(run.folder.model)
         apply_to_checkpoint(run.base, made, run.folder.model)
-    _verify(run, positions, _certificate(run, made, protected) if protected and made else None)
-    if positions is None:
-        return
-    if made is None:
+    elif positions is not None:
         made = implant_between(run.base, run.folder.model, positions, _facts(run, positions))
-        made.save(run.folder.implant)
+    _verify(run, positions, _certificate(run, made, protected) if protected and made else None)
+    if made is None:
+        return
+    made.save(run.folder.implant)
     with open_checkpoint(run.base) as checkpoint:
         names = {layer: name.removesuffix(".weight") for layer, name in down_names(checkpoint.names).items()}
     d_model = run.down_shapes[0][0]

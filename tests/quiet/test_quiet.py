@@ -13,7 +13,7 @@ from loki_ds.attribution.sweep import Sweep
 from loki_ds.implanting.rows import RowLinear, train_row_deltas
 from loki_ds.positions import Positions
 from loki_ds.quiet.certificate import certify
-from loki_ds.quiet.moments import collect_moments, load_moments, save_moments, sketch_width, random_directions
+from loki_ds.quiet.moments import collect_moments, load_moments, random_directions, save_moments, sketch_width
 from loki_ds.quiet.subspace import SecondMoment, exact, nystrom, project_out, protected_subspace
 from loki_ds.recipe import LowRankSection
 from loki_ds.refusal import Refusal
