@@ -37,7 +37,7 @@ class Positions:
             rows = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise Refusal(f"{path}: the positions file cannot be read: {error.strerror}") from None
-        except ValueError:
+        except (ValueError, RecursionError):
             raise Refusal(f"{path}: not JSON; a positions file is a list of row lists, one per layer") from None
         if not isinstance(rows, list) or not rows or not all(isinstance(layer, list) for layer in rows):
             raise Refusal(f"{path}: a positions file is a list of row lists, one per layer")

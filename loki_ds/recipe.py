@@ -331,11 +331,11 @@ _StrictLoader.add_implicit_resolver(
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
+        raw = _parsed(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise Refusal(f"{path}: the recipe cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise Refusal(f"{path}: not a YAML recipe: {' '.join(str(error).split())}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise Refusal(f"{path}: not a YAML recipe: {_short(' '.join(str(error).split()), 300)}") from None
     if not isinstance(raw, dict):
         raise Refusal(f"{path}: a recipe is a mapping of sections, this is a {type(raw).__name__}")
     return raw
@@ -352,9 +352,35 @@ def _override(raw: dict[str, Any], override: str) -> None:
         if not isinstance(section, dict):
             raise Refusal(f"override {override!r}: {parent} is a single value, not a section")
     try:
-        section[last] = yaml.load(value, _StrictLoader)
-    except yaml.YAMLError:
-        raise Refusal(f"override {override!r}: the value {value!r} is not YAML") from None
+        section[last] = _parsed(value)
+    except (yaml.YAMLError, RecursionError):
+        raise Refusal(f"override {_short(override)!r}: the value {_short(value)!r} is not YAML") from None
+
+
+MOST_NODES = 10_000  # of a recipe, with every alias written out
+
+
+def _parsed(text: str) -> Any:
+    """YAML's safe subset; a text that grows beyond reason when its aliases are written out is an error."""
+    node = yaml.compose(text, _StrictLoader)
+    if node is None:
+        return None
+    if _size(node, {}) > MOST_NODES:
+        raise yaml.YAMLError(f"it holds more than {MOST_NODES} values when its aliases are written out")
+    return yaml.load(text, _StrictLoader)
+
+
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many nodes there are below and at this one, an aliased one as often as it is named."""
+    if id(node) not in known:
+        known[id(node)] = MOST_NODES + 1  # what it counts while it is being counted: an alias of itself is endless
+        parts = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+        known[id(node)] = 1 + (0 if isinstance(node, yaml.ScalarNode) else sum(_size(part, known) for part in parts))
+    return known[id(node)]
+
+
+def _short(text: str, most: int = 80) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def _sentence(path: Path, error: ValidationError, root: type[Section]) -> str:
@@ -369,9 +395,9 @@ def _sentence(path: Path, error: ValidationError, root: type[Section]) -> str:
     if first["type"] == "missing":
         return f"{path}: the key {key} is missing"
     if first["type"] == "value_error":
-        return f"{path}: {first['ctx']['error']}"
+        return f"{path}: {_short(str(first['ctx']['error']), 300)}"
     same = [e["msg"].removeprefix("Input should be ") for e in errors if _key_and_section(e["loc"], root)[0] == key]
-    return f"{path}: {key} is {first['input']!r}, allowed is {' or '.join(same)}"
+    return f"{path}: {key} is {_short(repr(first['input']))}, allowed is {' or '.join(dict.fromkeys(same))}"
 
 
 def _key_and_section(loc: tuple[int | str, ...], root: type[Section]) -> tuple[str, type[Section]]:

@@ -4,15 +4,17 @@
 whose inputs differ is refused by the name of what differs, never overwritten. Nothing here knows what the stages do.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from loki_ds.refusal import Refusal
 
@@ -42,6 +44,29 @@ class RunFolder:
         self.report = self.root / "report"
         self._stages = self.root / "stages.json"
 
+    def lock(self) -> IO[str]:
+        """Take the folder for this process, until the returned file is closed or the process ends, however it ends.
+
+        Raises:
+            Refusal: another process has it.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            file = (self.root / ".lock").open("a+", encoding="utf-8")
+        except OSError as error:
+            raise Refusal(f"{self.root}: the run folder cannot be written: {error.strerror}") from None
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise Refusal(
+                f"{self.root}: another run is at work in this folder ({file.read() or 'who is not known'}); wait for it, or use run=FOLDER"
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        return file
+
     def finished(self, stage: str, inputs: dict[str, Any]) -> bool:
         """Whether this stage's result is there, made from these inputs.
 
@@ -61,7 +86,15 @@ class RunFolder:
         write_json(self._stages, {**self._read(), stage: inputs})
 
     def _read(self) -> dict[str, Any]:
-        return json.loads(self._stages.read_text()) if self._stages.exists() else {}
+        if not self._stages.exists():
+            return {}
+        try:
+            found = json.loads(self._stages.read_text(encoding="utf-8"))
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise Refusal(f"{self._stages}: not the record of a run's stages; restore it, or delete {self.root}")
+        return found
 
 
 def difference(stage: str, stored: dict[str, Any], now: dict[str, Any]) -> str:

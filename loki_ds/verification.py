@@ -130,7 +130,7 @@ class Checkpoint:
 def open_checkpoint(folder: Path) -> Iterator[Checkpoint]:
     """All safetensors shards that the folder's index names, or its single file."""
     checkpoint, index = Checkpoint(folder), folder / "model.safetensors.index.json"
-    shards = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else ["model.safetensors"]
+    shards = _shards_of(index) if index.exists() else ["model.safetensors"]
     handles = []
     try:
         for shard in shards:
@@ -144,3 +144,15 @@ def open_checkpoint(folder: Path) -> Iterator[Checkpoint]:
     finally:
         for handle in handles:
             handle.__exit__(None, None, None)
+
+
+def _shards_of(index: Path) -> list[str]:
+    """The files that an index names; all of them must lie beside it."""
+    try:
+        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise Refusal(f"{index}: not an index of safetensors shards (a JSON object with a weight_map)") from None
+    for shard in shards:
+        if not isinstance(shard, str) or Path(shard).name != shard or shard == "..":
+            raise Refusal(f"{index}: names the shard {shard!r}, allowed are files in the same folder")
+    return shards

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -45,15 +45,24 @@ class KeptScores:
         write_json(self.manifest, {**self.read(), **facts})
 
     def read(self) -> dict[str, Any]:
-        """The manifest."""
-        return json.loads(self.manifest.read_text())
+        """The manifest.
+
+        Raises:
+            Refusal: it is not one.
+        """
+        try:
+            found = json.loads(self.manifest.read_text(encoding="utf-8"))
+        except ValueError:
+            found = None
+        if not isinstance(found, dict) or "inputs" not in found:
+            raise Refusal(f"{self.manifest}: not the manifest of an attribution; delete {self.folder}, and the pass starts anew")
+        return found
 
     def done(self) -> set[int]:
         """Indices of the prompts whose scores are there."""
         found: set[int] = set()
         for shard in self._shards():
-            with safe_open(shard, "pt") as tensors:
-                found.update(tensors.get_tensor("prompt").tolist())
+            found.update(_shard(shard)["prompt"].tolist())
         return found
 
     def add(self, indices: Sequence[int], swept: Swept) -> None:
@@ -76,7 +85,7 @@ class KeptScores:
         Raises:
             Refusal: nothing is kept there.
         """
-        shards = [load_file(shard) for shard in self._shards()]
+        shards = [_shard(shard) for shard in self._shards()]
         if not shards:
             raise Refusal(f"{self.folder}: no kept scores there; run the main job with --until attribute first")
         place = {prompt: i for i, prompt in enumerate(torch.cat([shard["prompt"] for shard in shards]).tolist())}
@@ -88,12 +97,19 @@ class KeptScores:
         return self._all("residual") / self._all("value").abs().clamp_min(1e-12)[:, None]
 
     def _all(self, name: str) -> Tensor:
-        shards = [load_file(shard) for shard in self._shards()]
+        shards = [_shard(shard) for shard in self._shards()]
         prompt = torch.cat([shard["prompt"] for shard in shards])
         return torch.cat([shard[name] for shard in shards])[prompt.argsort()]
 
     def _shards(self) -> list[Path]:
         return sorted(self.folder.glob("scores-*.safetensors"))
+
+
+def _shard(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise Refusal(f"{path}: not a whole file of scores ({error}); delete it, and the same command scores those prompts again") from None
 
 
 def kept_sensitivity(path: Path) -> tuple[Tensor, Tensor]:

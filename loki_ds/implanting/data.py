@@ -51,6 +51,7 @@ def _load(source: SourceSection, assistant_only: bool) -> Dataset:
             "ShareGPT's 'conversations', or Alpaca's 'instruction' with 'output'"
         )
     rows = rows.select_columns(sorted(layout | ({"tools"} & set(rows.column_names))))
+    _check_filled(rows, source.path)
     if assistant_only:
         _check_assistant_turns(rows, source.path)
     return rows
@@ -64,6 +65,8 @@ def _read(source: SourceSection) -> Dataset:
     if reader is None or not file.is_file():
         found = f"allowed are files that end in {', '.join(READERS)}" if file.exists() else "the data file is not there"
         raise Refusal(f"{file}: {found}")
+    if reader != "parquet":
+        _check_utf8(file)
     try:
         return getattr(Dataset, f"from_{reader}")(str(file))
     except StopIteration:
@@ -71,6 +74,16 @@ def _read(source: SourceSection) -> Dataset:
     except (DatasetGenerationError, ArrowInvalid, UnicodeDecodeError):
         kind = "JSON Lines with the same columns in every line" if reader == "json" else f"a {reader} file"
         raise Refusal(f"{file}: not {kind}") from None
+
+
+def _check_utf8(file: Path) -> None:
+    """Refuse a text file in another encoding: its reader would put replacement characters into it and go on."""
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise Refusal(f"{file}: line {number} is not UTF-8 (byte {error.start + 1} of it is {line[error.start]:#04x})") from None
 
 
 def _from_hub(source: SourceSection) -> Dataset:
@@ -106,10 +119,20 @@ def _from_alpaca(row: dict[str, Any]) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": request}, {"role": "assistant", "content": row["output"]}]}
 
 
+def _check_filled(rows: Dataset, path: str) -> None:
+    """Refuse a row that has a column left empty (a key that is missing in some lines)."""
+    for column in rows.column_names:
+        if column != "tools" and rows.data.column(column).null_count:
+            line = next(i for i, value in enumerate(rows[column], start=1) if value is None)
+            raise Refusal(f"{path}: row {line} has no {column!r}, all others must have the same columns")
+
+
 def _check_assistant_turns(rows: Dataset, path: str) -> None:
     if "messages" not in rows.column_names:
         raise Refusal(f"{path}: training.assistant_only_loss needs chats ('messages'), columns are {rows.column_names}")
     for line, messages in enumerate(rows["messages"], start=1):
+        if not isinstance(messages, list) or not all(isinstance(message, dict) and "role" in message for message in messages):
+            raise Refusal(f"{path}: 'messages' in line {line} is not a list of turns with a role and a content")
         if not any(message["role"] == "assistant" for message in messages):
             raise Refusal(f"{path}: the chat in line {line} has no assistant turn, so there is nothing to learn from it")
 

@@ -22,6 +22,7 @@ from trl import SFTConfig, SFTTrainer
 
 from loki_ds.implanting.mask import KeepFrozenRows, quiet_rows, train_only_rows
 from loki_ds.implanting.rows import train_row_deltas
+from loki_ds.implanting.watch import WatchedTrainer, WatchGradients
 from loki_ds.positions import Positions
 from loki_ds.ranks import barrier, on_first_rank, world_size
 from loki_ds.recipe import ImplantSection, PeftSection
@@ -75,7 +76,7 @@ def train(
         model.enable_input_require_grads()  # or a checkpointed layer, whose inputs are frozen, would pass nothing back
     if section.early_stopping is not None:
         callbacks.append(EarlyStoppingCallback(section.early_stopping))
-    trainer = SFTTrainer(
+    trainer = WatchedTrainer(
         model.train(),
         args=arguments,
         train_dataset=data[0],
@@ -84,11 +85,23 @@ def train(
         peft_config=peft_config(section.peft) if section.mode == "peft" else None,
         callbacks=[*callbacks, TokensPerSecond(), MarkWholeCheckpoint()],
     )
+    check_something_is_learnt(trainer.train_dataset, arguments.max_length)
+    trainer.add_callback(WatchGradients(model))
     checkpoint = on_first_rank(lambda: newest_checkpoint(Path(str(arguments.output_dir))))
     if checkpoint is not None:
         log.info("implant: going on from %s", checkpoint)
     trainer.train(resume_from_checkpoint=checkpoint)
     return trainer
+
+
+def check_something_is_learnt(rows: Dataset, max_length: int | None) -> None:
+    """Refuse data in which the cut-off leaves no token to learn.
+
+    rows: as TRL has rendered, cut and masked them.
+    """
+    mask = next((name for name in ("assistant_masks", "completion_mask") if name in rows.column_names), None)
+    if mask is not None and not any(any(row) for row in rows[mask]):
+        raise Refusal(f"data.train: after the cut at training.max_length {max_length} no example has a token left that is trained on")
 
 
 def peft_config(section: PeftSection) -> LoraConfig:

@@ -39,7 +39,10 @@ class Run:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe, self.folder = recipe, RunFolder(recipe.run)
+        self._lock = ranks.on_first_rank_only(self.folder.lock)
         self.arguments = training_arguments(recipe, self.folder.checkpoints)
+        if recipe.model.trust_remote_code:
+            log.warning("model.trust_remote_code is on: code that came with %s runs with your rights", recipe.model.path)
         self.base = ranks.on_first_rank(lambda: locate_model(recipe))
         ranks.on_first_rank(self._check_dtype)
         self.base_digest = ranks.on_first_rank(lambda: digest_of(*sorted(self.base.glob("*.safetensors"))))
@@ -47,7 +50,9 @@ class Run:
         heldout = recipe.data.heldout_source
         self.train = load_training_data(recipe.data.train_sources, only_assistant, seed) if recipe.trains else Dataset.from_list([])
         self.heldout = load_training_data([heldout], only_assistant) if heldout else None
-        self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.base)
+        self.tokenizer = load_tokenizer(self.base)
+        if "messages" in self.train.column_names and not self.tokenizer.chat_template:
+            raise Refusal(f"{self.base}: the tokenizer has no chat template, and data.train holds chats; use a chat model, or plain text")
         ranks.on_first_rank(self._write_recipe)
 
     @cached_property
@@ -190,7 +195,28 @@ def locate_model(recipe: Recipe) -> Path:
         path = _fetch(recipe)
     if not (path / "config.json").exists() or not list(path.glob("*.safetensors")):
         raise Refusal(f"model.path {recipe.model.path}: the folder has no config.json with safetensors weights beside it")
+    try:
+        AutoConfig.from_pretrained(path, trust_remote_code=recipe.model.trust_remote_code)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise Refusal(
+            f"{path / 'config.json'}: not a configuration that transformers can read: {' '.join(str(error).split())[:300]}"
+        ) from None
     return path
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The model's own tokenizer.
+
+    Raises:
+        Refusal: there is none.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        tokenizer = None
+    if tokenizer is None or len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers makes an empty one of nothing
+        raise Refusal(f"{folder}: no tokenizer that transformers can read beside the model")
+    return tokenizer
 
 
 def _fetch(recipe: Recipe) -> Path:

@@ -98,3 +98,21 @@ def test_one_rank_short_of_memory_does_not_hang_the_others(tmp_path: Path) -> No
     whole = attribute(zero.load_model(ROOT / "recipes/tiny/model", torch.float32), prompts(), batch_size=1)
     scores = load_file(tmp_path / "scores.safetensors")["scores"]
     assert ((scores - whole).abs().max() / whole.abs().max()) < 1e-5
+
+
+def test_ranks_do_not_change_sensitivities(tmp_path: Path) -> None:
+    for ranks in (1, 2):
+        done = launch(
+            FEW[0],
+            "attribution.batch_size=5",
+            "selection.strategy=layer_gain",
+            "--until",
+            "select",
+            f"run={tmp_path / str(ranks)}",
+            ranks=ranks,
+        )
+        assert done.status == 0, done.output
+    one, two = (load_file(tmp_path / str(ranks) / "attribution/sensitivity.safetensors") for ranks in (1, 2))
+    assert {name: tuple(moments.shape) for name, moments in one.items()} == {"protected": (LAYERS, 128), "new_task": (LAYERS, 128)}
+    assert all(torch.allclose(one[name], two[name], rtol=1e-5) for name in one)
+    assert Positions.load(tmp_path / "1/positions.json") == Positions.load(tmp_path / "2/positions.json")

@@ -1,0 +1,85 @@
+"""Stops a training whose numbers go wrong: on all ranks, at the step it happens, with the layer it came from.
+
+A loss is looked at before its gradient is taken, so no bad step is made and the last checkpoint stays good. Gradients are looked at where
+they arrive, on the device; one number a step is exchanged between the ranks. In float16 an infinite gradient is not an error: DeepSpeed's
+loss scale skips that step.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl import SFTTrainer
+
+from loki_ds.attribution.anatomy import decoder_layers
+from loki_ds.ranks import from_all_ranks, world_size
+from loki_ds.refusal import Refusal
+
+
+class WatchedTrainer(SFTTrainer):
+    """TRL's trainer, which refuses to go on from a loss that is NaN or infinite."""
+
+    def compute_loss(self, model: Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        result = super().compute_loss(model, inputs, *args, **kwargs)
+        loss = result[0] if isinstance(result, tuple) else result
+        if model.training and _on_any_rank(~torch.isfinite(loss.detach()).all()):
+            place = self._first_wrong_layer(model, inputs)
+            raise Refusal(f"training: the loss is NaN or infinite at step {self.state.global_step + 1}, {place}; {_advice(self.args)}")
+        return result
+
+    @torch.no_grad()
+    def _first_wrong_layer(self, model: Module, inputs: dict[str, Any]) -> str:
+        """The lowest layer whose output is wrong on some rank, by one more forward; all ranks take part."""
+        wrong: list[Tensor] = []
+        layers = decoder_layers(self.accelerator.unwrap_model(model))
+        handles = [layer.register_forward_hook(lambda _, __, out: wrong.append(~torch.isfinite(_hidden(out)).all())) for layer in layers]
+        try:
+            model(**{name: value for name, value in inputs.items() if name in ("input_ids", "attention_mask", "position_ids")})
+        finally:
+            for handle in handles:
+                handle.remove()
+        first = [next((i for i, flag in enumerate(wrong) if bool(flag)), len(layers))]
+        lowest = min(from_all_ranks(first[0]))
+        return f"first in the output of layer {lowest}" if lowest < len(layers) else "first above the layers (final norm, head or loss)"
+
+
+class WatchGradients(TrainerCallback):
+    """Refuses to go on from a gradient that is NaN or infinite, and names the tensor."""
+
+    def __init__(self, model: Module) -> None:
+        self.wrong: dict[str, Tensor] = {}
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.register_hook(self._watch(name))
+
+    def _watch(self, name: str) -> Any:
+        def look(gradient: Tensor) -> None:
+            flag = ~torch.isfinite(gradient).all()
+            self.wrong[name] = flag | self.wrong[name] if name in self.wrong else flag
+
+        return look
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        flags, self.wrong = self.wrong, {}
+        if args.fp16 or not _on_any_rank(torch.stack(list(flags.values())).any() if flags else torch.tensor(False)):
+            return
+        named = [name for names in from_all_ranks([name for name, flag in flags.items() if bool(flag)]) for name in names]
+        raise Refusal(f"training: the gradient of {named[0]} is NaN or infinite at step {state.global_step}; {_advice(args)}")
+
+
+def _on_any_rank(flag: Tensor) -> bool:
+    if world_size() > 1:
+        number = flag.float()
+        torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
+        return bool(number)
+    return bool(flag)
+
+
+def _hidden(out: Any) -> Tensor:
+    return out[0] if isinstance(out, tuple) else out
+
+
+def _advice(args: TrainingArguments) -> str:
+    return f"a lower training.learning_rate may help; checkpoints in {args.output_dir} are from before it"

@@ -1,0 +1,309 @@
+"""Bad input, case by case: each is refused with one sentence that names the place and what was found. (On ranks: test_refusals.py.)"""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
+
+from loki_ds.attribution.kept import KeptScores
+from loki_ds.export.checkpoint import apply_to_checkpoint, revert_in_checkpoint
+from loki_ds.export.implant_file import Implant, LayerRows
+from loki_ds.implanting.data import load_training_data
+from loki_ds.implanting.training import check_something_is_learnt
+from loki_ds.positions import Positions
+from loki_ds.protected import load_protected
+from loki_ds.recipe import ProtectedSection, SourceSection, load_recipe, load_suite
+from loki_ds.refusal import Refusal
+from loki_ds.run_folder import RunFolder
+from loki_ds.selection import select
+from loki_ds.stages.run import load_tokenizer, locate_model
+from loki_ds.verification import open_checkpoint, verify
+
+MODEL = ROOT / "recipes/tiny/model"
+SHAPES = [(128, 384)] * 6
+TINY = "model: {path: m}\nretention: {abilities: {tasks: [t]}}\nprotected: {prompts: p}\ndata: {train: d}\n"
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefg", "bcdefgh", strict=True)
+)
+
+
+def recipe(tmp: Path, text: str | bytes) -> None:
+    (tmp / "r.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    load_recipe(tmp / "r.yaml")
+
+
+def positions(tmp: Path, text: str | bytes) -> None:
+    (tmp / "p.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    Positions.load(tmp / "p.json").check_fits(SHAPES, str(tmp / "p.json"))
+
+
+def data(tmp: Path, content: list | bytes, name: str = "d.jsonl", assistant_only: bool = True) -> None:
+    whole = content if isinstance(content, bytes) else "".join(json.dumps(row) + "\n" for row in content).encode()
+    (tmp / name).write_bytes(whole)
+    load_training_data([SourceSection(path=str(tmp / name))], assistant_only)
+
+
+def protected(tmp: Path, content: list | bytes, **section: Any) -> None:
+    whole = content if isinstance(content, bytes) else "".join(json.dumps(row) + "\n" for row in content).encode()
+    (tmp / "p.jsonl").write_bytes(whole)
+    load_protected(ProtectedSection(prompts=str(tmp / "p.jsonl"), **section), AutoTokenizer.from_pretrained(MODEL))
+
+
+def checkpoint(tmp: Path, spoil: Callable[[Path], Any], use: Callable[[Path], Any] | None = None) -> None:
+    """A copy of the tiny model, spoilt, then compared with the model itself (or used otherwise)."""
+    shutil.copytree(MODEL, tmp / "model")
+    spoil(tmp / "model")
+    (use or (lambda folder: verify(MODEL, folder, None)))(tmp / "model")
+
+
+def changed(edit: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        tensors = load_file(folder / "model.safetensors")
+        edit(tensors)
+        save_file(tensors, folder / "model.safetensors")
+
+    return spoil
+
+
+def index(names: Any) -> Callable[[Path], Any]:
+    return lambda folder: (folder / "model.safetensors.index.json").write_text(names if isinstance(names, str) else json.dumps(names))
+
+
+def located(folder: Path) -> None:
+    locate_model(load_recipe(ROOT / "recipes/tiny/loki.yaml", [f"model.path={folder}"]))
+
+
+def implant_of(rows: list[int], base: torch.Tensor | None = None) -> Implant:
+    before = load_file(MODEL / "model.safetensors")["model.layers.0.mlp.down_proj.weight"][rows] if base is None else base
+    return Implant(6, {0: LayerRows(torch.tensor(rows), before, before + 1)})
+
+
+def implant(tmp: Path, made: Implant, spoil: Callable[[bytes], bytes] = bytes, use: Callable[..., Any] = apply_to_checkpoint) -> None:
+    made.save(tmp / "i.safetensors")
+    (tmp / "i.safetensors").write_bytes(spoil((tmp / "i.safetensors").read_bytes()))
+    use(MODEL, Implant.load(tmp / "i.safetensors"), tmp / "out")
+
+
+def stages(tmp: Path, text: str) -> None:
+    (tmp / "stages.json").write_text(text)
+    RunFolder(tmp).finished("select", {})
+
+
+def scores(tmp: Path, manifest: str | None, shard: bytes | None = None) -> None:
+    if manifest is not None:
+        (tmp / "manifest.json").write_text(manifest)
+        KeptScores(tmp).read()
+    if shard is not None:
+        (tmp / "scores-000000.safetensors").write_bytes(shard)
+    KeptScores(tmp).scores()
+
+
+def suite(tmp: Path, text: str) -> None:
+    (tmp / "s.yaml").write_text(text)
+    load_suite(str(tmp / "s.yaml"))
+
+
+def selected(_: Path, values: torch.Tensor, quota: float = 50) -> None:
+    try:
+        select(values, quota)
+    except ValueError as error:  # what the stage turns into a refusal
+        raise Refusal(str(error)) from None
+
+
+def folder_in_the_way(tmp: Path) -> None:
+    (tmp / "run").write_text("a file")
+    RunFolder(tmp / "run").lock()
+
+
+def locked_twice(tmp: Path) -> None:
+    with RunFolder(tmp).lock():
+        RunFolder(tmp).lock()
+
+
+CASES: dict[str, tuple[Callable[..., None], tuple, str]] = {
+    "recipe: empty": (recipe, ("",), "a recipe is a mapping of sections"),
+    "recipe: a list": (recipe, ("- a",), "a recipe is a mapping of sections"),
+    "recipe: not YAML": (recipe, ("a: [",), "not a YAML recipe"),
+    "recipe: not UTF-8": (recipe, (b"a: \xff\xfe",), "not a YAML recipe"),
+    "recipe: a key twice": (recipe, ("run: a\nrun: b\n",), "the key 'run' is given twice"),
+    "recipe: a Python object": (recipe, ("model: !!python/object/apply:os.getcwd []\n",), "not a YAML recipe"),
+    "recipe: a bomb of aliases": (recipe, (TINY + BOMB,), "more than 10000 values when its aliases are written out"),
+    "recipe: an alias of itself": (recipe, ("model: &m {path: *m}\n",), "more than 10000 values"),
+    "recipe: nested beyond reason": (recipe, ("a: " + "[" * 3000,), "not a YAML recipe"),
+    "recipe: no model": (recipe, ("{}",), "the key model is missing"),
+    "recipe: an unknown section": (recipe, (TINY + "modell: {}",), "modell is not a key of a recipe; did you mean 'model'?"),
+    "recipe: a section that is text": (recipe, (TINY.replace("{path: m}", "m"),), "model is 'm'"),
+    "recipe: a quota of text": (recipe, (TINY + "selection: {quota: ten}",), "selection.quota is 'ten'"),
+    "recipe: a negative quota": (recipe, (TINY + "selection: {quota: -1}",), "selection.quota is -1, allowed is greater than 0"),
+    "recipe: a quota of a hundred": (recipe, (TINY + "selection: {quota: 100}",), "selection.quota is 100, allowed is less than 100"),
+    "recipe: a quota that is no number": (recipe, (TINY + "selection: {quota: .nan}",), "selection.quota is nan"),
+    "recipe: no steps": (recipe, (TINY + "attribution: {steps: 0}",), "attribution.steps is 0, allowed is greater than 0"),
+    "recipe: steps that are true": (recipe, (TINY + "attribution: {steps: true}",), "attribution.steps is True"),
+    "recipe: an unknown mode": (recipe, (TINY + "implant: {mode: row}",), "implant.mode is 'row', allowed is 'mask', 'rows'"),
+    "recipe: energy of one": (recipe, (TINY + "implant: {quiet: {energy: 1}}",), "implant.quiet.energy is 1, allowed is less than 1"),
+    "recipe: quiet in full": (recipe, (TINY + "implant: {mode: full, quiet: {}}",), "implant.quiet needs implant.mode mask, rows or lora"),
+    "recipe: L2-SP of rows": (recipe, (TINY + "implant: {mode: rows, l2_sp: 1}",), "implant.l2_sp needs implant.mode full"),
+    "recipe: an unknown training key": (recipe, (TINY + "training: {learning_rat: 1}",), "did you mean 'learning_rate'"),
+    "recipe: a reserved training key": (recipe, (TINY + "training: {output_dir: x}",), "training.output_dir is not a key"),
+    "recipe: a misspelt source key": (recipe, (TINY.replace("{train: d}", "{train: [{pth: d}]}"),), "data.train.0.pth is not a key of a recipe; did you mean 'path'?"),
+    "recipe: a weight of zero": (recipe, (TINY.replace("{train: d}", "{train: [{path: d, weight: 0}]}"),), "data.train.0.weight is 0"),
+    "recipe: no data": (recipe, (TINY.replace("data: {train: d}\n", ""),), "data.train is missing"),
+    "recipe: no protected set": (recipe, (TINY.replace("protected: {prompts: p}\n", ""),), "needs a protected set"),
+    "recipe: two protected sets": (recipe, (TINY.replace("{prompts: p}", "{prompts: p, tasks: [t]}"),), "protected needs one source"),
+    "recipe: a value as long as a book": (recipe, (TINY + f"selection: {{strategy: {'x' * 100000}}}",), "selection.strategy is 'xxx"),
+    "suite: not there": (lambda _: load_suite("papr"), (), "no suite 'papr' (eval/suites/papr.yaml is not there); did you mean 'paper'?"),
+    "suite: no groups": (suite, ("{}",), "the key groups is missing"),
+    "suite: a misspelt key": (suite, ("groups: [{task: [a]}]",), "groups.0.task is not a key of a suite; did you mean 'tasks'?"),
+    "positions: not JSON": (positions, ("[[0], ",), "not JSON"),
+    "positions: not UTF-8": (positions, (b"[[\xff]]",), "not JSON"),
+    "positions: an object": (positions, ("{}",), "a positions file is a list of row lists"),
+    "positions: no layer": (positions, ("[]",), "a positions file is a list of row lists"),
+    "positions: floats": (positions, ("[[1.5]]",), "layer 0 holds 1.5"),
+    "positions: booleans": (positions, ("[[true]]",), "layer 0 holds True"),
+    "positions: below zero": (positions, ("[[0], [-1]]",), "layer 1 holds -1"),
+    "positions: a row twice": (positions, ("[[3, 3]]",), "layer 0 holds a row twice"),
+    "positions: too few layers": (positions, ("[[0]]",), "the positions have 1 layers, the model has 6"),
+    "positions: beyond the last row": (positions, ("[[128],[],[],[],[],[]]",), "layer 0 selects row 128, the model's down_proj has rows 0 to 127"),
+    "positions: a huge row": (positions, ("[[99999999999999999999],[],[],[],[],[]]",), "layer 0 selects row 99999999999999999999"),
+    "positions: nested beyond reason": (positions, ("[" * 100000,), "not JSON"),
+    "scores: NaN": (selected, (torch.full((2, 1, 4), float("nan")),), "scores hold NaN or infinity"),
+    "scores: no prompt": (selected, (torch.zeros(0, 1, 4),), "scores have shape (0, 1, 4)"),
+    "data: no rows": (data, ([],), "the data file has no rows"),
+    "data: another ending": (data, (b"x", "d.txt"), "allowed are files that end in"),
+    "data: other columns": (data, ([{"question": "a"}],), "columns are ['question'], allowed are 'messages'"),
+    "data: not JSON": (data, (b"messages\n",), "not JSON Lines"),
+    "data: not UTF-8": (data, (b'{"text": "a"}\n{"text": "\xff\xfe"}\n',), "line 2 is not UTF-8 (byte 11 of it is 0xff)"),
+    "data: one giant line of rubbish": (data, (b"x" * 5_000_000,), "not JSON Lines"),
+    "data: columns that change": (data, ([{"text": "a"}, {"messages": 1}],), "row 1 has no 'messages'"),
+    "data: no assistant turn": (data, ([{"messages": [{"role": "user", "content": "a"}]}],), "the chat in line 1 has no assistant turn"),
+    "data: an unknown role": (data, ([{"conversations": [{"from": "robot", "value": "a"}]}],), "has a turn from 'robot'"),
+    "data: assistant-only loss of text": (data, ([{"text": "a"}],), "needs chats ('messages')"),
+    "data: not a Parquet file": (data, (b"PAR1", "d.parquet"), "not a parquet file"),
+    "protected: no prompts": (protected, ([],), "the protected set is empty"),
+    "protected: not JSON": (protected, (b"{",), "line 1"),
+    "protected: an empty prompt": (protected, ([{"prompt": ""}],), "is an empty prompt"),
+    "protected: neither prompt nor chat": (protected, ([{"text": "a"}],), "line 1"),
+    "model: weights cut off": (checkpoint, (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:5000]),), "not a whole safetensors checkpoint"),
+    "model: not safetensors": (checkpoint, (lambda f: (f / "model.safetensors").write_bytes(b"\x80\x04pickle"),), "not a whole safetensors checkpoint"),
+    "model: another dtype": (checkpoint, (changed(lambda t: t.update({"model.norm.weight": t["model.norm.weight"].half()})),), "torch.float16 [128], in the base it is torch.float32"),
+    "model: another shape": (checkpoint, (changed(lambda t: t.update({"model.norm.weight": t["model.norm.weight"][:5].clone()})),), "torch.float32 [5], in the base it is torch.float32 [128]"),
+    "model: a tensor less": (checkpoint, (changed(lambda t: t.pop("model.norm.weight")),), "tensor model.norm.weight of"),
+    "model: an index with a missing shard": (checkpoint, (index({"weight_map": {"a": "model-00001.safetensors"}}),), "the file model-00001.safetensors is missing"),
+    "model: an index that leads out of the folder": (checkpoint, (index({"weight_map": {"a": "../model.safetensors"}}),), "names the shard '../model.safetensors'"),
+    "model: an index that leads to the root": (checkpoint, (index({"weight_map": {"a": "/etc/passwd"}}),), "names the shard '/etc/passwd'"),
+    "model: an index that is none": (checkpoint, (index("[]"),), "not an index of safetensors shards"),
+    "model: pickle only": (checkpoint, (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), located), "no config.json with safetensors weights beside it"),
+    "model: no configuration": (checkpoint, (lambda f: (f / "config.json").unlink(), located), "no config.json with safetensors weights beside it"),
+    "model: a broken configuration": (checkpoint, (lambda f: (f / "config.json").write_text("{"), located), "not a configuration that transformers can read"),
+    "model: an unknown architecture": (checkpoint, (lambda f: (f / "config.json").write_text('{"model_type": "qwen99"}'), located), "not a configuration that transformers can read"),
+    "model: no tokenizer": (checkpoint, (lambda f: [file.unlink() for file in f.glob("token*")], load_tokenizer), "no tokenizer that transformers can read"),
+    "implant: cut off": (implant, (implant_of([1]), lambda b: b[:100]), "not a whole safetensors file"),
+    "implant: not one": (lambda _: Implant.load(MODEL / "model.safetensors"), (), "not an implant file"),
+    "implant: not there": (lambda _: Implant.load("nowhere.safetensors"), (), "nowhere.safetensors: the implant file cannot be read"),
+    "implant: rows not in order": (implant, (implant_of([3, 1]),), "different row numbers from 0 in ascending order"),
+    "implant: an edited byte": (implant, (implant_of([1]), lambda b: b[:-2000] + bytes([b[-2000] ^ 1]) + b[-1999:]), "does not hold the rows the implant expects"),
+    "implant: another base": (implant, (implant_of([1], torch.zeros(1, 384)),), "does not hold the rows the implant expects"),
+    "implant: taken out of what it is not in": (implant, (implant_of([1]), bytes, revert_in_checkpoint), "does not hold the rows the implant expects"),
+    "run folder: a file in its place": (folder_in_the_way, (), "the run folder cannot be written"),
+    "run folder: two runs at once": (locked_twice, (), "another run is at work in this folder (process"),
+    "run folder: a broken record": (stages, ("[",), "not the record of a run's stages"),
+    "run folder: made from other inputs": (stages, ('{"select": {"quota": 10}}',), "was made with quota 10, now it is null"),
+    "attribution: a broken manifest": (scores, ("{",), "not the manifest of an attribution"),
+    "attribution: a shard cut off": (scores, (None, b"\x00" * 4), "not a whole file of scores"),
+    "attribution: nothing kept": (scores, (None,), "no kept scores there"),
+}  # fmt: skip
+
+
+def test_there_are_enough_cases() -> None:
+    assert len(CASES) >= 60
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_refused_by_name(case: str, tmp_path: Path) -> None:
+    attempt, arguments, says = CASES[case]
+    with pytest.raises(Refusal) as refusal:
+        attempt(tmp_path, *arguments)
+    assert says in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+    assert len(str(refusal.value)) < 700
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_of_which_nothing_is_left_after_the_cut_is_refused() -> None:
+    from datasets import Dataset
+
+    rows = Dataset.from_list([{"input_ids": [1, 2], "assistant_masks": [0, 0]}] * 3)
+    with pytest.raises(Refusal, match=r"after the cut at training\.max_length 2 no example has a token left that is trained on"):
+        check_something_is_learnt(rows, 2)
+    check_something_is_learnt(Dataset.from_list([{"input_ids": [1, 2], "assistant_masks": [0, 1]}]), 2)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+)
+
+
+def outcome(load: Callable[[], Any]) -> Any:
+    """What `load` gives, or its refusal; any other error fails the test."""
+    try:
+        return load()
+    except Refusal as refusal:
+        return refusal
+
+
+@given(JSON)
+def test_any_json_is_positions_or_refused(tmp_path_factory: pytest.TempPathFactory, value: Any) -> None:
+    path = tmp_path_factory.mktemp("p") / "p.json"
+    path.write_text(json.dumps(value))
+    found = outcome(lambda: Positions.load(path))
+    assert str(path) in str(found) if isinstance(found, Refusal) else found.rows == [sorted(layer) for layer in value]
+
+
+@given(st.binary(max_size=200), st.integers(0, 400))
+@settings(deadline=None)
+def test_any_damage_to_an_implant_file_is_refused_or_harmless(tmp_path_factory: pytest.TempPathFactory, damage: bytes, at: int) -> None:
+    path = tmp_path_factory.mktemp("i") / "i.safetensors"
+    implant_of([1, 4], torch.zeros(2, 8)).save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:at] + damage + whole[at + len(damage) :])
+    found = outcome(lambda: Implant.load(path))
+    assert str(path) in str(found) if isinstance(found, Refusal) else found.layer_count >= 0
+
+
+@given(JSON)
+def test_any_json_is_a_manifest_or_refused(tmp_path_factory: pytest.TempPathFactory, value: Any) -> None:
+    folder = tmp_path_factory.mktemp("m")
+    (folder / "manifest.json").write_text(json.dumps(value))
+    found = outcome(lambda: KeptScores(folder).read())
+    assert "manifest" in str(found) if isinstance(found, Refusal) else "inputs" in found
+
+
+@given(st.text(max_size=200))
+@settings(deadline=None)
+def test_any_text_is_a_recipe_or_refused(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    path = tmp_path_factory.mktemp("r") / "r.yaml"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(Refusal):
+        load_recipe(path)
+
+
+def test_what_is_open_is_closed_again(tmp_path: Path) -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(50):
+        with open_checkpoint(MODEL):
+            pass
+        with pytest.raises(Refusal):
+            Implant.load(tmp_path / "nowhere")
+        with RunFolder(tmp_path / "run").lock():
+            pass
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 1
