@@ -4,6 +4,7 @@ Both values are kept because a difference of two floating-point numbers need not
 the model (two times the quota's share of `W_down`).
 """
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from loki_ds.positions import Positions
 from loki_ds.refusal import Refusal
 from loki_ds.run_folder import written_whole
 
-FORMAT = "loki-ds implant 1"
+FORMAT = "loki-ds implant 2"
+MOST_LAYERS = 10_000  # of a file that may be believed
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class Implant:
             for name in ("rows", "base", "implanted"):
                 tensors[f"layers.{layer}.{name}"] = getattr(found, name).contiguous()
         with written_whole(path) as aside:
-            save_file(tensors, aside, {"format": FORMAT, "layers": str(self.layer_count), **self.facts})
+            # One entry, because safetensors writes several in any order: equal implants are equal files.
+            save_file(tensors, aside, {FORMAT: json.dumps({"layers": self.layer_count, "facts": self.facts}, sort_keys=True)})
 
     @classmethod
     def load(cls, path: str | Path) -> "Implant":
@@ -57,16 +60,16 @@ class Implant:
         """
         try:
             with safe_open(path, "pt") as file:
-                facts = dict(file.metadata() or {})
+                described = (file.metadata() or {}).get(FORMAT)
                 names = set(file.keys())
                 tensors = {name: file.get_tensor(name) for name in names}
         except OSError as error:
             raise Refusal(f"{path}: the implant file cannot be read: {error.strerror or error}") from None
         except SafetensorError as error:
             raise Refusal(f"{path}: not a whole safetensors file: {error}") from None
-        if facts.pop("format", None) != FORMAT or not facts.get("layers", "").isdigit():
+        if described is None:
             raise Refusal(f"{path}: not an implant file ({FORMAT!r} is not in its metadata)")
-        count = int(facts.pop("layers"))
+        count, facts = _described(path, described)
         layers: dict[int, LayerRows] = {}
         for layer in range(count):
             wanted = [f"layers.{layer}.{name}" for name in ("rows", "base", "implanted")]
@@ -76,6 +79,18 @@ class Implant:
         if names:
             raise Refusal(f"{path}: holds {min(names)}, which no layer of {count} has")
         return cls(count, layers, facts)
+
+
+def _described(path: str | Path, text: str) -> tuple[int, dict[str, str]]:
+    """The number of the model's layers, and the facts, from the metadata."""
+    try:
+        found = json.loads(text)
+        count, facts = found["layers"], found["facts"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        count, facts = None, None
+    if type(count) is not int or not 0 <= count <= MOST_LAYERS or not isinstance(facts, dict):
+        raise Refusal(f"{path}: its metadata {FORMAT!r} does not hold a number of layers and facts")
+    return count, facts
 
 
 def _checked(path: str | Path, layer: int, found: list[Tensor | None]) -> LayerRows:

@@ -26,10 +26,20 @@ class Launched:
         return [line for line in self.output.splitlines() if line.startswith("loki-ds: ")]
 
 
-def launch(*arguments: str, recipe: Path = ROOT / "recipes/tiny/loki.yaml", ranks: int = 2, deadline: float = 240) -> Launched:
-    """`deepspeed launch/implant.py` on CPU ranks, from the project's root, to its end."""
+def launch(
+    *arguments: str,
+    recipe: Path = ROOT / "recipes/tiny/loki.yaml",
+    ranks: int = 2,
+    deadline: float = 240,
+    environment: dict[str, str] | None = None,
+    file_size_kib: int | None = None,
+) -> Launched:
+    """`deepspeed launch/implant.py` on CPU ranks, from the project's root, to its end.
+
+    file_size_kib: no process may write a file larger than that.
+    """
     started = time.monotonic()
-    job = start("launch/implant.py", "--recipe", str(recipe), *arguments, ranks=ranks)
+    job = start("launch/implant.py", "--recipe", str(recipe), *arguments, ranks=ranks, environment=environment, file_size_kib=file_size_kib)
     try:
         output, _ = job.communicate(timeout=deadline)
     finally:
@@ -56,23 +66,25 @@ def launch_all(folder: Path, cases: dict[str, list[str]], recipes: dict[str, Pat
     assert job.returncode == 0, output
 
 
-def start(*script: str, ranks: int = 2) -> subprocess.Popen:
+def start(*script: str, ranks: int = 2, environment: dict[str, str] | None = None, file_size_kib: int | None = None) -> subprocess.Popen:
     """A script through the launcher, with a port and a process group of its own."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = {
+    whole_environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "DS_ACCELERATOR": "cpu",
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
+        **(environment or {}),
     }
     launcher = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", str(ranks), "--master_port", str(port)]
+    limited = [] if file_size_kib is None else ["bash", "-c", f'ulimit -f {file_size_kib} && exec "$@"', "bash"]
     return subprocess.Popen(
-        [*launcher, *script],
+        [*limited, *launcher, *script],
         cwd=ROOT,
-        env=environment,
+        env=whole_environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

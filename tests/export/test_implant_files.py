@@ -113,10 +113,12 @@ def test_another_base_is_refused_and_nothing_is_written(base: Path, tmp_path: Pa
 
 
 ROWS, VALUES = torch.tensor([0, 2]), torch.zeros(2, 3)
+DESCRIBED = {FORMAT: '{"layers": 2, "facts": {}}'}
 WHOLE = {"layers.0.rows": ROWS, "layers.0.base": VALUES, "layers.0.implanted": VALUES + 1}
 EDITS: dict[str, tuple[Callable[[dict], dict], dict, str]] = {
     "no implant": (lambda t: t, {}, "not an implant file"),
-    "no layer count": (lambda t: t, {"format": FORMAT}, "not an implant file"),
+    "no layer count": (lambda t: t, {FORMAT: "{}"}, "does not hold a number of layers"),
+    "layers beyond belief": (lambda t: t, {FORMAT: '{"layers": 99999999999, "facts": {}}'}, "does not hold a number of layers"),
     "a tensor missing": (lambda t: {k: v for k, v in t.items() if "base" not in k}, None, "layer 0 needs rows, base and implanted"),
     "a layer too many": (lambda t: {**t, "layers.7.rows": ROWS.clone()}, None, "holds layers.7.rows, which no layer of 2 has"),
     "negative rows": (lambda t: {**t, "layers.0.rows": torch.tensor([-1, 2])}, None, "different row numbers from 0"),
@@ -130,7 +132,7 @@ EDITS: dict[str, tuple[Callable[[dict], dict], dict, str]] = {
 @pytest.mark.parametrize("edit", EDITS)
 def test_other_files_are_refused(edit: str, tmp_path: Path) -> None:
     change, metadata, says = EDITS[edit]
-    save_file(change(WHOLE), tmp_path / "i", {"format": FORMAT, "layers": "2"} if metadata is None else metadata or None)
+    save_file(change(WHOLE), tmp_path / "i", DESCRIBED if metadata is None else metadata or None)
     with pytest.raises(Refusal, match=says):
         Implant.load(tmp_path / "i")
 
@@ -138,7 +140,7 @@ def test_other_files_are_refused(edit: str, tmp_path: Path) -> None:
 def test_missing_and_cut_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(Refusal, match="cannot be read"):
         Implant.load(tmp_path / "nowhere")
-    save_file(WHOLE, tmp_path / "i", {"format": FORMAT, "layers": "2"})
+    save_file(WHOLE, tmp_path / "i", DESCRIBED)
     (tmp_path / "i").write_bytes((tmp_path / "i").read_bytes()[:-5])
     with pytest.raises(Refusal, match="not a whole safetensors file"):
         Implant.load(tmp_path / "i")

@@ -1,0 +1,30 @@
+"""What test_faults.py starts: the main job on the tiny model, where rank 1 raises in its second training step."""
+
+import sys
+from pathlib import Path
+
+from loki_ds import ranks
+from loki_ds.implanting.watch import WatchedTrainer
+from loki_ds.recipe import load_recipe
+from loki_ds.stages import Run, implant, select
+
+ROOT = Path(__file__).parents[2]
+
+
+def main() -> None:
+    step = WatchedTrainer.training_step
+
+    def breaks(trainer: WatchedTrainer, *arguments: object, **settings: object) -> object:
+        if ranks.rank() == 1 and trainer.state.global_step == 1:
+            raise RuntimeError("rank 1 breaks in a training step")
+        return step(trainer, *arguments, **settings)
+
+    WatchedTrainer.training_step = breaks  # type: ignore[method-assign]
+    recipe = load_recipe(ROOT / "recipes/tiny/random.yaml", ["training.max_steps=4", f"run={sys.argv[-1]}"])
+    with ranks.refusals_shown_once(), ranks.process_group():
+        run = Run(recipe)
+        implant(run, select(run))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""Faults through the real launcher: all ranks end soon, non-zero, with the cause; the same command then ends as if nothing had been.
+
+Each fault strikes when a file says that its stage is under way. What comes out is compared with an unbroken run, byte for byte.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import ROOT
+from distributed.conftest import kill, launch, start
+
+from loki_ds.run_folder import digest_of
+
+SETTINGS = [
+    "protected.per_subject=12",
+    "attribution.batch_size=2",
+    "training.max_steps=8",
+    "training.save_strategy=steps",
+    "training.save_steps=2",
+    "--until",
+    "implant",
+]
+SOON = 30.0  # seconds for all ranks to end after a fault
+
+
+@dataclass
+class Fault:
+    """When it strikes (a file that appears), what it does to the job, and what the output must name."""
+
+    when: str
+    strike: Callable[[subprocess.Popen], None]
+    names: str
+
+
+def ranks_of(job: subprocess.Popen) -> dict[int, psutil.Process]:
+    found = {}
+    for process in psutil.Process(job.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "implant.py" in " ".join(process.cmdline()) and "RANK" in process.environ():
+                found[int(process.environ()["RANK"])] = process
+    return found
+
+
+def kill_rank(rank: int) -> Callable[[subprocess.Popen], None]:
+    return lambda job: ranks_of(job)[rank].send_signal(signal.SIGKILL)
+
+
+def terminate_launcher(job: subprocess.Popen) -> None:
+    job.send_signal(signal.SIGTERM)
+
+
+def kill_all(job: subprocess.Popen) -> None:
+    os.killpg(job.pid, signal.SIGKILL)
+
+
+FAULTS = {
+    "one rank killed during attribution": Fault("attribution/scores-*.safetensors", kill_rank(1), "exits with return code = -9"),
+    "all killed between stages": Fault("positions.json", kill_all, ""),
+    "terminated during a training step": Fault("checkpoints/checkpoint-4/whole.json", terminate_launcher, "Killing subprocess"),
+    "one rank killed while a checkpoint is written": Fault("checkpoints/checkpoint-4", kill_rank(0), "exits with return code = -9"),
+    "one rank killed before the export": Fault("training_log.json", kill_rank(0), "exits with return code = -9"),
+}
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "unbroken"
+    done = launch(*SETTINGS, f"run={run}")
+    assert done.status == 0, done.output
+    return run
+
+
+def outcome(run: Path) -> dict[str, object]:
+    verified = json.loads((run / "verify.json").read_text())
+    return {name: digest_of(run / name) for name in ("positions.json", "model/model.safetensors", "implant.safetensors")} | verified
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_ends_the_job_and_the_same_command_makes_good(name: str, unbroken: Path, tmp_path: Path) -> None:
+    fault, run = FAULTS[name], tmp_path / "run"
+    job = start("launch/implant.py", "--recipe", "recipes/tiny/loki.yaml", *SETTINGS, f"run={run}")
+    output = strike(job, fault, run)
+    assert job.returncode != 0
+    assert fault.names in output
+    assert not (run / "verify.json").exists()
+    again = launch(*SETTINGS, f"run={run}")
+    assert again.status == 0, again.output
+    assert outcome(run) == outcome(unbroken)
+
+
+def strike(job: subprocess.Popen, fault: Fault, run: Path) -> str:
+    """Wait for the fault's moment, strike, and see every rank end in time; returns the job's output."""
+    try:
+        deadline = time.monotonic() + 120
+        while not list(run.glob(fault.when)):
+            assert job.poll() is None, job.communicate()[0]
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        ranks = ranks_of(job)
+        fault.strike(job)
+        struck = time.monotonic()
+        output, _ = job.communicate(timeout=SOON)
+        _, alive = psutil.wait_procs(list(ranks.values()), timeout=max(0.0, struck + SOON - time.monotonic()))
+        assert alive == []
+        return output
+    finally:
+        kill(job)
+
+
+# What the disk, or the quota, refuses: a limit of the size of any file, in KiB, and what cannot be written under it.
+FULL = {"scores do not fit": (10, "scores-"), "the model does not fit": (4000, "model")}
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_no_room_is_said_and_making_room_is_enough(name: str, unbroken: Path, tmp_path: Path) -> None:
+    kib, _ = FULL[name]
+    settings = ["implant.mode=rows", "protected.per_subject=12", "attribution.batch_size=30", "training.max_steps=2", "--until", "implant"]
+    done = launch(*settings, f"run={tmp_path / 'run'}", file_size_kib=kib)
+    assert done.status != 0
+    assert len(done.refusals()) == 1, done.output
+    assert "no room to write" in done.refusals()[0]
+    assert "Traceback" not in done.output
+    assert not (tmp_path / "run/model").exists()
+    again = launch(*settings, f"run={tmp_path / 'run'}")
+    assert again.status == 0, again.output
+    assert json.loads((tmp_path / "run/verify.json").read_text())["identical_outside_rows"] is True
+
+
+def test_a_rank_that_raises_ends_the_others(tmp_path: Path) -> None:
+    job = start("tests/reliability/raise_on_rank_one.py", str(tmp_path / "run"))
+    began = time.monotonic()
+    try:
+        output, _ = job.communicate(timeout=90)
+    finally:
+        kill(job)
+    assert job.returncode != 0
+    assert "RuntimeError: rank 1 breaks in a training step" in output
+    assert time.monotonic() - began < 80
+    assert not (tmp_path / "run/model").exists()
+
+
+def test_numbers_that_go_wrong_stop_the_run_with_step_and_layer(tmp_path: Path) -> None:
+    wild = [
+        "training.optim=sgd",
+        "training.learning_rate=1e30",
+        "training.max_grad_norm=0",
+        "training.warmup_steps=0",
+        "training.lr_scheduler_type=constant",
+    ]
+    saved = ["selection.strategy=random", "training.max_steps=5", "training.save_strategy=steps", "training.save_steps=1"]
+    done = launch(*wild, *saved, "implant.mode=rows", "--until", "implant", f"run={tmp_path / 'run'}")
+    assert done.status != 0
+    assert len(done.refusals()) == 1, done.output
+    assert "the loss is NaN or infinite at step 2, first in the output of layer" in done.refusals()[0]
+    assert (tmp_path / "run/checkpoints/checkpoint-1/whole.json").exists()
+    assert not (tmp_path / "run/model").exists()
+
+
+def test_nothing_is_left_behind(unbroken: Path) -> None:
+    """No process of ours, no shared buffer of DeepSpeed's."""
+    before = set(Path("/dev/shm").glob("deepspeed_allreduce_buffer_*"))
+    done = launch(*SETTINGS, f"run={unbroken}")
+    assert done.status == 0
+    assert set(Path("/dev/shm").glob("deepspeed_allreduce_buffer_*")) <= before
+    ours = [process for process in psutil.process_iter(["cmdline"]) if str(unbroken) in " ".join(process.info["cmdline"] or [])]
+    assert ours == []
+
+
+def test_locale_clock_and_few_examples_change_nothing(unbroken: Path, tmp_path: Path) -> None:
+    """Another locale and time zone; and a run finished long ago, by the clock of its files, is still finished."""
+    odd = {"LC_ALL": "C", "LANG": "tr_TR.UTF-8", "TZ": "Pacific/Kiritimati", "PYTHONUTF8": "0"}
+    done = launch(*SETTINGS, f"run={tmp_path / 'odd'}", environment=odd)
+    assert done.status == 0, done.output
+    assert outcome(tmp_path / "odd") == outcome(unbroken)
+    for file in (tmp_path / "odd").rglob("*"):
+        os.utime(file, (0, 2_000_000_000))
+    again = launch(*SETTINGS, f"run={tmp_path / 'odd'}")
+    assert again.output.count("already there") == 2
+    few = tmp_path / "few.jsonl"
+    few.write_text(
+        "".join((ROOT / "recipes/tiny/data/toolcalls/train.jsonl").read_text().splitlines(keepends=True)[:3])
+    )  # fewer than a batch a rank
+    done = launch("selection.strategy=random", f"data.train={few}", "training.max_steps=3", "--until", "implant", f"run={tmp_path / 'few'}")
+    assert done.status == 0, done.output
