@@ -1,22 +1,23 @@
 # Everything a contributor does. `make demo` and `make test` set themselves up in .venv on the first call.
 VENV := .venv
+CONSTRAINTS := constraints.txt
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Two processes with one thread each: the tiny runs use two cores and no GPU.
 ON_CPU := PATH="$(CURDIR)/$(BIN):$$PATH" DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 TINY := $(ON_CPU) deepspeed --num_gpus 2 launch/implant.py --recipe recipes/tiny
 
-.PHONY: help demo test lint bench tiny-world learning-rates clean
+.PHONY: help demo test test-oldest lint audit bench study quiet-study reliability tiny-world learning-rates clean
 
 help:  ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml $(CONSTRAINTS)
 	python3 -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch numpy setuptools wheel
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation deepspeed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) torch numpy setuptools wheel
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --no-build-isolation deepspeed
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --no-build-isolation --editable '.[dev]'
 	touch $(READY)
 
 demo: $(READY)  ## teach the tiny model tool calls by LoKI, on random rows and by full fine-tuning, and compare
@@ -32,15 +33,31 @@ test: $(READY)  ## lint, types and all tests
 	$(BIN)/mypy
 	$(ON_CPU) pytest
 
+test-oldest:  ## the same with the oldest versions that are supported, in an environment of its own
+	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
+
+audit: $(READY)  ## known vulnerabilities of the dependencies
+	$(BIN)/python -m pip install --quiet pip-audit
+	$(BIN)/pip-audit --local --skip-editable
+
 lint: $(READY)  ## format and lint in place
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	$(BIN)/mypy
 
 bench: $(READY)  ## attribution and training step against their baselines (about twenty minutes on two idle cores)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt captum
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) captum
 	DS_ACCELERATOR=cpu OMP_NUM_THREADS=2 $(BIN)/python eval/benchmarks/training_step.py
 	DS_ACCELERATOR=cpu OMP_NUM_THREADS=2 $(BIN)/python eval/benchmarks/attribution.py
+
+study: $(READY)  ## methods, selections, quotas and baselines on the tiny world, three seeds (about an hour on two cores)
+	$(ON_CPU) python eval/studies/trade_off.py eval/studies/methods.yaml
+
+quiet-study: $(READY)  ## quiet implanting, decay, other worlds (about an hour on two cores)
+	$(ON_CPU) python eval/studies/trade_off.py eval/studies/quiet.yaml
+
+reliability: $(READY)  ## break things on purpose and write eval/reports/reliability.md (about ten minutes)
+	$(ON_CPU) python eval/studies/reliability.py
 
 tiny-world: $(READY)  ## pre-train the tiny model again (about twenty minutes on two cores)
 	$(BIN)/python recipes/tiny/world/make.py
@@ -49,4 +66,4 @@ learning-rates: $(READY)  ## find each tiny recipe's learning rate by the stated
 	$(ON_CPU) python eval/studies/learning_rates.py
 
 clean:  ## remove the environment and all runs
-	rm -rf $(VENV) runs
+	rm -rf .venv .venv-oldest runs

@@ -11,8 +11,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from loki_ds.attribution.anatomy import down_weights
 from loki_ds.implanting.data import load_training_data, tokens_and_loss
 from loki_ds.positions import Positions
+from loki_ds.quiet.moments import load_moments
+from loki_ds.quiet.subspace import protected_subspace
 from loki_ds.recipe import Recipe
 from loki_ds.refusal import Refusal
+from loki_ds.run_folder import RunFolder
 from loki_ds.selection import rows_per_layer
 
 
@@ -35,8 +38,18 @@ def plan_recipe(recipe: Recipe) -> Table:
     if trainable is not None:
         table.add_row("trainable parameters", f"{trainable:,} ({100 * trainable / total:.1f}%)")
     table.add_row("attribution", f"{recipe.attribution.steps} steps, 2 gathers per layer and batch" if recipe.attributes else "none")
+    if recipe.implant.quiet:
+        table.add_row(f"room at energy {recipe.implant.quiet.energy:g}", _room(recipe, recipe.implant.quiet.energy))
     table.add_row("run folder", recipe.run)
     return table
+
+
+def _room(recipe: Recipe, energy: float) -> str:
+    """What a quiet implant may still use of each layer's input directions, once its run folder knows the protected inputs."""
+    moments = RunFolder(recipe.run).quiet / "moments.safetensors"
+    if not moments.exists():
+        return "known once the protected inputs are collected (the first minutes of the implant stage)"
+    return ", ".join(f"{100 * protected_subspace(moment, energy).room:.0f}%" for moment in load_moments(moments))
 
 
 def _spread(recipe: Recipe, rows: list[int]) -> str:

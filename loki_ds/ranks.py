@@ -6,8 +6,10 @@ Knows the launcher's environment and torch.distributed. Knows nothing of models 
 import atexit
 import errno
 import os
+import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import deepspeed
+import psutil
 import torch
 from safetensors import SafetensorError
 
@@ -68,6 +71,7 @@ def process_group() -> Iterator[None]:
     _stand_alone_without_launcher()
     deepspeed.init_distributed()
     _unname_shared_buffer()
+    _end_with_the_launcher()
     try:
         yield
     finally:
@@ -80,6 +84,25 @@ def _unname_shared_buffer() -> None:
     barrier()
     name = f"deepspeed_allreduce_buffer_{os.getuid()}_{os.environ['MASTER_ADDR']}_{os.environ['MASTER_PORT']}_{rank()}"
     Path("/dev/shm", name).unlink(missing_ok=True)
+
+
+def _end_with_the_launcher() -> None:
+    """End this rank when the launcher that started it, or the command above that, is gone.
+
+    DeepSpeed's command does not hand on the signal that ends it, and its ranks would go on, holding their devices.
+    """
+    launcher = psutil.Process().parent()
+    command = launcher.parent() if launcher is not None else None
+    if launcher is None or command is None or "deepspeed.launcher.launch" not in launcher.cmdline():
+        return
+
+    def watch() -> None:
+        while launcher.is_running() and launcher.ppid() == command.pid:
+            time.sleep(0.5)
+        print("loki-ds: the launcher is gone, this rank ends", file=sys.stderr, flush=True)
+        os._exit(128 + signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _stand_alone_without_launcher() -> None:
@@ -111,7 +134,10 @@ def on_first_rank(compute: Callable[[], Result]) -> Result:
     if rank() == 0:
         try:
             outcome[0] = compute()
-        except Refusal as refusal:
+        except (Refusal, OSError, SafetensorError) as error:
+            refusal = error if isinstance(error, Refusal) else _no_room(error)
+            if refusal is None:
+                raise
             outcome[1] = str(refusal)
     if world_size() > 1:
         torch.distributed.broadcast_object_list(outcome)

@@ -1,4 +1,4 @@
-"""One training step side by side, in one run: full, LoRA, the authors' LoKI Linear, and our `mask`, `rows` and `lora`.
+"""One training step side by side, in one run: full, LoRA, the authors' LoKI Linear, and our `mask`, `rows` (also quiet) and `lora`.
 
     python eval/benchmarks/training_step.py                                          # 8 layers, d_model 512, on the CPU
     python eval/benchmarks/training_step.py --shape llama-3.1-8b --dtype bfloat16    # on a GPU
@@ -52,7 +52,8 @@ SHAPES: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 131072,
     },
 }
-METHODS = ("full", "LoRA r16, all linears", "authors' LoKI Linear", "mask", "rows", "lora (LoKI*)")
+METHODS = ("full", "LoRA r16, all linears", "authors' LoKI Linear", "mask", "rows", "rows, quiet", "lora (LoKI*)")
+PROTECTED = 4  # a quiet implant keeps out of one input direction in so many
 
 
 def main() -> None:
@@ -162,7 +163,11 @@ def prepare(model: PreTrainedModel, name: str, quota: float) -> tuple[nn.Module,
             layer.mlp.down_proj = AuthorsLinear(down_projection(layer), rows)
         return model, lambda _: None
     low_rank = LowRankSection(rank=16, alpha=16.0) if name.startswith("lora") else None
-    train_row_deltas(model, positions, dtype, device, low_rank, seed=0)
+    bases = None
+    if name.endswith("quiet"):
+        d_ff = down_weights(model)[0].shape[1]
+        bases = [torch.linalg.qr(torch.randn(d_ff, d_ff // PROTECTED, device=device))[0] for _ in layers]
+    train_row_deltas(model, positions, dtype, device, low_rank, seed=0, quiet=bases)
     return model, lambda _: None
 
 

@@ -6,6 +6,7 @@ Each fault strikes when a file says that its stage is under way. What comes out 
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -65,7 +66,9 @@ def kill_all(job: subprocess.Popen) -> None:
 FAULTS = {
     "one rank killed during attribution": Fault("attribution/scores-*.safetensors", kill_rank(1), "exits with return code = -9"),
     "all killed between stages": Fault("positions.json", kill_all, ""),
-    "terminated during a training step": Fault("checkpoints/checkpoint-4/whole.json", terminate_launcher, "Killing subprocess"),
+    "terminated during a training step": Fault(
+        "checkpoints/checkpoint-4/whole.json", terminate_launcher, "the launcher is gone, this rank ends"
+    ),
     "one rank killed while a checkpoint is written": Fault("checkpoints/checkpoint-4", kill_rank(0), "exits with return code = -9"),
     "one rank killed before the export": Fault("training_log.json", kill_rank(0), "exits with return code = -9"),
 }
@@ -160,7 +163,7 @@ def test_numbers_that_go_wrong_stop_the_run_with_step_and_layer(tmp_path: Path) 
     done = launch(*wild, *saved, "implant.mode=rows", "--until", "implant", f"run={tmp_path / 'run'}")
     assert done.status != 0
     assert len(done.refusals()) == 1, done.output
-    assert "the loss is NaN or infinite at step 2, first in the output of layer" in done.refusals()[0]
+    assert re.search(r"the loss is NaN or infinite at step \d, first in the output of layer \d", done.refusals()[0])
     assert (tmp_path / "run/checkpoints/checkpoint-1/whole.json").exists()
     assert not (tmp_path / "run/model").exists()
 
@@ -177,10 +180,11 @@ def test_nothing_is_left_behind(unbroken: Path) -> None:
 
 def test_locale_clock_and_few_examples_change_nothing(unbroken: Path, tmp_path: Path) -> None:
     """Another locale and time zone; and a run finished long ago, by the clock of its files, is still finished."""
-    odd = {"LC_ALL": "C", "LANG": "tr_TR.UTF-8", "TZ": "Pacific/Kiritimati", "PYTHONUTF8": "0"}
+    odd = {"LC_ALL": "C", "LANG": "tr_TR.UTF-8", "TZ": "Pacific/Kiritimati", "HF_TOKEN": "hf_a_secret"}
     done = launch(*SETTINGS, f"run={tmp_path / 'odd'}", environment=odd)
     assert done.status == 0, done.output
     assert outcome(tmp_path / "odd") == outcome(unbroken)
+    assert [file for file in (tmp_path / "odd").rglob("*") if file.is_file() and b"hf_a_secret" in file.read_bytes()] == []
     for file in (tmp_path / "odd").rglob("*"):
         os.utime(file, (0, 2_000_000_000))
     again = launch(*SETTINGS, f"run={tmp_path / 'odd'}")
