@@ -280,6 +280,7 @@ class Recipe(Section):
         return self
 
 
+NOTES = ("versions", "world_size")  # what a run folder's copy of its recipe says beside it; such a copy can be run again
 RESERVED = {"output_dir": "the run folder", "deepspeed": "the recipe's own key 'deepspeed'", "model_init_kwargs": "model"}
 
 
@@ -294,13 +295,15 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """Read a recipe and put dotted `key=value` overrides on top.
 
     Without a `run` key the run folder is `runs/FAMILY/RECIPE`, and every override is part of its name, so that a run with
-    another quota never meets the results of this one.
+    another quota never meets the results of this one. A run folder's own `recipe.yaml` is a recipe too.
 
     Raises:
         Refusal: the file is missing, is not YAML, or a key or value is not allowed.
     """
     path, overrides = Path(path), overrides or []
     raw = _read_yaml(path)
+    for note in NOTES:
+        raw.pop(note, None)
     for override in overrides:
         _override(raw, override)
     changes = "".join(f"+{o}" for o in overrides if not o.startswith("run="))

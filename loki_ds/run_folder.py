@@ -28,6 +28,7 @@ class RunFolder:
         self.attribution = self.root / "attribution"
         self.heat_map = self.attribution / "heat_map.png"
         self.retention_picture = self.root / "retention" / "retention.png"
+        self.trade_off = self.root / "retention" / "trade_off.png"
         self.training_curves = self.root / "training_curves.png"
         self.overlap_curve = self.attribution / "overlap.png"
         self.sensitivity = self.attribution / "sensitivity.safetensors"
@@ -38,6 +39,7 @@ class RunFolder:
         self.implant = self.root / "implant.safetensors"
         self.adapter = self.root / "adapter"
         self.training_log = self.root / "training_log.json"
+        self.manifest = self.root / "manifest.json"
         self.costs = self.root / "costs.json"
         self.verification = self.root / "verify.json"
         self.retention = self.root / "retention"
@@ -84,6 +86,12 @@ class RunFolder:
     def finish(self, stage: str, inputs: dict[str, Any]) -> None:
         """Note that the stage's result is complete."""
         write_json(self._stages, {**self._read(), stage: inputs})
+
+    def record(self, *results: Path) -> None:
+        """Note the SHA-256 of results (files or folders) in `manifest.json`, for whoever copies them elsewhere."""
+        files = [file for result in results for file in (sorted(result.rglob("*")) if result.is_dir() else [result]) if file.is_file()]
+        known = json.loads(self.manifest.read_text()) if self.manifest.exists() else {}
+        write_json(self.manifest, {**known, **{str(file.relative_to(self.root)): sha256(file) for file in files}})
 
     def _read(self) -> dict[str, Any]:
         if not self._stages.exists():
@@ -136,6 +144,11 @@ def put_in_place(path: Path) -> None:
             os.fsync(handle.fileno())
     remove(path)
     aside.rename(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new name, too
+    finally:
+        os.close(folder)
 
 
 def publish(file: Path, shared: Path) -> None:
@@ -166,6 +179,11 @@ def digest_of(*paths: Path) -> str:
     whole = hashlib.sha256()
     for path in paths:
         for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
-            with file.open("rb") as handle:
-                whole.update(f"{file.name}:{hashlib.file_digest(handle, 'sha256').hexdigest()};".encode())
+            whole.update(f"{file.name}:{sha256(file)};".encode())
     return whole.hexdigest()
+
+
+def sha256(file: Path) -> str:
+    """Of a file's bytes, in hex."""
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -1,5 +1,7 @@
 """Results are whole or not there, and belong to the inputs they were made from."""
 
+import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -52,3 +54,17 @@ def test_digest_sees_names_and_bytes(tmp_path: Path) -> None:
     renamed = digest_of(tmp_path)
     (tmp_path / "b").write_text("2")
     assert len({first, renamed, digest_of(tmp_path)}) == 3
+
+
+def test_results_are_recorded_with_their_digests(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    (folder.root / "model").mkdir(parents=True)
+    (folder.root / "model/weights").write_text("w")
+    (folder.root / "positions.json").write_text("[[0]]")
+    folder.record(folder.positions, folder.root / "model")
+    folder.record(folder.positions)
+    recorded = json.loads(folder.manifest.read_text())
+    assert recorded == {
+        "model/weights": hashlib.sha256(b"w").hexdigest(),
+        "positions.json": hashlib.sha256(b"[[0]]").hexdigest(),
+    }

@@ -19,20 +19,22 @@ def compare(runs: Sequence[str | Path]) -> dict[str, Any]:
     reports = [read_report(run) for run in runs]
     return {
         "sentences": verdict(runs),
-        "runs": [
-            {
-                "name": _name(report),
-                "mode": report["mode"],
-                "selection": report["selection"],
-                "forgetting": report["forgetting"],
-                "forgetting_ci": report["forgetting_ci"],
-                "skill": report["new_task"][0]["implanted"] if report["new_task"] else None,
-                "identical_outside_rows": report["verification"]["identical_outside_rows"],
-                "seconds": report["costs"].get("implant", {}).get("seconds"),
-            }
-            for report in reports
-        ],
+        "runs": [_summary(report) for report in reports],
         **{kind: [_row(task, kind, reports) for task in reports[0][kind]] for kind in ("new_task", "tasks")},
+    }
+
+
+def _summary(report: dict[str, Any]) -> dict[str, Any]:
+    """What a run is and what came of it, in a line."""
+    return {
+        "name": _name(report),
+        "mode": report["mode"],
+        "selection": report["selection"],
+        "forgetting": report["forgetting"],
+        "forgetting_ci": report["forgetting_ci"],
+        "skill": report["new_task"][0]["implanted"] if report["new_task"] else None,
+        "identical_outside_rows": report["verification"]["identical_outside_rows"],
+        "seconds": report["costs"].get("implant", {}).get("seconds"),
     }
 
 
@@ -47,14 +49,31 @@ def write_comparison(found: dict[str, Any], folder: Path) -> None:
     with written_whole(folder) as aside:
         aside.mkdir(parents=True)
         write_json(aside / "compare.json", found)
-        points: dict[str, list[dict[str, Any]]] = {}
-        for run in found["runs"]:
-            if run["skill"] is not None:
-                points.setdefault(" ".join(filter(None, (run["mode"], run["selection"]))), []).append(run)
-        trade_off(points, None, aside / "trade_off.png")
+        trade_off(_points(found["runs"]), None, aside / "trade_off.png")
         picture = base64.b64encode((aside / "trade_off.png").read_bytes()).decode()
         page = pages().get_template("compare.html.j2").render(found=found, picture=picture)
         (aside / "compare.html").write_text(page, encoding="utf-8")
+
+
+def draw_trade_off(report: dict[str, Any], beside: Sequence[Path], path: Path) -> None:
+    """This run among the finished runs in `beside` that taught the same base the same task; nothing is drawn for a run alone."""
+    reports = [report, *(read_report(run) for run in beside)]
+    alike = [one for one in reports if one["base_digest"] == report["base_digest"] and _taught(one) == _taught(report)]
+    if len(alike) > 1 and report["new_task"]:
+        trade_off(_points([_summary(one) for one in alike]), None, path)
+
+
+def _taught(report: dict[str, Any]) -> list[tuple[str, int]]:
+    return [(task["task"], task["n"]) for task in report["new_task"]]
+
+
+def _points(runs: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """What `trade_off` draws: runs with a new task, by mode and selection."""
+    points: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        if run["skill"] is not None:
+            points.setdefault(" ".join(filter(None, (run["mode"], run["selection"]))), []).append(run)
+    return points
 
 
 def comparison(runs: Sequence[str | Path]) -> Table:

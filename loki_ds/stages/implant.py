@@ -40,7 +40,15 @@ def implant(run: Run, positions: Positions | None) -> None:
             deltas = _train(run, positions, bases)
     with run.cost_of("export"):
         ranks.on_first_rank(lambda: _export(run, positions, deltas, protected))
-    ranks.on_first_rank(lambda: run.folder.finish("implant", inputs))
+    ranks.on_first_rank(lambda: _finish(run, inputs))
+
+
+def _finish(run: Run, inputs: dict[str, Any]) -> None:
+    folder = run.folder
+    folder.record(
+        *(result for result in (folder.positions, folder.model, folder.implant, folder.adapter, folder.verification) if result.exists())
+    )
+    folder.finish("implant", inputs)
 
 
 def _train(run: Run, positions: Positions | None, bases: list[Tensor] | None) -> dict[int, TrainedDelta]:

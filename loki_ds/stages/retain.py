@@ -11,7 +11,7 @@ from typing import Any
 from loki_ds import device, ranks
 from loki_ds.recipe import TaskGroup
 from loki_ds.refusal import Refusal
-from loki_ds.report import build_report, write_model_card, write_report
+from loki_ds.report import build_report, draw_trade_off, write_model_card, write_report
 from loki_ds.report.pictures import retention as draw_retention
 from loki_ds.report.pictures import training_curves
 from loki_ds.retention.arm import check_tasks, library_versions
@@ -49,6 +49,7 @@ def retain(run: Run) -> None:
         new_task=[task for task in paired if task.task in new],
         margin=run.recipe.retention.margin,
         facts={
+            "base_digest": run.base_digest,
             "changes_rows": run.recipe.changes_rows,
             "mode": run.recipe.implant.peft.method if run.recipe.implant.mode == "peft" else run.recipe.implant.mode,
             "selection": _selection(run),
@@ -57,11 +58,14 @@ def retain(run: Run) -> None:
             "origin": _origin(run, results),
         },
     )
+    beside = [folder.parents[1] for folder in run.folder.root.parent.glob("*/report/report.json")]
+    draw_trade_off(report, [other for other in sorted(beside) if other != run.folder.root], run.folder.trade_off)
     draw_retention(report["tasks"], report["margin"], run.folder.retention_picture)
     if run.folder.training_log.exists():
         training_curves(json.loads(run.folder.training_log.read_text()), run.folder.training_curves)
     write_report(report, run.folder.report, _pictures(run))
     write_model_card(report, run.folder.model)
+    run.folder.record(run.folder.report, run.folder.model / "README.md")
     run.folder.finish("retain", inputs)
     log.info("retain: %s", run.folder.report / "report.html")
 
@@ -121,6 +125,7 @@ def _request(run: Run, model: Path) -> dict[str, Any]:
 def _pictures(run: Run) -> dict[str, Path]:
     return {
         "Retention: change of each task, implanted minus base.": run.folder.retention_picture,
+        "Forgetting against skill, among the finished runs beside this one. Right and down is better.": run.folder.trade_off,
         "Training.": run.folder.training_curves,
         "Attribution: mean score of every node, and the layers in which the highest and lowest 1% of nodes lie.": run.folder.heat_map,
         "Stability: rows in common when they are selected from two halves of the protected prompts.": run.folder.overlap_curve,
@@ -142,5 +147,5 @@ def _origin(run: Run, results: dict[str, Any]) -> dict[str, str]:
         "selection": str(run.recipe.selection.model_dump()) if run.recipe.changes_rows else "none",
         "training": str(run.recipe.training),
         "versions": ", ".join(f"{name} {version}" for name, version in results["libraries"].items()),
-        "resolved recipe": str(run.folder.recipe),
+        "again": f"deepspeed --num_gpus {ranks.world_size()} launch/implant.py --recipe {run.folder.recipe} run=ANOTHER_FOLDER",
     }

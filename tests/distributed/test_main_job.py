@@ -7,6 +7,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from distributed.conftest import launch
+from loki_ds.recipe import load_recipe
 
 LAYERS, ROWS = 6, 38  # of the tiny model: floor(30% of 128) rows a layer
 SHORT = ["protected.per_subject=4", "attribution.batch_size=7"]
@@ -52,6 +53,12 @@ def test_a_finished_run_is_shown_and_not_redone(finished: Path) -> None:
     assert again.output.count("already there") == 3
     assert "new task learnt, abilities kept" in again.output
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*.safetensors")} == before
+
+
+def test_the_folders_own_recipe_can_be_run_again(finished: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(finished / "recipe.yaml", [f"run={tmp_path}"])
+    assert recipe.training["max_steps"] == 3
+    assert recipe.retention.abilities.limit == 8
 
 
 def test_other_settings_in_the_same_folder_are_refused(finished: Path) -> None:

@@ -7,7 +7,17 @@ import pytest
 import torch
 
 from loki_ds.refusal import Refusal
-from loki_ds.report import build_report, compare, comparison, read_report, verdict, write_comparison, write_model_card, write_report
+from loki_ds.report import (
+    build_report,
+    compare,
+    comparison,
+    draw_trade_off,
+    read_report,
+    verdict,
+    write_comparison,
+    write_model_card,
+    write_report,
+)
 from loki_ds.report.pictures import heat_map, overlap_curve, retention, training_curves
 from loki_ds.retention.pairing import Pair, PairedTask
 
@@ -24,6 +34,7 @@ def task(name: str, base: list[int], implanted: list[int]) -> PairedTask:
 
 def report(run: str, selection: str | None, lost: int, name: str = "sums", n: int = 10) -> dict:
     facts = {
+        "base_digest": "abc",
         "changes_rows": selection is not None,
         "mode": "rows" if selection else "full",
         "selection": selection,
@@ -144,3 +155,13 @@ def test_runs_side_by_side_are_a_page_too(tmp_path: Path) -> None:
     assert page.count("data:image/png;base64,") == 1
     assert "loki forgot 10.00%" in page
     assert json.loads((tmp_path / "together/compare.json").read_text())["runs"][1]["selection"] == "random"
+
+
+def test_a_run_is_drawn_among_those_beside_it(tmp_path: Path) -> None:
+    for name, lost, base in (("one", 10, "abc"), ("another base", 20, "xyz")):
+        write_report({**report(f"runs/{name}", "random", lost, n=100), "base_digest": base}, tmp_path / name / "report")
+    own = report("runs/own", "layer_balanced", 5, n=100)
+    draw_trade_off(own, [tmp_path / "another base"], tmp_path / "alone.png")
+    assert not (tmp_path / "alone.png").exists()
+    draw_trade_off(own, [tmp_path / "another base", tmp_path / "one"], tmp_path / "two.png")
+    assert (tmp_path / "two.png").read_bytes().startswith(b"\x89PNG")
