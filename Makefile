@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 ON_CPU := PATH="$(CURDIR)/$(BIN):$$PATH" DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 TINY := $(ON_CPU) deepspeed --num_gpus 2 launch/implant.py --recipe recipes/tiny
 
-.PHONY: help demo test test-oldest lint audit bench study quiet-study reliability tiny-world learning-rates clean
+.PHONY: help demo test test-skew lint audit bench study quiet-study reliability tiny-world learning-rates clean
 
 help:  ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -33,8 +33,9 @@ test: $(READY)  ## lint, types and all tests
 	$(BIN)/mypy
 	$(ON_CPU) pytest
 
-test-oldest:  ## the same with the oldest versions that are supported, in an environment of its own
+test-skew:  ## the tests with the oldest and with the newest versions that are supported, in environments of their own
 	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
+	$(MAKE) test VENV=.venv-newest CONSTRAINTS=constraints-newest.txt
 
 audit: $(READY)  ## known vulnerabilities of the dependencies
 	$(BIN)/python -m pip install --quiet pip-audit
@@ -66,4 +67,4 @@ learning-rates: $(READY)  ## find each tiny recipe's learning rate by the stated
 	$(ON_CPU) python eval/studies/learning_rates.py
 
 clean:  ## remove the environment and all runs
-	rm -rf .venv .venv-oldest runs
+	rm -rf .venv .venv-oldest .venv-newest runs
