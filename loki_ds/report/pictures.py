@@ -7,6 +7,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import SymLogNorm
+from matplotlib.ticker import ScalarFormatter
 from torch import Tensor
 
 from loki_ds.run_folder import written_whole
@@ -96,6 +97,10 @@ def trade_off(methods: Mapping[str, Sequence[dict[str, Any]]], enough: float | N
         axes.axvline(100 * enough, color="black", linewidth=0.8, linestyle=":")
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_yscale("symlog", linthresh=1)
+    lowest = min((point["forgetting"] for points in methods.values() for point in points), default=0.0)
+    axes.set_ylim(bottom=min(-0.2, 1.2 * lowest))
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.set_yticks([tick for tick in (-10, -5, -2, -1, 0, 1, 2, 5, 10, 20, 50, 100) if tick >= min(0, lowest)])
     axes.set(xlabel="new task, percent (right is better)", ylabel="forgetting, percent (down is better)")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize="small")
