@@ -14,7 +14,7 @@ import deepspeed
 from rich.console import Console
 
 from loki_ds import ranks
-from loki_ds.recipe import load_recipe
+from loki_ds.recipe_file import load_recipe
 from loki_ds.report import comparison
 from loki_ds.stages import Run, attribute, check_retention, implant, retain, select
 

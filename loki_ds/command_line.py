@@ -26,7 +26,7 @@ def main() -> None:
 def plan(arguments: argparse.Namespace) -> int:
     """What a recipe would train, without loading weights, and one training example."""
     from loki_ds.plan import plan_recipe, plan_sample
-    from loki_ds.recipe import load_recipe
+    from loki_ds.recipe_file import load_recipe
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     Console().print(plan_recipe(recipe))

@@ -96,10 +96,20 @@ def _end_with_the_launcher() -> None:
     if launcher is None or command is None or "deepspeed.launcher.launch" not in launcher.cmdline():
         return
 
+    _end_when(lambda: not launcher.is_running() or launcher.ppid() != command.pid, "the launcher is gone, this rank ends")
+
+
+def end_with_parent() -> None:
+    """End this process when the one that started it is gone."""
+    parent = os.getppid()
+    _end_when(lambda: os.getppid() != parent, "the process that asked for this is gone")
+
+
+def _end_when(gone: Callable[[], bool], says: str) -> None:
     def watch() -> None:
-        while launcher.is_running() and launcher.ppid() == command.pid:
+        while not gone():
             time.sleep(0.5)
-        print("loki-ds: the launcher is gone, this rank ends", file=sys.stderr, flush=True)
+        print(f"loki-ds: {says}", file=sys.stderr, flush=True)
         os._exit(128 + signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()

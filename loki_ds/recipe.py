@@ -1,18 +1,15 @@
-"""The recipe: one YAML file, one run. Read once, checked whole, then handed to the stages section by section.
+"""The recipe of one run: its sections, their keys, types and limits. Checked whole, then handed to the stages section by section.
 
-Knows the keys, their types and their limits. Knows nothing of models, data or ranks, except that it asks TRL which training keys
-there are. Paths are relative to the folder the command is typed in.
+Knows nothing of files (`recipe_file` reads them), models, data or ranks, except that it asks TRL which training keys there are. Paths are
+relative to the folder the command is typed in.
 """
 
-import re
 from dataclasses import fields
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from loki_ds.refusal import Refusal, did_you_mean
+from loki_ds.refusal import did_you_mean
 from loki_ds.selection import BY_SCORES, BY_SENSITIVITY
 
 Strategy = Literal[
@@ -178,13 +175,13 @@ class TaskGroup(Section):
 class RetentionSection(Section):
     """What is measured on the base and on the implanted model, document by document.
 
-    `abilities` is a group of tasks, several groups, or a suite: a name (`eval/suites/NAME.yaml`) or a YAML file of groups.
+    `abilities` is a group of tasks or several; a recipe file may name a suite instead (`recipe_file.load_suite`).
     `margin` is the loss of a task's score that still counts as kept (0.01: one point). A group's `limit` is a random sample by `seed`.
     Each model is evaluated by `processes` (auto: one for every `devices_per_model` devices of this node), which share the documents.
     Tasks that run code the model wrote (HumanEval) need `allow_code_execution`: that code could do anything the user may do.
     """
 
-    abilities: TaskGroup | list[TaskGroup] | str
+    abilities: TaskGroup | list[TaskGroup]
     new_task: TaskGroup | None = None
     include_path: str | None = None
     backend: Literal["hf", "vllm"] = "hf"
@@ -197,35 +194,13 @@ class RetentionSection(Section):
 
     @property
     def ability_groups(self) -> list[TaskGroup]:
-        """The abilities, with a suite's file read."""
-        if isinstance(self.abilities, str):
-            return load_suite(self.abilities)
         return self.abilities if isinstance(self.abilities, list) else [self.abilities]
 
 
-SUITES = Path("eval/suites")
-
-
 class Suite(Section):
-    """A file of task groups."""
+    """A file of task groups that recipes name."""
 
     groups: Annotated[list[TaskGroup], Field(min_length=1)]
-
-
-def load_suite(name: str) -> list[TaskGroup]:
-    """The groups of a suite, by its name or its file.
-
-    Raises:
-        Refusal: no such suite, or its file is not one.
-    """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else SUITES / f"{name}.yaml"
-    if not path.exists():
-        known = [file.stem for file in SUITES.glob("*.yaml")]
-        raise Refusal(f"retention.abilities: no suite {name!r} ({path} is not there){did_you_mean(name, known)}")
-    try:
-        return Suite.model_validate(_read_yaml(path)).groups
-    except ValidationError as error:
-        raise Refusal(_sentence(path, error, Suite)) from None
 
 
 class Recipe(Section):
@@ -280,7 +255,6 @@ class Recipe(Section):
         return self
 
 
-NOTES = ("versions", "world_size")  # what a run folder's copy of its recipe says beside it; such a copy can be run again
 RESERVED = {"output_dir": "the run folder", "deepspeed": "the recipe's own key 'deepspeed'", "model_init_kwargs": "model"}
 
 
@@ -289,134 +263,3 @@ def training_keys() -> set[str]:
     from trl import SFTConfig
 
     return {field.name for field in fields(SFTConfig) if field.init} - set(RESERVED)
-
-
-def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
-    """Read a recipe and put dotted `key=value` overrides on top.
-
-    Without a `run` key the run folder is `runs/FAMILY/RECIPE`, and every override is part of its name, so that a run with
-    another quota never meets the results of this one. A run folder's own `recipe.yaml` is a recipe too.
-
-    Raises:
-        Refusal: the file is missing, is not YAML, or a key or value is not allowed.
-    """
-    path, overrides = Path(path), overrides or []
-    raw = _read_yaml(path)
-    for note in NOTES:
-        raw.pop(note, None)
-    for override in overrides:
-        _override(raw, override)
-    changes = "".join(f"+{o}" for o in overrides if not o.startswith("run="))
-    raw.setdefault("run", str(Path("runs", path.parent.name, path.stem + changes.replace("/", "_"))))
-    try:
-        return Recipe.model_validate(raw)
-    except ValidationError as error:
-        raise Refusal(_sentence(path, error, Recipe)) from None
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML's safe subset; a key given twice is refused, and 1e-4 is a number."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        raw = _parsed(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise Refusal(f"{path}: the recipe cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise Refusal(f"{path}: not a YAML recipe: {_short(' '.join(str(error).split()), 300)}") from None
-    if not isinstance(raw, dict):
-        raise Refusal(f"{path}: a recipe is a mapping of sections, this is a {type(raw).__name__}")
-    return raw
-
-
-def _override(raw: dict[str, Any], override: str) -> None:
-    dotted, equals, value = override.partition("=")
-    if not equals or not dotted:
-        raise Refusal(f"override {override!r}: must be written key=value, for example selection.quota=20")
-    *parents, last = dotted.split(".")
-    section = raw
-    for parent in parents:
-        section = section.setdefault(parent, {})
-        if not isinstance(section, dict):
-            raise Refusal(f"override {override!r}: {parent} is a single value, not a section")
-    try:
-        section[last] = _parsed(value)
-    except (yaml.YAMLError, RecursionError):
-        raise Refusal(f"override {_short(override)!r}: the value {_short(value)!r} is not YAML") from None
-
-
-MOST_NODES = 10_000  # of a recipe, with every alias written out
-
-
-def _parsed(text: str) -> Any:
-    """YAML's safe subset; a text that grows beyond reason when its aliases are written out is an error."""
-    node = yaml.compose(text, _StrictLoader)
-    if node is None:
-        return None
-    if _size(node, {}) > MOST_NODES:
-        raise yaml.YAMLError(f"it holds more than {MOST_NODES} values when its aliases are written out")
-    return yaml.load(text, _StrictLoader)
-
-
-def _size(node: yaml.Node, known: dict[int, int]) -> int:
-    """How many nodes there are below and at this one, an aliased one as often as it is named."""
-    if id(node) not in known:
-        known[id(node)] = MOST_NODES + 1  # what it counts while it is being counted: an alias of itself is endless
-        parts = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
-        known[id(node)] = 1 + (0 if isinstance(node, yaml.ScalarNode) else sum(_size(part, known) for part in parts))
-    return known[id(node)]
-
-
-def _short(text: str, most: int = 80) -> str:
-    return text if len(text) <= most else f"{text[: most - 3]}..."
-
-
-def _sentence(path: Path, error: ValidationError, root: type[Section]) -> str:
-    """One thing wrong in a file that holds a `root`, as one sentence: the first one, or of alternatives the one that got furthest."""
-    errors = error.errors()
-    deepest = max(len(e["loc"]) for e in errors if e["loc"][:2] == errors[0]["loc"][:2]) if errors[0]["loc"] else 0
-    first = min((e for e in errors if len(e["loc"]) >= deepest), key=lambda e: e["type"] != "extra_forbidden")
-    key, section = _key_and_section(first["loc"], root)
-    if first["type"] == "extra_forbidden":
-        key = ".".join(part for part in (key, str(first["loc"][-1])) if part)
-        return f"{path}: {key} is not a key of a {root.__name__.lower()}{did_you_mean(str(first['loc'][-1]), section.model_fields)}"
-    if first["type"] == "missing":
-        return f"{path}: the key {key} is missing"
-    if first["type"] == "value_error":
-        return f"{path}: {_short(str(first['ctx']['error']), 300)}"
-    same = [e["msg"].removeprefix("Input should be ") for e in errors if _key_and_section(e["loc"], root)[0] == key]
-    return f"{path}: {key} is {_short(repr(first['input']))}, allowed is {' or '.join(dict.fromkeys(same))}"
-
-
-def _key_and_section(loc: tuple[int | str, ...], root: type[Section]) -> tuple[str, type[Section]]:
-    """The dotted key of an error, without pydantic's names for the alternatives of a type, and the innermost section on its way."""
-    section, key = root, []
-    for part in loc:
-        if isinstance(part, int):
-            key.append(str(part))
-        elif part in section.model_fields:
-            key.append(part)
-            section = _section_of(section.model_fields[part].annotation) or section
-    return ".".join(key), section
-
-
-def _section_of(annotation: Any) -> type[Section] | None:
-    """The section in a type like `list[Section] | str | None`."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return annotation
-    return next((found for part in get_args(annotation) if (found := _section_of(part))), None)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from loki_ds.recipe import load_recipe
+from loki_ds.recipe_file import load_recipe
 from loki_ds.refusal import Refusal
 
 RECIPES = sorted(ROOT.glob("recipes/*/*.yaml"))

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from loki_ds.ranks import end_with_parent
 from loki_ds.refusal import Refusal, did_you_mean
 from loki_ds.run_folder import write_json
 
@@ -193,6 +194,7 @@ def library_versions(backend: str) -> dict[str, str]:
 
 
 def main() -> None:
+    end_with_parent()
     request, result = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
     try:
         write_json(result, run_lm_eval(request))

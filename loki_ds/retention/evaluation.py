@@ -44,10 +44,9 @@ def evaluate_arm(request: dict[str, Any], result: Path) -> None:
 def _start(request: dict[str, Any], i: int, asked: Path, found: Path) -> subprocess.Popen:
     environment = environment_of_one_process()
     if request["device"] == "cuda":
-        visible = environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if environment.get("CUDA_VISIBLE_DEVICES") else None
-        each = request["devices_per_model"]
-        mine = [str(device) for device in range(i * each, (i + 1) * each)]
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(visible[int(device)] for device in mine) if visible else ",".join(mine)
+        each, visible = request["devices_per_model"], environment.get("CUDA_VISIBLE_DEVICES")
+        devices = visible.split(",") if visible else [str(device) for device in range((i + 1) * each)]
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices[i * each : (i + 1) * each])
     command = [sys.executable, "-m", "loki_ds.retention.arm", str(asked), str(found)]
     if i == 0:
         return subprocess.Popen(command, env=environment)

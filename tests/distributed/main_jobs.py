@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "launch"))
 from implant import log_on_first_rank, run_stages
 
 from loki_ds import ranks
-from loki_ds.recipe import load_recipe
+from loki_ds.recipe_file import load_recipe
 from loki_ds.stages import Run
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from loki_ds import ranks
 from loki_ds.implanting.watch import WatchedTrainer
-from loki_ds.recipe import load_recipe
+from loki_ds.recipe_file import load_recipe
 from loki_ds.stages import Run, implant, select
 
 ROOT = Path(__file__).parents[2]

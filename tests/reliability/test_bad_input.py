@@ -21,7 +21,8 @@ from loki_ds.implanting.data import load_training_data
 from loki_ds.implanting.training import check_something_is_learnt
 from loki_ds.positions import Positions
 from loki_ds.protected import load_protected
-from loki_ds.recipe import ProtectedSection, SourceSection, load_recipe, load_suite
+from loki_ds.recipe import ProtectedSection, SourceSection
+from loki_ds.recipe_file import load_recipe, load_suite
 from loki_ds.refusal import Refusal
 from loki_ds.run_folder import RunFolder
 from loki_ds.selection import select
