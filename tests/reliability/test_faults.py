@@ -33,17 +33,20 @@ SETTINGS = [
 SOON = 30.0  # seconds for all ranks to end after a fault
 
 
+Ranks = dict[int, psutil.Process]
+
+
 @dataclass
 class Fault:
     """When it strikes (a file that appears), what it does to the job, and what the output must name."""
 
     when: str
-    strike: Callable[[subprocess.Popen], None]
+    strike: Callable[[subprocess.Popen, Ranks], None]
     names: str
 
 
-def ranks_of(job: subprocess.Popen) -> dict[int, psutil.Process]:
-    found = {}
+def ranks_of(job: subprocess.Popen) -> Ranks:
+    found: Ranks = {}
     for process in psutil.Process(job.pid).children(recursive=True):
         with contextlib.suppress(psutil.Error):
             if "implant.py" in " ".join(process.cmdline()) and "RANK" in process.environ():
@@ -51,15 +54,15 @@ def ranks_of(job: subprocess.Popen) -> dict[int, psutil.Process]:
     return found
 
 
-def kill_rank(rank: int) -> Callable[[subprocess.Popen], None]:
-    return lambda job: ranks_of(job)[rank].send_signal(signal.SIGKILL)
+def kill_rank(rank: int) -> Callable[[subprocess.Popen, Ranks], None]:
+    return lambda _, ranks: ranks[rank].send_signal(signal.SIGKILL)
 
 
-def terminate_launcher(job: subprocess.Popen) -> None:
+def terminate_launcher(job: subprocess.Popen, _: Ranks) -> None:
     job.send_signal(signal.SIGTERM)
 
 
-def kill_all(job: subprocess.Popen) -> None:
+def kill_all(job: subprocess.Popen, _: Ranks) -> None:
     os.killpg(job.pid, signal.SIGKILL)
 
 
@@ -104,12 +107,13 @@ def strike(job: subprocess.Popen, fault: Fault, run: Path) -> str:
     """Wait for the fault's moment, strike, and see every rank end in time; returns the job's output."""
     try:
         deadline = time.monotonic() + 120
-        while not list(run.glob(fault.when)):
+        ranks: Ranks = {}
+        while len(ranks) < 2 or not list(run.glob(fault.when)):
             assert job.poll() is None, job.communicate()[0]
             assert time.monotonic() < deadline
+            ranks = ranks if len(ranks) == 2 else ranks_of(job)
             time.sleep(0.002)
-        ranks = ranks_of(job)
-        fault.strike(job)
+        fault.strike(job, ranks)
         struck = time.monotonic()
         output, _ = job.communicate(timeout=SOON)
         _, alive = psutil.wait_procs(list(ranks.values()), timeout=max(0.0, struck + SOON - time.monotonic()))
