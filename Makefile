@@ -57,8 +57,8 @@ study: $(READY)  ## methods, selections, quotas and baselines on the tiny world,
 quiet-study: $(READY)  ## quiet implanting, decay, other worlds (about an hour on two cores)
 	$(ON_CPU) python eval/studies/trade_off.py eval/studies/quiet.yaml
 
-reliability: $(READY)  ## break things on purpose and write eval/reports/reliability.md (about ten minutes)
-	$(ON_CPU) python eval/studies/reliability.py
+reliability: $(READY)  ## eval/reports/reliability.md: what the last `make test` broke on purpose, and what happened
+	$(BIN)/python eval/studies/reliability.py
 
 tiny-world: $(READY)  ## pre-train the tiny model again (about twenty minutes on two cores)
 	$(BIN)/python recipes/tiny/world/make.py

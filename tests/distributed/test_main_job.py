@@ -68,6 +68,17 @@ def test_other_settings_in_the_same_folder_are_refused(finished: Path) -> None:
     assert "'select' was made with quota 30.0, now it is 20.0" in done.refusals()[0]
 
 
+def test_stale_base_results_are_refused(finished: Path) -> None:
+    """Base results under the right name that say they are of other libraries, tasks or weights."""
+    (shared,) = (finished.parent / ".base-results").glob("*.json")
+    stored = json.loads(shared.read_text())
+    shared.write_text(json.dumps({**stored, "key": {**stored["key"], "libraries": {"lm_eval": "0.1"}}}))
+    done = launch(*FEW, "selection.strategy=random", f"run={finished.parent / 'other'}")
+    assert done.status != 0
+    assert "these base results are not those of this base, these tasks and these libraries" in done.refusals()[0]
+    shared.write_text(json.dumps(stored))
+
+
 @pytest.mark.parametrize("baseline", ["full", "random"])
 def test_baselines_train(baseline: str, tmp_path: Path, root: Path) -> None:
     done = launch(*FEW[2:3], "--until", "implant", f"run={tmp_path}", recipe=root / f"recipes/tiny/{baseline}.yaml")

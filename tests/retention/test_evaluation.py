@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
+from loki_ds.recipe_file import load_suite
 from loki_ds.refusal import Refusal
 from loki_ds.retention.arm import check_tasks, run_lm_eval
 from loki_ds.retention.evaluation import evaluate_arm
@@ -83,3 +84,9 @@ def test_what_runs_model_written_code_is_refused_before_anything_else() -> None:
 def test_what_cannot_be_evaluated_is_refused(changes: dict[str, Any], says: str) -> None:
     with pytest.raises(Refusal, match=says):
         run_lm_eval({**REQUEST, "share": [0, 1], **changes})
+
+
+@pytest.mark.parametrize("suite", sorted(path.stem for path in (ROOT / "eval/suites").glob("*.yaml")))
+def test_lm_eval_knows_every_task_of_the_suites(suite: str) -> None:
+    groups = [group.model_dump() for group in load_suite(suite)]
+    check_tasks({**REQUEST, "include_path": "eval/tasks", "groups": groups, "allow_code_execution": True})
