@@ -183,6 +183,11 @@ def digest_of(*paths: Path) -> str:
     return whole.hexdigest()
 
 
+def weights_digest(folder: Path) -> str:
+    """SHA-256 over the safetensors files of a checkpoint folder."""
+    return digest_of(*sorted(folder.glob("*.safetensors")))
+
+
 def sha256(file: Path) -> str:
     """Of a file's bytes, in hex."""
     with file.open("rb") as handle:

@@ -30,10 +30,10 @@ def from_rows(rows: Tensor, delta: Tensor, d_model: int) -> Factors:
     return Factors(selector, delta)
 
 
-def from_low_rank(rows: Tensor, a: Tensor, b: Tensor, scaling: float, d_model: int) -> Factors:
-    """Factors of `scaling * a [k, r] @ b [r, d_ff]` on rows `[k]`."""
+def from_low_rank(rows: Tensor, a: Tensor, b: Tensor, d_model: int) -> Factors:
+    """Factors of `a [k, r] @ b [r, d_ff]` on rows `[k]`."""
     spread = torch.zeros(d_model, a.shape[1], dtype=a.dtype)
-    spread[rows] = scaling * a
+    spread[rows] = a
     return Factors(spread, b)
 
 

@@ -109,7 +109,7 @@ def _factors(found: LayerRows, trained: TrainedDelta | None, d_model: int) -> Fa
         return from_rows(found.rows, found.implanted.float() - found.base.float(), d_model)
     if trained.a is None or trained.b is None:
         return from_rows(found.rows, trained.delta, d_model)
-    return from_low_rank(found.rows, trained.a, trained.b, 1.0, d_model)
+    return from_low_rank(found.rows, trained.a, trained.b, d_model)
 
 
 def _certificate(run: Run, made: Implant, protected: Quiet) -> dict[str, Any]:

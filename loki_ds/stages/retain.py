@@ -17,7 +17,7 @@ from loki_ds.report.pictures import training_curves
 from loki_ds.retention.arm import check_tasks, library_versions
 from loki_ds.retention.evaluation import evaluate_arm
 from loki_ds.retention.pairing import main_metric_only, pair
-from loki_ds.run_folder import digest_of, publish, write_json, written_whole
+from loki_ds.run_folder import digest_of, publish, weights_digest, write_json, written_whole
 from loki_ds.stages.run import Run
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ def retain(run: Run) -> None:
         return
     inputs = {
         "base": run.base_digest,
-        "model": digest_of(*sorted(run.folder.model.glob("*.safetensors"))),
+        "model": weights_digest(run.folder.model),
         **run.recipe.retention.model_dump(exclude={"processes"}),
         "abilities": [group.model_dump() for group in run.recipe.retention.ability_groups],
     }

@@ -24,7 +24,7 @@ from loki_ds.implanting.data import load_training_data
 from loki_ds.positions import Positions
 from loki_ds.recipe import Recipe
 from loki_ds.refusal import Refusal
-from loki_ds.run_folder import RunFolder, digest_of, write_json, written_whole
+from loki_ds.run_folder import RunFolder, digest_of, weights_digest, write_json, written_whole
 from loki_ds.verification import open_checkpoint
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Run:
             log.warning("model.trust_remote_code is on: code that came with %s runs with your rights", recipe.model.path)
         self.base = ranks.on_first_rank(lambda: locate_model(recipe))
         ranks.on_first_rank(self._check_dtype)
-        self.base_digest = ranks.on_first_rank(lambda: digest_of(*sorted(self.base.glob("*.safetensors"))))
+        self.base_digest = ranks.on_first_rank(lambda: weights_digest(self.base))
         only_assistant, seed = bool(self.arguments.assistant_only_loss), self.arguments.seed
         heldout = recipe.data.heldout_source
         self.train = load_training_data(recipe.data.train_sources, only_assistant, seed) if recipe.trains else Dataset.from_list([])
