@@ -22,10 +22,10 @@ def test_refused_once_on_two_ranks(case: str, tmp_path: Path) -> None:
     (tmp_path / "positions.json").write_text("[[0]]")
     overrides, says = CASES[case]
     files = {"chats": tmp_path / "chats.jsonl", "positions": tmp_path / "positions.json"}
-    done = launch(*(override.format(**files) for override in overrides), f"run={tmp_path / 'run'}", deadline=60)
+    done = launch(*(override.format(**files) for override in overrides), f"run={tmp_path / 'run'}", deadline=120)
     assert done.status != 0
     assert len(done.refusals()) == 1, done.output
     assert says in done.refusals()[0]
     assert "Traceback" not in done.output
-    assert done.seconds < 45  # nearly all of it is importing the libraries, twice on two cores
+    assert done.seconds < 100  # nearly all of it is importing the libraries, twice on two cores that may have other work
     assert not list(tmp_path.glob("run/model*"))
