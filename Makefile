@@ -33,9 +33,8 @@ test: $(READY)  ## lint, types and all tests
 	$(BIN)/mypy
 	$(ON_CPU) pytest
 
-test-skew:  ## the tests with the oldest and with the newest versions that are supported, in environments of their own
+test-skew:  ## the tests with the oldest versions that are supported, in an environment of its own (make test has the newest)
 	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
-	$(MAKE) test VENV=.venv-newest CONSTRAINTS=constraints-newest.txt
 
 audit: $(READY)  ## known vulnerabilities of the dependencies
 	$(BIN)/python -m pip install --quiet pip-audit
@@ -67,4 +66,4 @@ learning-rates: $(READY)  ## find each tiny recipe's learning rate by the stated
 	$(ON_CPU) python eval/studies/learning_rates.py
 
 clean:  ## remove the environment and all runs
-	rm -rf .venv .venv-oldest .venv-newest runs
+	rm -rf .venv .venv-oldest runs
