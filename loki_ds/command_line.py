@@ -48,9 +48,11 @@ def select(arguments: argparse.Namespace) -> int:
         chosen = select_by_sensitivity(*kept_sensitivity(folder.sensitivity), arguments.quota, arguments.strategy)
     else:
         scores = KeptScores(folder.attribution).scores()
-        by_scores = arguments.strategy != "random"
-        seeded = (*scores.shape[1:], arguments.quota, arguments.seed)
-        chosen = select(scores, arguments.quota, arguments.strategy) if by_scores else select_random(*seeded)
+        if arguments.strategy == "random":
+            _, layers, d_model = scores.shape
+            chosen = select_random(layers, d_model, arguments.quota, arguments.seed)
+        else:
+            chosen = select(scores, arguments.quota, arguments.strategy)
     chosen.save(arguments.out)
     print(f"{arguments.out}: {chosen.count} rows in {len(chosen.rows)} layers, digest {chosen.digest}")
     return 0

@@ -33,25 +33,26 @@ def refusals_shown_once() -> Iterator[None]:
     Rank 0 speaks; another rank speaks only when rank 0 has had the time to and did not, that is, when the refusal is its alone.
     """
     try:
-        yield
-    except (Refusal, OSError, SafetensorError) as error:
-        refusal = error if isinstance(error, Refusal) else _no_room(error)
-        if refusal is None:
-            raise
+        with _full_disks_refused():
+            yield
+    except Refusal as refusal:
         if int(os.environ.get("RANK", "0")) > 0:
             time.sleep(3)  # the launcher ends us in this time if rank 0 refuses too
         print(f"loki-ds: {refusal}", file=sys.stderr, flush=True)
         os._exit(2)  # no exit handlers: a collective in flight must not hold the process
 
 
-def _no_room(error: OSError | SafetensorError) -> Refusal | None:
-    """The sentence for a disk, a quota or a file-size limit that is full; None for any other error."""
-    said = str(error)
-    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    if not full and not any(os.strerror(code) in said for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)):
-        return None
-    place = getattr(error, "filename", None)
-    return Refusal(f"{place or 'the run folder'}: no room to write ({said}); make room, and the same command goes on")
+@contextmanager
+def _full_disks_refused() -> Iterator[None]:
+    """Turn the error of a full disk, quota or file-size limit into a refusal; any other error passes."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if getattr(error, "errno", None) not in full and not any(os.strerror(code) in str(error) for code in full):
+            raise
+        place = getattr(error, "filename", None) or "the run folder"
+        raise Refusal(f"{place}: no room to write ({error}); make room, and the same command goes on") from None
 
 
 def end_process() -> NoReturn:
@@ -143,24 +144,15 @@ def on_first_rank(compute: Callable[[], Result]) -> Result:
     outcome: list[Any] = [None, None]
     if rank() == 0:
         try:
-            outcome[0] = compute()
-        except (Refusal, OSError, SafetensorError) as error:
-            refusal = error if isinstance(error, Refusal) else _no_room(error)
-            if refusal is None:
-                raise
+            with _full_disks_refused():
+                outcome[0] = compute()
+        except Refusal as refusal:
             outcome[1] = str(refusal)
     if world_size() > 1:
         torch.distributed.broadcast_object_list(outcome)
     if outcome[1] is not None:
         raise Refusal(outcome[1])
     return outcome[0]
-
-
-def on_first_rank_only(compute: Callable[[], Result]) -> Result | None:
-    """Run `compute` on rank 0 and keep its result there; its refusal goes to all ranks."""
-    kept: list[Result] = []
-    on_first_rank(lambda: kept.append(compute()))
-    return kept[0] if kept else None
 
 
 def check_same(what: str, digest: str) -> None:

@@ -10,18 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from loki_ds.refusal import did_you_mean
-from loki_ds.selection import BY_SCORES, BY_SENSITIVITY
+from loki_ds.selection import BY_SCORES, BY_SENSITIVITY, Strategy
 
-Strategy = Literal[
-    "layer_balanced",
-    "layer_highest",
-    "layer_smallest",
-    "global_lowest",
-    "global_highest",
-    "layer_sensitivity",
-    "layer_gain",
-    "random",
-]
 Rule = Literal["right", "left", "trapezoid", "gauss_legendre"]
 Target = Literal["probability", "logit"]
 

@@ -115,12 +115,13 @@ MOST_NODES = 10_000  # of a recipe, with every alias written out
 
 def _parsed(text: str) -> Any:
     """YAML's safe subset; a text that grows beyond reason when its aliases are written out is an error."""
-    node = yaml.compose(text, _StrictLoader)
+    loader = _StrictLoader(text)
+    node = loader.get_single_node()
     if node is None:
         return None
     if _size(node, {}) > MOST_NODES:
         raise yaml.YAMLError(f"it holds more than {MOST_NODES} values when its aliases are written out")
-    return yaml.load(text, _StrictLoader)
+    return loader.construct_document(node)
 
 
 def _size(node: yaml.Node, known: dict[int, int]) -> int:

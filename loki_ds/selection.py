@@ -4,6 +4,7 @@ Ties are broken by the smaller mean score, then the smaller row number, so the r
 """
 
 import math
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -11,9 +12,10 @@ from torch import Tensor
 
 from loki_ds.positions import Positions
 
-BY_SCORES = ("layer_balanced", "layer_highest", "layer_smallest", "global_lowest", "global_highest")
-BY_SENSITIVITY = ("layer_sensitivity", "layer_gain")
-STRATEGIES = (*BY_SCORES, *BY_SENSITIVITY, "random")
+ByScores = Literal["layer_balanced", "layer_highest", "layer_smallest", "global_lowest", "global_highest"]
+BySensitivity = Literal["layer_sensitivity", "layer_gain"]
+Strategy = Literal[ByScores, BySensitivity, "random"]
+BY_SCORES, BY_SENSITIVITY, STRATEGIES = (get_args(names) for names in (ByScores, BySensitivity, Strategy))
 
 
 def rows_per_layer(quota: float, d_model: int) -> int:
@@ -36,8 +38,7 @@ def select(scores: Tensor, quota: float, strategy: str = "layer_balanced", exclu
         raise ValueError("scores hold NaN or infinity: nothing can be selected from them")
     values = scores.double().numpy()
     layers, d_model = values.shape[1:]
-    k, taken = rows_per_layer(quota, d_model), _taken(exclude, layers, d_model)
-    _check_room(k, taken)
+    k, taken = _room(quota, layers, d_model, exclude)
     if strategy == "layer_smallest":
         means = np.where(taken, np.inf, np.abs(values).mean(0))
         return Positions([_first(k, means[layer]) for layer in range(layers)])
@@ -64,26 +65,26 @@ def select_by_sensitivity(
     if not (torch.isfinite(protected).all() and torch.isfinite(new_task).all()):
         raise ValueError("sensitivities hold NaN or infinity: nothing can be selected from them")
     layers, d_model = protected.shape
-    k, taken = rows_per_layer(quota, d_model), _taken(exclude, layers, d_model)
-    _check_room(k, taken)
+    k, taken = _room(quota, layers, d_model, exclude)
     cost = protected.double()
     keys = cost if strategy == "layer_sensitivity" else -new_task.double() / cost.clamp_min(torch.finfo(torch.float64).tiny)
     values = np.where(taken, np.inf, keys.numpy())
     return Positions([_first(k, values[layer]) for layer in range(layers)])
 
 
-def _taken(exclude: Positions | None, layers: int, d_model: int) -> np.ndarray:
-    """Which rows `[layers, d_model]` are not free."""
-    taken = np.zeros((layers, d_model), dtype=bool)
+def _room(quota: float, layers: int, d_model: int, exclude: Positions | None) -> tuple[int, np.ndarray]:
+    """How many rows of each layer the quota asks for, and which `[layers, d_model]` another implant holds.
+
+    Raises:
+        ValueError: a layer has too few free rows, or the quota is none.
+    """
+    k, taken = rows_per_layer(quota, d_model), np.zeros((layers, d_model), dtype=bool)
     for layer, rows in enumerate(exclude.rows if exclude else ()):
         taken[layer, rows] = True
-    return taken
-
-
-def _check_room(k: int, taken: np.ndarray) -> None:
     free = (~taken).sum(1)
     if (free < k).any():
         raise ValueError(f"quota asks for {k} rows, layer {int(free.argmin())} has {int(free.min())} that no excluded implant holds")
+    return k, taken
 
 
 def split_half_overlap(scores: Tensor, quota: float, strategy: str) -> float:
@@ -93,8 +94,7 @@ def split_half_overlap(scores: Tensor, quota: float, strategy: str) -> float:
 
 def select_random(layers: int, d_model: int, quota: float, seed: int, exclude: Positions | None = None) -> Positions:
     """The baseline every selection has to beat: k rows of each layer, drawn without replacement from those not in `exclude`."""
-    generator, k, taken = np.random.default_rng(seed), rows_per_layer(quota, d_model), _taken(exclude, layers, d_model)
-    _check_room(k, taken)
+    generator, (k, taken) = np.random.default_rng(seed), _room(quota, layers, d_model, exclude)
     return Positions([sorted(generator.choice(np.flatnonzero(~row), size=k, replace=False).tolist()) for row in taken])
 
 

@@ -174,10 +174,7 @@ def pull_to_start(optimizer: Any, parameters: Iterable[Any], strength: float) ->
     def pull(*_: Any) -> None:
         share = innermost.param_groups[0]["lr"] * strength
         for parameter, start in starts:
-            master = _master(parameter)
-            master.lerp_(start, share)
-            if _is_partitioned(parameter):
-                safe_set_local_fp32_param(parameter, master)
+            _write_back(parameter, _master(parameter).lerp_(start, share))
 
     innermost.register_step_post_hook(pull)
 
@@ -217,8 +214,7 @@ class _KeptShard:
     def put_back(self) -> None:
         master = _master(self.parameter)
         master[self.where] = self.values
-        if _is_partitioned(self.parameter):
-            safe_set_local_fp32_param(self.parameter, master)
+        _write_back(self.parameter, master)
 
 
 class _RowShard:
@@ -245,8 +241,7 @@ class _RowShard:
         master = _master(self.parameter)
         if self.here.numel():
             master[self.here] = whole.reshape(-1).to(master)[self.there]
-        if _is_partitioned(self.parameter):
-            safe_set_local_fp32_param(self.parameter, master)
+        _write_back(self.parameter, master)
 
 
 def _master(parameter: Any) -> torch.Tensor:
@@ -257,6 +252,12 @@ def _master(parameter: Any) -> torch.Tensor:
         mapping = parameter._hp_mapping
         return torch.empty(0) if mapping is None else mapping.hp_fragment.detach().view(-1)
     return parameter.detach().view(-1)
+
+
+def _write_back(parameter: Any, master: torch.Tensor) -> None:
+    """Make a changed `_master` the parameter's; a view is already."""
+    if _is_partitioned(parameter):
+        safe_set_local_fp32_param(parameter, master)
 
 
 def _local(parameter: Any, whole: torch.Tensor, padding: Any) -> torch.Tensor:

@@ -42,6 +42,17 @@ def down_projection(layer: Any) -> Linear:
     return layer.mlp.down_proj
 
 
+@contextmanager
+def down_projection_calls(layer: Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """While open, note what the layer's `W_down` receives and what it writes, call by call."""
+    seen: list[tuple[Tensor, Tensor]] = []
+    handle = down_projection(layer).register_forward_hook(lambda _, received, written: seen.append((received[0], written)))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
 def replace_down_projection(layer: Any, module: Linear) -> None:
     """Put another module in the place of the layer's `W_down`."""
     layer.mlp.down_proj = module

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -62,7 +62,7 @@ class KeptScores:
         """Indices of the prompts whose scores are there."""
         found: set[int] = set()
         for shard in self._shards():
-            found.update(_shard(shard)["prompt"].tolist())
+            found.update(_read(shard, "prompt")["prompt"].tolist())
         return found
 
     def add(self, indices: Sequence[int], swept: Swept) -> None:
@@ -85,7 +85,7 @@ class KeptScores:
         Raises:
             Refusal: nothing is kept there.
         """
-        shards = [_shard(shard) for shard in self._shards()]
+        shards = [_read(shard, "prompt", "scores", "scale") for shard in self._shards()]
         if not shards:
             raise Refusal(f"{self.folder}: no kept scores there; run the main job with --until attribute first")
         place = {prompt: i for i, prompt in enumerate(torch.cat([shard["prompt"] for shard in shards]).tolist())}
@@ -97,7 +97,7 @@ class KeptScores:
         return self._all("residual") / self._all("value").abs().clamp_min(1e-12)[:, None]
 
     def _all(self, name: str) -> Tensor:
-        shards = [_shard(shard) for shard in self._shards()]
+        shards = [_read(shard, "prompt", name) for shard in self._shards()]
         prompt = torch.cat([shard["prompt"] for shard in shards])
         return torch.cat([shard[name] for shard in shards])[prompt.argsort()]
 
@@ -105,9 +105,11 @@ class KeptScores:
         return sorted(self.folder.glob("scores-*.safetensors"))
 
 
-def _shard(path: Path) -> dict[str, Tensor]:
+def _read(path: Path, *names: str) -> dict[str, Tensor]:
+    """The named tensors of a shard, and no more: its scores are large."""
     try:
-        return load_file(path)
+        with safe_open(path, "pt") as tensors:
+            return {name: tensors.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise Refusal(f"{path}: not a whole file of scores ({error}); delete it, and the same command scores those prompts again") from None
 

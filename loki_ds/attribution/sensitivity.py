@@ -6,16 +6,16 @@ second order, what noise on the node's output costs. Small on the protected set:
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
-from typing import Any, NamedTuple
+from contextlib import closing
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 
-from loki_ds.attribution.anatomy import decoder_layers, down_projection, emptied, logits_above, parts_around_layers
+from loki_ds.attribution.anatomy import decoder_layers, down_projection, down_projection_calls, emptied, logits_above, parts_around_layers
 from loki_ds.attribution.batches import IDLE, turns
-from loki_ds.attribution.sweep import HEAD_ROWS
+from loki_ds.attribution.sweep import HEAD_ROWS, padded
 from loki_ds.ranks import sum_over_ranks
 from loki_ds.zero import Gatherer, device_of
 
@@ -44,7 +44,7 @@ def output_gradient_moments(model: Module, texts: Sequence[Text], planned: Seque
 
 def _output_gradients(model: Module, layers: list[Module], gatherer: Gatherer, texts: list[Text]) -> Iterator[tuple[int, Tensor]]:
     """`dF/dz` at every layer's `down_proj` output, `[B, T, d_model]` (0 at padding), from the top layer down."""
-    ids = _padded([text.tokens for text in texts], 0).to(device_of(model))
+    ids = padded([text.tokens for text in texts]).to(device_of(model))
     with torch.no_grad(), gatherer.whole(*parts_around_layers(model)), emptied(layers) as run:
         model.get_decoder()(input_ids=ids, use_cache=False)  # type: ignore[operator]
     inputs = [run.hidden_states[0]]
@@ -55,50 +55,30 @@ def _output_gradients(model: Module, layers: list[Module], gatherer: Gatherer, t
     with closing(gatherer.walk(layers[::-1])) as walk:
         for i, layer in zip(reversed(range(len(layers))), walk, strict=True):
             below = inputs.pop().detach().requires_grad_()
-            with _down_output(layer) as written:
+            with down_projection_calls(layer) as calls:
                 out = layer(below, **run.arguments[i])
-            gradient, at_output = torch.autograd.grad(out, (below, written[0]), gradient)
+            ((_, written),) = calls
+            gradient, at_output = torch.autograd.grad(out, (below, written), gradient)
             yield i, at_output
 
 
 def _gradient_at_top(model: Module, layers: list[Module], gatherer: Gatherer, texts: list[Text], ids: Tensor, hidden: Tensor) -> Tensor:
     """`dF` with respect to the last layer's output `[B, T, d_model]`."""
     head = model.get_output_embeddings()  # type: ignore[operator]
-    counts = _padded([_counted(text) for text in texts], 0).to(ids.device).flatten()
+    counts = padded([_counted(text) for text in texts]).to(ids.device).flatten()
     wanted = ids.roll(-1, 1).flatten() if texts[0].learnt is not None else None
-    gradients = []
+    gradients: list[Tensor] = []
     with gatherer.whole(*parts_around_layers(model), head):
         for rows in torch.arange(len(counts), device=ids.device).split(HEAD_ROWS):
             point = hidden.flatten(0, 1)[rows].detach().requires_grad_()
             logits = logits_above(model, layers, point)
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             token = logits.argmax(-1) if wanted is None else wanted[rows]
-            gradients.append(
-                torch.autograd.grad((torch.log_softmax(logits, -1).gather(1, token[:, None])[:, 0] * counts[rows]).sum(), point)[0]
-            )
+            predicted = torch.log_softmax(logits, -1).gather(1, token[:, None])[:, 0]
+            gradients += torch.autograd.grad((predicted * counts[rows]).sum(), point)
     return torch.cat(gradients).view_as(hidden)
 
 
 def _counted(text: Text) -> list[int]:
     """For each position, whether what is predicted *there* counts."""
     return [1] * len(text.tokens) if text.learnt is None else [*text.learnt[1:], 0]
-
-
-def _padded(rows: Sequence[Sequence[int]], filler: int) -> Tensor:
-    longest = max(map(len, rows))
-    return torch.tensor([[*row, *[filler] * (longest - len(row))] for row in rows])
-
-
-@contextmanager
-def _down_output(layer: Module) -> Iterator[list[Tensor]]:
-    """While open, note what the layer's `down_proj` writes."""
-    written: list[Tensor] = []
-
-    def note(_: Module, __: Any, output: Tensor) -> None:
-        written.append(output)
-
-    handle = down_projection(layer).register_forward_hook(note)
-    try:
-        yield written
-    finally:
-        handle.remove()

@@ -18,12 +18,14 @@ import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 from torch.nn import Module
+from torch.nn.utils.rnn import pad_sequence
 
 from loki_ds.attribution.anatomy import (
     attention_implementation,
     check_attention,
     decoder_layers,
     down_projection,
+    down_projection_calls,
     emptied,
     logits_above,
     parts_around_layers,
@@ -109,11 +111,8 @@ class Sweep:
     def _embed(self, prompts: Sequence[Sequence[int]]) -> "_Batch":
         """Embed the prompts (right-padded) and learn from the model's own forward what each layer is called with."""
         lengths = torch.tensor([len(prompt) for prompt in prompts])
-        ids = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.long)
-        for row, prompt in zip(ids, prompts, strict=True):
-            row[: len(prompt)] = torch.tensor(list(prompt))
         where = device_of(self.model)
-        ids, last = ids.to(where), (lengths - 1).to(where)
+        ids, last = padded(prompts).to(where), (lengths - 1).to(where)
         decoder = self.model.get_decoder()  # type: ignore[operator]
         with self.gatherer.whole(*parts_around_layers(self.model)):
             with emptied(self.layers) as run:
@@ -173,10 +172,11 @@ class Sweep:
         batch = self._embed(prompts)
         with closing(self.gatherer.walk(self.layers)) as layers:
             for i, (layer, call) in enumerate(zip(layers, batch.calls, strict=True)):
-                with down_projection_inputs(layer) as seen:
+                with down_projection_calls(layer) as calls:
                     self._tokens_up(layer, call, batch)
                     batch.true = layer(batch.true, **call.for_rows(batch.true))
                 call.forget()
+                seen = [received for received, _ in calls]
                 observe(i, seen[-1].flatten(0, 1), 1)
                 if batch.rest.shape[1]:
                     positions = torch.arange(call.shared, call.before_last, device=call.last.device)
@@ -230,6 +230,11 @@ class Sweep:
         return torch.stack(scores[::-1], dim=1)
 
 
+def padded(rows: Sequence[Sequence[int]]) -> Tensor:
+    """Rows of different lengths, filled up with 0 on the right: `[B, T]` int64."""
+    return pad_sequence([torch.tensor(list(row)) for row in rows], batch_first=True)
+
+
 @dataclass
 class _Batch:
     """A batch of B prompts between two layers; the longest has T tokens, all begin with the same C, P = T - 1."""
@@ -251,17 +256,6 @@ class _Taken:
 
     unscaled: Tensor
     scaled: Tensor
-
-
-@contextmanager
-def down_projection_inputs(layer: Module) -> Iterator[list[Tensor]]:
-    """While open, note the inputs of the layer's `down_proj`, call by call."""
-    seen: list[Tensor] = []
-    handle = down_projection(layer).register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
-    try:
-        yield seen
-    finally:
-        handle.remove()
 
 
 @contextmanager

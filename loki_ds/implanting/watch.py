@@ -40,8 +40,7 @@ class WatchedTrainer(SFTTrainer):
         finally:
             for handle in handles:
                 handle.remove()
-        first = [next((i for i, flag in enumerate(wrong) if bool(flag)), len(layers))]
-        lowest = min(from_all_ranks(first[0]))
+        lowest = min(from_all_ranks(next((i for i, flag in enumerate(wrong) if bool(flag)), len(layers))))
         return f"first in the output of layer {lowest}" if lowest < len(layers) else "first above the layers (final norm, head or loss)"
 
 

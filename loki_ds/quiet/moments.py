@@ -71,16 +71,16 @@ def collect_moments(
     sizes = sweep.input_sizes()
     tests = None if width is None else [random_directions(i, size, width) for i, size in enumerate(sizes)]
     sums = _Sums(
-        [torch.zeros(size, width or size, dtype=torch.float64) for size in sizes],
-        *(torch.zeros(n, dtype=torch.float64) for n in (len(sizes), 1)),
+        products=[torch.zeros(size, width or size, dtype=torch.float64) for size in sizes],
+        squares=torch.zeros(len(sizes), dtype=torch.float64),
+        tokens=torch.zeros(1, dtype=torch.float64),
     )
     done = _go_on(partial, sums)
 
     def observe(layer: int, inputs: Tensor, times: int) -> None:
         if tests is None:
-            inputs = inputs.to(
-                torch.promote_types(inputs.dtype, torch.float32)
-            )  # bfloat16 products would lose most of the small directions
+            # Products in bfloat16 would lose most of the small directions.
+            inputs = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
             product = inputs.T @ inputs
         else:
             inputs = inputs.double()

@@ -12,7 +12,7 @@ from loki_ds.attribution.batches import batch_size, batches, sweep_batches
 from loki_ds.attribution.kept import KeptScores
 from loki_ds.attribution.self_check import check_family
 from loki_ds.attribution.sweep import Sweep
-from loki_ds.protected import ProtectedPrompt, digest_of_prompts, interleaved, load_protected
+from loki_ds.protected import ProtectedPrompt, digest_of_prompts, interleaved
 from loki_ds.refusal import Refusal
 from loki_ds.report.pictures import heat_map, overlap_curve
 from loki_ds.selection import split_half_overlap
@@ -33,7 +33,7 @@ def attribute(run: Run) -> None:
     if not run.recipe.attributes:
         log.info("attribute: not needed (%s)", run.recipe.selection.strategy if run.recipe.changes_rows else "everything trains")
         return
-    if ranks.on_first_rank(lambda: run.folder.finished("attribute", run.attribution_inputs)):
+    if run.finished("attribute", run.attribution_inputs):
         log.info("attribute: already there, %s", run.folder.attribution)
         return
     with run.cost_of("attribute"):
@@ -42,7 +42,7 @@ def attribute(run: Run) -> None:
 
 def _attribute(run: Run) -> None:
     started = time.monotonic()
-    prompts = load_protected(run.recipe.protected, run.tokenizer)  # type: ignore[arg-type]
+    prompts = run.protected_prompts()
     kept = KeptScores(run.folder.attribution)
     ranks.on_first_rank(lambda: kept.open_for({**run.attribution_inputs, "prompts": digest_of_prompts(prompts)}))
     check_family(run.model)

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 def implant(run: Run, positions: Positions | None) -> None:
     """Train, write the model and what goes with it, and compare the model with the base byte for byte."""
     inputs = run.implant_inputs(positions)
-    if ranks.on_first_rank(lambda: run.folder.finished("implant", inputs)):
+    if run.finished("implant", inputs):
         log.info("implant: already there, %s", run.folder.model)
         return
     section = run.recipe.implant.quiet

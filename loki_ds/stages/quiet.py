@@ -9,7 +9,6 @@ from loki_ds import device, ranks, zero
 from loki_ds.attribution.batches import batch_size, batches
 from loki_ds.attribution.self_check import check_family
 from loki_ds.attribution.sweep import Sweep
-from loki_ds.protected import load_protected
 from loki_ds.quiet.moments import collect_moments, load_moments, save_moments, sketch_width
 from loki_ds.quiet.subspace import SecondMoment, Subspace, protected_subspace
 from loki_ds.recipe import QuietSection
@@ -31,7 +30,7 @@ class Quiet(NamedTuple):
 def quiet(run: Run, section: QuietSection) -> Quiet:
     """Collect the moments, or read those that are there for the same inputs, and take the directions of the recipe's energy."""
     path, inputs = run.folder.quiet / "moments.safetensors", run.quiet_inputs
-    if ranks.on_first_rank(lambda: run.folder.finished("quiet", inputs)):
+    if run.finished("quiet", inputs):
         moments = load_moments(path)
     else:
         with run.cost_of("quiet"):
@@ -46,7 +45,7 @@ def quiet(run: Run, section: QuietSection) -> Quiet:
 
 
 def _collect(run: Run, section: QuietSection) -> list[SecondMoment]:
-    prompts = [prompt.tokens for prompt in load_protected(run.recipe.protected, run.tokenizer)]  # type: ignore[arg-type]
+    prompts = [prompt.tokens for prompt in run.protected_prompts()]
     check_family(run.model)
     sweep = Sweep(run.model, gatherer=zero.Gatherer())
     size = batch_size(run.recipe.attribution, sweep, prompts)

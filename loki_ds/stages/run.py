@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 import yaml
@@ -22,6 +22,7 @@ from loki_ds.export.implant_file import Implant
 from loki_ds.implanting.arguments import deepspeed_config, training_arguments
 from loki_ds.implanting.data import load_training_data
 from loki_ds.positions import Positions
+from loki_ds.protected import ProtectedPrompt, load_protected
 from loki_ds.recipe import Recipe
 from loki_ds.refusal import Refusal
 from loki_ds.run_folder import RunFolder, digest_of, weights_digest, write_json, written_whole
@@ -39,7 +40,8 @@ class Run:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe, self.folder = recipe, RunFolder(recipe.run)
-        self._lock = ranks.on_first_rank_only(self.folder.lock)
+        self._lock: list[IO[str]] = []  # on rank 0; a file cannot be handed to the others
+        ranks.on_first_rank(lambda: self._lock.append(self.folder.lock()))
         self.arguments = training_arguments(recipe, self.folder.checkpoints)
         if recipe.model.trust_remote_code:
             log.warning("model.trust_remote_code is on: code that came with %s runs with your rights", recipe.model.path)
@@ -93,6 +95,14 @@ class Run:
     def costs(self) -> dict[str, Any]:
         """Of the stages done so far."""
         return json.loads(self.folder.costs.read_text()) if self.folder.costs.exists() else {}
+
+    def finished(self, stage: str, inputs: dict[str, Any]) -> bool:
+        """Whether a stage's result is there for these inputs; all ranks ask."""
+        return ranks.on_first_rank(lambda: self.folder.finished(stage, inputs))
+
+    def protected_prompts(self) -> list[ProtectedPrompt]:
+        assert self.recipe.protected is not None  # the recipe sees to it
+        return load_protected(self.recipe.protected, self.tokenizer)
 
     def _check_dtype(self) -> None:
         """Modes that write the gathered weights must train in the checkpoint's own dtype, or every tensor would be rounded."""

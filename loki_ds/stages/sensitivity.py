@@ -12,7 +12,6 @@ from loki_ds.attribution.self_check import check_family
 from loki_ds.attribution.sensitivity import Text, output_gradient_moments
 from loki_ds.attribution.sweep import Sweep
 from loki_ds.implanting.data import tokens_and_loss
-from loki_ds.protected import load_protected
 from loki_ds.run_folder import written_whole
 from loki_ds.stages.run import Run
 
@@ -23,7 +22,7 @@ EXAMPLES = 512  # of the new task, the first ones
 
 def sense(run: Run) -> None:
     """Write `attribution/sensitivity.safetensors`: `protected` and `new_task`, each `[layers, d_model]` float64."""
-    if ranks.on_first_rank(lambda: run.folder.finished("sensitivity", run.sensitivity_inputs)):
+    if run.finished("sensitivity", run.sensitivity_inputs):
         log.info("attribute: already there, %s", run.folder.sensitivity)
         return
     with run.cost_of("attribute"):
@@ -52,7 +51,7 @@ def _keep(run: Run, moments: dict[str, Tensor]) -> None:
 
 
 def _protected(run: Run) -> list[Text]:
-    return [Text(prompt.tokens) for prompt in load_protected(run.recipe.protected, run.tokenizer)]  # type: ignore[arg-type]
+    return [Text(prompt.tokens) for prompt in run.protected_prompts()]
 
 
 def _new_task(run: Run) -> list[Text]:
