@@ -15,7 +15,7 @@ from rich.console import Console
 
 from loki_ds import ranks
 from loki_ds.recipe_file import load_recipe
-from loki_ds.report import comparison
+from loki_ds.report import compare, comparison
 from loki_ds.stages import Run, attribute, check_retention, implant, retain, select
 
 STAGES = ("attribute", "select", "implant", "retain")
@@ -45,7 +45,7 @@ def run_stages(run: Run, until: str) -> None:
         return
     retain(run)
     if ranks.rank() == 0:
-        Console().print(comparison([run.folder.root]))
+        Console().print(comparison(compare([run.folder.root])))
 
 
 def parse_arguments() -> argparse.Namespace:

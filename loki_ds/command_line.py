@@ -117,14 +117,14 @@ def report(arguments: argparse.Namespace) -> int:
 
 def compare(arguments: argparse.Namespace) -> int:
     """Runs side by side, and in words which one forgot least; with --out also as a page with the trade-off picture."""
-    from loki_ds.report import compare, comparison, verdict, write_comparison
+    from loki_ds.report import compare, comparison, write_comparison
 
-    console = Console()
-    console.print(comparison(arguments.runs))
-    for sentence in verdict(arguments.runs):
+    console, found = Console(), compare(arguments.runs)
+    console.print(comparison(found))
+    for sentence in found["sentences"]:
         console.print(sentence)
     if arguments.out is not None:
-        write_comparison(compare(arguments.runs), arguments.out)
+        write_comparison(found, arguments.out)
         print(f"As a page: {arguments.out / 'compare.html'}")
     return 0
 

@@ -13,6 +13,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from rule import choose
+
 ROOT = Path(__file__).parents[2]
 REPORTS = ROOT / "eval" / "reports"
 ENOUGH = 0.9
@@ -34,7 +36,7 @@ def main() -> None:
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     for recipe in arguments.recipes:
         found[recipe] = {"tried": [measure(recipe, rate) for rate in RATES[recipe]]}
-        found[recipe]["chosen"] = choose(found[recipe]["tried"])
+        found[recipe]["chosen"] = choose(found[recipe]["tried"], ENOUGH)["rate"]
         path.write_text(json.dumps(found, indent=1) + "\n")
         if arguments.write:
             write_rate(ROOT / f"recipes/tiny/{recipe}.yaml", found[recipe]["chosen"])
@@ -48,12 +50,6 @@ def measure(recipe: str, rate: str) -> dict[str, Any]:
     subprocess.run([*command, f"training.learning_rate={rate}", f"run={run}"], cwd=ROOT, check=True)
     report = json.loads((ROOT / run / "report/report.json").read_text())
     return {"rate": rate, "skill": report["new_task"][0]["implanted"], "forgetting": report["forgetting"]}
-
-
-def choose(tried: list[dict[str, Any]]) -> str:
-    skilled = [run for run in tried if run["skill"] >= ENOUGH]
-    best = min(skilled, key=lambda run: run["forgetting"]) if skilled else max(tried, key=lambda run: run["skill"])
-    return best["rate"]
 
 
 def write_rate(recipe: Path, rate: str) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from rule import choose
 
 from loki_ds.report.pictures import trade_off
 
@@ -70,7 +71,7 @@ def sweep(
     found: dict[str, list[Cell]] = {key: [] for key in methods}
     _run_all(waiting, found, pool)
     repeated = [
-        _cell(key, method, choose(found[key], study)["value"], seed, study, runs, before)
+        _cell(key, method, chosen_of(found[key], study)["value"], seed, study, runs, before)
         for key, method in methods.items()
         if method.get("repeat", True)
         for seed in others
@@ -95,7 +96,7 @@ def _cell(
         settings["selection.positions"] = str(_positions(runs, method["select"]))
     if "after" in method:
         earlier = next(
-            c for c in before[method["after"]] if c["seed"] == seed and c["value"] == choose(before[method["after"]], study)["value"]
+            c for c in before[method["after"]] if c["seed"] == seed and c["value"] == chosen_of(before[method["after"]], study)["value"]
         )
         settings |= {"model.path": f"{earlier['run']}/model", "selection.exclude": f"[{earlier['run']}/implant.safetensors]"}
 
@@ -117,11 +118,9 @@ def _measured(report: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {"skill": report["new_task"][0]["implanted"], "forgetting": report["forgetting"], "scores": scores, "seconds": seconds}
 
 
-def choose(cells: Iterable[Cell], study: dict[str, Any]) -> Cell:
+def chosen_of(cells: Iterable[Cell], study: dict[str, Any]) -> Cell:
     """The rule, on the first seed's cells."""
-    tried = _first_seed(cells, study)
-    skilled = [cell for cell in tried if cell["skill"] >= study["enough"]]
-    return min(skilled, key=lambda cell: cell["forgetting"]) if skilled else max(tried, key=lambda cell: cell["skill"])
+    return choose(_first_seed(cells, study), study["enough"])
 
 
 def _first_seed(cells: Iterable[Cell], study: dict[str, Any]) -> list[Cell]:
@@ -150,7 +149,7 @@ def as_markdown(study: dict[str, Any], name: str, found: dict[str, list[Cell]]) 
         "| --- | --- | ---: |" + " ---: |" * len(names),
     ]
     for key, cells in found.items():
-        chosen = choose(cells, study)
+        chosen = chosen_of(cells, study)
         same = [cell for cell in cells if cell["value"] == chosen["value"]]
         columns = [_spread([cell["skill"] for cell in same], "{:.3f}"), _spread([cell["forgetting"] for cell in same], "{:.2f}%")]
         columns += [_spread([_forgotten(cell, tasks) for cell in same], "{:.2f}%") for tasks in groups.values()]

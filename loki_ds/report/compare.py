@@ -18,7 +18,7 @@ def compare(runs: Sequence[str | Path]) -> dict[str, Any]:
     """Runs side by side: what each one is, its scores for every task of the first, and the verdict in sentences."""
     reports = [read_report(run) for run in runs]
     return {
-        "sentences": verdict(runs),
+        "sentences": _verdict(reports),
         "runs": [_summary(report) for report in reports],
         **{kind: [_row(task, kind, reports) for task in reports[0][kind]] for kind in ("new_task", "tasks")},
     }
@@ -76,9 +76,8 @@ def _points(runs: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     return points
 
 
-def comparison(runs: Sequence[str | Path]) -> Table:
-    """For the terminal, a column per run beside the base: forgetting, the new task's score, and each ability's."""
-    found = compare(runs)
+def comparison(found: dict[str, Any]) -> Table:
+    """What `compare` found for the terminal, a column per run beside the base: forgetting, the new task's score, and each ability's."""
     table = Table(title="new task learnt, abilities kept")
     table.add_column("")
     table.add_column("base", justify="right")
@@ -98,9 +97,9 @@ def _range(report: dict[str, Any]) -> str:
     return f"{low:.1f} to {high:.1f}"
 
 
-def verdict(runs: Sequence[str | Path]) -> list[str]:
+def _verdict(reports: Sequence[dict[str, Any]]) -> list[str]:
     """The runs in order of forgetting, and whether each selection of rows beat random rows and the baselines. In plain words."""
-    reports = sorted((read_report(run) for run in runs), key=lambda report: report["forgetting"])
+    reports = sorted(reports, key=lambda report: report["forgetting"])
     sentences = ["Least forgetting first: " + ", ".join(f"{_name(report)} {report['forgetting']:.2f}%" for report in reports) + "."]
     for report in reports:
         if report["selection"] not in (None, "random"):

@@ -20,8 +20,8 @@ from loki_ds.run_folder import write_json
 PATIENCE = 3.0  # seconds for the first process to fail as well
 
 
-def evaluate_arm(request: dict[str, Any], result: Path) -> None:
-    """Evaluate one model on everything the request asks for, and write its result.
+def evaluate_arm(request: dict[str, Any]) -> dict[str, Any]:
+    """Evaluate one model on everything the request asks for; what `arm.run_lm_eval` gives, of all documents.
 
     request: `model` (folder), `dtype`, `device`, `backend`, `batch_size`, `include_path`, `trust_remote_code`, `allow_code_execution`,
     `processes`, `devices_per_model`, `seed` (draws the documents of a limit), and `groups`, each with `tasks`, `num_fewshot`, `limit`
@@ -37,8 +37,7 @@ def evaluate_arm(request: dict[str, Any], result: Path) -> None:
             write_json(asked, {**request, "share": [i, count]})
         processes = [_start(request, i, *pair) for i, pair in enumerate(files)]
         _run_together(processes, [_log(found) for _, found in files], request["model"])
-        shares = [json.loads(found.read_text()) for _, found in files]
-    write_json(result, _together(shares))
+        return _together([json.loads(found.read_text()) for _, found in files])
 
 
 def _start(request: dict[str, Any], i: int, asked: Path, found: Path) -> subprocess.Popen:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from loki_ds.report.pictures import training_curves
 from loki_ds.retention.arm import check_tasks, library_versions
 from loki_ds.retention.evaluation import evaluate_arm
 from loki_ds.retention.pairing import main_metric_only, pair
-from loki_ds.run_folder import digest_of, publish, weights_digest, write_json, written_whole
+from loki_ds.run_folder import digest_of, publish, weights_digest, write_json
 from loki_ds.stages.run import Run
 
 log = logging.getLogger(__name__)
@@ -31,17 +30,16 @@ def retain(run: Run) -> None:
         "base": run.base_digest,
         "model": weights_digest(run.folder.model),
         **run.recipe.retention.model_dump(exclude={"processes"}),
-        "abilities": [group.model_dump() for group in run.recipe.retention.ability_groups],
     }
     if run.folder.finished("retain", inputs):
         log.info("retain: already there, %s", run.folder.report)
         return
     started = time.monotonic()
-    base, implanted = _base_results(run), run.folder.retention / "implanted.json"
+    base = _base_results(run)
     log.info("retain: evaluating the implanted model")
-    evaluate_arm(_request(run, run.folder.model), implanted)
-    results = json.loads(implanted.read_text())
-    paired = pair(json.loads(base.read_text()), results)
+    results = evaluate_arm(_request(run, run.folder.model))
+    write_json(run.folder.retention / "implanted.json", results)
+    paired = pair(base, results)
     new = set(run.recipe.retention.new_task.tasks) if run.recipe.retention.new_task else set()
     report = build_report(
         run.recipe.run,
@@ -75,7 +73,7 @@ def check_retention(run: Run) -> None:
     ranks.on_first_rank(lambda: check_tasks(_request(run, run.base)))
 
 
-def _base_results(run: Run) -> Path:
+def _base_results(run: Run) -> dict[str, Any]:
     """The base's samples, evaluated once for all runs beside this one that ask the same of the same weights."""
     request = _request(run, run.base)
     include = run.recipe.retention.include_path
@@ -88,16 +86,16 @@ def _base_results(run: Run) -> Path:
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     shared, own = run.folder.root.parent / ".base-results" / f"{name}.json", run.folder.retention / "base.json"
     if shared.exists():
-        if json.loads(shared.read_text()).get("key") != key:
+        found = json.loads(shared.read_text())
+        if found.get("key") != key:
             raise Refusal(f"{shared}: these base results are not those of this base, these tasks and these libraries; delete the file")
-        with written_whole(own) as aside:
-            shutil.copyfile(shared, aside)
-        return own
+        write_json(own, found)
+        return found
     log.info("retain: evaluating the base")
-    evaluate_arm(request, own)
-    write_json(own, {**json.loads(own.read_text()), "key": key})
+    found = {**evaluate_arm(request), "key": key}
+    write_json(own, found)
     publish(own, shared)
-    return own
+    return found
 
 
 def _request(run: Run, model: Path) -> dict[str, Any]:

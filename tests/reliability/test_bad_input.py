@@ -37,25 +37,30 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 )
 
 
+def as_bytes(content: str | bytes | list) -> bytes:
+    """Text in UTF-8, rows as JSON Lines, bytes as they are."""
+    if isinstance(content, list):
+        content = "".join(json.dumps(row) + "\n" for row in content)
+    return content.encode() if isinstance(content, str) else content
+
+
 def recipe(tmp: Path, text: str | bytes) -> None:
-    (tmp / "r.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    (tmp / "r.yaml").write_bytes(as_bytes(text))
     load_recipe(tmp / "r.yaml")
 
 
 def positions(tmp: Path, text: str | bytes) -> None:
-    (tmp / "p.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    (tmp / "p.json").write_bytes(as_bytes(text))
     Positions.load(tmp / "p.json").check_fits(SHAPES, str(tmp / "p.json"))
 
 
 def data(tmp: Path, content: list | bytes, name: str = "d.jsonl", assistant_only: bool = True) -> None:
-    whole = content if isinstance(content, bytes) else "".join(json.dumps(row) + "\n" for row in content).encode()
-    (tmp / name).write_bytes(whole)
+    (tmp / name).write_bytes(as_bytes(content))
     load_training_data([SourceSection(path=str(tmp / name))], assistant_only)
 
 
 def protected(tmp: Path, content: list | bytes, **section: Any) -> None:
-    whole = content if isinstance(content, bytes) else "".join(json.dumps(row) + "\n" for row in content).encode()
-    (tmp / "p.jsonl").write_bytes(whole)
+    (tmp / "p.jsonl").write_bytes(as_bytes(content))
     load_protected(ProtectedSection(prompts=str(tmp / "p.jsonl"), **section), AutoTokenizer.from_pretrained(MODEL))
 
 

@@ -13,7 +13,6 @@ from loki_ds.report import (
     comparison,
     draw_trade_off,
     read_report,
-    verdict,
     write_comparison,
     write_model_card,
     write_report,
@@ -112,10 +111,11 @@ def test_comparison_says_whether_random_rows_and_baselines_were_beaten(tmp_path:
     for name, selection, lost in (("loki", "layer_balanced", ours), ("random", "random", 40), ("full", None, 80)):
         write_report(report(f"runs/{name}", selection, lost, n=100), tmp_path / name / "report")
     runs = [tmp_path / name for name in ("loki", "random", "full")]
-    table = comparison(runs)
+    found = compare(runs)
+    table = comparison(found)
     assert [column.header for column in table.columns] == ["", "base", "loki", "random", "full"]
     assert table.row_count == 3  # forgetting, the new task, one ability
-    sentences = verdict(runs)
+    sentences = found["sentences"]
     assert "full 80.00%" in sentences[0]
     assert len(sentences) == 3
     assert any(says in sentence and "random" in sentence for sentence in sentences)
