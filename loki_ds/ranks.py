@@ -1,15 +1,12 @@
-"""Ranks: joining the launcher's processes, doing something on the first one for all, and ending together.
+"""Ranks: joining the others, doing something on the first one for all, and ending together.
 
-Knows the launcher's environment and torch.distributed. Knows nothing of models or of how they are partitioned.
+Knows torch.distributed. Knows nothing of models or of how they are partitioned.
 """
 
 import atexit
 import errno
 import os
-import signal
-import socket
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,10 +14,10 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import deepspeed
-import psutil
 import torch
 from safetensors import SafetensorError
 
+from loki_ds.launcher import end_with_the_launcher, take_place
 from loki_ds.refusal import Refusal
 
 Result = TypeVar("Result")
@@ -69,10 +66,10 @@ def end_process() -> NoReturn:
 @contextmanager
 def process_group() -> Iterator[None]:
     """Join the launcher's ranks, or be the only one, and leave in any case."""
-    _stand_alone_without_launcher()
+    take_place()
     deepspeed.init_distributed()
     _unname_shared_buffer()
-    _end_with_the_launcher()
+    end_with_the_launcher()
     try:
         yield
     finally:
@@ -85,50 +82,6 @@ def _unname_shared_buffer() -> None:
     barrier()
     name = f"deepspeed_allreduce_buffer_{os.getuid()}_{os.environ['MASTER_ADDR']}_{os.environ['MASTER_PORT']}_{rank()}"
     Path("/dev/shm", name).unlink(missing_ok=True)
-
-
-def _end_with_the_launcher() -> None:
-    """End this rank when the launcher that started it, or the command above that, is gone.
-
-    DeepSpeed's command does not hand on the signal that ends it, and its ranks would go on, holding their devices.
-    """
-    launcher = psutil.Process().parent()
-    command = launcher.parent() if launcher is not None else None
-    if launcher is None or command is None or "deepspeed.launcher.launch" not in launcher.cmdline():
-        return
-
-    _end_when(lambda: not launcher.is_running() or launcher.ppid() != command.pid, "the launcher is gone, this rank ends")
-
-
-def end_with_parent() -> None:
-    """End this process when the one that started it is gone."""
-    parent = os.getppid()
-    _end_when(lambda: os.getppid() != parent, "the process that asked for this is gone")
-
-
-def _end_when(gone: Callable[[], bool], says: str) -> None:
-    def watch() -> None:
-        while not gone():
-            time.sleep(0.5)
-        print(f"loki-ds: {says}", file=sys.stderr, flush=True)
-        os._exit(128 + signal.SIGTERM)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _stand_alone_without_launcher() -> None:
-    if "RANK" in os.environ:
-        return
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-
-
-def environment_of_one_process() -> dict[str, str]:
-    """The environment without what the launcher put there, for a child that is no rank."""
-    launcher = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT", "CROSS_RANK", "CROSS_SIZE"}
-    return {name: value for name, value in os.environ.items() if name not in launcher and not name.startswith("ACCELERATE_")}
 
 
 def rank() -> int:

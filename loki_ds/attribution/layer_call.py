@@ -15,7 +15,8 @@ from torch import Tensor
 
 from loki_ds.refusal import Refusal
 
-KNOWN_ARGUMENTS = {"attention_mask", "position_ids", "position_embeddings", "past_key_values", "use_cache", "cache_position"}
+CACHE = ("cache", "past_key_values")  # what transformers calls it from 5.24 on, and before
+KNOWN_ARGUMENTS = {"attention_mask", "position_ids", "position_embeddings", "use_cache", "cache_position", *CACHE}
 WORTH_SHARING = 32  # tokens
 
 
@@ -56,6 +57,7 @@ class LayerCall:
             if name not in KNOWN_ARGUMENTS and value is not None and not isinstance(value, bool | str | int | float):
                 raise Refusal(f"decoder layers of this model take {name!r}, which attribution does not know how to pass on")
         self.arguments, self.last, self.shared = arguments, last, shared
+        self.cache = next(name for name in CACHE if name in arguments)
         self.before_last = mask.shape[-1] - 1  # P
         self.allowed = mask if mask.dtype == torch.bool else mask == 0
         self.keys_values = KeysValues()
@@ -112,7 +114,7 @@ class LayerCall:
 
     def _call(self, **changed: Any) -> dict[str, Any]:
         arguments = {name: value for name, value in self.arguments.items() if name != "cache_position"}
-        return {**arguments, **changed, "past_key_values": self.keys_values, "use_cache": True}
+        return {**arguments, **changed, self.cache: self.keys_values, "use_cache": True}
 
 
 def shared_length(prompts: Sequence[Sequence[int]]) -> int:

@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from loki_ds.ranks import environment_of_one_process
+from loki_ds.launcher import environment_of_one_process
 from loki_ds.refusal import Refusal
 from loki_ds.run_folder import written_whole
 

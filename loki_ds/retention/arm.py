@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from loki_ds.ranks import end_with_parent
+from loki_ds.launcher import end_with_parent
 from loki_ds.refusal import Refusal, did_you_mean
 from loki_ds.run_folder import write_json
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from loki_ds.ranks import environment_of_one_process
+from loki_ds.launcher import environment_of_one_process
 from loki_ds.refusal import Refusal
 from loki_ds.run_folder import write_json
 

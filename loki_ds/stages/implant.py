@@ -138,4 +138,10 @@ def _verify(run: Run, positions: Positions | None, certificate: dict[str, Any] |
     if not found.identical_outside_rows:
         (run.folder.model / "NOT_VERIFIED").write_text("Tensors outside the selected rows differ from the base; see verify.json.\n")
         raise Refusal(f"{run.folder.model}: {found.changed_outside[0]} differs from the base outside the selected rows; not verified")
+    if run.recipe.trains and not found.rows_changed:
+        (run.folder.model / "NOT_VERIFIED").write_text("Training changed no row: this is the base.\n")
+        raise Refusal(
+            f"{run.folder.model}: training changed none of the {positions.count} selected rows; training_log.json shows whether every step "
+            "overflowed (float16) or the learning rate was 0"
+        )
     log.info("verify: %d bytes compared, identical outside %d changed rows", found.bytes, found.rows_changed)

@@ -33,13 +33,15 @@ def launch(
     deadline: float = 240,
     environment: dict[str, str] | None = None,
     file_size_kib: int | None = None,
+    flags: list[str] | None = None,
 ) -> Launched:
     """`deepspeed launch/implant.py` on CPU ranks, from the project's root, to its end.
 
-    file_size_kib: no process may write a file larger than that.
+    file_size_kib: no process may write a file larger than that; flags: the launcher's, instead of the number of ranks.
     """
     started = time.monotonic()
-    job = start("launch/implant.py", "--recipe", str(recipe), *arguments, ranks=ranks, environment=environment, file_size_kib=file_size_kib)
+    script = ["launch/implant.py", "--recipe", str(recipe), *arguments]
+    job = start(*script, ranks=ranks, environment=environment, file_size_kib=file_size_kib, flags=flags)
     try:
         output, _ = job.communicate(timeout=deadline)
     finally:
@@ -66,7 +68,13 @@ def launch_all(folder: Path, cases: dict[str, list[str]], recipes: dict[str, Pat
     assert job.returncode == 0, output
 
 
-def start(*script: str, ranks: int = 2, environment: dict[str, str] | None = None, file_size_kib: int | None = None) -> subprocess.Popen:
+def start(
+    *script: str,
+    ranks: int = 2,
+    environment: dict[str, str] | None = None,
+    file_size_kib: int | None = None,
+    flags: list[str] | None = None,
+) -> subprocess.Popen:
     """A script through the launcher, with a port and a process group of its own."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -79,7 +87,7 @@ def start(*script: str, ranks: int = 2, environment: dict[str, str] | None = Non
         "HF_HUB_OFFLINE": "1",
         **(environment or {}),
     }
-    launcher = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", str(ranks), "--master_port", str(port)]
+    launcher = [str(Path(sys.executable).parent / "deepspeed"), *(flags or ["--num_gpus", str(ranks)]), "--master_port", str(port)]
     limited = [] if file_size_kib is None else ["bash", "-c", f'ulimit -f {file_size_kib} && exec "$@"', "bash"]
     return subprocess.Popen(
         [*limited, *launcher, *script],

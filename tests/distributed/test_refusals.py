@@ -29,3 +29,24 @@ def test_refused_once_on_two_ranks(case: str, tmp_path: Path) -> None:
     assert "Traceback" not in done.output
     assert done.seconds < 100  # nearly all of it is importing the libraries, twice on two cores that may have other work
     assert not list(tmp_path.glob("run/model*"))
+
+
+LAUNCHER = {
+    "no GPUs": (["--num_gpus", "0"], "--num_gpus is 0, allowed is 1 or more"),
+    "a hostfile that is not there": (
+        ["--num_gpus", "2", "--hostfile", "{folder}/hosts"],
+        "no such file; DeepSpeed would go on with this node alone",
+    ),
+    "a hostfile with a typo": (["--hostfile", "{folder}/typo"], "Hostfile contains a bad entry: node-1 slot=8"),
+}
+
+
+@pytest.mark.parametrize("case", LAUNCHER)
+def test_a_mistake_in_the_launcher_command_ends_it(case: str, tmp_path: Path) -> None:
+    (tmp_path / "typo").write_text("node-1 slot=8\n")
+    flags, says = LAUNCHER[case]
+    done = launch(f"run={tmp_path / 'run'}", flags=[flag.format(folder=tmp_path) for flag in flags], deadline=120)
+    assert done.status != 0
+    assert says in done.output
+    assert done.output.count(says) == 1
+    assert not (tmp_path / "run").exists()

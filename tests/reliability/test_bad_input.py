@@ -19,6 +19,7 @@ from loki_ds.export.checkpoint import apply_to_checkpoint, revert_in_checkpoint
 from loki_ds.export.implant_file import Implant, LayerRows
 from loki_ds.implanting.data import load_training_data
 from loki_ds.implanting.training import check_something_is_learnt
+from loki_ds.launcher import PLACE, take_place
 from loki_ds.positions import Positions
 from loki_ds.protected import load_protected
 from loki_ds.recipe import ProtectedSection, SourceSection
@@ -125,6 +126,16 @@ def selected(_: Path, values: torch.Tensor, quota: float = 50) -> None:
         raise Refusal(str(error)) from None
 
 
+def launched(_: Path, environment: dict[str, str]) -> None:
+    """A rank that takes its place with this environment and no other launcher's."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in PLACE:
+            patch.delenv(name, raising=False)
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        take_place()
+
+
 def folder_in_the_way(tmp: Path) -> None:
     (tmp / "run").write_text("a file")
     RunFolder(tmp / "run").lock()
@@ -135,6 +146,7 @@ def locked_twice(tmp: Path) -> None:
         RunFolder(tmp).lock()
 
 
+RANK_0 = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
 CASES: dict[str, tuple[Callable[..., None], tuple, str]] = {
     "recipe: empty": (recipe, ("",), "a recipe is a mapping of sections"),
     "recipe: a list": (recipe, ("- a",), "a recipe is a mapping of sections"),
@@ -226,6 +238,11 @@ CASES: dict[str, tuple[Callable[..., None], tuple, str]] = {
     "attribution: a broken manifest": (scores, ("{",), "not the manifest of an attribution"),
     "attribution: a shard cut off": (scores, (None, b"\x00" * 4), "not a whole file of scores"),
     "attribution: nothing kept": (scores, (None,), "no kept scores there"),
+    "launcher: world size 0": (launched, (RANK_0 | {"WORLD_SIZE": "0"},), "WORLD_SIZE in the launcher's environment is 0, allowed is 1"),
+    "launcher: world size in words": (launched, (RANK_0 | {"WORLD_SIZE": "two"},), "WORLD_SIZE in the launcher's environment is 'two'"),
+    "launcher: a rank beyond the world": (launched, (RANK_0 | {"RANK": "2"},), "RANK in the launcher's environment is 2, allowed with WORLD_SIZE 2 is 0 to 1"),
+    "launcher: half an environment": (launched, ({"RANK": "0", "WORLD_SIZE": "2"},), "has RANK but not LOCAL_RANK, MASTER_ADDR, MASTER_PORT"),
+    "launcher: srun without torchrun": (launched, ({"SLURM_STEP_NUM_TASKS": "16"},), "srun started 16 processes that would not know one another"),
 }  # fmt: skip
 
 

@@ -1,0 +1,30 @@
+"""What test_faults.py starts: the main job in float16. DeepSpeed refuses it on CPUs, where it is only slow; that one answer is changed.
+
+deepspeed --num_gpus 2 tests/reliability/in_half_precision.py KEY=VALUE...
+"""
+
+import sys
+from pathlib import Path
+
+import deepspeed
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "launch"))
+
+from implant import log_on_first_rank, run_stages
+
+from loki_ds import ranks
+from loki_ds.recipe_file import load_recipe
+from loki_ds.stages import Run
+
+
+def main() -> None:
+    deepspeed.get_accelerator().is_fp16_supported = lambda: True
+    settings = [argument for argument in sys.argv[1:] if not argument.startswith("--")]
+    with ranks.refusals_shown_once(), ranks.process_group():
+        log_on_first_rank()
+        run_stages(Run(load_recipe("recipes/tiny/random.yaml", settings)), "implant")
+    ranks.end_process()
+
+
+if __name__ == "__main__":
+    main()
