@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 from loki_ds.refusal import Refusal
 from loki_ds.selection import STRATEGIES
@@ -24,14 +25,15 @@ def main() -> None:
 
 
 def plan(arguments: argparse.Namespace) -> int:
-    """What a recipe would train, without loading weights, and one training example."""
-    from loki_ds.plan import plan_recipe, plan_sample
+    """What a recipe would train and need: memory, traffic, time on so many GPUs; and one training example. Loads no weights."""
+    from loki_ds.planning import gpu, plan
     from loki_ds.recipe_file import load_recipe
 
+    if arguments.ranks < 1:
+        raise Refusal(f"--ranks is {arguments.ranks}, allowed is 1 or more")
     recipe = load_recipe(arguments.recipe, arguments.overrides)
-    Console().print(plan_recipe(recipe))
-    if recipe.trains:
-        Console().print(plan_sample(recipe), soft_wrap=True)
+    for piece in plan(recipe, gpu(arguments.gpu, arguments.memory, arguments.tflops), arguments.ranks):
+        Console().print(piece, soft_wrap=isinstance(piece, Text))
     return 0
 
 
@@ -142,6 +144,10 @@ def _parser() -> argparse.ArgumentParser:
     planned = add(plan)
     planned.add_argument("recipe", type=Path)
     planned.add_argument("overrides", nargs="*", metavar="key=value")
+    planned.add_argument("--ranks", type=int, default=8, help="GPUs, of all nodes together (default 8)")
+    planned.add_argument("--gpu", help="h100, a100-80, ...; when not given, this machine's, or an h100")
+    planned.add_argument("--memory", type=float, help="GiB of a GPU, instead of the named one's")
+    planned.add_argument("--tflops", type=float, help="TFLOP/s as measured in training, instead of a share of the named one's")
     selected = add(select)
     selected.add_argument("run", type=Path)
     selected.add_argument("--quota", type=float, required=True, help="percent of each layer's rows")

@@ -2,7 +2,6 @@
 
 import ctypes
 import gc
-import os
 import resource
 import threading
 from collections.abc import Callable
@@ -11,6 +10,8 @@ from typing import Any
 import deepspeed
 import psutil
 import torch
+
+from loki_ds.launcher import local_size
 
 LIBC = ctypes.CDLL(None)
 
@@ -30,7 +31,7 @@ def free_memory() -> None:
 
 def local_devices() -> int:
     """Devices of this node: its accelerators, or on processors the ranks that the launcher started here."""
-    return int(os.environ.get("LOCAL_SIZE", "1")) if on_cpu() else deepspeed.get_accelerator().device_count()
+    return local_size() if on_cpu() else deepspeed.get_accelerator().device_count()
 
 
 def available_memory() -> int:
@@ -41,7 +42,7 @@ def available_memory() -> int:
 
 def available_host_memory() -> int:
     """Bytes of host memory this rank may still take: its share of what is free."""
-    return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))
+    return psutil.virtual_memory().available // local_size()
 
 
 def peak_memory(compute: Callable[[], Any]) -> int:

@@ -36,12 +36,24 @@ def take_place() -> None:
         _check_command(command.cmdline())
 
 
+def local_rank() -> int:
+    """This rank's number on its node."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def local_size() -> int:
+    """How many ranks the launcher started on this node (DeepSpeed and torchrun name it differently)."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))
+
+
 def end_with_the_launcher() -> None:
     """End this rank when the launcher that started it, or the command above that, is gone.
 
     DeepSpeed's command does not hand on the signal that ends it, and its ranks would go on, holding their devices.
     """
     launcher, command = psutil.Process().parent(), _deepspeed_command()
+    if launcher is not None and any(name in " ".join(launcher.cmdline()) for name in ("torchrun", "torch.distributed.run")):
+        end_with_parent()
     if launcher is not None and command is not None:
         _end_when(lambda: not launcher.is_running() or launcher.ppid() != command.pid, "the launcher is gone, this rank ends")
 

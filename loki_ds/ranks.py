@@ -17,7 +17,7 @@ import deepspeed
 import torch
 from safetensors import SafetensorError
 
-from loki_ds.launcher import end_with_the_launcher, take_place
+from loki_ds.launcher import end_with_the_launcher, local_rank, take_place
 from loki_ds.refusal import Refusal
 
 Result = TypeVar("Result")
@@ -108,6 +108,22 @@ def on_first_rank(compute: Callable[[], Result]) -> Result:
     return outcome[0]
 
 
+def on_each_node(compute: Callable[[], Result]) -> Result:
+    """Run `compute` on the first rank of every node and give its result to that node's ranks; a refusal of any goes to all ranks."""
+    outcome: tuple[Any, str | None] = (None, None)
+    if local_rank() == 0:
+        try:
+            with _full_disks_refused():
+                outcome = (compute(), None)
+        except Refusal as refusal:
+            outcome = (None, str(refusal))
+    outcomes = from_all_ranks(outcome)
+    for _, refused in outcomes:
+        if refused is not None:
+            raise Refusal(refused)
+    return outcomes[rank() - local_rank()][0]
+
+
 def check_same(what: str, digest: str) -> None:
     """Raise on every rank unless all of them hold the same `digest`."""
     digests = from_all_ranks(digest)
@@ -136,3 +152,12 @@ def from_all_ranks(value: Result) -> list[Result]:
     if world_size() > 1:
         torch.distributed.all_gather_object(values, value)
     return values
+
+
+def at_first_rank(value: Result) -> list[Result]:
+    """Every rank's value, in the order of ranks, on rank 0; nothing on the others."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] | None = [None] * world_size() if rank() == 0 else None
+    torch.distributed.gather_object(value, values)
+    return values or []

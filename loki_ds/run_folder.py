@@ -67,7 +67,13 @@ class RunFolder:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
+        os.fsync(file.fileno())  # for other nodes to see
         return file
+
+    def holder(self) -> str:
+        """Who has the folder, as it looks from here; empty where nobody does, as on a node that does not share it."""
+        file = self.root / ".lock"
+        return file.read_text(encoding="utf-8") if file.exists() else ""
 
     def finished(self, stage: str, inputs: dict[str, Any]) -> bool:
         """Whether this stage's result is there, made from these inputs.

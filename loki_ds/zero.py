@@ -19,7 +19,7 @@ from torch.nn import Module
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.integrations import deepspeed as hf_deepspeed
 
-from loki_ds.ranks import rank, world_size
+from loki_ds.ranks import on_first_rank, rank, world_size
 
 # --- the sharded model ---------------------------------------------------------------------------------------------------------
 
@@ -139,6 +139,14 @@ def unsharded() -> Iterator[None]:
     finally:
         if configuration is not None:
             hf_deepspeed.set_hf_deepspeed_config(configuration)
+
+
+def name_newest_everywhere(checkpoint: Path) -> None:
+    """Let every node know a checkpoint's newest part: DeepSpeed notes it (`latest`) on rank 0's disk only. All ranks call it."""
+    file = checkpoint / "latest"
+    newest = on_first_rank(lambda: file.read_text() if file.exists() else None)
+    if newest is not None and checkpoint.is_dir() and not file.exists():
+        file.write_text(newest)
 
 
 # --- the optimizer's shards ----------------------------------------------------------------------------------------------------

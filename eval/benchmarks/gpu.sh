@@ -4,5 +4,5 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python eval/benchmarks/attribution.py --pass --shape llama-3.1-8b --dtype bfloat16
-python eval/benchmarks/training_step.py --shape llama-3.1-8b --dtype bfloat16 --batch 1 --tokens 4096 --rounds 8 \
+python eval/benchmarks/training_step.py --shape llama-3.1-8b --dtype bfloat16 --batch 1 --tokens 4096 --rounds 8 --checkpointing \
     --methods "LoRA r16, all linears" "authors' LoKI Linear" rows "lora (LoKI*)"

@@ -65,6 +65,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--checkpointing", action="store_true", help="compute activations twice, as recipes for large models do")
     parser.add_argument("--peak-only", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     device = "cpu" if on_cpu() else "cuda"
@@ -95,6 +96,7 @@ def peak_in_own_process(arguments: argparse.Namespace, name: str) -> int:
     """Peak bytes of one method's first step above the model: a process of its own, or freed memory of other methods would hide it."""
     command = [sys.executable, __file__, "--peak-only", "--methods", name]
     command += [part for key in ("shape", "dtype", "quota", "batch", "tokens") for part in (f"--{key}", str(getattr(arguments, key)))]
+    command += ["--checkpointing"] if arguments.checkpointing else []
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
@@ -126,7 +128,7 @@ def make_step(arguments: argparse.Namespace, name: str, device: str) -> tuple[Ca
         base = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPES[arguments.shape]), dtype=dtype)
     model, guard = prepare(base, name, arguments.quota)
     model.train()
-    if not on_cpu():
+    if arguments.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         base.enable_input_require_grads()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -189,7 +191,7 @@ class AuthorsLinear(nn.Module):
 def write(arguments: argparse.Namespace, measured: dict[str, dict[str, Any]]) -> None:
     device = f"{platform.machine()}, {torch.get_num_threads()} threads" if on_cpu() else torch.cuda.get_device_name()
     where = {"device": device, **{name: version(name) for name in ("torch", "transformers", "peft")}}
-    name = "training_step" if on_cpu() else "training_step_gpu"
+    name = "training_step" + ("_checkpointing" if arguments.checkpointing else "") + ("" if on_cpu() else "_gpu")
     REPORTS.mkdir(exist_ok=True)
     (REPORTS / f"{name}.json").write_text(json.dumps({"settings": vars(arguments), "where": where, "methods": measured}, indent=1) + "\n")
     (REPORTS / f"{name}.md").write_text(as_markdown(arguments, where, measured))
@@ -198,11 +200,12 @@ def write(arguments: argparse.Namespace, measured: dict[str, dict[str, Any]]) ->
 
 def as_markdown(arguments: argparse.Namespace, where: dict[str, str], measured: dict[str, dict[str, Any]]) -> str:
     tokens = arguments.batch * arguments.tokens
+    how = "AdamW, activation checkpointing" if arguments.checkpointing else "AdamW"
     lines = [
         "# One training step",
         "",
         f"`python eval/benchmarks/training_step.py`: {arguments.shape}, {arguments.dtype}, quota {arguments.quota:g}, {arguments.batch} x "
-        f"{arguments.tokens} tokens, AdamW, median of {arguments.rounds} rounds in which the methods take turns; "
+        f"{arguments.tokens} tokens, {how}, median of {arguments.rounds} rounds in which the methods take turns; "
         + ", ".join(f"{key} {value}" for key, value in where.items())
         + ". Bytes reduced are those of the trainable gradients, which data parallelism sums each step.",
         "",

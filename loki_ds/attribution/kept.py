@@ -61,7 +61,7 @@ class KeptScores:
     def done(self) -> set[int]:
         """Indices of the prompts whose scores are there."""
         found: set[int] = set()
-        for shard in self._shards():
+        for shard in self.shards():
             found.update(_read(shard, "prompt")["prompt"].tolist())
         return found
 
@@ -79,13 +79,18 @@ class KeptScores:
         with written_whole(self.folder / f"scores-{min(indices):06d}.safetensors") as aside:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside)
 
+    def take(self, name: str, shard: bytes) -> None:
+        """Keep a shard that another node wrote."""
+        with written_whole(self.folder / name) as aside:
+            aside.write_bytes(shard)
+
     def scores(self, prompts: Sequence[int] | None = None) -> Tensor:
         """Scores `[prompts, layers, d_model]`, float32, of the given prompts in that order, or of all in the protected set's order.
 
         Raises:
             Refusal: nothing is kept there.
         """
-        shards = [_read(shard, "prompt", "scores", "scale") for shard in self._shards()]
+        shards = [_read(shard, "prompt", "scores", "scale") for shard in self.shards()]
         if not shards:
             raise Refusal(f"{self.folder}: no kept scores there; run the main job with --until attribute first")
         place = {prompt: i for i, prompt in enumerate(torch.cat([shard["prompt"] for shard in shards]).tolist())}
@@ -97,11 +102,12 @@ class KeptScores:
         return self._all("residual") / self._all("value").abs().clamp_min(1e-12)[:, None]
 
     def _all(self, name: str) -> Tensor:
-        shards = [_read(shard, "prompt", name) for shard in self._shards()]
+        shards = [_read(shard, "prompt", name) for shard in self.shards()]
         prompt = torch.cat([shard["prompt"] for shard in shards])
         return torch.cat([shard[name] for shard in shards])[prompt.argsort()]
 
-    def _shards(self) -> list[Path]:
+    def shards(self) -> list[Path]:
+        """The files that scores are kept in."""
         return sorted(self.folder.glob("scores-*.safetensors"))
 
 

@@ -26,6 +26,8 @@ class RowLinear(Linear):
     child, because ZeRO-3 gathers a module's own parameters for its forward and backward.
     """
 
+    rows: Tensor
+
     def __init__(
         self, base: Linear, rows: list[int], dtype: torch.dtype, device: torch.device, low_rank: LowRankSection | None, seed: int
     ) -> None:
@@ -64,7 +66,7 @@ class RowLinear(Linear):
         return project_out(self.delta_b, self._quiet[0]) if self._quiet else self.delta_b
 
     def forward(self, x: Tensor) -> Tensor:
-        return _RowsInside.apply(x, self.weight, self.whole_delta(), self.rows)
+        return rows_product(x, self.weight, self.whole_delta(), self.rows)
 
 
 def train_row_deltas(
@@ -98,20 +100,39 @@ def with_rows(weight: Tensor, rows: Tensor, delta: Tensor) -> Tensor:
     return weight.index_copy(0, rows, (weight[rows].to(wide) + delta.to(wide)).to(weight.dtype))
 
 
-class _RowsInside(torch.autograd.Function):
-    """`x (W + D on rows)^T`, with no gradient for `W` and the row-bearing weight made anew for the way back, never kept."""
+def rows_product(x: Tensor, weight: Tensor, delta: Tensor, rows: Tensor) -> Tensor:
+    """`x (W + D on rows)^T`: one product forward and one back, no gradient for `W`, and the row-bearing weight never kept.
+
+    What the delta's gradient needs is noted before the product is made. So activation checkpointing, which computes a layer again only up
+    to the last thing that was kept, leaves this product out of it (a tenth of a layer's second forward pass).
+    """
+    return _RowsInside.apply(x, weight, delta, rows, _AtRows.apply(x, delta))
+
+
+class _AtRows(torch.autograd.Function):
+    """Stands for `x D^T [..., k]`, whose value nobody reads: it takes the gradient at the rows and gives the delta's."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, delta: Tensor, rows: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight, delta, rows)
+    def forward(ctx: Any, x: Tensor, delta: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.dtype = delta.dtype
+        return x.new_zeros(()).expand(*x.shape[:-1], len(delta))  # no memory
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
+        (x,) = ctx.saved_tensors
+        at_rows = gradients[0].flatten(0, -2)
+        return None, (at_rows.T @ x.flatten(0, -2).to(at_rows.dtype)).to(ctx.dtype)
+
+
+class _RowsInside(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, delta: Tensor, rows: Tensor, _: Tensor) -> Tensor:
+        ctx.weight, ctx.delta, ctx.rows = weight, delta.detach(), rows  # not among the saved tensors: checkpointing counts those
         return nn.functional.linear(x, with_rows(weight, rows, delta))
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, Tensor, None]:
-        x, weight, delta, rows = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None, None, Tensor]:
         (gradient,) = gradients
-        below = None
-        if ctx.needs_input_grad[0]:
-            below = (gradient @ with_rows(weight, rows, delta).to(gradient.dtype)).to(x.dtype)
-        at_rows = gradient.index_select(-1, rows).flatten(0, -2)
-        return below, None, (at_rows.T @ x.flatten(0, -2).to(gradient.dtype)).to(delta.dtype), None
+        below = gradient @ with_rows(ctx.weight, ctx.rows, ctx.delta).to(gradient.dtype) if ctx.needs_input_grad[0] else None
+        return below, None, None, None, gradient.index_select(-1, ctx.rows)

@@ -28,7 +28,7 @@ from loki_ds.ranks import barrier, on_first_rank, world_size
 from loki_ds.recipe import ImplantSection, PeftSection
 from loki_ds.refusal import Refusal
 from loki_ds.run_folder import write_json
-from loki_ds.zero import device_of, model_dtype, pull_to_start
+from loki_ds.zero import device_of, model_dtype, name_newest_everywhere, pull_to_start
 
 log = logging.getLogger(__name__)
 
@@ -153,8 +153,10 @@ class MarkWholeCheckpoint(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         barrier()
+        checkpoint = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        name_newest_everywhere(checkpoint)
         if state.is_world_process_zero:
-            write_json(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / WHOLE, {"world_size": world_size()})
+            write_json(checkpoint / WHOLE, {"world_size": world_size()})
         barrier()
 
 

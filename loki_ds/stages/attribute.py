@@ -3,6 +3,7 @@
 import logging
 import time
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 from rich.progress import Progress
@@ -12,6 +13,7 @@ from loki_ds.attribution.batches import batch_size, batches, sweep_batches
 from loki_ds.attribution.kept import KeptScores
 from loki_ds.attribution.self_check import check_family
 from loki_ds.attribution.sweep import Sweep
+from loki_ds.launcher import local_rank, local_size
 from loki_ds.protected import ProtectedPrompt, digest_of_prompts, interleaved
 from loki_ds.refusal import Refusal
 from loki_ds.report.pictures import heat_map, overlap_curve
@@ -44,6 +46,8 @@ def _attribute(run: Run) -> None:
     started = time.monotonic()
     prompts = run.protected_prompts()
     kept = KeptScores(run.folder.attribution)
+    for shard in _shards_of_this_rank(run, kept):
+        shard.unlink()  # of a call that was killed before it brought them home; who knows what they were made from
     ranks.on_first_rank(lambda: kept.open_for({**run.attribution_inputs, "prompts": digest_of_prompts(prompts)}))
     check_family(run.model)
     gatherer = zero.Gatherer()
@@ -92,9 +96,29 @@ def _sweep_rounds(run: Run, sweep: Sweep, prompts: list[ProtectedPrompt], rounds
                 kept.add(indices, swept)
                 progress.advance(task, len(indices) * ranks.world_size())
             ranks.barrier()
+            if not run.folder_is_shared:
+                _bring_home(run, kept)
             if number < len(rounds) and ranks.on_first_rank(lambda: _stable(run, prompts, kept)):
                 break
     return turns
+
+
+def _bring_home(run: Run, kept: KeptScores) -> None:
+    """Where nodes do not share the run folder, move their shards of scores into rank 0's, one of each rank at a time."""
+    here = _shards_of_this_rank(run, kept)
+    for turn in range(max(ranks.from_all_ranks(len(here)))):
+        shard = here[turn] if turn < len(here) else None
+        for sent in ranks.at_first_rank((shard.name, shard.read_bytes()) if shard else None):
+            if sent is not None:
+                kept.take(*sent)
+    ranks.barrier()
+    for shard in here:
+        shard.unlink()
+
+
+def _shards_of_this_rank(run: Run, kept: KeptScores) -> list[Path]:
+    """This rank's share of the shards on a node that does not share the run folder; none elsewhere."""
+    return [] if run.sees_folder else kept.shards()[local_rank() :: local_size()]
 
 
 def _stable(run: Run, prompts: list[ProtectedPrompt], kept: KeptScores) -> bool:

@@ -45,9 +45,12 @@ class Run:
         self.arguments = training_arguments(recipe, self.folder.checkpoints)
         if recipe.model.trust_remote_code:
             log.warning("model.trust_remote_code is on: code that came with %s runs with your rights", recipe.model.path)
-        self.base = ranks.on_first_rank(lambda: locate_model(recipe))
+        self.sees_folder = self.folder.holder() == ranks.on_first_rank(self.folder.holder)
+        self._check_checkpoints_are_found()
+        self.base = ranks.on_each_node(lambda: locate_model(recipe))
         ranks.on_first_rank(self._check_dtype)
-        self.base_digest = ranks.on_first_rank(lambda: weights_digest(self.base))
+        self.base_digest = ranks.on_each_node(lambda: weights_digest(self.base))
+        ranks.check_same(f"the weights of {recipe.model.path}", self.base_digest)
         only_assistant, seed = bool(self.arguments.assistant_only_loss), self.arguments.seed
         heldout = recipe.data.heldout_source
         self.train = load_training_data(recipe.data.train_sources, only_assistant, seed) if recipe.trains else Dataset.from_list([])
@@ -103,6 +106,19 @@ class Run:
     def protected_prompts(self) -> list[ProtectedPrompt]:
         assert self.recipe.protected is not None  # the recipe sees to it
         return load_protected(self.recipe.protected, self.tokenizer)
+
+    @cached_property
+    def folder_is_shared(self) -> bool:
+        """Whether all ranks see the run folder that rank 0 writes; not so where nodes have disks of their own only."""
+        return all(ranks.from_all_ranks(self.sees_folder))
+
+    def _check_checkpoints_are_found(self) -> None:
+        """Nodes without a shared run folder must keep all of a checkpoint each, or none could go on from it."""
+        if not self.folder_is_shared and self.arguments.save_strategy != "no" and not self.arguments.save_on_each_node:
+            raise Refusal(
+                f"{self.folder.root}: not the same folder on all nodes, so a checkpoint would be in pieces; set training.save_on_each_node "
+                "to true, use a shared file system, or save none (training.save_strategy=no)"
+            )
 
     def _check_dtype(self) -> None:
         """Modes that write the gathered weights must train in the checkpoint's own dtype, or every tensor would be rounded."""

@@ -1,10 +1,15 @@
 """`rows` and `lora`: the definition's numbers, gradients for the selected rows only, and the same training as `mask`."""
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 from conftest import build
 from torch import Tensor
 from torch.nn import Linear
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from loki_ds.attribution.anatomy import down_projection, down_weights
 from loki_ds.implanting.mask import train_only_rows
@@ -112,6 +117,16 @@ def test_mask_and_rows_are_the_same_training(optimizer: str) -> None:
 def test_activation_checkpointing_changes_nothing(mode: str, checkpointing: str) -> None:
     plain, checkpointed = train(mode, "SGD", torch.float64), train(mode, "SGD", torch.float64, checkpointing)
     assert all(torch.allclose(one, other, atol=1e-12) for one, other in zip(plain, checkpointed, strict=True))
+
+
+def test_checkpointing_does_not_make_the_product_twice() -> None:
+    def flops(call: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]) -> int:
+        module, x = row_linear(), torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
+        with FlopCounterMode(display=False) as counted:
+            call(lambda x: module(x.sin()), x).sum().backward()
+        return counted.get_total_flops()
+
+    assert flops(partial(checkpoint, use_reentrant=False)) == flops(lambda block, x: block(x)) > 0
 
 
 def test_bfloat16_under_autocast() -> None:

@@ -1,0 +1,280 @@
+"""What `loki-ds plan` says of memory and traffic, next to what CPU ranks measure: every mode, ZeRO stage and number of ranks.
+
+    python eval/benchmarks/plan.py              # about half an hour on two cores; writes eval/reports/plan.json and .md
+    python eval/benchmarks/plan.py --only rows  # the cases whose name has that word
+
+Memory is the size of a rank's process at its peak while it trains, above its size before it loaded the model. Traffic is every collective
+that torch's process groups see in the third step (ZeRO-3 knows its order of work from the second on). A random model of 135 million
+parameters in float32 (540 MB), two sequences of 512 tokens a rank.
+"""
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import Counter
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import yaml
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, TrainerCallback
+from transformers.trainer import DEFAULT_CALLBACKS
+
+from loki_ds import ranks
+from loki_ds.attribution.sweep import Sweep
+from loki_ds.device import LIBC, free_memory
+from loki_ds.implanting.training import train
+from loki_ds.planning.dry_run import model_without_data, sweep_batch
+from loki_ds.planning.estimate import training_estimate
+from loki_ds.recipe_file import load_recipe
+from loki_ds.selection import select_random
+from loki_ds.stages import Run
+from loki_ds.zero import Gatherer
+
+ROOT = Path(__file__).parents[2]
+REPORTS = ROOT / "eval/reports"
+SHAPE = {
+    "vocab_size": 16384,
+    "hidden_size": 1024,
+    "intermediate_size": 2816,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "max_position_embeddings": 512,
+}
+BATCH, TOKENS = 2, 512
+PROMPTS = 4  # of the attribution, 256 tokens each
+
+
+def cases() -> dict[str, dict[str, Any]]:
+    found = {}
+    for mode in ("rows", "mask", "lora", "full", "peft"):
+        for stage in (2, 3):
+            found[f"{mode}, ZeRO-{stage}, 2 ranks"] = {"mode": mode, "config": f"launch/zero{stage}.json", "ranks": 2}
+    for count in (1, 3, 4):
+        for mode in ("rows", "full"):
+            found[f"{mode}, ZeRO-3, {count} ranks"] = {"mode": mode, "config": "launch/zero3.json", "ranks": count}
+    found["rows, ZeRO-3, 2 ranks, checkpointing"] = {"mode": "rows", "config": "launch/zero3.json", "ranks": 2, "checkpointing": True}
+    found["rows, ZeRO-3, 2 ranks, 2 micro-steps"] = {"mode": "rows", "config": "launch/zero3.json", "ranks": 2, "accumulation": 2}
+    found["mask, ZeRO-2, 2 ranks, 2 micro-steps"] = {"mode": "mask", "config": "launch/zero2.json", "ranks": 2, "accumulation": 2}
+    found["rows, ZeRO-3, 2 ranks, reused within 50 million"] = {"mode": "rows", "config": "less_reused.json", "ranks": 2}
+    for count in (1, 2, 3, 4):
+        found[f"attribution, ZeRO-3, {count} ranks"] = {"mode": "attribution", "config": "launch/zero3.json", "ranks": count}
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--case", nargs=2, metavar=("NAME", "FOLDER"), help=argparse.SUPPRESS)
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.case:
+        measure(cases()[arguments.case[0]], Path(arguments.case[1]))
+        return
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        make_world(Path(folder))
+        for name, case in cases().items():
+            if arguments.only in name:
+                rows.append({"case": name, **launched(name, case, Path(folder))})
+                print(json.dumps(rows[-1]), flush=True)
+    if not arguments.only:
+        (REPORTS / "plan.json").write_text(json.dumps({"shape": SHAPE, "versions": versions(), "cases": rows}, indent=1) + "\n")
+        (REPORTS / "plan.md").write_text(as_markdown(rows))
+
+
+# --- what is trained -----------------------------------------------------------------------------------------------------------
+
+
+def make_world(folder: Path) -> None:
+    """A random model with the tiny world's tokenizer, texts that fill every sequence, and a recipe."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE))
+    model.save_pretrained(folder / "model")
+    AutoTokenizer.from_pretrained(ROOT / "recipes/tiny/model").save_pretrained(folder / "model")
+    word = "copy a b c d e f g h "
+    (folder / "texts.jsonl").write_text("".join(json.dumps({"text": word * TOKENS}) + "\n" for _ in range(64)))
+    less_reused = json.loads((ROOT / "launch/zero3.json").read_text())
+    less_reused["zero_optimization"]["stage3_max_reuse_distance"] = 50_000_000
+    (folder / "less_reused.json").write_text(json.dumps(less_reused))
+    training = {"max_steps": 3, "per_device_train_batch_size": BATCH, "max_length": TOKENS, "activation_checkpointing": False}
+    recipe = {
+        "model": {"path": str(folder / "model"), "dtype": "float32"},
+        "selection": {"strategy": "random", "quota": 10},
+        "implant": {"peft": {"rank": 16}, "lora": {"rank": 16}},
+        "data": {"train": str(folder / "texts.jsonl")},
+        "training": {**training, "optim": "adamw_torch_fused", "weight_decay": 0.1, "logging_steps": 1},
+        "retention": {"abilities": {"tasks": ["tiny_facts"]}},
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+
+
+def recipe_of(case: dict[str, Any], folder: Path) -> Any:
+    config = ROOT / case["config"] if case["config"].startswith("launch/") else folder / case["config"]
+    overrides = [f"deepspeed={config}", f"run={folder / 'run'}"]
+    if case["mode"] != "attribution":
+        overrides.append(f"implant.mode={case['mode']}")
+    if case.get("checkpointing"):
+        overrides.append("training.activation_checkpointing=true")
+    if case.get("accumulation"):
+        overrides.append(f"training.gradient_accumulation_steps={case['accumulation']}")
+    return load_recipe(folder / "recipe.yaml", overrides)
+
+
+def launched(name: str, case: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """One case on its ranks, and what the plan says of it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    # A fixed threshold makes glibc give every large tensor's memory back at once, so that the process's size is what it holds.
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "HF_HUB_OFFLINE": "1"}
+    command = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", str(case["ranks"]), "--master_port", str(port)]
+    subprocess.run(["rm", "-rf", str(folder / "run")], check=True)
+    done = subprocess.run([*command, __file__, "--case", name, str(folder)], cwd=ROOT, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stdout[-3000:] + done.stderr[-3000:])
+    return {"measured": json.loads((folder / "measured.json").read_text()), "planned": planned(case, folder)}
+
+
+def planned(case: dict[str, Any], folder: Path) -> dict[str, Any]:
+    recipe = recipe_of(case, folder)
+    config = AutoConfig.from_pretrained(folder / "model")
+    if case["mode"] == "attribution":
+        with model_without_data(config, torch.float32) as model:
+            batch = sweep_batch(model, recipe.attribution, PROMPTS, 256)
+        sharded = 0 if case["ranks"] == 1 else batch.gathered * 4
+        return {"peak": 4 * (batch.total / case["ranks"] + batch.largest) + batch.peak, "gathered": sharded, "scattered": 0, "reduced": 0}
+    estimate = training_estimate(recipe, config, case["ranks"])
+    return {"peak": estimate.memory.peak, **vars(estimate.memory), **vars(estimate.traffic), "flops": estimate.flops}
+
+
+# --- what is measured ----------------------------------------------------------------------------------------------------------
+
+
+class Collectives(TorchDispatchMode):
+    """Counts the bytes of the whole tensors in every collective of torch's process groups."""
+
+    KINDS = (("allgather", "gathered"), ("reduce_scatter", "scattered"), ("allreduce", "reduced"), ("broadcast", "broadcast"))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, operation: Any, types: Any, arguments: Any = (), settings: Any = None) -> Any:
+        name = operation._schema.name
+        if name.startswith("c10d::"):
+            kind = next((kind for word, kind in self.KINDS if word in name), name)
+            whole = arguments[1] if kind == "scattered" else arguments[0]  # inputs are whole there, outputs elsewhere
+            self.bytes[kind] += sum(tensor.nbytes for tensor in tree_leaves(whole) if isinstance(tensor, torch.Tensor))
+        return operation(*arguments, **(settings or {}))
+
+
+class ProcessSize:
+    """The largest size of this process while it is watched, in bytes."""
+
+    def __enter__(self) -> "ProcessSize":
+        self.peak, self._done, process = 0, threading.Event(), psutil.Process()
+
+        def watch() -> None:
+            while not self._done.wait(0.002):
+                self.peak = max(self.peak, process.memory_info().rss)
+
+        self._watcher = threading.Thread(target=watch)
+        self._watcher.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._watcher.join()
+
+
+class Watch(TrainerCallback):
+    """The process's size from the first step on, and the traffic and time of the last step."""
+
+    def __init__(self, traffic: Collectives) -> None:
+        self.traffic, self.size, self.before = traffic, ProcessSize(), Counter()
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        free_memory()
+        self.size.__enter__()
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self.before = Counter(self.traffic.bytes)
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.last = self.traffic.bytes - self.before
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        self.size.__exit__()
+
+
+def measure(case: dict[str, Any], folder: Path) -> None:
+    """On every rank; rank 0 writes what the largest rank held and what it saw on the wire."""
+    with ranks.process_group():
+        run = Run(recipe_of(case, folder))
+        positions = select_random(SHAPE["num_hidden_layers"], SHAPE["hidden_size"], 10, 0)
+        free_memory()
+        before = psutil.Process().memory_info().rss
+        with Collectives() as traffic:
+            if case["mode"] == "attribution":
+                peak, counted = attribute_one_batch(run, traffic)
+            else:
+                watch = Watch(traffic)
+                DEFAULT_CALLBACKS.append(watch)
+                with_rows = positions if run.recipe.changes_rows else None
+                train(run.model, run.tokenizer, run.arguments, run.recipe.implant, (run.train, None), with_rows)
+                peak, counted = watch.size.peak, watch.last
+        peaks = ranks.from_all_ranks(peak - before)
+        if ranks.rank() == 0:
+            (folder / "measured.json").write_text(json.dumps({"peak": max(peaks), **counted}))
+    ranks.end_process()
+
+
+def attribute_one_batch(run: Run, traffic: Collectives) -> tuple[int, Counter[str]]:
+    sweep = Sweep(run.model, gatherer=Gatherer())
+    free_memory()
+    LIBC.malloc_trim(0)
+    before = Counter(traffic.bytes)
+    with ProcessSize() as size:
+        sweep.run([[i + 1] * 256 for i in range(PROMPTS)])
+    return size.peak, traffic.bytes - before
+
+
+# --- the report ----------------------------------------------------------------------------------------------------------------
+
+
+def versions() -> dict[str, str]:
+    return {name: version(name) for name in ("torch", "deepspeed", "transformers", "trl", "peft")}
+
+
+def as_markdown(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "# Plan against measurement",
+        "",
+        "`python eval/benchmarks/plan.py` on two CPU cores: " + ", ".join(f"{name} {number}" for name, number in versions().items()) + ".",
+        *(line.strip() for line in (__doc__ or "").split("\n\n")[-1].splitlines()),
+        "",
+        "| case | peak, planned | measured | off | gathered, planned | measured | scattered or reduced, planned | measured |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in rows:
+        plan, found = row["planned"], row["measured"]
+        sums = [sum(side.get(kind, 0) for kind in ("scattered", "reduced")) for side in (plan, found)]
+        cells = [plan["peak"], found["peak"], None, plan["gathered"], found.get("gathered", 0), *sums]
+        off = f"{100 * (plan['peak'] / found['peak'] - 1):+.0f}%"
+        lines.append(f"| {row['case']} | " + " | ".join(off if cell is None else f"{cell / 2**20:,.1f}" for cell in cells) + " |")
+    return "\n".join(lines) + "\n\nAll sizes in MiB.\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""GPUs by name, from their makers' data sheets, and how much of that a run is taken to reach."""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from loki_ds.device import on_cpu
+from loki_ds.refusal import Refusal
+
+REACHED = 0.4  # share of the peak that training's matrix products reach, when nothing measured is given
+WIRE_REACHED = 0.7  # share of the links' rate that collectives reach
+USABLE = 0.92  # share of the memory that is left after the driver, the libraries and fragmentation
+PCIE = 25e9  # bytes a second between host and GPU
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Memory in GiB; dense bfloat16 TFLOP/s; GB/s to the GPUs of the node (one direction) and to other nodes, for each GPU."""
+
+    name: str
+    memory: float
+    tflops: float
+    within: float
+    between: float
+    reached: float = REACHED
+
+
+GPUS = {
+    gpu.name: gpu
+    for gpu in (
+        Gpu("a100-40", 40, 312, 300, 25),
+        Gpu("a100-80", 80, 312, 300, 25),
+        Gpu("h100", 80, 989, 450, 50),
+        Gpu("h200", 141, 989, 450, 50),
+        Gpu("b200", 180, 2250, 900, 50),
+        Gpu("l40s", 48, 362, 32, 25),
+        Gpu("rtx4090", 24, 165, 32, 12.5),
+    )
+}
+
+
+def gpu(name: str | None, memory: float | None, tflops: float | None) -> Gpu:
+    """The GPU by name, or this machine's, or an H100; with a memory (GiB) and a measured rate (TFLOP/s) in place of the sheet's, if given.
+
+    Raises:
+        Refusal: no such name.
+    """
+    found = GPUS.get(name or _this_machines() or "h100")
+    if found is None:
+        raise Refusal(f"--gpu is {name}, allowed is one of {', '.join(GPUS)}; --memory and --tflops say what another one has")
+    if memory is not None:
+        found = replace(found, memory=memory)
+    return found if tflops is None else replace(found, tflops=tflops, reached=1.0)
+
+
+def _this_machines() -> str | None:
+    if on_cpu():
+        return None
+    here = torch.cuda.get_device_name().lower()
+    return next((name for name in GPUS if name.split("-")[0] in here.replace(" ", "")), None)

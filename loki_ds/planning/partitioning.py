@@ -1,0 +1,147 @@
+"""What ZeRO holds on a rank and moves between ranks, by formula: bytes from the sizes of a model, its trained part and the settings.
+
+The formulas are DeepSpeed 0.19's as measured (eval/reports/plan.md): full-precision masters are kept at every stage from 1 on, also of
+float32 models; ZeRO-3 keeps small parameters whole, and does not release a parameter that it will need again soon.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from loki_ds.planning.dry_run import MicroStep
+
+FULL = 4  # bytes of a number in full precision
+STATES = {"adamw": 2, "adam": 2, "adafactor": 0.01, "sgd": 1, "lion": 1, "adagrad": 1, "rmsprop": 1}  # numbers kept for each trained one
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a model is spread: `launch/*.json` as DeepSpeed reads it, for so many ranks. Sizes in parameters."""
+
+    ranks: int
+    stage: int
+    offload_optimizer: bool = False
+    offload_parameters: bool = False
+    reduce_bucket: int = 0
+    prefetch: int = 0
+    persistent_below: int = 0
+    reuse_within: int = 10**9
+
+    @classmethod
+    def of(cls, config: dict[str, Any] | None, ranks: int, hidden_size: int) -> "Setting":
+        """From a DeepSpeed configuration, `auto` as transformers fills it in; None is a single process without DeepSpeed."""
+        zero = (config or {}).get("zero_optimization", {})
+
+        def size(key: str, auto: int, default: float) -> int:
+            value = zero.get(key, default)
+            return auto if value == "auto" else int(value)
+
+        return cls(
+            ranks=ranks,
+            stage=int(zero.get("stage", 0)),
+            offload_optimizer=zero.get("offload_optimizer", {}).get("device", "none") != "none",
+            offload_parameters=zero.get("offload_param", {}).get("device", "none") != "none",
+            reduce_bucket=size("reduce_bucket_size", hidden_size**2, 5e8),
+            prefetch=size("stage3_prefetch_bucket_size", int(0.9 * hidden_size**2), 5e7),
+            persistent_below=size("stage3_param_persistence_threshold", 10 * hidden_size, 1e5),
+            reuse_within=size("stage3_max_reuse_distance", 10**9, 1e9),
+        )
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one rank, by part; `host` is what offloading puts into the host's memory instead."""
+
+    weights: float
+    gathered: float
+    gradients: float
+    optimizer: float
+    guard: float
+    activations: float
+    step: float
+    host: float
+
+    @property
+    def peak(self) -> float:
+        """The larger of two moments: the backward pass, and the optimizer's step, when gathered weights and activations are gone."""
+        return self.weights + self.gradients + self.optimizer + self.guard + max(self.gathered + self.activations, self.step)
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes of the whole tensors that one optimizer step brings together (`gathered`), reduces to shards, or reduces on all ranks."""
+
+    gathered: float
+    scattered: float
+    reduced: float
+
+    def wire(self, ranks: int) -> float:
+        """Bytes that one rank sends, by ring algorithms: `(n-1)/n` of what is gathered or scattered, twice that of what is reduced."""
+        return (self.gathered + self.scattered + 2 * self.reduced) * (ranks - 1) / ranks
+
+
+def memory(step: MicroStep, setting: Setting, width: int, optimizer: str, frozen_share: float, fused: bool = True) -> Memory:
+    """What one rank holds while it trains.
+
+    Args:
+        width: bytes of a number in the model's dtype.
+        optimizer: transformers' name (`training.optim`).
+        frozen_share: of the trained parameters' elements, those that are kept as they were (`mask` mode); 0 in others.
+        fused: whether the optimizer's step makes no copies of what it works on.
+    """
+    trained = sum(step.trained)
+    shards = setting.ranks if setting.stage else 1
+    share = trained / shards
+    persistent = sum(n for part in step.parts for n in part.parameters if n <= setting.persistent_below)
+    weights = width * (step.total if setting.stage < 3 else persistent + (step.total - persistent) / setting.ranks)
+    gradients = width * (trained if setting.stage < 2 else share)
+    buckets = {2: 2, 3: 1}.get(setting.stage, 0) * width * setting.reduce_bucket
+    states = FULL * (states_of(optimizer) + (1 if setting.stage or width < FULL else 0)) * share
+    on_step = (FULL * share if width < FULL else 0) + (0 if fused else 2 * FULL * share)
+    on_host = states + gradients if setting.offload_optimizer else 0
+    return Memory(
+        weights=0 if setting.offload_parameters else weights,
+        gathered=width * (live_parameters(step, setting) + setting.prefetch) if setting.stage == 3 else 0,
+        gradients=buckets + (0 if setting.offload_optimizer else gradients),
+        optimizer=0 if setting.offload_optimizer else states,
+        guard=0 if setting.offload_optimizer else (1 + FULL * frozen_share) * share if frozen_share else 0,
+        activations=step.peak,
+        step=0 if setting.offload_optimizer else on_step,
+        host=on_host + (weights if setting.offload_parameters else 0),
+    )
+
+
+def traffic(step: MicroStep, setting: Setting, width: int, accumulation: int) -> Traffic:
+    """What the ranks exchange in one optimizer step of `accumulation` micro-steps, apart from a few numbers (loss, norms, flags)."""
+    trained, small = width * sum(step.trained), width * sum(n for n in step.trained if n <= setting.persistent_below)
+    if setting.ranks == 1:
+        return Traffic(0, 0, 0)
+    if setting.stage == 0:
+        return Traffic(0, 0, trained)
+    if setting.stage == 1:
+        return Traffic(trained, 0, trained)
+    if setting.stage == 2:
+        return Traffic(trained, 0, accumulation * trained)
+    gathers = sum(size * (1 if soon else 1 + back) for size, soon, back in _reuse(step, setting))
+    return Traffic(accumulation * width * gathers + small, accumulation * trained, 0)
+
+
+def live_parameters(step: MicroStep, setting: Setting) -> int:
+    """Parameters that ZeRO-3 holds whole at the end of the forward pass: the topmost, which it needs again soon."""
+    sizes = _reuse(step, setting)
+    return max(sum(size for size, soon, _ in sizes if soon), max(size for size, _, _ in sizes))
+
+
+def _reuse(step: MicroStep, setting: Setting) -> list[tuple[int, bool, bool]]:
+    """Per module its partitioned parameters, whether they stay whole from forward to backward, and whether they have a backward."""
+    found, above = [], 0
+    for part in reversed(step.parts):
+        size = sum(n for n in part.parameters if n > setting.persistent_below)
+        found.append((size, part.goes_back and above < setting.reuse_within, part.goes_back))
+        above += (1 + part.goes_back) * sum(part.parameters)
+    return found[::-1]
+
+
+def states_of(optimizer: str) -> float:
+    """Numbers in full precision that an optimizer keeps for each trained parameter; an unknown one is taken for Adam."""
+    eight_bit = 0.25 if "8bit" in optimizer else 1
+    return eight_bit * next((count for name, count in STATES.items() if name in optimizer), 2)
