@@ -23,11 +23,15 @@ class Section(BaseModel):
 
 
 class ModelSection(Section):
-    """The base model: a folder with a Hugging Face checkpoint in safetensors, or a hub id."""
+    """The base model: a folder with a Hugging Face checkpoint in safetensors, or a hub id.
+
+    `attention` is what trains; attribution needs masks of its own and always computes with sdpa.
+    """
 
     path: str
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] = "sdpa"
     trust_remote_code: bool = False
 
 
@@ -194,7 +198,7 @@ class Suite(Section):
 
 
 class Recipe(Section):
-    """One run, resolved. `source` is the file it came from; `run` is the run folder."""
+    """One run, resolved. `run` is the run folder; `sequence_parallel` ranks share each sequence (DeepSpeed's Ulysses), for long ones."""
 
     model: ModelSection
     protected: ProtectedSection | None = None
@@ -204,6 +208,7 @@ class Recipe(Section):
     data: DataSection = DataSection()
     training: dict[str, Any] = {}
     deepspeed: str | None = None
+    sequence_parallel: Annotated[int, Field(gt=0)] = 1
     retention: RetentionSection
     run: str
 
@@ -236,6 +241,8 @@ class Recipe(Section):
             raise ValueError("implant.quiet needs a protected set: add the section 'protected'")
         if self.implant.l2_sp is not None and self.implant.mode != "full":
             raise ValueError(f"implant.l2_sp needs implant.mode full, it is {self.implant.mode}")
+        if self.sequence_parallel > 1 and self.deepspeed is None:
+            raise ValueError(f"sequence_parallel is {self.sequence_parallel}, which needs the key deepspeed (a ZeRO configuration)")
         if not self.data.train and self.trains:
             raise ValueError("the key data.train is missing; only implant.mode suppress trains on nothing")
         known = training_keys()
@@ -245,7 +252,12 @@ class Recipe(Section):
         return self
 
 
-RESERVED = {"output_dir": "the run folder", "deepspeed": "the recipe's own key 'deepspeed'", "model_init_kwargs": "model"}
+RESERVED = {
+    "output_dir": "the run folder",
+    "deepspeed": "the recipe's own key 'deepspeed'",
+    "model_init_kwargs": "model",
+    "parallelism_config": "sequence_parallel",
+}
 
 
 def training_keys() -> set[str]:

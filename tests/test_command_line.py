@@ -70,6 +70,18 @@ def test_plan_shows_the_rows_and_a_marked_example() -> None:
     assert "228 (38 in layer 0)" in done.stdout
     assert "<|assistant|>[[ [ remind (" in done.stdout
     assert "<|end|>]]" in done.stdout
+    assert "The recipe fits as it is." in done.stdout
+
+
+def test_plan_says_what_fits_another_node() -> None:
+    done = loki_ds(
+        "plan", ROOT / "recipes/tiny/full.yaml", "training.max_length=4096", "--ranks", "16", "--gpu", "a100-40", "--memory", "3"
+    )
+    assert "memory of one of 16 ranks, ZeRO-3" in done.stdout
+    assert "the cheapest of these that does: deepspeed=launch/zero2.json training.activation_checkpointing=true" in done.stdout
+    assert loki_ds("plan", ROOT / "recipes/tiny/full.yaml", "--gpu", "h1000").stderr.startswith(
+        "loki-ds: --gpu is h1000, allowed is one of a100"
+    )
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from accelerate import ParallelismConfig
+from accelerate.utils import DeepSpeedSequenceParallelConfig
 from trl import SFTConfig
 
 from loki_ds.device import on_cpu
@@ -34,6 +36,10 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
     }
     if recipe.data.heldout is None:
         settings["eval_strategy"] = "no"
+    if recipe.sequence_parallel > 1:
+        handler = DeepSpeedSequenceParallelConfig(sp_seq_length_is_variable=True, sp_attn_implementation=recipe.model.attention)
+        settings["parallelism_config"] = ParallelismConfig(sp_backend="deepspeed", sp_size=recipe.sequence_parallel, sp_handler=handler)
+        settings["pad_to_multiple_of"] = recipe.sequence_parallel
     return {**settings, **recipe.training}
 
 
@@ -42,8 +48,27 @@ def deepspeed_config(recipe: Recipe) -> dict | None:
     if recipe.deepspeed is None:
         return None
     try:
-        return json.loads(Path(recipe.deepspeed).read_text(encoding="utf-8"))
+        config = json.loads(Path(recipe.deepspeed).read_text(encoding="utf-8"))
     except OSError as error:
         raise Refusal(f"{recipe.deepspeed}: the DeepSpeed configuration cannot be read: {error.strerror}") from None
     except ValueError:
         raise Refusal(f"{recipe.deepspeed}: the DeepSpeed configuration is not JSON") from None
+    if not isinstance(config, dict):
+        raise Refusal(f"{recipe.deepspeed}: a DeepSpeed configuration is an object, this is {type(config).__name__}")
+    _check_supported(recipe, config)
+    return config
+
+
+def _check_supported(recipe: Recipe, config: dict[str, Any]) -> None:
+    """Refuse what would make the gathered weights other ones than those that train, or train rows that are nowhere whole."""
+    zero = config.get("zero_optimization", {})
+    if config.get("tensor_parallel", {}).get("autotp_size", 1) > 1:
+        raise Refusal(f"{recipe.deepspeed}: tensor_parallel splits the rows that are trained and compared; use ZeRO-3 to shard the model")
+    for key in ("zero_quantized_weights", "zero_quantized_nontrainable_weights"):
+        if zero.get(key):
+            raise Refusal(f"{recipe.deepspeed}: {key} gathers rounded weights, so no byte could be verified; leave it out")
+    if zero.get("zero_hpz_partition_size", 1) > 1 and recipe.implant.mode in ("rows", "lora"):
+        raise Refusal(
+            f"{recipe.deepspeed}: zero_hpz_partition_size knows no parameters that join the model after it is built, as in implant.mode "
+            f"{recipe.implant.mode}; use mode mask, or leave it out"
+        )

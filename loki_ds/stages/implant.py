@@ -55,6 +55,7 @@ def _train(run: Run, positions: Positions | None, bases: list[Tensor] | None) ->
     """Train, and gather what was trained: the deltas, or in modes without them the whole model or adapter into its folder."""
     mode = run.recipe.implant.mode
     log.info("implant: %s mode on %d examples", mode, len(run.train))
+    run.model.set_attn_implementation(run.recipe.model.attention)
     trainer = train(run.model, run.tokenizer, run.arguments, run.recipe.implant, (run.train, run.heldout), positions, bases)
     if ranks.rank() == 0:
         write_json(run.folder.training_log, trainer.state.log_history)

@@ -30,7 +30,7 @@ class Quiet(NamedTuple):
 def quiet(run: Run, section: QuietSection) -> Quiet:
     """Collect the moments, or read those that are there for the same inputs, and take the directions of the recipe's energy."""
     path, inputs = run.folder.quiet / "moments.safetensors", run.quiet_inputs
-    if run.finished("quiet", inputs):
+    if run.finished("quiet", inputs) and run.folder_is_shared:
         moments = load_moments(path)
     else:
         with run.cost_of("quiet"):

@@ -16,6 +16,7 @@ from datasets import Dataset
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from loki_ds import device, ranks, zero
 from loki_ds.export.implant_file import Implant
@@ -43,6 +44,7 @@ class Run:
         self._lock: list[IO[str]] = []  # on rank 0; a file cannot be handed to the others
         ranks.on_first_rank(lambda: self._lock.append(self.folder.lock()))
         self.arguments = training_arguments(recipe, self.folder.checkpoints)
+        check_attention_installed(recipe.model.attention)
         if recipe.model.trust_remote_code:
             log.warning("model.trust_remote_code is on: code that came with %s runs with your rights", recipe.model.path)
         self.sees_folder = self.folder.holder() == ranks.on_first_rank(self.folder.holder)
@@ -194,6 +196,8 @@ class Run:
             "data": self._data_inputs,
             "training": self.recipe.training,
             "deepspeed": deepspeed_config(self.recipe),
+            "sequence_parallel": self.recipe.sequence_parallel,
+            "attention": self.recipe.model.attention,
         }
 
     @property
@@ -208,6 +212,13 @@ class Run:
         """The settings of the mode in use; those of other modes do not matter."""
         implant = self.recipe.implant
         return {mode: section for mode, section in (("lora", implant.lora), ("peft", implant.peft)) if implant.mode == mode}
+
+
+def check_attention_installed(name: str) -> None:
+    """Refuse, before anything is computed, an attention whose package is not there or does not run on this machine."""
+    available = {"flash_attention_2": is_flash_attn_2_available, "flash_attention_3": is_flash_attn_3_available}
+    if name in available and not available[name]():
+        raise Refusal(f"model.attention is {name}, which needs its package and a GPU it runs on; sdpa needs neither")
 
 
 def locate_model(recipe: Recipe) -> Path:

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 from loki_ds.attribution.kept import KeptScores
 from loki_ds.export.checkpoint import apply_to_checkpoint, revert_in_checkpoint
 from loki_ds.export.implant_file import Implant, LayerRows
+from loki_ds.implanting.arguments import deepspeed_config
 from loki_ds.implanting.data import load_training_data
 from loki_ds.implanting.training import check_something_is_learnt
 from loki_ds.launcher import PLACE, take_place
@@ -27,7 +28,7 @@ from loki_ds.recipe_file import load_recipe, load_suite
 from loki_ds.refusal import Refusal
 from loki_ds.run_folder import RunFolder
 from loki_ds.selection import select
-from loki_ds.stages.run import load_tokenizer, locate_model
+from loki_ds.stages.run import check_attention_installed, load_tokenizer, locate_model
 from loki_ds.verification import open_checkpoint, verify
 
 MODEL = ROOT / "recipes/tiny/model"
@@ -146,6 +147,15 @@ def locked_twice(tmp: Path) -> None:
         RunFolder(tmp).lock()
 
 
+def zero(tmp: Path, config: Any, *overrides: str) -> None:
+    (tmp / "zero.json").write_text(json.dumps(config))
+    deepspeed_config(load_recipe(ROOT / "recipes/tiny/loki.yaml", [f"deepspeed={tmp / 'zero.json'}", *overrides]))
+
+
+def zero3(**settings: Any) -> dict[str, Any]:
+    return {"zero_optimization": {"stage": 3, **settings}}
+
+
 RANK_0 = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
 CASES: dict[str, tuple[Callable[..., None], tuple, str]] = {
     "recipe: empty": (recipe, ("",), "a recipe is a mapping of sections"),
@@ -238,6 +248,13 @@ CASES: dict[str, tuple[Callable[..., None], tuple, str]] = {
     "attribution: a broken manifest": (scores, ("{",), "not the manifest of an attribution"),
     "attribution: a shard cut off": (scores, (None, b"\x00" * 4), "not a whole file of scores"),
     "attribution: nothing kept": (scores, (None,), "no kept scores there"),
+    "deepspeed: a list": (zero, ([1],), "a DeepSpeed configuration is an object, this is list"),
+    "deepspeed: tensor parallel": (zero, ({"tensor_parallel": {"autotp_size": 2}},), "tensor_parallel splits the rows that are trained"),
+    "deepspeed: quantized weights": (zero, (zero3(zero_quantized_weights=True),), "zero_quantized_weights gathers rounded weights"),
+    "deepspeed: hpZ with rows": (zero, (zero3(zero_hpz_partition_size=2), "implant.mode=rows"), "zero_hpz_partition_size knows no parameters"),
+    "recipe: sequences shared without ZeRO": (recipe, (TINY + "sequence_parallel: 2\n",), "sequence_parallel is 2, which needs the key deepspeed"),
+    "recipe: unknown attention": (recipe, (TINY.replace("path: m", "path: m, attention: flash"),), "model.attention is 'flash', allowed is 'sdpa'"),
+    "model: attention that is not installed": (lambda _: check_attention_installed("flash_attention_2"), (), "model.attention is flash_attention_2, which needs its package"),
     "launcher: world size 0": (launched, (RANK_0 | {"WORLD_SIZE": "0"},), "WORLD_SIZE in the launcher's environment is 0, allowed is 1"),
     "launcher: world size in words": (launched, (RANK_0 | {"WORLD_SIZE": "two"},), "WORLD_SIZE in the launcher's environment is 'two'"),
     "launcher: a rank beyond the world": (launched, (RANK_0 | {"RANK": "2"},), "RANK in the launcher's environment is 2, allowed with WORLD_SIZE 2 is 0 to 1"),
