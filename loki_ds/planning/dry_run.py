@@ -9,7 +9,7 @@ import gc
 import warnings
 import weakref
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +21,11 @@ from torch.nn import Module
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from trl.trainer.utils import add_fused_lm_head
 
-from loki_ds.attribution.anatomy import decoder_layers, parts_around_layers
+from loki_ds.attribution.anatomy import attention_implementation, decoder_layers, parts_around_layers
 from loki_ds.attribution.sweep import Sweep
 from loki_ds.implanting.training import peft_config, prepare
 from loki_ds.positions import Positions
@@ -36,6 +37,11 @@ ON_GPU = {
     ATEN._scaled_dot_product_flash_attention_for_cpu: ATEN._scaled_dot_product_flash_attention,
     ATEN._scaled_dot_product_flash_attention_for_cpu_backward: ATEN._scaled_dot_product_flash_attention_backward,
 }
+
+# Attention without a mask, as sdpa takes it when nothing is padded; on fake tensors transformers cannot see that and would make one.
+UNPADDED = "sdpa_unpadded"
+AttentionInterface.register(UNPADDED, sdpa_attention_forward)
+AttentionMaskInterface.register(UNPADDED, lambda *_, **__: None)
 
 
 @dataclass(frozen=True)
@@ -101,11 +107,11 @@ def _take_shapes(model: Module) -> None:
 def micro_step(
     model: PreTrainedModel, section: ImplantSection, positions: Positions | None, batch: int, tokens: int, checkpointing: bool
 ) -> MicroStep:
-    """What one micro-step of `batch` sequences of `tokens` tokens takes. Call within `model_without_data`."""
+    """What one micro-step of `batch` sequences of `tokens` tokens takes, none padded. Call within `model_without_data`."""
     _make_ready(model, section, positions, checkpointing)
     order, handles = _watch_order(model)
     ids = torch.zeros(batch, tokens, dtype=torch.long)
-    with Tally([*model.parameters(), *model.buffers()]) as tally:
+    with _unpadded(model), Tally([*model.parameters(), *model.buffers()]) as tally:
         log_probs = model(input_ids=ids, labels=ids, fused_lm_head=True).log_probs
         kept = tally.now
         log_probs.sum().backward()
@@ -126,7 +132,7 @@ def sweep_batch(model: PreTrainedModel, section: AttributionSection, prompts: in
     """What one batch of the attribution takes, of `prompts` prompts of `tokens` tokens. Call within `model_without_data`."""
     model.eval().requires_grad_(False)
     sweep = Sweep(model, steps=section.steps, rule=section.rule, target=section.target, multiply_by_value=section.multiply_by_value)
-    with Tally([*model.parameters(), *model.buffers()]) as tally:
+    with _unpadded(model), Tally([*model.parameters(), *model.buffers()]) as tally:
         sweep.run([[0] * tokens] * prompts)
     around, head = parts_around_layers(model), model.get_output_embeddings()
     top, layers = _numel(torch.nn.ModuleList([*around, head])), [_numel(layer) for layer in decoder_layers(model)]
@@ -150,6 +156,12 @@ def _make_ready(model: PreTrainedModel, section: ImplantSection, positions: Posi
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(lambda parameter: setattr(parameter, "grad", None))
+
+
+def _unpadded(model: PreTrainedModel) -> AbstractContextManager:
+    """While open, sdpa takes no mask; attention that computes by a mask in any case (eager, with soft-caps) stays."""
+    sdpa = model.get_decoder().config._attn_implementation == "sdpa"
+    return attention_implementation(model, UNPADDED) if sdpa else nullcontext()
 
 
 def _watch_order(model: Module) -> tuple[list[Part], list[Any]]:
