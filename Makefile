@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 ON_CPU := PATH="$(CURDIR)/$(BIN):$$PATH" DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 TINY := $(ON_CPU) deepspeed --num_gpus 2 launch/implant.py --recipe recipes/tiny
 
-.PHONY: help demo test test-skew lint audit bench study quiet-study reliability tiny-world learning-rates clean
+.PHONY: help demo test test-skew lint docs audit bench study quiet-study scaling reliability tiny-world learning-rates clean
 
 help:  ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -27,11 +27,15 @@ demo: $(READY)  ## teach the tiny model tool calls by LoKI, on random rows and b
 	$(BIN)/loki-ds compare runs/tiny/loki runs/tiny/random runs/tiny/full
 	@echo "The LoKI run: runs/tiny/loki (report/report.html, verify.json, model/)"
 
-test: $(READY)  ## lint, types and all tests
+test: $(READY)  ## lint, types, documentation and all tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(MAKE) docs
 	$(ON_CPU) pytest
+
+docs: $(READY)  ## the documentation site, in build/site; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 test-skew:  ## the tests with the oldest versions that are supported, in an environment of its own (make test has the newest)
 	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
@@ -45,16 +49,20 @@ lint: $(READY)  ## format and lint in place
 	$(BIN)/ruff check --fix .
 	$(BIN)/mypy
 
-bench: $(READY)  ## attribution and training step against their baselines (about twenty minutes on two idle cores)
+bench: $(READY)  ## attribution and training step against their baselines, the plan against measurement (about forty minutes on two idle cores)
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) captum
 	DS_ACCELERATOR=cpu OMP_NUM_THREADS=2 $(BIN)/python eval/benchmarks/training_step.py
 	DS_ACCELERATOR=cpu OMP_NUM_THREADS=2 $(BIN)/python eval/benchmarks/attribution.py
+	$(BIN)/python eval/benchmarks/plan.py
 
 study: $(READY)  ## methods, selections, quotas and baselines on the tiny world, three seeds (about an hour on two cores)
 	$(ON_CPU) python eval/studies/trade_off.py eval/studies/methods.yaml
 
 quiet-study: $(READY)  ## quiet implanting, decay, other worlds (about an hour on two cores)
 	$(ON_CPU) python eval/studies/trade_off.py eval/studies/quiet.yaml
+
+scaling: $(READY)  ## eval/reports/scaling.md: the plan's counts carried to 512 GPUs
+	$(ON_CPU) python eval/benchmarks/scaling.py
 
 reliability: $(READY)  ## eval/reports/reliability.md: what the last `make test` broke on purpose, and what happened
 	$(BIN)/python eval/studies/reliability.py
@@ -65,5 +73,5 @@ tiny-world: $(READY)  ## pre-train the tiny model again (about twenty minutes on
 learning-rates: $(READY)  ## find each tiny recipe's learning rate by the stated rule (about half an hour on two cores)
 	$(ON_CPU) python eval/studies/learning_rates.py
 
-clean:  ## remove the environment and all runs
-	rm -rf .venv .venv-oldest runs
+clean:  ## remove the environment, what was built, and all runs
+	rm -rf .venv .venv-oldest build dist runs

@@ -21,7 +21,8 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen2Config
+from shapes import SHAPES
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from loki_ds.attribution.anatomy import decoder_layers, down_projection
 from loki_ds.attribution.batches import affordable_batch, batches, sweep_batches
@@ -29,32 +30,12 @@ from loki_ds.attribution.definition import attribute_layer
 from loki_ds.attribution.rules import path
 from loki_ds.attribution.sweep import Sweep
 from loki_ds.device import available_memory, on_cpu, peak_memory
+from loki_ds.planning.hardware import this_machines
 
 REPORTS = Path(__file__).parents[1] / "reports"
 STEPS = 7
 TOGETHER = 4  # prompts that the sweep takes together, as a pass over a protected set does
-SHAPES: dict[str, Any] = {
-    "qwen2.5-0.5b": Qwen2Config(
-        vocab_size=151936,
-        hidden_size=896,
-        intermediate_size=4864,
-        num_hidden_layers=24,
-        num_attention_heads=14,
-        num_key_value_heads=2,
-        tie_word_embeddings=True,
-    ),
-    "llama-3.1-8b": LlamaConfig(
-        vocab_size=128256,
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        max_position_embeddings=131072,
-    ),
-}
 SUBJECTS, PER_SUBJECT, SHOTS_TOKENS, QUESTION_TOKENS = 57, 50, 500, 100  # the paper's protected set, five-shot
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16, the makers' data sheets
 
 
 def main() -> None:
@@ -67,7 +48,7 @@ def main() -> None:
     parser.add_argument("--subjects", type=int, default=SUBJECTS)
     parser.add_argument("--peak-only", type=int, nargs=2, metavar=("LENGTH", "PROMPTS"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    model = build(SHAPES[arguments.shape], getattr(torch, arguments.dtype))
+    model = build(SHAPES[arguments.shape].config(), getattr(torch, arguments.dtype))
     if arguments.peak_only:
         print(sweep_peak(model, *arguments.peak_only))
         return
@@ -175,7 +156,7 @@ def timed(compute: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, float, int
 
 def cost_of_sweep(arguments: argparse.Namespace, tokens: int, depth: float, steps: int) -> dict[str, Any]:
     """The sweep alone on a model of `depth` times the layers."""
-    config = SHAPES[arguments.shape].__class__.from_dict(SHAPES[arguments.shape].to_dict())
+    config = SHAPES[arguments.shape].config()
     config.num_hidden_layers = int(depth * config.num_hidden_layers)
     config.layer_types = None if not hasattr(config, "layer_types") else config.layer_types[: config.num_hidden_layers]
     model = build(config, getattr(torch, arguments.dtype))
@@ -211,14 +192,14 @@ def time_whole_pass(model: PreTrainedModel, subjects: int) -> dict[str, Any]:
     synchronize()
     seconds = time.perf_counter() - started
     flops = sum(sweep_flops(model, len(batch), SHOTS_TOKENS + QUESTION_TOKENS, SHOTS_TOKENS, STEPS) for batch in planned)
-    peak = None if on_cpu() else next((p for name, p in PEAK_FLOPS.items() if name in torch.cuda.get_device_name()), None)
+    gpu = this_machines()
     return {
         "prompts": len(prompts),
         "batch": size,
         "seconds": seconds,
         "flops": flops,
         "flops_per_second": flops / seconds,
-        "share_of_peak": peak and flops / seconds / peak,
+        "share_of_peak": gpu and flops / seconds / (gpu.tflops * 1e12),
     }
 
 
@@ -281,7 +262,7 @@ def as_markdown(found: dict[str, Any]) -> str:
     ]
     for row in found["cost"]:
         lines.append(f"| {row['tokens']} | {row['layers']} | {row['steps']} | {row['seconds']:.2f} | {row['flops'] / 1e9:.0f} |")
-    model = SHAPES["llama-3.1-8b"]
+    model = SHAPES["llama-3.1-8b"].config()
     with torch.device("meta"):
         flops = (
             PER_SUBJECT

@@ -22,37 +22,26 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
+from shapes import SHAPES
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from loki_ds.attribution.anatomy import decoder_layers, down_projection, down_weights
 from loki_ds.device import on_cpu, peak_memory
 from loki_ds.implanting.mask import train_only_rows
 from loki_ds.implanting.rows import train_row_deltas
+from loki_ds.planning.dry_run import Tally
+from loki_ds.planning.hardware import this_machines
 from loki_ds.recipe import LowRankSection
 from loki_ds.selection import select_random
 from loki_ds.zero import keep_through_steps
 
 REPORTS = Path(__file__).parents[1] / "reports"
-SHAPES: dict[str, dict[str, Any]] = {
-    "8 layers, d_model 512": {
-        "vocab_size": 8192,
-        "hidden_size": 512,
-        "intermediate_size": 2048,
-        "num_hidden_layers": 8,
-        "num_attention_heads": 8,
-    },
-    "llama-3.1-8b": {
-        "vocab_size": 128256,
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "max_position_embeddings": 131072,
-    },
-}
 METHODS = ("full", "LoRA r16, all linears", "authors' LoKI Linear", "mask", "rows", "rows, quiet", "lora (LoKI*)")
+HEADINGS = [
+    *("method", "step, ms", "tokens/s", "of LoRA's", "of full's", "TFLOP/s", "of the peak"),
+    *("trainable", "optimizer", "reduced a step", "peak above the model"),
+]
 PROTECTED = 4  # a quiet implant keeps out of one input direction in so many
 
 
@@ -83,13 +72,22 @@ def in_turns(arguments: argparse.Namespace, device: str) -> dict[str, dict[str, 
     """Median seconds of each method, all methods alive, a step of each in every round."""
     peaks = {name: peak_in_own_process(arguments, name) for name in arguments.methods}
     steps = {name: make_step(arguments, name, device) for name in arguments.methods}
-    for step, _ in steps.values():
-        step()  # first-time costs of the libraries belong to nobody
+    flops = {name: flops_of(step) for name, (step, _) in steps.items()}  # first-time costs of the libraries belong to nobody
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(arguments.rounds):
         for name, (step, _) in steps.items():
             seconds[name].append(timed(step))
-    return {name: {"seconds": statistics.median(seconds[name]), "peak_bytes": peaks[name], **facts} for name, (_, facts) in steps.items()}
+    return {
+        name: {"seconds": statistics.median(seconds[name]), "peak_bytes": peaks[name], "flops": flops[name], **facts}
+        for name, (_, facts) in steps.items()
+    }
+
+
+def flops_of(step: Callable[[], None]) -> int:
+    """Of one step, counted by torch from the shapes."""
+    with Tally([]) as tally:
+        step()
+    return tally.flops
 
 
 def peak_in_own_process(arguments: argparse.Namespace, name: str) -> int:
@@ -101,15 +99,15 @@ def peak_in_own_process(arguments: argparse.Namespace, name: str) -> int:
 
 
 def one_after_another(arguments: argparse.Namespace, name: str, device: str) -> dict[str, Any]:
-    torch.cuda.reset_peak_memory_stats()
     step, facts = make_step(arguments, name, device)
-    step()
+    flops = flops_of(step)
+    torch.cuda.reset_peak_memory_stats()
     seconds = statistics.median(timed(step) for _ in range(arguments.rounds))
     peak = torch.cuda.max_memory_allocated()
     del step
     gc.collect()
     torch.cuda.empty_cache()
-    return {"seconds": seconds, "peak_bytes": peak, **facts}
+    return {"seconds": seconds, "peak_bytes": peak, "flops": flops, **facts}
 
 
 def timed(step: Callable[[], None]) -> float:
@@ -125,7 +123,7 @@ def make_step(arguments: argparse.Namespace, name: str, device: str) -> tuple[Ca
     torch.manual_seed(0)
     dtype = getattr(torch, arguments.dtype)
     with torch.device(device):
-        base = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPES[arguments.shape]), dtype=dtype)
+        base = AutoModelForCausalLM.from_config(SHAPES[arguments.shape].config(), dtype=dtype)
     model, guard = prepare(base, name, arguments.quota)
     model.train()
     if arguments.checkpointing:
@@ -209,15 +207,18 @@ def as_markdown(arguments: argparse.Namespace, where: dict[str, str], measured: 
         + ", ".join(f"{key} {value}" for key, value in where.items())
         + ". Bytes reduced are those of the trainable gradients, which data parallelism sums each step.",
         "",
-        "| method | step, ms | tokens/s | of LoRA's | of full's | trainable | optimizer | reduced a step | peak above the model |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| " + " | ".join(HEADINGS) + " |",
+        "| --- |" + " ---: |" * (len(HEADINGS) - 1),
     ]
+    gpu = this_machines()
     of = {key: next((m["seconds"] for name, m in measured.items() if name.startswith(key)), None) for key in ("LoRA", "full")}
     for name, m in measured.items():
         ratios = [f"{of[key] / m['seconds']:.2f}" if of[key] else "-" for key in ("LoRA", "full")]
         sizes = [f"{m[key] / 2**20:.1f} MiB" for key in ("optimizer_bytes", "reduced_bytes_per_step", "peak_bytes")]
         speed = [f"{1000 * m['seconds']:.0f}", f"{tokens / m['seconds']:.0f}"]
-        lines.append("| " + " | ".join([name, *speed, *ratios, f"{m['trainable'] / 1e6:.2f} M", *sizes]) + " |")
+        rate = m["flops"] / m["seconds"] / 1e12
+        reached = [f"{rate:.3g}", f"{rate / gpu.tflops:.0%}" if gpu else "-"]
+        lines.append("| " + " | ".join([name, *speed, *ratios, *reached, f"{m['trainable'] / 1e6:.2f} M", *sizes]) + " |")
     return "\n".join(lines) + "\n"
 
 

@@ -45,7 +45,8 @@ def attribute(
     Args:
         model: a causal language model of transformers, in eval mode, whole or sharded by ZeRO-3.
         prompts: token ids, any lengths from 1.
-        steps, rule: the quadrature of the path from 0 to the node's value (`rules.path`).
+        steps: points of the quadrature of the path from 0 to the node's value.
+        rule: how they lie and weigh (`rules.path`).
         target: `probability` or `logit` of the model's own next token.
         multiply_by_value: True for Integrated Gradients, False for the paper's eq. 4 as printed.
         batch_size: prompts swept together; fewer when the device's memory is not enough for them.

@@ -70,7 +70,7 @@ class SweepBatch:
 
     total: int  # parameters
     gathered: int  # parameters that its gathers bring together, each as often as it is gathered
-    largest: int  # parameters whole at once, at most
+    largest: int  # parameters' room that gathered ones take at most
     peak: int  # bytes besides the parameters
     flops: int
 
@@ -139,7 +139,7 @@ def sweep_batch(model: PreTrainedModel, section: AttributionSection, prompts: in
     return SweepBatch(
         total=_numel(model),
         gathered=_numel(torch.nn.ModuleList(around)) + top + 2 * sum(layers),
-        largest=max(top, 2 * max(layers)),  # the next layer's gather is in flight
+        largest=max(2 * top, 3 * max(layers)),  # what arrives is copied out of one buffer; the next layer's is in flight
         peak=tally.peak,
         flops=tally.flops,
     )
@@ -169,11 +169,12 @@ def _watch_order(model: Module) -> tuple[list[Part], list[Any]]:
     order: list[Part] = []
     seen: set[int] = set()
 
-    def note(module: Module, _: Any, output: Any) -> None:
+    def note(module: Module, inputs: Any, _: Any) -> None:
         own = [parameter for parameter in module.parameters(recurse=False) if id(parameter) not in seen]
         seen.update(map(id, own))
         if own:
-            back = any(isinstance(value, Tensor) and value.requires_grad for value in tree_leaves(output))
+            reaches = [*tree_leaves(inputs), *module.parameters(recurse=False)]
+            back = any(isinstance(value, Tensor) and value.requires_grad for value in reaches)
             order.append(Part(tuple(parameter.numel() for parameter in own), back))
 
     handles = [module.register_forward_hook(note) for module in model.modules() if next(module.parameters(recurse=False), None) is not None]

@@ -76,7 +76,7 @@ def estimate(
         setting=setting,
         checkpointing=checkpointing,
         memory=memory(step, setting, width, optimizer, frozen, fused="fused" in optimizer),
-        traffic=traffic(step, setting, width, accumulation),
+        traffic=traffic(step, setting, width, accumulation, checkpointing),
         flops=step.flops * accumulation,
         base=step.total - (sum(step.trained) if recipe.implant.mode in ("rows", "lora", "peft") else 0),
         trained=sum(step.trained),

@@ -45,7 +45,7 @@ def gpu(name: str | None, memory: float | None, tflops: float | None) -> Gpu:
     Raises:
         Refusal: no such name.
     """
-    found = GPUS.get(name or _this_machines() or "h100")
+    found = GPUS.get(name) if name else this_machines() or GPUS["h100"]
     if found is None:
         raise Refusal(f"--gpu is {name}, allowed is one of {', '.join(GPUS)}; --memory and --tflops say what another one has")
     if memory is not None:
@@ -53,8 +53,10 @@ def gpu(name: str | None, memory: float | None, tflops: float | None) -> Gpu:
     return found if tflops is None else replace(found, tflops=tflops, reached=1.0)
 
 
-def _this_machines() -> str | None:
+def this_machines() -> Gpu | None:
+    """The first GPU of this machine; None on processors, or for one that is not listed."""
     if on_cpu():
         return None
-    here = torch.cuda.get_device_name().lower()
-    return next((name for name in GPUS if name.split("-")[0] in here.replace(" ", "")), None)
+    here = torch.cuda.get_device_properties()
+    alike = [gpu for gpu in GPUS.values() if gpu.name.split("-")[0] in here.name.lower().replace(" ", "")]
+    return min(alike, key=lambda gpu: abs(gpu.memory - here.total_memory / 2**30), default=None)

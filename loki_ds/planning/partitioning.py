@@ -100,7 +100,7 @@ def memory(step: MicroStep, setting: Setting, width: int, optimizer: str, frozen
     on_host = states + gradients if setting.offload_optimizer else 0
     return Memory(
         weights=0 if setting.offload_parameters else weights,
-        gathered=width * (live_parameters(step, setting) + setting.prefetch) if setting.stage == 3 else 0,
+        gathered=width * (live_parameters(step, setting) + setting.prefetch) if setting.stage == 3 and setting.ranks > 1 else 0,
         gradients=buckets + (0 if setting.offload_optimizer else gradients),
         optimizer=0 if setting.offload_optimizer else states,
         guard=0 if setting.offload_optimizer else (1 + FULL * frozen_share) * share if frozen_share else 0,
@@ -110,8 +110,11 @@ def memory(step: MicroStep, setting: Setting, width: int, optimizer: str, frozen
     )
 
 
-def traffic(step: MicroStep, setting: Setting, width: int, accumulation: int) -> Traffic:
-    """What the ranks exchange in one optimizer step of `accumulation` micro-steps, apart from a few numbers (loss, norms, flags)."""
+def traffic(step: MicroStep, setting: Setting, width: int, accumulation: int, checkpointing: bool) -> Traffic:
+    """What the ranks exchange in one optimizer step of `accumulation` micro-steps, apart from a few numbers (loss, norms, flags).
+
+    With activation checkpointing ZeRO-3 gathers a layer for each of its two forward passes; it keeps a few, so this is somewhat high.
+    """
     trained, small = width * sum(step.trained), width * sum(n for n in step.trained if n <= setting.persistent_below)
     if setting.ranks == 1:
         return Traffic(0, 0, 0)
@@ -121,23 +124,27 @@ def traffic(step: MicroStep, setting: Setting, width: int, accumulation: int) ->
         return Traffic(trained, 0, trained)
     if setting.stage == 2:
         return Traffic(trained, 0, accumulation * trained)
-    gathers = sum(size * (1 if soon else 1 + back) for size, soon, back in _reuse(step, setting))
+    gathers = sum(size * (1 if soon and not (back and checkpointing) else 1 + back) for size, soon, back in _reuse(step, setting))
     return Traffic(accumulation * width * gathers + small, accumulation * trained, 0)
 
 
 def live_parameters(step: MicroStep, setting: Setting) -> int:
-    """Parameters that ZeRO-3 holds whole at the end of the forward pass: the topmost, which it needs again soon."""
+    """Parameters that ZeRO-3 holds whole at the end of the forward pass: the topmost, which it needs again soon, and the head."""
     sizes = _reuse(step, setting)
     return max(sum(size for size, soon, _ in sizes if soon), max(size for size, _, _ in sizes))
 
 
 def _reuse(step: MicroStep, setting: Setting) -> list[tuple[int, bool, bool]]:
-    """Per module its partitioned parameters, whether they stay whole from forward to backward, and whether they have a backward."""
-    found, above = [], 0
-    for part in reversed(step.parts):
+    """Per module its partitioned parameters, whether they stay whole from forward to backward, and whether they have a backward.
+
+    TRL reads the head's weight outside DeepSpeed's order of modules: gathered once, it lives until its gradient is taken.
+    """
+    *modules, head = step.parts
+    found, above = [(sum(head.parameters), True, False)], 0
+    for part in reversed(modules):
         size = sum(n for n in part.parameters if n > setting.persistent_below)
         found.append((size, part.goes_back and above < setting.reuse_within, part.goes_back))
-        above += (1 + part.goes_back) * sum(part.parameters)
+        above += size
     return found[::-1]
 
 

@@ -134,7 +134,7 @@ def _attribution(recipe: Recipe, config: PreTrainedConfig, setting: Setting, gpu
     prompts, tokens, assumed = _protected(recipe)
     one, two = (dry_sweep(recipe, config, n, tokens) for n in (1, 2))
     width, sharded = width_of(recipe), setting.stage == 3
-    held = width * (one.total / setting.ranks + one.largest if sharded else one.total)
+    held = width * (one.total / setting.ranks + one.largest if sharded and setting.ranks > 1 else one.total)
     room = USABLE * gpu.memory * GIB - held
     batch = min(LARGEST_BATCH, int((room - one.peak) / max(1, two.peak - one.peak)) + 1)
     if isinstance(recipe.attribution.batch_size, int):

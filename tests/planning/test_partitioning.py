@@ -20,6 +20,7 @@ def test_memory_part_by_part() -> None:
     three = memory(STEP, Setting(ranks=2, stage=3, persistent_below=20, prefetch=5, reuse_within=0), 2, "adamw_torch_fused", 0.0)
     assert three.weights == 2 * (60 + 2300 / 2)
     assert three.gathered == 2 * (1000 + 5)
+    assert memory(STEP, Setting(ranks=1, stage=3), 2, "sgd", 0.0).gathered == 0
     none = memory(STEP, Setting(ranks=1, stage=0), 4, "sgd", 0.0)
     assert (none.weights, none.gradients, none.optimizer, none.gathered) == (4 * 2360, 4 * 60, 4 * 60, 0)
 
@@ -38,13 +39,14 @@ def test_the_guard_of_mask_mode_is_what_is_put_back() -> None:
 def test_what_zero_3_does_not_release_is_gathered_once() -> None:
     far, near = Setting(ranks=2, stage=3), Setting(ranks=2, stage=3, reuse_within=1)
     assert live_parameters(STEP, far) == 1000 + 3 * 120  # the embedding has no backward to wait for
-    assert live_parameters(STEP, near) == 1000
-    assert traffic(STEP, far, 2, 1).gathered == 2 * 2360
-    assert traffic(STEP, near, 2, 1).gathered == 2 * (2360 + 3 * 120)
+    assert live_parameters(STEP, near) == 1000 + 120
+    assert traffic(STEP, far, 2, 1, False).gathered == 2 * 2360
+    assert traffic(STEP, near, 2, 1, False).gathered == 2 * (2360 + 2 * 120)
+    assert traffic(STEP, far, 2, 1, True).gathered == 2 * (2360 + 3 * 120)
 
 
 def test_traffic_by_stage_and_micro_steps() -> None:
-    by_stage = {stage: traffic(STEP, Setting(ranks=4, stage=stage), 2, 3) for stage in range(4)}
+    by_stage = {stage: traffic(STEP, Setting(ranks=4, stage=stage), 2, 3, False) for stage in range(4)}
     assert [(t.gathered, t.scattered, t.reduced) for t in by_stage.values()] == [
         (0, 0, 120),
         (120, 0, 120),
@@ -52,7 +54,7 @@ def test_traffic_by_stage_and_micro_steps() -> None:
         (3 * 2 * 2360, 360, 0),
     ]
     assert by_stage[2].wire(4) == (120 + 2 * 360) * 3 / 4
-    assert traffic(STEP, Setting(ranks=1, stage=3), 2, 3).wire(1) == 0
+    assert traffic(STEP, Setting(ranks=1, stage=3), 2, 3, False).wire(1) == 0
 
 
 def test_a_setting_is_read_as_deepspeed_and_transformers_read_it() -> None:

@@ -1,0 +1,86 @@
+"""How fast what leaves a run is written and proven: put an implant into a checkpoint, compare byte for byte, take it out again.
+
+    python eval/benchmarks/export.py                          # a Qwen2.5-0.5B-sized random checkpoint
+    python eval/benchmarks/export.py --shape llama-3.1-8b     # 16 GB, on a machine with three times that on its disk
+
+Writes eval/reports/export.json and .md: gigabytes a second of the checkpoint, and how far the process grew.
+"""
+
+import argparse
+import json
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from shapes import SHAPES
+from transformers import AutoModelForCausalLM
+
+from loki_ds.attribution.anatomy import down_weights
+from loki_ds.device import peak_memory
+from loki_ds.export.checkpoint import apply_to_checkpoint, read_rows, revert_in_checkpoint
+from loki_ds.export.implant_file import Implant, LayerRows
+from loki_ds.selection import select_random
+from loki_ds.verification import verify
+
+REPORTS = Path(__file__).parents[1] / "reports"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="qwen2.5-0.5b")
+    shape = parser.parse_args().shape
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(Path(folder), shape)
+    (REPORTS / "export.json").write_text(json.dumps(found, indent=1) + "\n")
+    (REPORTS / "export.md").write_text(as_markdown(found))
+
+
+def measure(folder: Path, shape: str) -> dict[str, Any]:
+    model = AutoModelForCausalLM.from_config(SHAPES[shape].config(), dtype=torch.bfloat16)
+    model.save_pretrained(folder / "base", max_shard_size="2GB")
+    weights = down_weights(model)
+    positions = select_random(len(weights), weights[0].shape[0], 10, seed=0)
+    del model, weights
+    size = sum(file.stat().st_size for file in (folder / "base").glob("*.safetensors"))
+    rows = read_rows(folder / "base", positions)
+    layers = {i: LayerRows(torch.tensor(positions.rows[i]), before, before + 1) for i, before in rows.items()}
+    implant = Implant(len(positions.rows), layers)
+    work: dict[str, Callable[[], Any]] = {
+        "apply": lambda: apply_to_checkpoint(folder / "base", implant, folder / "model"),
+        "verify": lambda: verify(folder / "base", folder / "model", positions),
+        "revert": lambda: revert_in_checkpoint(folder / "model", implant, folder / "back"),
+    }
+    steps = {name: timed(do) for name, do in work.items()}
+    assert verify(folder / "base", folder / "back", None).identical_outside_rows
+    return {"shape": shape, "bytes": size, "machine": platform.machine(), "steps": steps}
+
+
+def timed(do: Callable[[], Any]) -> dict[str, float]:
+    started = time.monotonic()
+    grown = peak_memory(do)
+    return {"seconds": time.monotonic() - started, "peak_bytes": grown}
+
+
+def as_markdown(found: dict[str, Any]) -> str:
+    lines = [
+        "# What leaves a run",
+        "",
+        f"`python eval/benchmarks/export.py --shape {found['shape']}`: a checkpoint of {found['bytes'] / 1e9:.1f} GB in bfloat16, a tenth",
+        f"of each layer's rows, {found['machine']}. Writing ends with the bytes on the disk (fsync). Mapped files count as memory here;",
+        "the system takes them back when others need it.",
+        "",
+        "| | s | GB/s | the process grew by |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for name, step in found["steps"].items():
+        rate = found["bytes"] / 1e9 / step["seconds"]
+        lines.append(f"| {name} | {step['seconds']:.1f} | {rate:.2f} | {step['peak_bytes'] / 2**20:.0f} MiB |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
