@@ -189,7 +189,7 @@ class AuthorsLinear(nn.Module):
 def write(arguments: argparse.Namespace, measured: dict[str, dict[str, Any]]) -> None:
     device = f"{platform.machine()}, {torch.get_num_threads()} threads" if on_cpu() else torch.cuda.get_device_name()
     where = {"device": device, **{name: version(name) for name in ("torch", "transformers", "peft")}}
-    name = "training_step" + ("_checkpointing" if arguments.checkpointing else "") + ("" if on_cpu() else "_gpu")
+    name = "training_step" + ("_checkpointing" if arguments.checkpointing else "") + ("" if on_cpu() else f"_{arguments.shape}")
     REPORTS.mkdir(exist_ok=True)
     (REPORTS / f"{name}.json").write_text(json.dumps({"settings": vars(arguments), "where": where, "methods": measured}, indent=1) + "\n")
     (REPORTS / f"{name}.md").write_text(as_markdown(arguments, where, measured))

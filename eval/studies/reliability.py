@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 RECORD = ROOT / ".pytest_cache/v/cache"
-FILES = ("tests/reliability/", "tests/distributed/test_refusals.py")
+FILES = ("tests/reliability/", "tests/distributed/test_refusals.py", "tests/distributed/test_nodes.py")
 
 
 def main() -> None:

@@ -39,14 +39,18 @@ ASSUMED = (1000, 1024)  # prompts and their tokens, where the protected set is t
 def plan(recipe: Recipe, gpu: Gpu, ranks: int) -> Iterator[RenderableType]:
     """All of it, piece by piece."""
     config = _config(recipe)
-    rows = load_training_data(recipe.data.train_sources, bool(recipe.training.get("assistant_only_loss", False))) if recipe.trains else None
-    training = training_estimate(recipe, config, ranks) if recipe.trains else None
+    setting = Setting.of(deepspeed_config(recipe), ranks, config.get_text_config().hidden_size)
+    if not recipe.trains:
+        yield _model_table(recipe, config, None)
+        yield _stages_table(recipe, config, setting, None, 0, gpu)
+        return
+    rows = load_training_data(recipe.data.train_sources, bool(recipe.training.get("assistant_only_loss", False)))
+    training = training_estimate(recipe, config, ranks)
     yield _model_table(recipe, config, training)
-    if training is not None and rows is not None:
-        yield _memory_table(training, gpu)
-        yield _stages_table(recipe, config, training, len(rows), gpu)
-        yield from _advice(recipe, config, training, gpu)
-        yield _sample(recipe, rows)
+    yield _memory_table(training, gpu)
+    yield _stages_table(recipe, config, setting, training, len(rows), gpu)
+    yield from _advice(recipe, config, training, gpu)
+    yield _sample(recipe, rows)
 
 
 def _config(recipe: Recipe) -> PreTrainedConfig:
@@ -113,15 +117,14 @@ def _memory_table(training: Training, gpu: Gpu) -> Table:
     return table
 
 
-def _stages_table(recipe: Recipe, config: PreTrainedConfig, training: Training, examples: int, gpu: Gpu) -> Table:
-    setting = training.setting
+def _stages_table(recipe: Recipe, config: PreTrainedConfig, setting: Setting, training: Training | None, examples: int, gpu: Gpu) -> Table:
     table = Table("stage", "how much", "FLOPs a rank", "sent by a rank", "time", title=f"{setting.ranks} x {gpu.name}")
     if recipe.attributes:
         table.add_row("attribute", *_attribution(recipe, config, setting, gpu))
-    steps, seconds = _steps(recipe, examples, setting.ranks), training.seconds(gpu)
-    sent = training.traffic.wire(setting.ranks)
-    table.add_row("implant, a step", _batch(recipe), _tera(training.flops), _gib(sent), f"{seconds:.3g} s")
-    table.add_row("implant", f"{steps:,} steps", _tera(training.flops * steps), _gib(sent * steps), _time(seconds * steps))
+    if training is not None:
+        steps, seconds, sent = _steps(recipe, examples, setting.ranks), training.seconds(gpu), training.traffic.wire(setting.ranks)
+        table.add_row("implant, a step", _batch(recipe), _tera(training.flops), _gib(sent), f"{seconds:.3g} s")
+        table.add_row("implant", f"{steps:,} steps", _tera(training.flops * steps), _gib(sent * steps), _time(seconds * steps))
     table.caption = (
         f"{gpu.reached:.0%} of {gpu.tflops:g} TFLOP/s and {wire_rate(gpu, setting.ranks) / 1e9:.0f} GB/s between ranks assumed; "
         "every sequence at its longest; retain depends on its tasks"
