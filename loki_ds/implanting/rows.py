@@ -104,7 +104,7 @@ def rows_product(x: Tensor, weight: Tensor, delta: Tensor, rows: Tensor) -> Tens
     """`x (W + D on rows)^T`: one product forward and one back, no gradient for `W`, and the row-bearing weight never kept.
 
     What the delta's gradient needs is noted before the product is made. So activation checkpointing, which computes a layer again only up
-    to the last thing that was kept, leaves this product out of it (a tenth of a layer's second forward pass).
+    to the last thing that was kept, leaves this product out of it (a quarter of a layer's second forward pass).
     """
     return _RowsInside.apply(x, weight, delta, rows, _AtRows.apply(x, delta))
 
@@ -126,6 +126,8 @@ class _AtRows(torch.autograd.Function):
 
 
 class _RowsInside(torch.autograd.Function):
+    """The product itself; the gradient at the rows goes to `_AtRows`."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, delta: Tensor, rows: Tensor, _: Tensor) -> Tensor:
         ctx.weight, ctx.delta, ctx.rows = weight, delta.detach(), rows  # not among the saved tensors: checkpointing counts those

@@ -62,7 +62,7 @@ class WatchGradients(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         flags, self.wrong = self.wrong, {}
-        if args.fp16 or not _on_any_rank(torch.stack(list(flags.values())).any() if flags else torch.tensor(False)):
+        if args.fp16 or not _on_any_rank(torch.stack(list(flags.values())).any() if flags else torch.zeros((), device=args.device)):
             return
         named = [name for names in from_all_ranks([name for name, flag in flags.items() if bool(flag)]) for name in names]
         raise Refusal(f"training: the gradient of {named[0]} is NaN or infinite at step {state.global_step}; {_advice(args)}")

@@ -106,10 +106,11 @@ def planned_positions(recipe: Recipe, shapes: list[tuple[int, ...]]) -> Position
 
 
 def batch_of(recipe: Recipe) -> tuple[int, int]:
-    """Sequences of a micro-step on one rank, and their tokens at most (TRL's own defaults where the recipe says nothing)."""
+    """Sequences of a micro-step on one rank, and its tokens of each at most (TRL's own defaults where the recipe says nothing)."""
     training = recipe.training
-    longest = training.get("max_length", SFTConfig.max_length)
-    return int(training.get("per_device_train_batch_size", SFTConfig.per_device_train_batch_size)), int(longest or 1024)
+    longest = int(training.get("max_length") or SFTConfig.max_length or 1024)
+    sequences = int(training.get("per_device_train_batch_size", SFTConfig.per_device_train_batch_size))
+    return sequences, -(-longest // recipe.sequence_parallel)
 
 
 def checkpoints(recipe: Recipe) -> bool:

@@ -162,7 +162,7 @@ def _protected(recipe: Recipe) -> tuple[int, int, str]:
 def _steps(recipe: Recipe, examples: int, ranks: int) -> int:
     if recipe.training.get("max_steps", -1) > 0:
         return int(recipe.training["max_steps"])
-    together = batch_of(recipe)[0] * ranks * int(recipe.training.get("gradient_accumulation_steps", 1))
+    together = batch_of(recipe)[0] * max(1, ranks // recipe.sequence_parallel) * int(recipe.training.get("gradient_accumulation_steps", 1))
     return int(float(recipe.training.get("num_train_epochs", SFTConfig.num_train_epochs)) * -(-examples // together))
 
 
