@@ -125,6 +125,27 @@ def test_killed_while_the_export_writes_it_makes_good(what: str, unbroken: Path,
     assert list(run.rglob(".*.unfinished")) == []
 
 
+def test_killed_while_it_evaluates_the_report_is_the_same(tmp_path: Path) -> None:
+    settings = ["selection.strategy=random", "training.max_steps=4", "retention.new_task.limit=10"]
+    settings.append("retention.abilities={tasks: [tiny_facts, tiny_copying], limit: 20}")
+    done = launch(*settings, f"run={tmp_path / 'whole/run'}")
+    assert done.status == 0, done.output
+    run = tmp_path / "broken/run"
+    job = start("launch/implant.py", "--recipe", "recipes/tiny/loki.yaml", *settings, f"run={run}")
+    strike(job, Fault("../.base-results/*.json", kill_rank(0), "exits with return code = -9"), run)
+    assert not (run / "report").exists()
+    again = launch(*settings, f"run={run}")
+    assert again.status == 0, again.output
+    assert again.output.count("evaluating the") == 1  # the base's results are kept
+    same = [report_without_its_circumstances(folder) for folder in (tmp_path / "whole/run", run)]
+    assert same[0] == same[1]
+
+
+def report_without_its_circumstances(run: Path) -> dict[str, object]:
+    report = json.loads((run / "report/report.json").read_text())
+    return {key: value for key, value in report.items() if key not in ("run", "costs")} | {"origin": report["origin"] | {"again": ""}}
+
+
 def ended(job: subprocess.Popen, within: float = 90) -> str:
     """The output of a job that is to end by itself, and not well."""
     try:
