@@ -54,22 +54,32 @@ def peak_memory(compute: Callable[[], Any]) -> int:
         before = accelerator.memory_allocated()
         compute()
         return accelerator.max_memory_allocated() - before
-    process, sizes, done = psutil.Process(), [], threading.Event()
-    before = process.memory_info().rss
-
-    def watch() -> None:
-        while not done.wait(0.002):
-            sizes.append(process.memory_info().rss)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
+    before = psutil.Process().memory_info().rss
+    with ProcessSize() as size:
         compute()
-        sizes.append(process.memory_info().rss)
-    finally:
-        done.set()
-        watcher.join()
-    return max(max(sizes) - before, 0)
+    return max(size.peak - before, 0)
+
+
+class ProcessSize:
+    """The largest size of this process while it is watched, in bytes (`peak`)."""
+
+    def __enter__(self) -> "ProcessSize":
+        self.peak, self._done, self._process = 0, threading.Event(), psutil.Process()
+        self._watcher = threading.Thread(target=self._watch)
+        self._watcher.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._watcher.join()
+        self._look()
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.002):
+            self._look()
+
+    def _look(self) -> None:
+        self.peak = max(self.peak, self._process.memory_info().rss)
 
 
 def peak_so_far() -> int:

@@ -29,7 +29,7 @@ def take_place() -> None:
     """
     if not os.environ.get("RANK"):
         _check_alone()
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
     _check_place()
     command = _deepspeed_command()
     if command is not None:
@@ -115,7 +115,8 @@ def _deepspeed_command() -> psutil.Process | None:
     return launcher.parent()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody has."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -9,6 +9,7 @@ scaled to all; every figure says on how many it rests.
 """
 
 import argparse
+import copy
 import json
 import platform
 import subprocess
@@ -48,7 +49,7 @@ def main() -> None:
     parser.add_argument("--subjects", type=int, default=SUBJECTS)
     parser.add_argument("--peak-only", type=int, nargs=2, metavar=("LENGTH", "PROMPTS"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    model = build(SHAPES[arguments.shape].config(), getattr(torch, arguments.dtype))
+    model = build(SHAPES[arguments.shape], getattr(torch, arguments.dtype))
     if arguments.peak_only:
         print(sweep_peak(model, *arguments.peak_only))
         return
@@ -156,7 +157,7 @@ def timed(compute: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, float, int
 
 def cost_of_sweep(arguments: argparse.Namespace, tokens: int, depth: float, steps: int) -> dict[str, Any]:
     """The sweep alone on a model of `depth` times the layers."""
-    config = SHAPES[arguments.shape].config()
+    config = copy.deepcopy(SHAPES[arguments.shape])
     config.num_hidden_layers = int(depth * config.num_hidden_layers)
     config.layer_types = None if not hasattr(config, "layer_types") else config.layer_types[: config.num_hidden_layers]
     model = build(config, getattr(torch, arguments.dtype))
@@ -262,7 +263,7 @@ def as_markdown(found: dict[str, Any]) -> str:
     ]
     for row in found["cost"]:
         lines.append(f"| {row['tokens']} | {row['layers']} | {row['steps']} | {row['seconds']:.2f} | {row['flops'] / 1e9:.0f} |")
-    model = SHAPES["llama-3.1-8b"].config()
+    model = SHAPES["llama-3.1-8b"]
     with torch.device("meta"):
         flops = (
             PER_SUBJECT

@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def measure(folder: Path, shape: str) -> dict[str, Any]:
-    model = AutoModelForCausalLM.from_config(SHAPES[shape].config(), dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_config(SHAPES[shape], dtype=torch.bfloat16)
     model.save_pretrained(folder / "base", max_shard_size="2GB")
     weights = down_weights(model)
     positions = select_random(len(weights), weights[0].shape[0], 10, seed=0)

@@ -11,11 +11,10 @@ parameters in float32 (540 MB), two sequences of 512 tokens a rank.
 import argparse
 import json
 import os
-import socket
+import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
@@ -31,10 +30,12 @@ from transformers.trainer import DEFAULT_CALLBACKS
 
 from loki_ds import ranks
 from loki_ds.attribution.sweep import Sweep
-from loki_ds.device import LIBC, free_memory
+from loki_ds.device import ProcessSize, free_memory
+from loki_ds.implanting.arguments import deepspeed_config
 from loki_ds.implanting.training import train
-from loki_ds.planning.dry_run import model_without_data, sweep_batch
-from loki_ds.planning.estimate import training_estimate
+from loki_ds.launcher import free_port
+from loki_ds.planning.estimate import checkpoints, dry_step, dry_sweep, estimate, width_of
+from loki_ds.planning.partitioning import Setting, sweep_memory, sweep_traffic
 from loki_ds.recipe_file import load_recipe
 from loki_ds.selection import select_random
 from loki_ds.stages import Run
@@ -133,13 +134,10 @@ def recipe_of(case: dict[str, Any], folder: Path) -> Any:
 
 def launched(name: str, case: dict[str, Any], folder: Path) -> dict[str, Any]:
     """One case on its ranks, and what the plan says of it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     # A fixed threshold makes glibc give every large tensor's memory back at once, so that the process's size is what it holds.
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "HF_HUB_OFFLINE": "1"}
-    command = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", str(case["ranks"]), "--master_port", str(port)]
-    subprocess.run(["rm", "-rf", str(folder / "run")], check=True)
+    command = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", str(case["ranks"]), "--master_port", str(free_port())]
+    shutil.rmtree(folder / "run", ignore_errors=True)
     done = subprocess.run([*command, __file__, "--case", name, str(folder)], cwd=ROOT, env=environment, capture_output=True, text=True)
     if done.returncode:
         sys.exit(done.stdout[-3000:] + done.stderr[-3000:])
@@ -147,15 +145,12 @@ def launched(name: str, case: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def planned(case: dict[str, Any], folder: Path) -> dict[str, Any]:
-    recipe = recipe_of(case, folder)
-    config = AutoConfig.from_pretrained(folder / "model")
+    recipe, config = recipe_of(case, folder), AutoConfig.from_pretrained(folder / "model")
     if case["mode"] == "attribution":
-        with model_without_data(config, torch.float32) as model:
-            batch = sweep_batch(model, recipe.attribution, PROMPTS, 256)
-        gathered, largest = (0, 0) if case["ranks"] == 1 else (4 * batch.gathered, 4 * batch.largest)
-        return {"peak": 4 * batch.total / case["ranks"] + largest + batch.peak, "gathered": gathered, "scattered": 0, "reduced": 0}
-    estimate = training_estimate(recipe, config, case["ranks"])
-    return {"peak": estimate.memory.peak, **vars(estimate.memory), **vars(estimate.traffic), "flops": estimate.flops}
+        setting, batch = Setting(case["ranks"], stage=3), dry_sweep(recipe, config, PROMPTS, 256)
+        return {"peak": sweep_memory(batch, setting, width_of(recipe)), **vars(sweep_traffic(batch, setting, width_of(recipe)))}
+    found = estimate(recipe, config, dry_step(recipe, config, checkpoints(recipe)), deepspeed_config(recipe), case["ranks"])
+    return {"peak": found.memory.peak, **vars(found.memory), **vars(found.traffic), "flops": found.flops}
 
 
 # --- what is measured ----------------------------------------------------------------------------------------------------------
@@ -177,25 +172,6 @@ class Collectives(TorchDispatchMode):
             whole = arguments[1] if kind == "scattered" else arguments[0]  # inputs are whole there, outputs elsewhere
             self.bytes[kind] += sum(tensor.nbytes for tensor in tree_leaves(whole) if isinstance(tensor, torch.Tensor))
         return operation(*arguments, **(settings or {}))
-
-
-class ProcessSize:
-    """The largest size of this process while it is watched, in bytes."""
-
-    def __enter__(self) -> "ProcessSize":
-        self.peak, self._done, process = 0, threading.Event(), psutil.Process()
-
-        def watch() -> None:
-            while not self._done.wait(0.002):
-                self.peak = max(self.peak, process.memory_info().rss)
-
-        self._watcher = threading.Thread(target=watch)
-        self._watcher.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._watcher.join()
 
 
 class Watch(TrainerCallback):
@@ -243,7 +219,6 @@ def measure(case: dict[str, Any], folder: Path) -> None:
 def attribute_one_batch(run: Run, traffic: Collectives) -> tuple[int, Counter[str]]:
     sweep = Sweep(run.model, gatherer=Gatherer())
     free_memory()
-    LIBC.malloc_trim(0)
     before = Counter(traffic.bytes)
     with ProcessSize() as size:
         sweep.run([[i + 1] * 256 for i in range(PROMPTS)])

@@ -16,13 +16,14 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from shapes import SHAPES
 
-from loki_ds.planning.estimate import GIB, NODE, Training, dry_step, dry_sweep, estimate, width_of, wire_rate
-from loki_ds.planning.hardware import GPUS, REACHED, WIRE_REACHED
+from loki_ds.planning.estimate import GIB, Training, dry_step, dry_sweep, estimate, width_of
+from loki_ds.planning.hardware import GPUS, NODE, REACHED, WIRE_REACHED
+from loki_ds.planning.partitioning import Setting, sweep_traffic
 from loki_ds.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
 REPORTS = ROOT / "eval/reports"
-LLAMA = SHAPES["llama-3.1-8b"].config()
+LLAMA = SHAPES["llama-3.1-8b"]
 RANKS = (1, 2, 4, 8, 16, 64, 128, 512)
 GPU = GPUS["h100"]
 TOKENS = 4096
@@ -59,7 +60,7 @@ def recipe(mode: str) -> Recipe:
 def trainings(mode: str, config: str) -> list[Training]:
     """For every number of ranks."""
     step, deepspeed = dry_step(recipe(mode), LLAMA, True), json.loads((ROOT / f"launch/{config}.json").read_text())
-    return [estimate(recipe(mode), LLAMA, step, deepspeed, ranks, True) for ranks in RANKS]
+    return [estimate(recipe(mode), LLAMA, step, deepspeed, ranks) for ranks in RANKS]
 
 
 def per_gpu(found: Training) -> float:
@@ -69,13 +70,12 @@ def per_gpu(found: Training) -> float:
 
 def attribution() -> list[tuple[float, float, float]]:
     """Per number of ranks: seconds of computing, of sending, and of both at once, for all prompts."""
-    batch = dry_sweep(recipe("rows"), LLAMA, AT_ONCE, PROMPT_TOKENS)
+    batch, width = dry_sweep(recipe("rows"), LLAMA, AT_ONCE, PROMPT_TOKENS), width_of(recipe("rows"))
     times = []
     for ranks in RANKS:
         turns = -(-PROMPTS // (AT_ONCE * ranks))
-        computing = turns * batch.flops / (GPU.tflops * 1e12 * REACHED)
-        sending = turns * width_of(recipe("rows")) * batch.gathered * (ranks - 1) / ranks / wire_rate(GPU, ranks)
-        times.append((computing, sending, max(computing, sending)))
+        flops, sent = turns * batch.flops, turns * sweep_traffic(batch, Setting(ranks, stage=3), width).wire(ranks)
+        times.append((GPU.computing(flops), GPU.sending(sent, ranks), GPU.seconds(flops, sent, ranks)))
     return times
 
 
@@ -114,7 +114,7 @@ def as_markdown(found: dict[str, list[Training]], attributing: list[tuple[float,
     ]
     for name, steps in found.items():
         fits = next((str(n) for n, step in zip(RANKS, steps, strict=True) if step.fits(GPU)), "-")
-        computing = steps[0].flops / (GPU.tflops * 1e12 * REACHED)
+        computing = GPU.computing(steps[0].flops)
         speeds = " | ".join(f"{per_gpu(step):,.0f}" for step in steps)
         lines.append(f"| {name} | {computing:.2f} | {speeds} | {steps[-1].traffic.wire(RANKS[-1]) / GIB:.1f} | {fits} |")
     lines += [

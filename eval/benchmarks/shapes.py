@@ -1,21 +1,6 @@
 """Shapes of models that benchmarks build with random weights."""
 
-from dataclasses import dataclass
-from typing import Any
-
 from transformers import LlamaConfig, PreTrainedConfig, Qwen2Config
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A family's configuration class and its numbers."""
-
-    family: type[PreTrainedConfig]
-    numbers: dict[str, Any]
-
-    def config(self, **changes: Any) -> PreTrainedConfig:
-        return self.family(**{**self.numbers, **changes})
-
 
 LLAMA_8B = {
     "vocab_size": 128256,
@@ -26,29 +11,23 @@ LLAMA_8B = {
     "num_key_value_heads": 8,
     "max_position_embeddings": 131072,
 }
-SHAPES = {
-    "8 layers, d_model 512": Shape(
-        LlamaConfig,
-        {
-            "vocab_size": 8192,
-            "hidden_size": 512,
-            "intermediate_size": 2048,
-            "num_hidden_layers": 8,
-            "num_attention_heads": 8,
-        },
+SHAPES: dict[str, PreTrainedConfig] = {
+    "8 layers, d_model 512": LlamaConfig(
+        vocab_size=8192,
+        hidden_size=512,
+        intermediate_size=2048,
+        num_hidden_layers=8,
+        num_attention_heads=8,
     ),
-    "qwen2.5-0.5b": Shape(
-        Qwen2Config,
-        {
-            "vocab_size": 151936,
-            "hidden_size": 896,
-            "intermediate_size": 4864,
-            "num_hidden_layers": 24,
-            "num_attention_heads": 14,
-            "num_key_value_heads": 2,
-            "tie_word_embeddings": True,
-        },
+    "qwen2.5-0.5b": Qwen2Config(
+        vocab_size=151936,
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=24,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
     ),
-    "llama-3.1-8b": Shape(LlamaConfig, LLAMA_8B),
-    "llama-3.1-8b-half": Shape(LlamaConfig, {**LLAMA_8B, "num_hidden_layers": 16}),
+    "llama-3.1-8b": LlamaConfig(**LLAMA_8B),
+    "llama-3.1-8b-half": LlamaConfig(**{**LLAMA_8B, "num_hidden_layers": 16}),
 }

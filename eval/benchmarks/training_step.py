@@ -123,7 +123,7 @@ def make_step(arguments: argparse.Namespace, name: str, device: str) -> tuple[Ca
     torch.manual_seed(0)
     dtype = getattr(torch, arguments.dtype)
     with torch.device(device):
-        base = AutoModelForCausalLM.from_config(SHAPES[arguments.shape].config(), dtype=dtype)
+        base = AutoModelForCausalLM.from_config(SHAPES[arguments.shape], dtype=dtype)
     model, guard = prepare(base, name, arguments.quota)
     model.train()
     if arguments.checkpointing:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Linear, Module
+from transformers import PreTrainedConfig
 
 from loki_ds.refusal import Refusal
 
@@ -56,6 +57,12 @@ def down_projection_calls(layer: Module) -> Iterator[list[tuple[Tensor, Tensor]]
 def replace_down_projection(layer: Any, module: Linear) -> None:
     """Put another module in the place of the layer's `W_down`."""
     layer.mlp.down_proj = module
+
+
+def down_shapes(config: PreTrainedConfig) -> list[tuple[int, int]]:
+    """`[d_model, d_ff]` of each layer's `W_down`, from a model's configuration alone."""
+    text = config.get_text_config()
+    return [(text.hidden_size, text.intermediate_size)] * text.num_hidden_layers
 
 
 def down_weights(model: Module) -> list[Tensor]:

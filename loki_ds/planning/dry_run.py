@@ -62,6 +62,7 @@ class MicroStep:
     kept: int  # bytes at the end of the forward pass
     peak: int  # bytes
     flops: int
+    checkpointing: bool
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,7 @@ def micro_step(
         kept=kept,
         peak=tally.peak,
         flops=tally.flops,
+        checkpointing=checkpointing,
     )
 
 

@@ -10,17 +10,15 @@ import torch
 from transformers import PreTrainedConfig
 from trl import SFTConfig
 
-from loki_ds.attribution.anatomy import down_weights
-from loki_ds.implanting.arguments import deepspeed_config
+from loki_ds.attribution.anatomy import down_shapes
 from loki_ds.planning.dry_run import MicroStep, SweepBatch, micro_step, model_without_data, sweep_batch
-from loki_ds.planning.hardware import PCIE, USABLE, WIRE_REACHED, Gpu
+from loki_ds.planning.hardware import PCIE, USABLE, Gpu
 from loki_ds.planning.partitioning import Memory, Setting, Traffic, memory, traffic
 from loki_ds.positions import Positions
 from loki_ds.recipe import Recipe
 from loki_ds.selection import rows_per_layer
 
 GIB = 2**30
-NODE = 8  # GPUs
 CONFIGS = ("launch/zero2.json", "launch/zero3.json", "launch/zero3_offload.json")  # from the fastest to the one that needs least
 
 
@@ -29,7 +27,6 @@ class Training:
     """One optimizer step on one rank: bytes, bytes, and FLOPs."""
 
     setting: Setting
-    checkpointing: bool
     memory: Memory
     traffic: Traffic
     flops: float
@@ -37,46 +34,32 @@ class Training:
     trained: int
 
     def seconds(self, gpu: Gpu) -> float:
-        """The longer of computing and sending, which overlap; and what offloading moves over the host's bus, which is not hidden."""
-        sending = self.traffic.wire(self.setting.ranks) / wire_rate(gpu, self.setting.ranks)
-        return max(self.flops / (gpu.tflops * 1e12 * gpu.reached), sending) + self.memory.host / PCIE
+        """Computing and sending at once, and what offloading moves over the host's bus, which is not hidden."""
+        ranks = self.setting.ranks
+        return gpu.seconds(self.flops, self.traffic.wire(ranks), ranks) + self.memory.host / PCIE
 
     def fits(self, gpu: Gpu) -> bool:
         return self.memory.peak <= USABLE * gpu.memory * GIB
 
 
-def wire_rate(gpu: Gpu, ranks: int) -> float:
-    """Bytes a second that one rank sends at: the slowest link of the ring decides."""
-    return WIRE_REACHED * 1e9 * (gpu.within if ranks <= NODE else gpu.between)
-
-
-def training_estimate(recipe: Recipe, config: PreTrainedConfig, ranks: int) -> Training:
-    """The recipe as it is, on so many ranks."""
-    step = dry_step(recipe, config, checkpoints(recipe))
-    return estimate(recipe, config, step, deepspeed_config(recipe), ranks, checkpoints(recipe))
-
-
-def alternatives(recipe: Recipe, config: PreTrainedConfig, ranks: int) -> Iterator[tuple[str, Training]]:
-    """Every shipped DeepSpeed configuration, without and with activation checkpointing."""
-    for checkpointing in (False, True):
-        step = dry_step(recipe, config, checkpointing)
+def alternatives(recipe: Recipe, config: PreTrainedConfig, steps: list[MicroStep], ranks: int) -> Iterator[tuple[str, bool, Training]]:
+    """For each micro-step every shipped DeepSpeed configuration: its file, whether activations are computed twice; and the estimate."""
+    for step in steps:
         for file in (Path(name) for name in CONFIGS):
             if file.exists():
-                yield str(file), estimate(recipe, config, step, json.loads(file.read_text()), ranks, checkpointing)
+                yield str(file), step.checkpointing, estimate(recipe, config, step, json.loads(file.read_text()), ranks)
 
 
-def estimate(
-    recipe: Recipe, config: PreTrainedConfig, step: MicroStep, deepspeed: dict[str, Any] | None, ranks: int, checkpointing: bool
-) -> Training:
+def estimate(recipe: Recipe, config: PreTrainedConfig, step: MicroStep, deepspeed: dict[str, Any] | None, ranks: int) -> Training:
+    """The recipe's micro-step, spread as a DeepSpeed configuration says over so many ranks."""
     setting = Setting.of(deepspeed, ranks, config.get_text_config().hidden_size)
-    width, accumulation = width_of(recipe), int(recipe.training.get("gradient_accumulation_steps", 1))
+    width, accumulation = width_of(recipe), accumulation_of(recipe)
     optimizer = str(recipe.training.get("optim", SFTConfig.optim))
     frozen = 1 - recipe.selection.quota / 100 if recipe.implant.mode == "mask" else 0.0
     return Training(
         setting=setting,
-        checkpointing=checkpointing,
         memory=memory(step, setting, width, optimizer, frozen, fused="fused" in optimizer),
-        traffic=traffic(step, setting, width, accumulation, checkpointing),
+        traffic=traffic(step, setting, width, accumulation),
         flops=step.flops * accumulation,
         base=step.total - (sum(step.trained) if recipe.implant.mode in ("rows", "lora", "peft") else 0),
         trained=sum(step.trained),
@@ -87,7 +70,7 @@ def dry_step(recipe: Recipe, config: PreTrainedConfig, checkpointing: bool) -> M
     """One micro-step of the recipe's mode with every sequence at its longest."""
     adapter = recipe.implant.peft if recipe.implant.mode == "peft" else None
     with model_without_data(config, getattr(torch, recipe.model.dtype), recipe.model.trust_remote_code, adapter) as model:
-        positions = planned_positions(recipe, [tuple(weight.shape) for weight in down_weights(model)]) if recipe.changes_rows else None
+        positions = planned_positions(recipe, down_shapes(config)) if recipe.changes_rows else None
         return micro_step(model, recipe.implant, positions, *batch_of(recipe), checkpointing)
 
 
@@ -96,7 +79,7 @@ def dry_sweep(recipe: Recipe, config: PreTrainedConfig, prompts: int, tokens: in
         return sweep_batch(model, recipe.attribution, prompts, tokens)
 
 
-def planned_positions(recipe: Recipe, shapes: list[tuple[int, ...]]) -> Positions:
+def planned_positions(recipe: Recipe, shapes: list[tuple[int, int]]) -> Positions:
     """As many rows in each layer as the recipe will have: those of its file, or any by its quota."""
     if recipe.selection.positions is not None:
         positions = Positions.load(Path(recipe.selection.positions))
@@ -111,6 +94,11 @@ def batch_of(recipe: Recipe) -> tuple[int, int]:
     longest = int(training.get("max_length") or SFTConfig.max_length or 1024)
     sequences = int(training.get("per_device_train_batch_size", SFTConfig.per_device_train_batch_size))
     return sequences, -(-longest // recipe.sequence_parallel)
+
+
+def accumulation_of(recipe: Recipe) -> int:
+    """Micro-steps of an optimizer step."""
+    return int(recipe.training.get("gradient_accumulation_steps", 1))
 
 
 def checkpoints(recipe: Recipe) -> bool:

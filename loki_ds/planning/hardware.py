@@ -11,6 +11,7 @@ REACHED = 0.4  # share of the peak that training's matrix products reach, when n
 WIRE_REACHED = 0.7  # share of the links' rate that collectives reach
 USABLE = 0.92  # share of the memory that is left after the driver, the libraries and fragmentation
 PCIE = 25e9  # bytes a second between host and GPU
+NODE = 8  # GPUs
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,22 @@ class Gpu:
     within: float
     between: float
     reached: float = REACHED
+
+    def wire_rate(self, ranks: int) -> float:
+        """Bytes a second that one rank sends at: the slowest link of the ring decides."""
+        return WIRE_REACHED * 1e9 * (self.within if ranks <= NODE else self.between)
+
+    def computing(self, flops: float) -> float:
+        """Seconds."""
+        return flops / (self.tflops * 1e12 * self.reached)
+
+    def sending(self, size: float, ranks: int) -> float:
+        """Seconds that one of so many ranks sends `size` bytes for."""
+        return size / self.wire_rate(ranks)
+
+    def seconds(self, flops: float, size: float, ranks: int) -> float:
+        """The longer of computing and sending, which overlap."""
+        return max(self.computing(flops), self.sending(size, ranks))
 
 
 GPUS = {

@@ -7,7 +7,7 @@ float32 models; ZeRO-3 keeps small parameters whole, and does not release a para
 from dataclasses import dataclass
 from typing import Any
 
-from loki_ds.planning.dry_run import MicroStep
+from loki_ds.planning.dry_run import MicroStep, SweepBatch
 
 FULL = 4  # bytes of a number in full precision
 STATES = {"adamw": 2, "adam": 2, "adafactor": 0.01, "sgd": 1, "lion": 1, "adagrad": 1, "rmsprop": 1}  # numbers kept for each trained one
@@ -100,7 +100,7 @@ def memory(step: MicroStep, setting: Setting, width: int, optimizer: str, frozen
     on_host = states + gradients if setting.offload_optimizer else 0
     return Memory(
         weights=0 if setting.offload_parameters else weights,
-        gathered=width * (live_parameters(step, setting) + setting.prefetch) if setting.stage == 3 and setting.ranks > 1 else 0,
+        gathered=width * (live_parameters(step, setting) + setting.prefetch) if _gathers(setting) else 0,
         gradients=buckets + (0 if setting.offload_optimizer else gradients),
         optimizer=0 if setting.offload_optimizer else states,
         guard=0 if setting.offload_optimizer else (1 + FULL * frozen_share) * share if frozen_share else 0,
@@ -110,7 +110,7 @@ def memory(step: MicroStep, setting: Setting, width: int, optimizer: str, frozen
     )
 
 
-def traffic(step: MicroStep, setting: Setting, width: int, accumulation: int, checkpointing: bool) -> Traffic:
+def traffic(step: MicroStep, setting: Setting, width: int, accumulation: int) -> Traffic:
     """What the ranks exchange in one optimizer step of `accumulation` micro-steps, apart from a few numbers (loss, norms, flags).
 
     With activation checkpointing ZeRO-3 gathers a layer for each of its two forward passes; it keeps a few, so this is somewhat high.
@@ -124,8 +124,25 @@ def traffic(step: MicroStep, setting: Setting, width: int, accumulation: int, ch
         return Traffic(trained, 0, trained)
     if setting.stage == 2:
         return Traffic(trained, 0, accumulation * trained)
-    gathers = sum(size * (1 if soon and not (back and checkpointing) else 1 + back) for size, soon, back in _reuse(step, setting))
+    gathers = sum(size * (1 if soon and not (back and step.checkpointing) else 1 + back) for size, soon, back in _reuse(step, setting))
     return Traffic(accumulation * width * gathers + small, accumulation * trained, 0)
+
+
+def sweep_memory(batch: SweepBatch, setting: Setting, width: int) -> float:
+    """Bytes that one rank holds at the peak of a batch of the attribution."""
+    if not _gathers(setting):
+        return width * batch.total + batch.peak  # stage 3 on one rank holds all of it, too
+    return width * (batch.total / setting.ranks + batch.largest) + batch.peak
+
+
+def sweep_traffic(batch: SweepBatch, setting: Setting, width: int) -> Traffic:
+    """What the ranks exchange in a turn of the attribution, a batch on each."""
+    return Traffic(width * batch.gathered if _gathers(setting) else 0, 0, 0)
+
+
+def _gathers(setting: Setting) -> bool:
+    """Whether parameters lie on several ranks; with one, ZeRO-3 gathers nothing."""
+    return setting.stage == 3 and setting.ranks > 1
 
 
 def live_parameters(step: MicroStep, setting: Setting) -> int:

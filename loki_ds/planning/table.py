@@ -1,6 +1,6 @@
 """What a recipe would do and need, as tables: from the model's configuration alone, no weights are loaded."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 
 from datasets import Dataset
@@ -10,21 +10,25 @@ from rich.text import Text
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 from trl import SFTConfig
 
+from loki_ds.attribution.anatomy import down_shapes
+from loki_ds.attribution.batches import LARGEST
 from loki_ds.implanting.arguments import deepspeed_config
 from loki_ds.implanting.data import load_training_data, tokens_and_loss
 from loki_ds.planning.estimate import (
     GIB,
     Training,
+    accumulation_of,
     alternatives,
     batch_of,
+    checkpoints,
+    dry_step,
     dry_sweep,
+    estimate,
     planned_positions,
-    training_estimate,
     width_of,
-    wire_rate,
 )
 from loki_ds.planning.hardware import USABLE, Gpu
-from loki_ds.planning.partitioning import Setting
+from loki_ds.planning.partitioning import Setting, sweep_memory, sweep_traffic
 from loki_ds.protected import load_protected
 from loki_ds.quiet.moments import load_moments
 from loki_ds.quiet.subspace import protected_subspace
@@ -32,24 +36,24 @@ from loki_ds.recipe import Recipe
 from loki_ds.refusal import Refusal
 from loki_ds.run_folder import RunFolder
 
-LARGEST_BATCH = 64  # prompts; as attribution itself chooses
 ASSUMED = (1000, 1024)  # prompts and their tokens, where the protected set is tasks that would have to be fetched
 
 
 def plan(recipe: Recipe, gpu: Gpu, ranks: int) -> Iterator[RenderableType]:
     """All of it, piece by piece."""
-    config = _config(recipe)
-    setting = Setting.of(deepspeed_config(recipe), ranks, config.get_text_config().hidden_size)
+    config, deepspeed = _config(recipe), deepspeed_config(recipe)
+    setting = Setting.of(deepspeed, ranks, config.get_text_config().hidden_size)
     if not recipe.trains:
         yield _model_table(recipe, config, None)
         yield _stages_table(recipe, config, setting, None, 0, gpu)
         return
     rows = load_training_data(recipe.data.train_sources, bool(recipe.training.get("assistant_only_loss", False)))
-    training = training_estimate(recipe, config, ranks)
+    steps = [dry_step(recipe, config, checkpointing) for checkpointing in (False, True)]
+    training = estimate(recipe, config, steps[checkpoints(recipe)], deepspeed, ranks)
     yield _model_table(recipe, config, training)
     yield _memory_table(training, gpu)
     yield _stages_table(recipe, config, setting, training, len(rows), gpu)
-    yield from _advice(recipe, config, training, gpu)
+    yield from _advice(recipe, training, alternatives(recipe, config, steps, ranks), gpu)
     yield _sample(recipe, rows)
 
 
@@ -61,12 +65,12 @@ def _config(recipe: Recipe) -> PreTrainedConfig:
 
 
 def _model_table(recipe: Recipe, config: PreTrainedConfig, training: Training | None) -> Table:
-    text = config.get_text_config()
-    layers, d_model, d_ff = text.num_hidden_layers, text.hidden_size, text.intermediate_size
+    shapes = down_shapes(config)
+    d_model, d_ff = shapes[0]
     table = Table(title=recipe.model.path, show_header=False)
-    table.add_row("layers, d_model, d_ff", f"{layers}, {d_model}, {d_ff}")
+    table.add_row("layers, d_model, d_ff", f"{len(shapes)}, {d_model}, {d_ff}")
     if recipe.changes_rows:
-        counts = [len(rows) for rows in planned_positions(recipe, [(d_model, d_ff)] * layers).rows]
+        counts = [len(rows) for rows in planned_positions(recipe, shapes).rows]
         table.add_row("rows that train", f"{sum(counts):,} ({_spread(recipe, counts)})")
     else:
         counts = []
@@ -77,7 +81,7 @@ def _model_table(recipe: Recipe, config: PreTrainedConfig, training: Training | 
         table.add_row("trainable parameters", f"{effective:,} ({100 * effective / training.base:.1f}%)")
     if recipe.implant.quiet:
         table.add_row(f"room at energy {recipe.implant.quiet.energy:g}", _room(recipe, recipe.implant.quiet.energy))
-        table.add_row("directions kept out", f"{4 * d_ff * d_ff * layers / 10 / GIB:.2f} GiB on every rank for each tenth of them")
+        table.add_row("directions kept out", f"{4 * d_ff * d_ff * len(shapes) / 10 / GIB:.2f} GiB on every rank for each tenth of them")
     table.add_row("run folder", recipe.run)
     return table
 
@@ -126,7 +130,7 @@ def _stages_table(recipe: Recipe, config: PreTrainedConfig, setting: Setting, tr
         table.add_row("implant, a step", _batch(recipe), _tera(training.flops), _gib(sent), f"{seconds:.3g} s")
         table.add_row("implant", f"{steps:,} steps", _tera(training.flops * steps), _gib(sent * steps), _time(seconds * steps))
     table.caption = (
-        f"{gpu.reached:.0%} of {gpu.tflops:g} TFLOP/s and {wire_rate(gpu, setting.ranks) / 1e9:.0f} GB/s between ranks assumed; "
+        f"{gpu.reached:.0%} of {gpu.tflops:g} TFLOP/s and {gpu.wire_rate(setting.ranks) / 1e9:.0f} GB/s between ranks assumed; "
         "every sequence at its longest; retain depends on its tasks"
     )
     return table
@@ -136,18 +140,17 @@ def _attribution(recipe: Recipe, config: PreTrainedConfig, setting: Setting, gpu
     """The attribution in words: batches as large as fit, every prompt as long as the longest."""
     prompts, tokens, assumed = _protected(recipe)
     one, two = (dry_sweep(recipe, config, n, tokens) for n in (1, 2))
-    width, sharded = width_of(recipe), setting.stage == 3
-    held = width * (one.total / setting.ranks + one.largest if sharded and setting.ranks > 1 else one.total)
-    room = USABLE * gpu.memory * GIB - held
-    batch = min(LARGEST_BATCH, int((room - one.peak) / max(1, two.peak - one.peak)) + 1)
+    width = width_of(recipe)
+    room = USABLE * gpu.memory * GIB - sweep_memory(one, setting, width)
+    batch = min(LARGEST, int(room / max(1, two.peak - one.peak)) + 1)
     if isinstance(recipe.attribution.batch_size, int):
         batch = recipe.attribution.batch_size
     if batch < 1:
         return f"{prompts:,} prompts", "-", "-", "one prompt does not fit"
     turns = -(-prompts // (batch * setting.ranks))
     flops = turns * (one.flops + (batch - 1) * (two.flops - one.flops))
-    sent = turns * width * one.gathered * (setting.ranks - 1) / setting.ranks if sharded else 0.0
-    seconds = max(flops / (gpu.tflops * 1e12 * gpu.reached), sent / wire_rate(gpu, setting.ranks))
+    sent = turns * sweep_traffic(one, setting, width).wire(setting.ranks)
+    seconds = gpu.seconds(flops, sent, setting.ranks)
     return f"{prompts:,} prompts of {tokens:,} tokens{assumed}, {batch} at once", _tera(flops), _gib(sent), _time(seconds)
 
 
@@ -162,24 +165,24 @@ def _protected(recipe: Recipe) -> tuple[int, int, str]:
 def _steps(recipe: Recipe, examples: int, ranks: int) -> int:
     if recipe.training.get("max_steps", -1) > 0:
         return int(recipe.training["max_steps"])
-    together = batch_of(recipe)[0] * max(1, ranks // recipe.sequence_parallel) * int(recipe.training.get("gradient_accumulation_steps", 1))
+    together = batch_of(recipe)[0] * max(1, ranks // recipe.sequence_parallel) * accumulation_of(recipe)
     return int(float(recipe.training.get("num_train_epochs", SFTConfig.num_train_epochs)) * -(-examples // together))
 
 
 def _batch(recipe: Recipe) -> str:
     sequences, tokens = batch_of(recipe)
-    return f"{int(recipe.training.get('gradient_accumulation_steps', 1))} x {sequences} sequences of {tokens:,} tokens"
+    return f"{accumulation_of(recipe)} x {sequences} sequences of {tokens:,} tokens"
 
 
-def _advice(recipe: Recipe, config: PreTrainedConfig, training: Training, gpu: Gpu) -> Iterator[RenderableType]:
+def _advice(recipe: Recipe, training: Training, others: Iterable[tuple[str, bool, Training]], gpu: Gpu) -> Iterator[RenderableType]:
     """The shipped configurations side by side, and the fastest that fits."""
     table = Table("deepspeed", "", "peak", "host", "a step", "fits", title="other settings")
     fitting: list[tuple[float, str]] = []
-    for file, other in alternatives(recipe, config, training.setting.ranks):
-        seconds, fits, twice = other.seconds(gpu), other.fits(gpu), "activation checkpointing" if other.checkpointing else ""
+    for file, checkpointing, other in others:
+        seconds, fits, twice = other.seconds(gpu), other.fits(gpu), "activation checkpointing" if checkpointing else ""
         table.add_row(file, twice, _gib(other.memory.peak), _gib(other.memory.host), f"{seconds:.3g} s", "yes" if fits else "no")
         if fits:
-            fitting.append((seconds, f"deepspeed={file} training.activation_checkpointing={str(other.checkpointing).lower()}"))
+            fitting.append((seconds, f"deepspeed={file} training.activation_checkpointing={str(checkpointing).lower()}"))
     if table.row_count:
         yield table
     if training.fits(gpu):
@@ -188,7 +191,7 @@ def _advice(recipe: Recipe, config: PreTrainedConfig, training: Training, gpu: G
         yield Text(f"The recipe does not fit; the cheapest of these that does: {min(fitting)[1]}")
     else:
         yield Text("The recipe does not fit, nor do these settings: fewer sequences or tokens a micro-step, more ranks, or a larger GPU.")
-    if deepspeed_config(recipe) is None and training.setting.ranks > 1:
+    if recipe.deepspeed is None and training.setting.ranks > 1:
         yield Text("The recipe names no DeepSpeed configuration: every rank holds the whole model.")
 
 

@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from loki_ds import device, ranks, zero
+from loki_ds.attribution.anatomy import down_shapes
 from loki_ds.export.implant_file import Implant
 from loki_ds.implanting.arguments import deepspeed_config, training_arguments
 from loki_ds.implanting.data import load_training_data
@@ -76,8 +77,7 @@ class Run:
     @cached_property
     def down_shapes(self) -> list[tuple[int, int]]:
         """`[d_model, d_ff]` of each layer's `W_down`, from the model's configuration."""
-        config = AutoConfig.from_pretrained(self.base, trust_remote_code=self.recipe.model.trust_remote_code).get_text_config()
-        return [(config.hidden_size, config.intermediate_size)] * config.num_hidden_layers
+        return down_shapes(AutoConfig.from_pretrained(self.base, trust_remote_code=self.recipe.model.trust_remote_code))
 
     @contextmanager
     def cost_of(self, stage: str) -> Iterator[None]:

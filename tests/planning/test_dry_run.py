@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from conftest import FAMILIES, SMALL
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -74,8 +75,6 @@ def test_a_batch_of_the_attribution_is_the_real_one() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_can_be_planned(family: str) -> None:
-    import transformers
-
     name, own = FAMILIES[family]
     config = getattr(transformers, name)(**{**SMALL, **own})
     with model_without_data(config, torch.bfloat16) as model:
@@ -84,9 +83,7 @@ def test_every_family_can_be_planned(family: str) -> None:
     assert dry.peak > dry.kept > 0
 
 
-def test_no_memory_is_taken(tmp_path: Path) -> None:
-    import transformers
-
+def test_no_memory_is_taken() -> None:
     config = transformers.LlamaConfig(hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64)
     weights: list[Tensor] = []
     with model_without_data(config, torch.bfloat16) as model:

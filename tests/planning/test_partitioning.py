@@ -1,6 +1,7 @@
 """ZeRO's formulas against hand-made sums (against measurement: eval/reports/plan.md)."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from conftest import ROOT
@@ -10,7 +11,7 @@ from loki_ds.planning.partitioning import Setting, live_parameters, memory, stat
 
 # Three layers of 100 and 20 parameters, an embedding that is not trained back to, and a head; the second tensor of each layer trains.
 PARTS = (Part((1000,), False), *(Part((100, 20), True),) * 3, Part((1000,), True))
-STEP = MicroStep(parts=PARTS, total=2360, trained=(20, 20, 20), kept=500, peak=700, flops=0)
+STEP = MicroStep(parts=PARTS, total=2360, trained=(20, 20, 20), kept=500, peak=700, flops=0, checkpointing=False)
 
 
 def test_memory_part_by_part() -> None:
@@ -40,13 +41,13 @@ def test_what_zero_3_does_not_release_is_gathered_once() -> None:
     far, near = Setting(ranks=2, stage=3), Setting(ranks=2, stage=3, reuse_within=1)
     assert live_parameters(STEP, far) == 1000 + 3 * 120  # the embedding has no backward to wait for
     assert live_parameters(STEP, near) == 1000 + 120
-    assert traffic(STEP, far, 2, 1, False).gathered == 2 * 2360
-    assert traffic(STEP, near, 2, 1, False).gathered == 2 * (2360 + 2 * 120)
-    assert traffic(STEP, far, 2, 1, True).gathered == 2 * (2360 + 3 * 120)
+    assert traffic(STEP, far, 2, 1).gathered == 2 * 2360
+    assert traffic(STEP, near, 2, 1).gathered == 2 * (2360 + 2 * 120)
+    assert traffic(replace(STEP, checkpointing=True), far, 2, 1).gathered == 2 * (2360 + 3 * 120)
 
 
 def test_traffic_by_stage_and_micro_steps() -> None:
-    by_stage = {stage: traffic(STEP, Setting(ranks=4, stage=stage), 2, 3, False) for stage in range(4)}
+    by_stage = {stage: traffic(STEP, Setting(ranks=4, stage=stage), 2, 3) for stage in range(4)}
     assert [(t.gathered, t.scattered, t.reduced) for t in by_stage.values()] == [
         (0, 0, 120),
         (120, 0, 120),
@@ -54,7 +55,7 @@ def test_traffic_by_stage_and_micro_steps() -> None:
         (3 * 2 * 2360, 360, 0),
     ]
     assert by_stage[2].wire(4) == (120 + 2 * 360) * 3 / 4
-    assert traffic(STEP, Setting(ranks=1, stage=3), 2, 3, False).wire(1) == 0
+    assert traffic(STEP, Setting(ranks=1, stage=3), 2, 3).wire(1) == 0
 
 
 def test_a_setting_is_read_as_deepspeed_and_transformers_read_it() -> None:
