@@ -94,34 +94,33 @@ def world_size() -> int:
 
 def on_first_rank(compute: Callable[[], Result]) -> Result:
     """Run `compute` on rank 0 and give its result, or its refusal, to all ranks (so all of them stop)."""
-    outcome: list[Any] = [None, None]
-    if rank() == 0:
-        try:
-            with _full_disks_refused():
-                outcome[0] = compute()
-        except Refusal as refusal:
-            outcome[1] = str(refusal)
+    outcome = [_outcome(compute) if rank() == 0 else (None, None)]
     if world_size() > 1:
         torch.distributed.broadcast_object_list(outcome)
-    if outcome[1] is not None:
-        raise Refusal(outcome[1])
-    return outcome[0]
+    return _result(outcome, 0)
 
 
 def on_each_node(compute: Callable[[], Result]) -> Result:
     """Run `compute` on the first rank of every node and give its result to that node's ranks; a refusal of any goes to all ranks."""
-    outcome: tuple[Any, str | None] = (None, None)
-    if local_rank() == 0:
-        try:
-            with _full_disks_refused():
-                outcome = (compute(), None)
-        except Refusal as refusal:
-            outcome = (None, str(refusal))
-    outcomes = from_all_ranks(outcome)
+    outcomes = from_all_ranks(_outcome(compute) if local_rank() == 0 else (None, None))
+    return _result(outcomes, rank() - local_rank())
+
+
+def _outcome(compute: Callable[[], Any]) -> tuple[Any, str | None]:
+    """What `compute` gives, or else why it refuses."""
+    try:
+        with _full_disks_refused():
+            return compute(), None
+    except Refusal as refusal:
+        return None, str(refusal)
+
+
+def _result(outcomes: list[tuple[Any, str | None]], mine: int) -> Any:
+    """This rank's result, unless any refused."""
     for _, refused in outcomes:
         if refused is not None:
             raise Refusal(refused)
-    return outcomes[rank() - local_rank()][0]
+    return outcomes[mine][0]
 
 
 def check_same(what: str, digest: str) -> None:

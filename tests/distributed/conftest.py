@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from conftest import ROOT
+
+from loki_ds.launcher import free_port
 
 
 @dataclass
@@ -42,10 +43,7 @@ def launch(
     started = time.monotonic()
     script = ["launch/implant.py", "--recipe", str(recipe), *arguments]
     job = start(*script, ranks=ranks, environment=environment, file_size_kib=file_size_kib, flags=flags)
-    try:
-        output, _ = job.communicate(timeout=deadline)
-    finally:
-        kill(job)
+    output = output_of(job, deadline)
     return Launched(job.returncode, output, time.monotonic() - started)
 
 
@@ -61,10 +59,7 @@ def launch_all(folder: Path, cases: dict[str, list[str]], recipes: dict[str, Pat
     ]
     (folder / "cases.json").write_text(json.dumps(listed))
     job = start("tests/distributed/main_jobs.py", str(folder / "cases.json"), ranks=ranks)
-    try:
-        output, _ = job.communicate(timeout=400)
-    finally:
-        kill(job)
+    output = output_of(job, 400)
     assert job.returncode == 0, output
 
 
@@ -75,29 +70,39 @@ def start(
     file_size_kib: int | None = None,
     flags: list[str] | None = None,
 ) -> subprocess.Popen:
-    """A script through the launcher, with a port and a process group of its own."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    """A script through DeepSpeed's launcher, from the project's root."""
+    launcher = [str(Path(sys.executable).parent / "deepspeed"), *(flags or ["--num_gpus", str(ranks)]), "--master_port", str(free_port())]
+    limited = [] if file_size_kib is None else ["bash", "-c", f'ulimit -f {file_size_kib} && exec "$@"', "bash"]
+    return start_on_cpus([*limited, *launcher, *script], ROOT, environment or {})
+
+
+def start_on_cpus(command: list[str], folder: Path, environment: dict[str, str]) -> subprocess.Popen:
+    """A command that starts CPU ranks, in a process group of its own."""
     whole_environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "DS_ACCELERATOR": "cpu",
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
-        **(environment or {}),
+        **environment,
     }
-    launcher = [str(Path(sys.executable).parent / "deepspeed"), *(flags or ["--num_gpus", str(ranks)]), "--master_port", str(port)]
-    limited = [] if file_size_kib is None else ["bash", "-c", f'ulimit -f {file_size_kib} && exec "$@"', "bash"]
     return subprocess.Popen(
-        [*limited, *launcher, *script],
-        cwd=ROOT,
+        command,
+        cwd=folder,
         env=whole_environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
     )
+
+
+def output_of(job: subprocess.Popen, deadline: float) -> str:
+    """What a job prints to its end; nothing of it is left, whatever the end."""
+    try:
+        return job.communicate(timeout=deadline)[0]
+    finally:
+        kill(job)
 
 
 def kill(job: subprocess.Popen) -> None:

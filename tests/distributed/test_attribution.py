@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from distributed.attribute_sharded import ROOT, prompts
-from distributed.conftest import kill, launch, start
+from distributed.conftest import kill, launch, output_of, start
 from loki_ds import attribute, zero
 from loki_ds.attribution.kept import KeptScores
 from loki_ds.positions import Positions
@@ -90,10 +90,7 @@ def test_the_pass_stops_when_the_selection_is_stable(tmp_path: Path) -> None:
 
 def test_one_rank_short_of_memory_does_not_hang_the_others(tmp_path: Path) -> None:
     job = start("tests/distributed/attribute_sharded.py", str(tmp_path / "scores.safetensors"))
-    try:
-        output, _ = job.communicate(timeout=120)
-    finally:
-        kill(job)
+    output = output_of(job, 120)
     assert job.returncode == 0, output
     whole = attribute(zero.load_model(ROOT / "recipes/tiny/model", torch.float32), prompts(), batch_size=1)
     scores = load_file(tmp_path / "scores.safetensors")["scores"]

@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,8 +12,9 @@ import pytest
 import torch
 from conftest import ROOT
 
-from distributed.conftest import kill, launch
+from distributed.conftest import kill, launch, output_of, start_on_cpus
 from loki_ds.attribution.kept import KeptScores
+from loki_ds.launcher import free_port
 from loki_ds.run_folder import digest_of
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1"]
@@ -34,33 +34,13 @@ def nodes(tmp_path: Path) -> list[Path]:
 
 
 def start(nodes: list[Path], *settings: str) -> list[subprocess.Popen]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    return [
-        subprocess.Popen(
-            [*TORCHRUN, "--node-rank", str(i), "--master-port", str(port), "launch/implant.py", *RECIPE, "run=run", *settings],
-            cwd=node,
-            env={
-                **os.environ,
-                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-                "DS_ACCELERATOR": "cpu",
-                "OMP_NUM_THREADS": "1",
-                "HF_HUB_OFFLINE": "1",
-                "HF_HOME": str(node / "cache"),
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        for i, node in enumerate(nodes)
-    ]
+    job = ["--master-port", str(free_port()), "launch/implant.py", *RECIPE, "run=run", *settings]
+    return [start_on_cpus([*TORCHRUN, "--node-rank", str(i), *job], node, {"HF_HOME": str(node / "cache")}) for i, node in enumerate(nodes)]
 
 
 def outputs(jobs: list[subprocess.Popen], deadline: float = 120) -> list[str]:
     try:
-        return [job.communicate(timeout=deadline)[0] for job in jobs]
+        return [output_of(job, deadline) for job in jobs]
     finally:
         for job in jobs:
             kill(job)

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import ROOT
-from distributed.conftest import kill, launch, start
+from distributed.conftest import kill, launch, output_of, start
 
 from loki_ds.run_folder import digest_of
 
@@ -148,10 +148,7 @@ def report_without_its_circumstances(run: Path) -> dict[str, object]:
 
 def ended(job: subprocess.Popen, within: float = 90) -> str:
     """The output of a job that is to end by itself, and not well."""
-    try:
-        output, _ = job.communicate(timeout=within)
-    finally:
-        kill(job)
+    output = output_of(job, within)
     assert job.returncode != 0, output
     return output
 
@@ -196,7 +193,7 @@ def test_no_room_is_said_and_making_room_is_enough(name: str, unbroken: Path, tm
 
 
 def test_a_rank_that_raises_ends_the_others(tmp_path: Path) -> None:
-    output = ended(start("tests/reliability/raise_on_rank_one.py", str(tmp_path / "run")))
+    output = ended(start("tests/reliability/raise_on_rank_one.py", str(tmp_path / "run")), within=80)
     assert "RuntimeError: rank 1 breaks in a training step" in output
     assert not (tmp_path / "run/model").exists()
 
@@ -229,7 +226,7 @@ def in_half_precision(tmp_path: Path, scale_power: int, steps: int) -> subproces
 
 def test_overflow_in_half_precision_skips_steps_and_no_more(tmp_path: Path) -> None:
     job = in_half_precision(tmp_path, 24, 20)
-    output, _ = job.communicate(timeout=120)
+    output = output_of(job, 120)
     assert job.returncode == 0, output
     log = [entry for entry in json.loads((tmp_path / "run/training_log.json").read_text()) if "grad_norm" in entry]
     overflown = [entry["step"] for entry in log if entry["grad_norm"] == float("inf")]
