@@ -3,20 +3,22 @@
     python eval/benchmarks/training_step.py                                          # 8 layers, d_model 512, on the CPU
     python eval/benchmarks/training_step.py --shape llama-3.1-8b --dtype bfloat16    # on a GPU
 
-Every method starts from the same random model and sees the same tokens; the methods take turns, round by round, so a slow moment of
-the machine hits all of them. Writes eval/reports/training_step.json and .md.
+Every method starts from the same random model and sees the same tokens, in a process of its own; on a CPU the methods take turns, round
+by round, so a slow moment of the machine hits all of them. Writes eval/reports/training_step.json and .md.
 """
 
 import argparse
-import gc
 import json
+import multiprocessing
 import platform
+import shlex
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import version
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from shapes import SHAPES
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from loki_ds.attribution.anatomy import decoder_layers, down_projection, down_weights
@@ -39,9 +42,10 @@ from loki_ds.zero import keep_through_steps
 REPORTS = Path(__file__).parents[1] / "reports"
 METHODS = ("full", "LoRA r16, all linears", "authors' LoKI Linear", "mask", "rows", "rows, quiet", "lora (LoKI*)")
 HEADINGS = [
-    *("method", "step, ms", "tokens/s", "of LoRA's", "of full's", "TFLOP/s", "of the peak"),
+    *("method", "step, ms", "products, ms", "tokens/s", "of LoRA's", "of full's", "TFLOP/s", "of the peak"),
     *("trainable", "optimizer", "reduced a step", "peak above the model"),
 ]
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm")
 PROTECTED = 4  # a quiet implant keeps out of one input direction in so many
 
 
@@ -52,62 +56,61 @@ def main() -> None:
     parser.add_argument("--quota", type=float, default=10)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=16)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--checkpointing", action="store_true", help="compute activations twice, as recipes for large models do")
-    parser.add_argument("--peak-only", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    device = "cpu" if on_cpu() else "cuda"
-    if arguments.peak_only:
-        step, _ = make_step(arguments, arguments.methods[0], device)
-        print(peak_memory(step))
-        return
-    if on_cpu():
-        write(arguments, in_turns(arguments, device))
-        return
-    write(arguments, {name: one_after_another(arguments, name, device) for name in arguments.methods})  # one such model at a time
+    together = [arguments.methods] if on_cpu() else [[name] for name in arguments.methods]  # such a model fills a GPU
+    measured: dict[str, dict[str, Any]] = {}
+    for names in together:
+        measured |= in_turns(arguments, names)
+    write(arguments, measured)
 
 
-def in_turns(arguments: argparse.Namespace, device: str) -> dict[str, dict[str, Any]]:
-    """Median seconds of each method, all methods alive, a step of each in every round."""
-    peaks = {name: peak_in_own_process(arguments, name) for name in arguments.methods}
-    steps = {name: make_step(arguments, name, device) for name in arguments.methods}
-    flops = {name: flops_of(step) for name, (step, _) in steps.items()}  # first-time costs of the libraries belong to nobody
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
+def in_turns(arguments: argparse.Namespace, names: list[str]) -> dict[str, dict[str, Any]]:
+    """Median seconds of each method and what it holds.
+
+    All are alive, each in a process of its own, and every round takes a step of each. In one process they would share a heap: one method's
+    peak would hide in what another has freed, and on a CPU `LoRA` would pay for the holes of the others (up to half as much again).
+    """
+    context = multiprocessing.get_context("spawn")
+    pipes: dict[str, Connection] = {}
+    facts: dict[str, dict[str, Any]] = {}
+    for name in names:
+        pipes[name], theirs = context.Pipe()
+        context.Process(target=take_steps, args=(arguments, name, theirs)).start()
+        theirs.close()  # so that we hear of the end of a process
+        facts[name] = pipes[name].recv()
+    seconds: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(arguments.rounds):
-        for name, (step, _) in steps.items():
-            seconds[name].append(timed(step))
-    return {
-        name: {"seconds": statistics.median(seconds[name]), "peak_bytes": peaks[name], "flops": flops[name], **facts}
-        for name, (_, facts) in steps.items()
-    }
+        for name, pipe in pipes.items():
+            pipe.send("step")
+            seconds[name].append(pipe.recv())
+    for pipe in pipes.values():
+        pipe.close()
+    for process in multiprocessing.active_children():
+        process.join()  # it gives its memory back
+    return {name: {"seconds": statistics.median(seconds[name]), **facts[name]} for name in names}
 
 
-def flops_of(step: Callable[[], None]) -> int:
-    """Of one step, counted by torch from the shapes."""
+def take_steps(arguments: argparse.Namespace, name: str, asked: Connection) -> None:
+    """Send what a step of this method takes, then the seconds of one whenever asked, until nobody asks any more."""
+    step, facts = make_step(arguments, name, "cpu" if on_cpu() else "cuda")
+    peak = peak_memory(step)  # of the first step, so with the optimizer's state
     with Tally([]) as tally:
         step()
-    return tally.flops
+    asked.send({"peak_bytes": peak, "flops": tally.flops, "products": seconds_in_products(step), **facts})
+    with suppress(EOFError):
+        while asked.recv():
+            asked.send(timed(step))
 
 
-def peak_in_own_process(arguments: argparse.Namespace, name: str) -> int:
-    """Peak bytes of one method's first step above the model: a process of its own, or freed memory of other methods would hide it."""
-    command = [sys.executable, __file__, "--peak-only", "--methods", name]
-    command += [part for key in ("shape", "dtype", "quota", "batch", "tokens") for part in (f"--{key}", str(getattr(arguments, key)))]
-    command += ["--checkpointing"] if arguments.checkpointing else []
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
-
-
-def one_after_another(arguments: argparse.Namespace, name: str, device: str) -> dict[str, Any]:
-    step, facts = make_step(arguments, name, device)
-    flops = flops_of(step)
-    torch.cuda.reset_peak_memory_stats()
-    seconds = statistics.median(timed(step) for _ in range(arguments.rounds))
-    peak = torch.cuda.max_memory_allocated()
-    del step
-    gc.collect()
-    torch.cuda.empty_cache()
-    return {"seconds": seconds, "peak_bytes": peak, "flops": flops, **facts}
+def seconds_in_products(step: Callable[[], None]) -> float:
+    """Of one step, as torch's profiler sees it: what would be left if everything but matrix products took no time."""
+    with profile(activities=[ProfilerActivity.CPU] if on_cpu() else [ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
+        timed(step)
+    spent = [event for event in profiled.key_averages() if event.key in PRODUCTS]
+    return sum(event.self_cpu_time_total if on_cpu() else event.self_device_time_total for event in spent) / 1e6
 
 
 def timed(step: Callable[[], None]) -> float:
@@ -153,7 +156,9 @@ def prepare(model: PreTrainedModel, name: str, quota: float) -> tuple[nn.Module,
     if name == "full":
         return model, lambda _: None
     if name.startswith("LoRA"):
-        return get_peft_model(model, LoraConfig(r=16, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")), lambda _: None
+        return get_peft_model(
+            model, LoraConfig(r=16, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"), autocast_adapter_dtype=False
+        ), lambda _: None
     if name == "mask":
         frozen = train_only_rows(model, positions)
         return model, lambda optimizer: keep_through_steps(optimizer, frozen)
@@ -189,7 +194,8 @@ class AuthorsLinear(nn.Module):
 def write(arguments: argparse.Namespace, measured: dict[str, dict[str, Any]]) -> None:
     device = f"{platform.machine()}, {torch.get_num_threads()} threads" if on_cpu() else torch.cuda.get_device_name()
     where = {"device": device, **{name: version(name) for name in ("torch", "transformers", "peft")}}
-    name = "training_step" + ("_checkpointing" if arguments.checkpointing else "") + ("" if on_cpu() else f"_{arguments.shape}")
+    said = {"checkpointing": arguments.checkpointing, arguments.shape: not on_cpu(), "bfloat16": on_cpu() and arguments.dtype == "bfloat16"}
+    name = "_".join(["training_step", *(word for word, holds in said.items() if holds)])
     REPORTS.mkdir(exist_ok=True)
     (REPORTS / f"{name}.json").write_text(json.dumps({"settings": vars(arguments), "where": where, "methods": measured}, indent=1) + "\n")
     (REPORTS / f"{name}.md").write_text(as_markdown(arguments, where, measured))
@@ -202,10 +208,11 @@ def as_markdown(arguments: argparse.Namespace, where: dict[str, str], measured: 
     lines = [
         "# One training step",
         "",
-        f"`python eval/benchmarks/training_step.py`: {arguments.shape}, {arguments.dtype}, quota {arguments.quota:g}, {arguments.batch} x "
-        f"{arguments.tokens} tokens, {how}, median of {arguments.rounds} rounds in which the methods take turns; "
+        f"`{shlex.join(['python', 'eval/benchmarks/training_step.py', *sys.argv[1:]])}`: {arguments.shape}, {arguments.dtype}, quota {arguments.quota:g}, {arguments.batch} x "
+        f"{arguments.tokens} tokens, {how}, median of {arguments.rounds} rounds, each method in a process of its own; "
         + ", ".join(f"{key} {value}" for key, value in where.items())
-        + ". Bytes reduced are those of the trainable gradients, which data parallelism sums each step.",
+        + ". Of a step, `products` are its matrix products (attention's apart). Bytes reduced are "
+        "those of the trainable gradients, which data parallelism sums each step.",
         "",
         "| " + " | ".join(HEADINGS) + " |",
         "| --- |" + " ---: |" * (len(HEADINGS) - 1),
@@ -215,7 +222,7 @@ def as_markdown(arguments: argparse.Namespace, where: dict[str, str], measured: 
     for name, m in measured.items():
         ratios = [f"{of[key] / m['seconds']:.2f}" if of[key] else "-" for key in ("LoRA", "full")]
         sizes = [f"{m[key] / 2**20:.1f} MiB" for key in ("optimizer_bytes", "reduced_bytes_per_step", "peak_bytes")]
-        speed = [f"{1000 * m['seconds']:.0f}", f"{tokens / m['seconds']:.0f}"]
+        speed = [f"{1000 * m['seconds']:.0f}", f"{1000 * m['products']:.0f}", f"{tokens / m['seconds']:.0f}"]
         rate = m["flops"] / m["seconds"] / 1e12
         reached = [f"{rate:.3g}", f"{rate / gpu.tflops:.0%}" if gpu else "-"]
         lines.append("| " + " | ".join([name, *speed, *ratios, *reached, f"{m['trainable'] / 1e6:.2f} M", *sizes]) + " |")
