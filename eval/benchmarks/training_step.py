@@ -205,10 +205,11 @@ def write(arguments: argparse.Namespace, measured: dict[str, dict[str, Any]]) ->
 def as_markdown(arguments: argparse.Namespace, where: dict[str, str], measured: dict[str, dict[str, Any]]) -> str:
     tokens = arguments.batch * arguments.tokens
     how = "AdamW, activation checkpointing" if arguments.checkpointing else "AdamW"
+    command = shlex.join(["python", "eval/benchmarks/training_step.py", *sys.argv[1:]])
     lines = [
         "# One training step",
         "",
-        f"`{shlex.join(['python', 'eval/benchmarks/training_step.py', *sys.argv[1:]])}`: {arguments.shape}, {arguments.dtype}, quota {arguments.quota:g}, {arguments.batch} x "
+        f"`{command}`: {arguments.shape}, {arguments.dtype}, quota {arguments.quota:g}, {arguments.batch} x "
         f"{arguments.tokens} tokens, {how}, median of {arguments.rounds} rounds, each method in a process of its own; "
         + ", ".join(f"{key} {value}" for key, value in where.items())
         + ". Of a step, `products` are its matrix products (attention's apart). Bytes reduced are "
