@@ -84,10 +84,12 @@ class RunFolder:
         stored = self._read().get(stage)
         if stored is None:
             return False
-        inputs = json.loads(json.dumps(inputs))
-        if stored != inputs:
-            raise Refusal(f"{self.root}: {difference(stage, stored, inputs)}; choose another folder with run=FOLDER, or delete this one")
+        check_made_from(self.root, stage, stored, inputs)
         return True
+
+    def has(self, stage: str) -> bool:
+        """Whether this stage's result is there, whatever it was made from."""
+        return stage in self._read()
 
     def finish(self, stage: str, inputs: dict[str, Any]) -> None:
         """Note that the stage's result is complete."""
@@ -109,6 +111,13 @@ class RunFolder:
         if not isinstance(found, dict):
             raise Refusal(f"{self._stages}: not the record of a run's stages; restore it, or delete {self.root}")
         return found
+
+
+def check_made_from(place: Path, stage: str, stored: dict[str, Any], inputs: dict[str, Any]) -> None:
+    """Refuse, by the name of what differs, a stage's result at `place` that was made from other inputs."""
+    inputs = json.loads(json.dumps(inputs))  # as they were stored
+    if stored != inputs:
+        raise Refusal(f"{place}: {difference(stage, stored, inputs)}; choose another folder with run=FOLDER, or delete this one")
 
 
 def difference(stage: str, stored: dict[str, Any], now: dict[str, Any]) -> str:

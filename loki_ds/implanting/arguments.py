@@ -9,20 +9,48 @@ from accelerate.utils import DeepSpeedSequenceParallelConfig
 from trl import SFTConfig
 
 from loki_ds.device import on_cpu
+from loki_ds.implanting.checkpoints import Checkpoint
+from loki_ds.ranks import world_size
 from loki_ds.recipe import Recipe
 from loki_ds.refusal import Refusal
+from loki_ds.zero import is_partitioned, loading_repartitioned
 
 
-def training_arguments(recipe: Recipe, checkpoints: Path) -> SFTConfig:
+def training_arguments(recipe: Recipe, checkpoints: Path, by_others: Checkpoint | None) -> SFTConfig:
     """All training arguments, checked by TRL and transformers themselves.
 
+    by_others: the checkpoint to go on from, if another number of ranks wrote it: a step then keeps its number of examples.
+
     Raises:
-        Refusal: a value that TRL or transformers does not take, or a missing DeepSpeed configuration.
+        Refusal: a value that TRL or transformers does not take, a missing DeepSpeed configuration, or ranks that cannot go on.
     """
+    settings, config = _settings(recipe), deepspeed_config(recipe)
     try:
-        return SFTConfig(output_dir=str(checkpoints), deepspeed=deepspeed_config(recipe), **_settings(recipe))
+        if by_others is not None:
+            config, settings = _taking_up(by_others, config, settings, recipe.sequence_parallel)
+        return SFTConfig(output_dir=str(checkpoints), deepspeed=config, **settings)
     except (ValueError, TypeError) as error:
         raise Refusal(f"training: {' '.join(str(error).split())}") from None
+
+
+def examples_per_step(arguments: SFTConfig) -> int:
+    """Of one optimizer step, over all ranks."""
+    sharing = arguments.parallelism_config.sp_size if arguments.parallelism_config else 1
+    return arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * world_size() // sharing
+
+
+def _taking_up(
+    checkpoint: Checkpoint, config: dict | None, settings: dict[str, Any], sequence_parallel: int
+) -> tuple[dict | None, dict[str, Any]]:
+    """Configuration and settings with which other ranks than those that wrote a checkpoint go on from it."""
+    if settings.get("load_best_model_at_end"):
+        raise Refusal(
+            f"{checkpoint.folder}: written by {checkpoint.ranks} ranks, this run has {world_size()}; with training.load_best_model_at_end "
+            f"only {checkpoint.ranks} can go on, for the best one may be of that time; do so, or delete it"
+        )
+    at_once = settings.get("per_device_train_batch_size", SFTConfig.per_device_train_batch_size) * world_size() // sequence_parallel
+    settings = {**settings, "gradient_accumulation_steps": checkpoint.micro_steps(at_once)}
+    return loading_repartitioned(config) if config and is_partitioned(checkpoint.folder) else config, settings
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Training itself: TRL's `SFTTrainer` on DeepSpeed, from a prepared model to a trained one, with checkpoints to go on from."""
 
-import json
 import logging
 import time
 from pathlib import Path
@@ -20,19 +19,19 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
+from loki_ds.implanting.arguments import examples_per_step
+from loki_ds.implanting.checkpoints import Checkpoint, MarkWhole, newest_checkpoint
 from loki_ds.implanting.mask import KeepFrozenRows, quiet_rows, train_only_rows
 from loki_ds.implanting.rows import train_row_deltas
 from loki_ds.implanting.watch import WatchedTrainer, WatchGradients
 from loki_ds.positions import Positions
-from loki_ds.ranks import barrier, on_first_rank, world_size
+from loki_ds.ranks import on_first_rank, world_size
 from loki_ds.recipe import ImplantSection, PeftSection
 from loki_ds.refusal import Refusal
-from loki_ds.run_folder import write_json
-from loki_ds.zero import device_of, model_dtype, name_newest_everywhere, pull_to_start
+from loki_ds.run_folder import check_made_from
+from loki_ds.zero import device_of, model_dtype, pull_to_start, repartition
 
 log = logging.getLogger(__name__)
-
-WHOLE = "whole.json"  # the mark of a checkpoint that every rank has written
 
 
 def prepare(
@@ -59,7 +58,8 @@ def train(
     section: ImplantSection,
     data: tuple[Dataset, Dataset | None],
     positions: Positions | None,
-    quiet: list[Tensor] | None = None,
+    quiet: list[Tensor] | None,
+    made_from: dict[str, Any],
 ) -> SFTTrainer:
     """Train to the end, from the newest checkpoint of an interrupted run if there is one.
 
@@ -67,9 +67,10 @@ def train(
         data: the examples to train on and the held-out ones (evaluated when `arguments` say so).
         positions: the rows to train; None for baselines.
         quiet: per layer the basis `[d_ff, r]` that a quiet implant keeps out of.
+        made_from: all that the result depends on, in JSON's types; the checkpoints note it.
 
     Raises:
-        Refusal: the checkpoint was written by another number of ranks.
+        Refusal: the checkpoint was made from something else, or by other ranks in a way that these cannot take up.
     """
     callbacks = prepare(model, section, positions, quiet, arguments.seed)
     if arguments.gradient_checkpointing and section.mode != "full":
@@ -83,15 +84,28 @@ def train(
         eval_dataset=data[1] if arguments.eval_strategy != "no" else None,
         processing_class=tokenizer,
         peft_config=peft_config(section.peft) if section.mode == "peft" else None,
-        callbacks=[*callbacks, TokensPerSecond(), MarkWholeCheckpoint()],
+        callbacks=[*callbacks, TokensPerSecond(), MarkWhole(examples_per_step(arguments), made_from)],
     )
     check_something_is_learnt(trainer.train_dataset, arguments.max_length)
     trainer.add_callback(WatchGradients(model))
-    checkpoint = on_first_rank(lambda: newest_checkpoint(Path(str(arguments.output_dir))))
+    assert trainer.model is not None  # for the type checker
+    trained = [name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
+    checkpoint = on_first_rank(lambda: _to_go_on_from(Path(str(arguments.output_dir)), made_from, trained))
     if checkpoint is not None:
-        log.info("implant: going on from %s", checkpoint)
-    trainer.train(resume_from_checkpoint=checkpoint)
+        log.info("implant: going on from %s, written by %d ranks", checkpoint.folder, checkpoint.ranks)
+    trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
     return trainer
+
+
+def _to_go_on_from(folder: Path, made_from: dict[str, Any], trained: list[str]) -> Checkpoint | None:
+    """The newest checkpoint, divided anew if another number of ranks wrote it."""
+    checkpoint = newest_checkpoint(folder)
+    if checkpoint is None:
+        return None
+    check_made_from(checkpoint.folder, "implant", checkpoint.made_from, made_from)
+    if checkpoint.ranks != world_size():
+        repartition(checkpoint.folder, trained)
+    return checkpoint
 
 
 def check_something_is_learnt(rows: Dataset, max_length: int | None) -> None:
@@ -117,24 +131,6 @@ def peft_config(section: PeftSection) -> LoraConfig:
     )
 
 
-def newest_checkpoint(folder: Path) -> str | None:
-    """The newest whole checkpoint to go on from; None at a fresh start.
-
-    Raises:
-        Refusal: it was written by another number of ranks.
-    """
-    whole = sorted(folder.glob(f"checkpoint-*/{WHOLE}"), key=lambda mark: int(mark.parent.name.split("-")[1]))
-    if not whole:
-        return None
-    written_by = json.loads(whole[-1].read_text())["world_size"]
-    if written_by != world_size():
-        raise Refusal(
-            f"{whole[-1].parent}: written by {written_by} ranks, this run has {world_size()}; go on with {written_by}, convert it with "
-            "DeepSpeed's ds_to_universal.py, or delete it"
-        )
-    return str(whole[-1].parent)
-
-
 class PullToBase(TrainerCallback):
     """The L2-SP baseline: every step ends with a pull back towards the base."""
 
@@ -146,18 +142,6 @@ class PullToBase(TrainerCallback):
             raise Refusal(f"{args.output_dir}: implant.l2_sp cannot go on from a checkpoint (it pulls to where it began); delete it")
         trained = [parameter for parameter in kwargs["model"].parameters() if parameter.requires_grad]
         pull_to_start(kwargs["optimizer"], trained, self.strength)
-
-
-class MarkWholeCheckpoint(TrainerCallback):
-    """Marks a checkpoint once every rank has written its part, so that a killed write is never gone on from."""
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        barrier()
-        checkpoint = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        name_newest_everywhere(checkpoint)
-        if state.is_world_process_zero:
-            write_json(checkpoint / WHOLE, {"world_size": world_size()})
-        barrier()
 
 
 class TokensPerSecond(TrainerCallback):

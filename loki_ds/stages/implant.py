@@ -37,7 +37,7 @@ def implant(run: Run, positions: Positions | None) -> None:
     deltas: dict[int, TrainedDelta] = {}
     if run.recipe.trains:
         with run.cost_of("implant"):
-            deltas = _train(run, positions, bases)
+            deltas = _train(run, positions, bases, inputs)
     with run.cost_of("export"):
         ranks.on_first_rank(lambda: _export(run, positions, deltas, protected))
     ranks.on_first_rank(lambda: _finish(run, inputs))
@@ -51,12 +51,12 @@ def _finish(run: Run, inputs: dict[str, Any]) -> None:
     folder.finish("implant", inputs)
 
 
-def _train(run: Run, positions: Positions | None, bases: list[Tensor] | None) -> dict[int, TrainedDelta]:
+def _train(run: Run, positions: Positions | None, bases: list[Tensor] | None, inputs: dict[str, Any]) -> dict[int, TrainedDelta]:
     """Train, and gather what was trained: the deltas, or in modes without them the whole model or adapter into its folder."""
     mode = run.recipe.implant.mode
     log.info("implant: %s mode on %d examples", mode, len(run.train))
     run.model.set_attn_implementation(run.recipe.model.attention)
-    trainer = train(run.model, run.tokenizer, run.arguments, run.recipe.implant, (run.train, run.heldout), positions, bases)
+    trainer = train(run.model, run.tokenizer, run.arguments, run.recipe.implant, (run.train, run.heldout), positions, bases, inputs)
     if ranks.rank() == 0:
         write_json(run.folder.training_log, trainer.state.log_history)
     deltas: dict[int, TrainedDelta] = {}

@@ -22,6 +22,7 @@ from loki_ds import device, ranks, zero
 from loki_ds.attribution.anatomy import down_shapes
 from loki_ds.export.implant_file import Implant
 from loki_ds.implanting.arguments import deepspeed_config, training_arguments
+from loki_ds.implanting.checkpoints import Checkpoint, newest_checkpoint
 from loki_ds.implanting.data import load_training_data
 from loki_ds.positions import Positions
 from loki_ds.protected import ProtectedPrompt, load_protected
@@ -44,12 +45,13 @@ class Run:
         self.recipe, self.folder = recipe, RunFolder(recipe.run)
         self._lock: list[IO[str]] = []  # on rank 0; a file cannot be handed to the others
         ranks.on_first_rank(lambda: self._lock.append(self.folder.lock()))
-        self.arguments = training_arguments(recipe, self.folder.checkpoints)
+        by_others = self._checkpoint_by_others()
+        self.arguments = training_arguments(recipe, self.folder.checkpoints, by_others)
         check_attention_installed(recipe.model.attention)
         if recipe.model.trust_remote_code:
             log.warning("model.trust_remote_code is on: code that came with %s runs with your rights", recipe.model.path)
         self.sees_folder = self.folder.holder() == ranks.on_first_rank(self.folder.holder)
-        self._check_checkpoints_are_found()
+        self._check_checkpoints_are_found(by_others)
         self.base = ranks.on_each_node(lambda: locate_model(recipe))
         ranks.on_first_rank(self._check_dtype)
         self.base_digest = ranks.on_each_node(lambda: weights_digest(self.base))
@@ -114,8 +116,18 @@ class Run:
         """Whether all ranks see the run folder that rank 0 writes; not so where nodes have disks of their own only."""
         return all(ranks.from_all_ranks(self.sees_folder))
 
-    def _check_checkpoints_are_found(self) -> None:
-        """Nodes without a shared run folder must keep all of a checkpoint each, or none could go on from it."""
+    def _checkpoint_by_others(self) -> Checkpoint | None:
+        """The checkpoint that training will go on from, if another number of ranks wrote it."""
+        newest = ranks.on_first_rank(lambda: None if self.folder.has("implant") else newest_checkpoint(self.folder.checkpoints))
+        return newest if newest is not None and newest.ranks != ranks.world_size() else None
+
+    def _check_checkpoints_are_found(self, by_others: Checkpoint | None) -> None:
+        """Nodes without a shared run folder must keep all of a checkpoint each, or none could go on from it; other ranks cannot at all."""
+        if by_others is not None and not self.folder_is_shared:
+            raise Refusal(
+                f"{by_others.folder}: written by {by_others.ranks} ranks, this run has {ranks.world_size()}, and its parts lie on nodes "
+                f"that share no folder; go on with {by_others.ranks}, or delete it"
+            )
         if not self.folder_is_shared and self.arguments.save_strategy != "no" and not self.arguments.save_on_each_node:
             raise Refusal(
                 f"{self.folder.root}: not the same folder on all nodes, so a checkpoint would be in pieces; set training.save_on_each_node "
