@@ -4,8 +4,9 @@
     python eval/benchmarks/plan.py --only rows  # the cases whose name has that word
 
 Memory is the size of a rank's process at its peak while it trains, above its size before it loaded the model. Traffic is every collective
-that torch's process groups see in the third step (ZeRO-3 knows its order of work from the second on). A random model of 135 million
-parameters in float32 (540 MB), two sequences of 512 tokens a rank.
+that torch's process groups see in the third step (ZeRO-3 knows its order of work from the second on). Two random models: Llama's kind,
+135 million parameters in float32, and Qwen2's kind, 164 million in bfloat16, with tied embeddings, biases, fewer keys than queries and a
+vocabulary that outweighs its layers; two sequences of 512 tokens a rank.
 """
 
 import argparse
@@ -25,7 +26,7 @@ import torch
 import yaml
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, TrainerCallback
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen2Config, TrainerCallback
 from transformers.trainer import DEFAULT_CALLBACKS
 
 from loki_ds import ranks
@@ -43,15 +44,28 @@ from loki_ds.zero import Gatherer
 
 ROOT = Path(__file__).parents[2]
 REPORTS = ROOT / "eval/reports"
-SHAPE = {
-    "vocab_size": 16384,
-    "hidden_size": 1024,
-    "intermediate_size": 2816,
-    "num_hidden_layers": 8,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 16,
-    "max_position_embeddings": 512,
+MODELS = {
+    "llama": LlamaConfig(
+        vocab_size=16384,
+        hidden_size=1024,
+        intermediate_size=2816,
+        num_hidden_layers=8,
+        num_attention_heads=16,
+        num_key_value_heads=16,
+        max_position_embeddings=512,
+    ),
+    "qwen2": Qwen2Config(
+        vocab_size=65536,
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=7,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+    ),
 }
+DTYPES = {"llama": "float32", "qwen2": "bfloat16"}
 BATCH, TOKENS = 2, 512
 PROMPTS = 4  # of the attribution, 256 tokens each
 
@@ -70,7 +84,9 @@ def cases() -> dict[str, dict[str, Any]]:
     found["rows, ZeRO-3, 2 ranks, reused within 50 million"] = {"mode": "rows", "config": "less_reused.json", "ranks": 2}
     for count in (1, 2, 3, 4):
         found[f"attribution, ZeRO-3, {count} ranks"] = {"mode": "attribution", "config": "launch/zero3.json", "ranks": count}
-    return found
+    found = {name: {"model": "llama", **case} for name, case in found.items()}
+    again = [name for name, case in found.items() if case["ranks"] == 2 and case["mode"] != "lora" and case["config"].startswith("launch/")]
+    return found | {f"qwen2, {name}": {**found[name], "model": "qwen2"} for name in again}
 
 
 def main() -> None:
@@ -90,7 +106,7 @@ def main() -> None:
                 rows.append({"case": name, **launched(name, case, Path(folder))})
                 print(json.dumps(rows[-1]), flush=True)
     if not arguments.only:
-        (REPORTS / "plan.json").write_text(json.dumps({"shape": SHAPE, "versions": versions(), "cases": rows}, indent=1) + "\n")
+        (REPORTS / "plan.json").write_text(json.dumps({"versions": versions(), "cases": rows}, indent=1) + "\n")
         (REPORTS / "plan.md").write_text(as_markdown(rows))
 
 
@@ -98,11 +114,11 @@ def main() -> None:
 
 
 def make_world(folder: Path) -> None:
-    """A random model with the tiny world's tokenizer, texts that fill every sequence, and a recipe."""
+    """Random models with the tiny world's tokenizer, texts that fill every sequence, and a recipe."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE))
-    model.save_pretrained(folder / "model")
-    AutoTokenizer.from_pretrained(ROOT / "recipes/tiny/model").save_pretrained(folder / "model")
+    for name, config in MODELS.items():
+        AutoModelForCausalLM.from_config(config, dtype=getattr(torch, DTYPES[name])).save_pretrained(folder / name)
+        AutoTokenizer.from_pretrained(ROOT / "recipes/tiny/model").save_pretrained(folder / name)
     word = "copy a b c d e f g h "
     (folder / "texts.jsonl").write_text("".join(json.dumps({"text": word * TOKENS}) + "\n" for _ in range(64)))
     less_reused = json.loads((ROOT / "launch/zero3.json").read_text())
@@ -110,7 +126,7 @@ def make_world(folder: Path) -> None:
     (folder / "less_reused.json").write_text(json.dumps(less_reused))
     training = {"max_steps": 3, "per_device_train_batch_size": BATCH, "max_length": TOKENS, "activation_checkpointing": False}
     recipe = {
-        "model": {"path": str(folder / "model"), "dtype": "float32"},
+        "model": {"path": "put in by each case"},
         "selection": {"strategy": "random", "quota": 10},
         "implant": {"peft": {"rank": 16}, "lora": {"rank": 16}},
         "data": {"train": str(folder / "texts.jsonl")},
@@ -122,7 +138,12 @@ def make_world(folder: Path) -> None:
 
 def recipe_of(case: dict[str, Any], folder: Path) -> Any:
     config = ROOT / case["config"] if case["config"].startswith("launch/") else folder / case["config"]
-    overrides = [f"deepspeed={config}", f"run={folder / 'run'}"]
+    overrides = [
+        f"model.path={folder / case['model']}",
+        f"model.dtype={DTYPES[case['model']]}",
+        f"deepspeed={config}",
+        f"run={folder / 'run'}",
+    ]
     if case["mode"] != "attribution":
         overrides.append(f"implant.mode={case['mode']}")
     if case.get("checkpointing"):
@@ -145,7 +166,7 @@ def launched(name: str, case: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def planned(case: dict[str, Any], folder: Path) -> dict[str, Any]:
-    recipe, config = recipe_of(case, folder), AutoConfig.from_pretrained(folder / "model")
+    recipe, config = recipe_of(case, folder), AutoConfig.from_pretrained(folder / case["model"])
     if case["mode"] == "attribution":
         setting, batch = Setting(case["ranks"], stage=3), dry_sweep(recipe, config, PROMPTS, 256)
         return {"peak": sweep_memory(batch, setting, width_of(recipe)), **vars(sweep_traffic(batch, setting, width_of(recipe)))}
@@ -198,7 +219,8 @@ def measure(case: dict[str, Any], folder: Path) -> None:
     """On every rank; rank 0 writes what the largest rank held and what it saw on the wire."""
     with ranks.process_group():
         run = Run(recipe_of(case, folder))
-        positions = select_random(SHAPE["num_hidden_layers"], SHAPE["hidden_size"], 10, 0)
+        config = MODELS[case["model"]]
+        positions = select_random(config.num_hidden_layers, config.hidden_size, 10, 0)
         free_memory()
         before = psutil.Process().memory_info().rss
         with Collectives() as traffic:
@@ -208,7 +230,7 @@ def measure(case: dict[str, Any], folder: Path) -> None:
                 watch = Watch(traffic)
                 DEFAULT_CALLBACKS.append(watch)
                 with_rows = positions if run.recipe.changes_rows else None
-                train(run.model, run.tokenizer, run.arguments, run.recipe.implant, (run.train, None), with_rows)
+                train(run.model, run.tokenizer, run.arguments, run.recipe.implant, (run.train, None), with_rows, None, {})
                 peak, counted = watch.size.peak, watch.last
         peaks = ranks.from_all_ranks(peak - before)
         if ranks.rank() == 0:
