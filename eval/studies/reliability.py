@@ -11,7 +11,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 RECORD = ROOT / ".pytest_cache/v/cache"
-FILES = ("tests/reliability/", "tests/distributed/test_refusals.py", "tests/distributed/test_nodes.py")
+FILES = (
+    "tests/reliability/",
+    "tests/distributed/test_refusals.py",
+    "tests/distributed/test_nodes.py",
+    "tests/distributed/test_going_on.py",
+)
 
 
 def main() -> None:

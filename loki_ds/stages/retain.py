@@ -70,7 +70,8 @@ def retain(run: Run) -> None:
 
 def check_retention(run: Run) -> None:
     """Refuse now what the evaluation would refuse after hours of training: tasks that are not known or not allowed."""
-    ranks.on_first_rank(lambda: check_tasks(_request(run, run.base)))
+    if not ranks.on_first_rank(lambda: run.folder.has("retain")):
+        ranks.on_first_rank(lambda: check_tasks(_request(run, run.base)))
 
 
 def _base_results(run: Run) -> dict[str, Any]:

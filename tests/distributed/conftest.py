@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,9 +11,31 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+import torch
 from conftest import ROOT
+from transformers import AutoModelForCausalLM
 
 from loki_ds.launcher import free_port
+
+STAGES = (0, 1, 2, 3)  # of ZeRO
+
+
+@pytest.fixture(scope="session")
+def in_bfloat16(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model stored in bfloat16."""
+    folder = tmp_path_factory.mktemp("models") / "bfloat16"
+    shutil.copytree(ROOT / "recipes/tiny/model", folder)
+    AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+def write_configurations(folder: Path) -> None:
+    """DeepSpeed's configuration for every ZeRO stage."""
+    for stage in STAGES:
+        configuration = json.loads((ROOT / "launch/zero2.json").read_text())
+        configuration["zero_optimization"] = {"stage": stage, "stage3_gather_16bit_weights_on_model_save": True}
+        (folder / f"zero{stage}.json").write_text(json.dumps(configuration))
 
 
 @dataclass

@@ -1,8 +1,6 @@
-"""Training on ranks: modes x ZeRO stages x optimizers keep every other byte, what leaves a run agrees, a killed run goes on."""
+"""Training on ranks: modes x ZeRO stages x optimizers keep every other byte, what leaves a run agrees."""
 
 import json
-import shutil
-import time
 from itertools import product
 from pathlib import Path
 
@@ -12,10 +10,9 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from distributed.conftest import ROOT, kill, launch, launch_all, start
+from distributed.conftest import ROOT, STAGES, launch, launch_all, write_configurations
 from loki_ds import Positions, apply_implant
 from loki_ds.quiet.moments import load_moments
-from loki_ds.run_folder import digest_of
 
 BASE = ROOT / "recipes/tiny/model"
 ROWS = [[0, 5, 77], [], [3], [127], [1, 2], [64]]  # layers of unequal numbers, and one with none
@@ -26,7 +23,6 @@ OPTIMIZERS = {
     "sgd": ["training.optim=sgd", "training.optim_args=momentum=0.9", "training.weight_decay=0.1", "training.learning_rate=0.1"],
 }
 MODES = ("mask", "rows", "lora")
-STAGES = (0, 1, 2, 3)
 # What is not a matter of mode, stage and optimizer alone. The rate in bfloat16: so that no row rounds back to what it was.
 BFLOAT16 = ["model.dtype=bfloat16", "model.path={bfloat16}", "training.learning_rate=0.05"]
 OFFLOAD = "deepspeed=launch/zero3_offload.json"
@@ -71,23 +67,6 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("positions") / "rows.json"
     Positions(ROWS).save(path)
     return f"selection.positions={path}"
-
-
-@pytest.fixture(scope="module")
-def in_bfloat16(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model stored in bfloat16."""
-    folder = tmp_path_factory.mktemp("models") / "bfloat16"
-    shutil.copytree(BASE, folder)
-    AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(folder)
-    return folder
-
-
-def write_configurations(folder: Path) -> None:
-    """DeepSpeed's configuration for every ZeRO stage."""
-    for stage in STAGES:
-        configuration = json.loads((ROOT / "launch/zero2.json").read_text())
-        configuration["zero_optimization"] = {"stage": stage, "stage3_gather_16bit_weights_on_model_save": True}
-        (folder / f"zero{stage}.json").write_text(json.dumps(configuration))
 
 
 @pytest.fixture(scope="module")
@@ -192,101 +171,6 @@ def test_one_process_without_deepspeed_and_the_moments_of_any_number_of_ranks(ro
 def test_l2_sp_pulls_to_the_base(runs: Path) -> None:
     verified = json.loads((runs / "full pulled all the way back/verify.json").read_text())
     assert verified["changed_outside"] == []  # learning rate times strength is 1: each step ends where training began
-
-
-@pytest.mark.parametrize("mode", ["mask", "rows"])
-def test_a_killed_run_goes_on_and_ends_with_the_same_weights(mode: str, rows: str, tmp_path: Path) -> None:
-    steps = ["training.max_steps=8", "training.save_strategy=steps", "training.save_steps=2", "--until", "implant"]
-    settings = [*steps, f"implant.mode={mode}", rows]
-    job = start("launch/implant.py", "--recipe", "recipes/tiny/loki.yaml", *settings, f"run={tmp_path / 'killed'}")
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "killed/checkpoints/checkpoint-4/whole.json").exists() and time.monotonic() < deadline:
-        time.sleep(0.005)
-    kill(job)
-    assert not (tmp_path / "killed/model").exists()
-    again = launch(*settings, f"run={tmp_path / 'killed'}")
-    assert again.status == 0, again.output
-    assert "going on from" in again.output
-    whole = launch(*settings, f"run={tmp_path / 'whole'}")
-    assert whole.status == 0, whole.output
-    assert digest_of(tmp_path / "killed/model/model.safetensors") == digest_of(tmp_path / "whole/model/model.safetensors")
-
-
-HALFWAY = ["training.save_strategy=steps", "training.save_steps=2", "training.max_steps=4", "training.weight_decay=0.1"]
-# By two ranks, 12 examples a step.
-SAVED = {
-    **{
-        f"{mode} zero{stage}": [f"implant.mode={mode}", f"deepspeed={{folder}}/zero{stage}.json"]
-        for mode, stage in [("mask", 1), ("mask", 3), ("rows", 0), ("rows", 2), ("rows", 3), ("lora", 3)]
-    },
-    "full zero2": ["implant.mode=full", "deepspeed={folder}/zero2.json", "training.learning_rate=1e-4"],
-    "peft lora": ["implant.mode=peft", "implant.peft.method=lora", "implant.peft.rank=4"],
-    "mask offloaded": ["implant.mode=mask", OFFLOAD],
-    "rows bfloat16": ["implant.mode=rows", *BFLOAT16],
-    "adafactor": ["implant.mode=rows", "training.optim=adafactor"],
-}
-GO_ON = [(1, name) for name in SAVED if name != "adafactor"] + [(3, name) for name in ("mask zero3", "rows zero2", "rows zero3")]
-
-
-@pytest.fixture(scope="module")
-def saved(rows: str, in_bfloat16: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[str]]]:
-    """Finished runs of two ranks with their checkpoints, and the settings of each."""
-    folder = tmp_path_factory.mktemp("saved")
-    write_configurations(folder)
-    batch = ["training.per_device_train_batch_size=2", "training.gradient_accumulation_steps=3"]
-    places = {"folder": folder, "bfloat16": in_bfloat16}
-    cases = {
-        name: [*SHORT, *HALFWAY, *batch, rows, *(override.format(**places) for override in overrides)] for name, overrides in SAVED.items()
-    }
-    launch_all(folder, cases)
-    return folder, cases
-
-
-@pytest.fixture(scope="module")
-def taken_up(saved: tuple[Path, dict[str, list[str]]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same runs, gone on with from halfway by other numbers of ranks."""
-    folder, (before, cases) = tmp_path_factory.mktemp("taken_up"), saved
-    for ranks, name in GO_ON:
-        shutil.copytree(before / name / "checkpoints/checkpoint-2", folder / str(ranks) / name / "checkpoints/checkpoint-2")
-    for ranks in (1, 3):
-        launch_all(folder / str(ranks), {name: cases[name] for by, name in GO_ON if by == ranks}, ranks=ranks)
-    return folder
-
-
-@pytest.mark.parametrize(("ranks", "case"), GO_ON)
-def test_other_ranks_go_on_and_end_with_the_same_weights(
-    ranks: int, case: str, saved: tuple[Path, dict[str, list[str]]], taken_up: Path
-) -> None:
-    runs = saved[0] / case, taken_up / str(ranks) / case
-    whole, gone_on = (json.loads((run / "training_log.json").read_text()) for run in runs)
-    assert [entry["step"] for entry in gone_on] == [entry["step"] for entry in whole]
-    base, one, other = load_file(BASE / "model.safetensors"), *map(weights, runs)
-    assert distance(one, other) < (0.01 if "bfloat16" in case else 1e-5) * distance(one, base)  # rounding, against what training moved
-
-
-def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
-    """Between two models' weights, over the tensors both store."""
-    return sum(float((one[name].double() - other[name].double()).square().sum()) for name in one.keys() & other.keys()) ** 0.5
-
-
-@pytest.mark.parametrize(
-    ("case", "ranks", "sentence"),
-    [
-        ("adafactor", 1, "only the state of AdamW can be divided anew; go on with as many as wrote it"),
-        ("rows zero2, another rate", 2, "was made with learning_rate 0.002, now it is 0.1"),
-    ],
-)
-def test_a_checkpoint_that_cannot_be_gone_on_from_is_refused(
-    case: str, ranks: int, sentence: str, saved: tuple[Path, dict[str, list[str]]], tmp_path: Path
-) -> None:
-    before, cases = saved
-    name, _, other = case.partition(", ")
-    shutil.copytree(before / name / "checkpoints/checkpoint-2", tmp_path / "run/checkpoints/checkpoint-2")
-    settings = [*cases[name], *(["training.learning_rate=0.1"] if other else [])]
-    done = launch(*settings, "--until", "implant", f"run={tmp_path / 'run'}", ranks=ranks)
-    assert done.status != 0
-    assert sentence in done.refusals()[0]
-    assert not (tmp_path / "run/model").exists()
 
 
 def test_other_rows_for_a_second_implant(rows: str, runs: Path, tmp_path: Path) -> None:
