@@ -57,6 +57,7 @@ class MicroStep:
     """One forward and backward on one rank. Bytes are held besides the parameters and whole gradients."""
 
     parts: tuple[Part, ...]
+    tied: bool  # whether the last part, the head, is the first one's weight, the embedding's
     total: int  # parameters
     trained: tuple[int, ...]  # sizes of those that train
     kept: int  # bytes at the end of the forward pass
@@ -118,9 +119,10 @@ def micro_step(
         log_probs.sum().backward()
     for handle in handles:
         handle.remove()
-    head = tuple(parameter.numel() for parameter in model.get_output_embeddings().parameters())
+    head = list(model.get_output_embeddings().parameters())
     return MicroStep(
-        parts=(*order, Part(head, goes_back=True)),  # TRL reads the head's weight, no hook sees it run
+        parts=(*order, Part(tuple(parameter.numel() for parameter in head), goes_back=True)),  # TRL reads the weight, no hook sees it run
+        tied=head[0] is model.get_input_embeddings().weight,
         total=sum(parameter.numel() for parameter in model.parameters()),
         trained=tuple(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         kept=kept,

@@ -154,15 +154,18 @@ def live_parameters(step: MicroStep, setting: Setting) -> int:
 def _reuse(step: MicroStep, setting: Setting) -> list[tuple[int, bool, bool]]:
     """Per module its partitioned parameters, whether they stay whole from forward to backward, and whether they have a backward.
 
-    TRL reads the head's weight outside DeepSpeed's order of modules: gathered once, it lives until its gradient is taken.
+    TRL reads the head's weight outside DeepSpeed's order of modules: gathered once, it lives until its gradient is taken. A tied one is
+    there already if the embedding below everything stayed whole.
     """
     *modules, head = step.parts
-    found, above = [(sum(head.parameters), True, False)], 0
+    found, above = [], 0
     for part in reversed(modules):
         size = sum(n for n in part.parameters if n > setting.persistent_below)
-        found.append((size, part.goes_back and above < setting.reuse_within, part.goes_back))
+        again = part.goes_back or (step.tied and part is modules[0])
+        found.append((size, again and above < setting.reuse_within, part.goes_back))
         above += size
-    return found[::-1]
+    stayed = step.tied and found[-1][1]
+    return [*found[::-1], (0 if stayed else sum(head.parameters), True, False)]
 
 
 def states_of(optimizer: str) -> float:

@@ -11,7 +11,7 @@ from loki_ds.planning.partitioning import Setting, live_parameters, memory, stat
 
 # Three layers of 100 and 20 parameters, an embedding that is not trained back to, and a head; the second tensor of each layer trains.
 PARTS = (Part((1000,), False), *(Part((100, 20), True),) * 3, Part((1000,), True))
-STEP = MicroStep(parts=PARTS, total=2360, trained=(20, 20, 20), kept=500, peak=700, flops=0, checkpointing=False)
+STEP = MicroStep(parts=PARTS, tied=False, total=2360, trained=(20, 20, 20), kept=500, peak=700, flops=0, checkpointing=False)
 
 
 def test_memory_part_by_part() -> None:
@@ -44,6 +44,14 @@ def test_what_zero_3_does_not_release_is_gathered_once() -> None:
     assert traffic(STEP, far, 2, 1).gathered == 2 * 2360
     assert traffic(STEP, near, 2, 1).gathered == 2 * (2360 + 2 * 120)
     assert traffic(replace(STEP, checkpointing=True), far, 2, 1).gathered == 2 * (2360 + 3 * 120)
+
+
+def test_a_tied_head_is_there_already_if_the_embedding_stays() -> None:
+    tied = replace(STEP, tied=True, total=1360)
+    far, near = Setting(ranks=2, stage=3), Setting(ranks=2, stage=3, reuse_within=360)
+    assert live_parameters(tied, far) == live_parameters(tied, near) == 1000 + 3 * 120
+    assert traffic(tied, far, 2, 1).gathered == 2 * 1360
+    assert traffic(tied, near, 2, 1).gathered == 2 * (1360 + 1000)
 
 
 def test_traffic_by_stage_and_micro_steps() -> None:
