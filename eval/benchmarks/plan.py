@@ -5,7 +5,7 @@
 
 Memory is the size of a rank's process at its peak while it trains, above its size before it loaded the model. Traffic is every collective
 that torch's process groups see in the third step (ZeRO-3 knows its order of work from the second on). Two random models: Llama's kind,
-135 million parameters in float32, and Qwen2's kind, 164 million in bfloat16, with tied embeddings, biases, fewer keys than queries and a
+135 million parameters in float32, and Qwen2's kind, 163 million in bfloat16, with tied embeddings, biases, fewer keys than queries and a
 vocabulary that outweighs its layers; two sequences of 512 tokens a rank.
 """
 
