@@ -117,15 +117,15 @@ def check_made_from(place: Path, stage: str, stored: dict[str, Any], inputs: dic
     """Refuse, by the name of what differs, a stage's result at `place` that was made from other inputs."""
     inputs = json.loads(json.dumps(inputs))  # as they were stored
     if stored != inputs:
-        raise Refusal(f"{place}: {difference(stage, stored, inputs)}; choose another folder with run=FOLDER, or delete this one")
+        raise Refusal(f"{place}: {_difference(stage, stored, inputs)}; choose another folder with run=FOLDER, or delete this one")
 
 
-def difference(stage: str, stored: dict[str, Any], now: dict[str, Any]) -> str:
+def _difference(stage: str, stored: dict[str, Any], now: dict[str, Any]) -> str:
     """The first input that differs, in words: `its result of 'select' was made with quota 10, now it is 20`."""
     for key in [*now, *stored]:
         before, after = stored.get(key), now.get(key)
         if before != after and isinstance(before, dict) and isinstance(after, dict):
-            return difference(stage, before, after)
+            return _difference(stage, before, after)
         if before != after:
             return f"its result of {stage!r} was made with {key} {_short(before)}, now it is {_short(after)}"
     raise AssertionError("difference of equal inputs")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from loki_ds.attribution.sweep import Swept
 from loki_ds.refusal import Refusal
-from loki_ds.run_folder import difference, write_json, written_whole
+from loki_ds.run_folder import check_made_from, write_json, written_whole
 
 
 class KeptScores:
@@ -32,13 +32,10 @@ class KeptScores:
         Raises:
             Refusal: the folder holds a pass over other inputs.
         """
-        inputs = json.loads(json.dumps(inputs))
         if self.manifest.exists():
-            stored = self.read()["inputs"]
-            if stored != inputs:
-                raise Refusal(f"{self.manifest}: {difference('attribution', stored, inputs)}; delete {self.folder} or use another run")
-            return
-        write_json(self.manifest, {"inputs": inputs})
+            check_made_from(self.folder, "attribution", self.read()["inputs"], inputs)
+        else:
+            write_json(self.manifest, {"inputs": inputs})
 
     def note(self, **facts: Any) -> None:
         """Add facts about the pass (gathers, seconds, versions) to the manifest."""
