@@ -16,18 +16,23 @@ from loki_ds.refusal import Refusal
 from loki_ds.zero import is_partitioned, loading_repartitioned
 
 
-def training_arguments(recipe: Recipe, checkpoints: Path, by_others: Checkpoint | None) -> SFTConfig:
+def training_arguments(recipe: Recipe, checkpoints: Path, newest: Checkpoint | None) -> SFTConfig:
     """All training arguments, checked by TRL and transformers themselves.
 
-    by_others: the checkpoint to go on from, if another number of ranks wrote it: a step then keeps its number of examples.
+    newest: the checkpoint to go on from, if any; where another number of ranks wrote it, a step keeps its number of examples.
 
     Raises:
         Refusal: a value that TRL or transformers does not take, a missing DeepSpeed configuration, or ranks that cannot go on.
     """
     settings, config = _settings(recipe), deepspeed_config(recipe)
     try:
-        if by_others is not None:
-            config, settings = _taking_up(by_others, config, settings, recipe.sequence_parallel)
+        if newest is not None and recipe.sequence_parallel > 1 and not settings.get("ignore_data_skip"):
+            raise Refusal(
+                f"{newest.folder}: with sequence_parallel no training goes on (accelerate cannot skip the batches it has seen); delete "
+                f"{checkpoints}, attribution and selection stay"
+            )
+        if newest is not None and newest.ranks != world_size():
+            config, settings = _taking_up(newest, config, settings, recipe.sequence_parallel)
         return SFTConfig(output_dir=str(checkpoints), deepspeed=config, **settings)
     except (ValueError, TypeError) as error:
         raise Refusal(f"training: {' '.join(str(error).split())}") from None
@@ -66,9 +71,23 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
         settings["eval_strategy"] = "no"
     if recipe.sequence_parallel > 1:
         handler = DeepSpeedSequenceParallelConfig(sp_seq_length_is_variable=True, sp_attn_implementation=recipe.model.attention)
-        settings["parallelism_config"] = ParallelismConfig(sp_backend="deepspeed", sp_size=recipe.sequence_parallel, sp_handler=handler)
+        settings["parallelism_config"] = ParallelismConfig(
+            sp_backend="deepspeed",
+            sp_size=recipe.sequence_parallel,
+            sp_handler=handler,
+            dp_replicate_size=_groups(recipe.sequence_parallel),
+        )
         settings["pad_to_multiple_of"] = recipe.sequence_parallel
     return {**settings, **recipe.training}
+
+
+def _groups(sharing: int) -> int:
+    """How many groups of `sharing` ranks there are, each at work on sequences of its own."""
+    if world_size() % sharing:
+        raise Refusal(f"sequence_parallel is {sharing}, and {world_size()} ranks are no multiple of it")
+    if on_cpu() and world_size() > sharing:  # torch's exchange for gloo takes a rank's place in the group for its place among all
+        raise Refusal(f"sequence_parallel is {sharing}, and without GPUs only so many ranks can share sequences, these are {world_size()}")
+    return world_size() // sharing
 
 
 def deepspeed_config(recipe: Recipe) -> dict | None:

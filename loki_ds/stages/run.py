@@ -45,13 +45,13 @@ class Run:
         self.recipe, self.folder = recipe, RunFolder(recipe.run)
         self._lock: list[IO[str]] = []  # on rank 0; a file cannot be handed to the others
         ranks.on_first_rank(lambda: self._lock.append(self.folder.lock()))
-        by_others = self._checkpoint_by_others()
-        self.arguments = training_arguments(recipe, self.folder.checkpoints, by_others)
+        newest = ranks.on_first_rank(self._newest_checkpoint)
+        self.arguments = training_arguments(recipe, self.folder.checkpoints, newest)
         check_attention_installed(recipe.model.attention)
         if recipe.model.trust_remote_code:
             log.warning("model.trust_remote_code is on: code that came with %s runs with your rights", recipe.model.path)
         self.sees_folder = self.folder.holder() == ranks.on_first_rank(self.folder.holder)
-        self._check_checkpoints_are_found(by_others)
+        self._check_checkpoints_are_found(newest)
         self.base = ranks.on_each_node(lambda: locate_model(recipe))
         ranks.on_first_rank(self._check_dtype)
         self.base_digest = ranks.on_each_node(lambda: weights_digest(self.base))
@@ -116,17 +116,16 @@ class Run:
         """Whether all ranks see the run folder that rank 0 writes; not so where nodes have disks of their own only."""
         return all(ranks.from_all_ranks(self.sees_folder))
 
-    def _checkpoint_by_others(self) -> Checkpoint | None:
-        """The checkpoint that training will go on from, if another number of ranks wrote it."""
-        newest = ranks.on_first_rank(lambda: None if self.folder.has("implant") else newest_checkpoint(self.folder.checkpoints))
-        return newest if newest is not None and newest.ranks != ranks.world_size() else None
+    def _newest_checkpoint(self) -> Checkpoint | None:
+        """The checkpoint that training will go on from."""
+        return None if self.folder.has("implant") else newest_checkpoint(self.folder.checkpoints)
 
-    def _check_checkpoints_are_found(self, by_others: Checkpoint | None) -> None:
+    def _check_checkpoints_are_found(self, newest: Checkpoint | None) -> None:
         """Nodes without a shared run folder must keep all of a checkpoint each, or none could go on from it; other ranks cannot at all."""
-        if by_others is not None and not self.folder_is_shared:
+        if newest is not None and newest.ranks != ranks.world_size() and not self.folder_is_shared:
             raise Refusal(
-                f"{by_others.folder}: written by {by_others.ranks} ranks, this run has {ranks.world_size()}, and its parts lie on nodes "
-                f"that share no folder; go on with {by_others.ranks}, or delete it"
+                f"{newest.folder}: written by {newest.ranks} ranks, this run has {ranks.world_size()}, and its parts lie on nodes that "
+                f"share no folder; go on with {newest.ranks}, or delete it"
             )
         if not self.folder_is_shared and self.arguments.save_strategy != "no" and not self.arguments.save_on_each_node:
             raise Refusal(
