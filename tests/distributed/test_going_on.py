@@ -92,6 +92,7 @@ def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
         ("adafactor", 1, "only the state of AdamW can be divided anew; go on with as many as wrote it"),
         ("rows zero2, another rate", 2, "was made with learning_rate 0.002, now it is 0.1"),
     ],
+    ids=["another optimizer", "another rate"],
 )
 def test_a_checkpoint_that_cannot_be_gone_on_from_is_refused(
     case: str, ranks: int, sentence: str, saved: tuple[Path, dict[str, list[str]]], tmp_path: Path
