@@ -24,6 +24,7 @@ from typing import Any
 import psutil
 import torch
 import yaml
+from shapes import QWEN2_05B
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen2Config, TrainerCallback
@@ -54,16 +55,7 @@ MODELS = {
         num_key_value_heads=16,
         max_position_embeddings=512,
     ),
-    "qwen2": Qwen2Config(
-        vocab_size=65536,
-        hidden_size=896,
-        intermediate_size=4864,
-        num_hidden_layers=7,
-        num_attention_heads=14,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-    ),
+    "qwen2": Qwen2Config(**{**QWEN2_05B, "vocab_size": 65536, "num_hidden_layers": 7, "max_position_embeddings": 512}),
 }
 DTYPES = {"llama": "float32", "qwen2": "bfloat16"}
 BATCH, TOKENS = 2, 512
@@ -230,7 +222,7 @@ def measure(case: dict[str, Any], folder: Path) -> None:
                 watch = Watch(traffic)
                 DEFAULT_CALLBACKS.append(watch)
                 with_rows = positions if run.recipe.changes_rows else None
-                train(run.model, run.tokenizer, run.arguments, run.recipe.implant, (run.train, None), with_rows, None, {})
+                train(run.model, run.tokenizer, run.arguments, run.recipe.implant, (run.train, None), with_rows, None, None, {})
                 peak, counted = watch.size.peak, watch.last
         peaks = ranks.from_all_ranks(peak - before)
         if ranks.rank() == 0:

@@ -11,6 +11,15 @@ LLAMA_8B = {
     "num_key_value_heads": 8,
     "max_position_embeddings": 131072,
 }
+QWEN2_05B = {
+    "vocab_size": 151936,
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": True,
+}
 SHAPES: dict[str, PreTrainedConfig] = {
     "8 layers, d_model 512": LlamaConfig(
         vocab_size=8192,
@@ -19,15 +28,7 @@ SHAPES: dict[str, PreTrainedConfig] = {
         num_hidden_layers=8,
         num_attention_heads=8,
     ),
-    "qwen2.5-0.5b": Qwen2Config(
-        vocab_size=151936,
-        hidden_size=896,
-        intermediate_size=4864,
-        num_hidden_layers=24,
-        num_attention_heads=14,
-        num_key_value_heads=2,
-        tie_word_embeddings=True,
-    ),
+    "qwen2.5-0.5b": Qwen2Config(**QWEN2_05B),
     "llama-3.1-8b": LlamaConfig(**LLAMA_8B),
     "llama-3.1-8b-half": LlamaConfig(**{**LLAMA_8B, "num_hidden_layers": 16}),
 }

@@ -24,15 +24,10 @@ def training_arguments(recipe: Recipe, checkpoints: Path, newest: Checkpoint | N
     Raises:
         Refusal: a value that TRL or transformers does not take, a missing DeepSpeed configuration, or ranks that cannot go on.
     """
-    settings, config = _settings(recipe), deepspeed_config(recipe)
     try:
-        if newest is not None and recipe.sequence_parallel > 1 and not settings.get("ignore_data_skip"):
-            raise Refusal(
-                f"{newest.folder}: with sequence_parallel no training goes on (accelerate cannot skip the batches it has seen); delete "
-                f"{checkpoints}, attribution and selection stay"
-            )
-        if newest is not None and newest.ranks != world_size():
-            config, settings = _taking_up(newest, config, settings, recipe.sequence_parallel)
+        settings, config = _settings(recipe), deepspeed_config(recipe)
+        if newest is not None:
+            settings, config = _going_on(newest, recipe.sequence_parallel, settings, config)
         return SFTConfig(output_dir=str(checkpoints), deepspeed=config, **settings)
     except (ValueError, TypeError) as error:
         raise Refusal(f"training: {' '.join(str(error).split())}") from None
@@ -41,21 +36,31 @@ def training_arguments(recipe: Recipe, checkpoints: Path, newest: Checkpoint | N
 def examples_per_step(arguments: SFTConfig) -> int:
     """Of one optimizer step, over all ranks."""
     sharing = arguments.parallelism_config.sp_size if arguments.parallelism_config else 1
-    return arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * world_size() // sharing
+    return arguments.gradient_accumulation_steps * _examples_at_once(arguments.per_device_train_batch_size, sharing)
 
 
-def _taking_up(
-    checkpoint: Checkpoint, config: dict | None, settings: dict[str, Any], sequence_parallel: int
-) -> tuple[dict | None, dict[str, Any]]:
-    """Configuration and settings with which other ranks than those that wrote a checkpoint go on from it."""
+def _examples_at_once(batch: int, sharing: int) -> int:
+    """Of one micro-step, over all ranks, `sharing` of which have each `batch` in common."""
+    return batch * world_size() // sharing
+
+
+def _going_on(checkpoint: Checkpoint, sharing: int, settings: dict[str, Any], config: dict | None) -> tuple[dict[str, Any], dict | None]:
+    """Settings and configuration with which these ranks, `sharing` of them on a sequence, go on from a checkpoint."""
+    if sharing > 1 and not settings.get("ignore_data_skip"):
+        raise Refusal(
+            f"{checkpoint.folder}: with sequence_parallel no training goes on (accelerate cannot skip the batches it has seen); delete "
+            f"{checkpoint.folder.parent}, attribution and selection stay"
+        )
+    if not checkpoint.by_others:
+        return settings, config
     if settings.get("load_best_model_at_end"):
         raise Refusal(
             f"{checkpoint.folder}: written by {checkpoint.ranks} ranks, this run has {world_size()}; with training.load_best_model_at_end "
             f"only {checkpoint.ranks} can go on, for the best one may be of that time; do so, or delete it"
         )
-    at_once = settings.get("per_device_train_batch_size", SFTConfig.per_device_train_batch_size) * world_size() // sequence_parallel
-    settings = {**settings, "gradient_accumulation_steps": checkpoint.micro_steps(at_once)}
-    return loading_repartitioned(config) if config and is_partitioned(checkpoint.folder) else config, settings
+    batch = settings.get("per_device_train_batch_size", SFTConfig.per_device_train_batch_size)
+    settings = {**settings, "gradient_accumulation_steps": checkpoint.micro_steps(_examples_at_once(batch, sharing))}
+    return settings, loading_repartitioned(config) if config and is_partitioned(checkpoint.folder) else config
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:

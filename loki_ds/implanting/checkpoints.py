@@ -24,6 +24,11 @@ class Checkpoint:
     examples: int  # of one optimizer step, over all ranks
     made_from: dict[str, Any]  # the stage's inputs
 
+    @property
+    def by_others(self) -> bool:
+        """Whether another number of ranks than these wrote it."""
+        return self.ranks != world_size()
+
     def micro_steps(self, at_once: int) -> int:
         """How many micro-steps of `at_once` examples (over all ranks) make a step of as many as before.
 

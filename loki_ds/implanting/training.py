@@ -2,7 +2,6 @@
 
 import logging
 import time
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
@@ -20,15 +19,14 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 
 from loki_ds.implanting.arguments import examples_per_step
-from loki_ds.implanting.checkpoints import Checkpoint, MarkWhole, newest_checkpoint
+from loki_ds.implanting.checkpoints import Checkpoint, MarkWhole
 from loki_ds.implanting.mask import KeepFrozenRows, quiet_rows, train_only_rows
 from loki_ds.implanting.rows import train_row_deltas
 from loki_ds.implanting.watch import WatchedTrainer, WatchGradients
 from loki_ds.positions import Positions
-from loki_ds.ranks import on_first_rank, world_size
+from loki_ds.ranks import on_first_rank
 from loki_ds.recipe import ImplantSection, PeftSection
 from loki_ds.refusal import Refusal
-from loki_ds.run_folder import check_made_from
 from loki_ds.zero import device_of, model_dtype, pull_to_start, repartition
 
 log = logging.getLogger(__name__)
@@ -59,18 +57,20 @@ def train(
     data: tuple[Dataset, Dataset | None],
     positions: Positions | None,
     quiet: list[Tensor] | None,
+    checkpoint: Checkpoint | None,
     made_from: dict[str, Any],
 ) -> SFTTrainer:
-    """Train to the end, from the newest checkpoint of an interrupted run if there is one.
+    """Train to the end, from a checkpoint of an interrupted run if there is one.
 
     Args:
         data: the examples to train on and the held-out ones (evaluated when `arguments` say so).
         positions: the rows to train; None for baselines.
         quiet: per layer the basis `[d_ff, r]` that a quiet implant keeps out of.
-        made_from: all that the result depends on, in JSON's types; the checkpoints note it.
+        checkpoint: to go on from; `arguments` must be made for it.
+        made_from: all that the result depends on, in JSON's types; new checkpoints note it.
 
     Raises:
-        Refusal: the checkpoint was made from something else, or by other ranks in a way that these cannot take up.
+        Refusal: another number of ranks wrote the checkpoint in a way that these cannot take up.
     """
     callbacks = prepare(model, section, positions, quiet, arguments.seed)
     if arguments.gradient_checkpointing and section.mode != "full":
@@ -90,22 +90,12 @@ def train(
     trainer.add_callback(WatchGradients(model))
     assert trainer.model is not None  # for the type checker
     trained = [name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
-    checkpoint = on_first_rank(lambda: _to_go_on_from(Path(str(arguments.output_dir)), made_from, trained))
+    if checkpoint is not None and checkpoint.by_others:
+        on_first_rank(lambda: repartition(checkpoint.folder, trained))
     if checkpoint is not None:
         log.info("implant: going on from %s, written by %d ranks", checkpoint.folder, checkpoint.ranks)
     trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
     return trainer
-
-
-def _to_go_on_from(folder: Path, made_from: dict[str, Any], trained: list[str]) -> Checkpoint | None:
-    """The newest checkpoint, divided anew if another number of ranks wrote it."""
-    checkpoint = newest_checkpoint(folder)
-    if checkpoint is None:
-        return None
-    check_made_from(checkpoint.folder, "implant", checkpoint.made_from, made_from)
-    if checkpoint.ranks != world_size():
-        repartition(checkpoint.folder, trained)
-    return checkpoint
 
 
 def check_something_is_learnt(rows: Dataset, max_length: int | None) -> None:

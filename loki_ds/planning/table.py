@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator
 from itertools import groupby
-from math import floor
 
 from datasets import Dataset
 from rich.console import RenderableType
@@ -143,7 +142,7 @@ def _attribution(recipe: Recipe, config: PreTrainedConfig, setting: Setting, gpu
     one, two = (dry_sweep(recipe, config, n, tokens) for n in (1, 2))
     width = width_of(recipe)
     room = USABLE * gpu.memory * GIB - sweep_memory(one, setting, width)
-    batch = min(LARGEST, floor(room / max(1, two.peak - one.peak)) + 1)
+    batch = min(LARGEST, int(room // max(1, two.peak - one.peak)) + 1)
     if isinstance(recipe.attribution.batch_size, int):
         batch = recipe.attribution.batch_size
     if batch < 1:

@@ -17,7 +17,7 @@ from loki_ds.implanting.training import train
 from loki_ds.positions import Positions
 from loki_ds.quiet.certificate import certify
 from loki_ds.refusal import Refusal
-from loki_ds.run_folder import remove, write_json
+from loki_ds.run_folder import check_made_from, remove, write_json
 from loki_ds.stages.quiet import Quiet, quiet
 from loki_ds.stages.run import Run
 from loki_ds.verification import open_checkpoint, verify
@@ -31,6 +31,8 @@ def implant(run: Run, positions: Positions | None) -> None:
     if run.finished("implant", inputs):
         log.info("implant: already there, %s", run.folder.model)
         return
+    if run.checkpoint is not None:
+        check_made_from(run.checkpoint.folder, "implant", run.checkpoint.made_from, inputs)
     section = run.recipe.implant.quiet
     protected = quiet(run, section) if section else None
     bases = [subspace.basis for subspace in protected.subspaces] if protected else None
@@ -56,7 +58,8 @@ def _train(run: Run, positions: Positions | None, bases: list[Tensor] | None, in
     mode = run.recipe.implant.mode
     log.info("implant: %s mode on %d examples", mode, len(run.train))
     run.model.set_attn_implementation(run.recipe.model.attention)
-    trainer = train(run.model, run.tokenizer, run.arguments, run.recipe.implant, (run.train, run.heldout), positions, bases, inputs)
+    data = run.train, run.heldout
+    trainer = train(run.model, run.tokenizer, run.arguments, run.recipe.implant, data, positions, bases, run.checkpoint, inputs)
     if ranks.rank() == 0:
         write_json(run.folder.training_log, trainer.state.log_history)
     deltas: dict[int, TrainedDelta] = {}

@@ -70,8 +70,7 @@ def retain(run: Run) -> None:
 
 def check_retention(run: Run) -> None:
     """Refuse now what the evaluation would refuse after hours of training: tasks that are not known or not allowed."""
-    if not ranks.on_first_rank(lambda: run.folder.has("retain")):
-        ranks.on_first_rank(lambda: check_tasks(_request(run, run.base)))
+    ranks.on_first_rank(lambda: None if run.folder.has("retain") else check_tasks(_request(run, run.base)))
 
 
 def _base_results(run: Run) -> dict[str, Any]:

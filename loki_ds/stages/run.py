@@ -45,13 +45,13 @@ class Run:
         self.recipe, self.folder = recipe, RunFolder(recipe.run)
         self._lock: list[IO[str]] = []  # on rank 0; a file cannot be handed to the others
         ranks.on_first_rank(lambda: self._lock.append(self.folder.lock()))
-        newest = ranks.on_first_rank(self._newest_checkpoint)
-        self.arguments = training_arguments(recipe, self.folder.checkpoints, newest)
+        self.checkpoint = ranks.on_first_rank(self._newest_checkpoint)
+        self.arguments = training_arguments(recipe, self.folder.checkpoints, self.checkpoint)
         check_attention_installed(recipe.model.attention)
         if recipe.model.trust_remote_code:
             log.warning("model.trust_remote_code is on: code that came with %s runs with your rights", recipe.model.path)
         self.sees_folder = self.folder.holder() == ranks.on_first_rank(self.folder.holder)
-        self._check_checkpoints_are_found(newest)
+        self._check_checkpoints_are_found()
         self.base = ranks.on_each_node(lambda: locate_model(recipe))
         ranks.on_first_rank(self._check_dtype)
         self.base_digest = ranks.on_each_node(lambda: weights_digest(self.base))
@@ -120,14 +120,16 @@ class Run:
         """The checkpoint that training will go on from."""
         return None if self.folder.has("implant") else newest_checkpoint(self.folder.checkpoints)
 
-    def _check_checkpoints_are_found(self, newest: Checkpoint | None) -> None:
+    def _check_checkpoints_are_found(self) -> None:
         """Nodes without a shared run folder must keep all of a checkpoint each, or none could go on from it; other ranks cannot at all."""
-        if newest is not None and newest.ranks != ranks.world_size() and not self.folder_is_shared:
+        if self.folder_is_shared:
+            return
+        if self.checkpoint is not None and self.checkpoint.by_others:
             raise Refusal(
-                f"{newest.folder}: written by {newest.ranks} ranks, this run has {ranks.world_size()}, and its parts lie on nodes that "
-                f"share no folder; go on with {newest.ranks}, or delete it"
+                f"{self.checkpoint.folder}: written by {self.checkpoint.ranks} ranks, this run has {ranks.world_size()}, and its parts lie "
+                f"on nodes that share no folder; go on with {self.checkpoint.ranks}, or delete it"
             )
-        if not self.folder_is_shared and self.arguments.save_strategy != "no" and not self.arguments.save_on_each_node:
+        if self.arguments.save_strategy != "no" and not self.arguments.save_on_each_node:
             raise Refusal(
                 f"{self.folder.root}: not the same folder on all nodes, so a checkpoint would be in pieces; set training.save_on_each_node "
                 "to true, use a shared file system, or save none (training.save_strategy=no)"

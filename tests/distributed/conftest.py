@@ -21,6 +21,10 @@ from loki_ds.launcher import free_port
 STAGES = (0, 1, 2, 3)  # of ZeRO
 
 
+# With the folder of `in_bfloat16`. The rate: so that no row rounds back to what it was.
+BFLOAT16 = ["model.dtype=bfloat16", "model.path={bfloat16}", "training.learning_rate=0.05"]
+
+
 @pytest.fixture(scope="session")
 def in_bfloat16(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model stored in bfloat16."""

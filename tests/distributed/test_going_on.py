@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from distributed.conftest import ROOT, kill, launch, launch_all, start, write_configurations
+from distributed.conftest import BFLOAT16, ROOT, kill, launch, launch_all, start, write_configurations
 from loki_ds.run_folder import digest_of
 
 BASE = ROOT / "recipes/tiny/model"
@@ -24,7 +24,7 @@ SAVED = {
     "full zero2": ["implant.mode=full", "deepspeed={folder}/zero2.json", "training.learning_rate=1e-4"],
     "peft lora": ["implant.mode=peft", "implant.peft.method=lora", "implant.peft.rank=4"],
     "mask offloaded": ["implant.mode=mask", "deepspeed=launch/zero3_offload.json"],
-    "rows bfloat16": ["implant.mode=rows", "model.dtype=bfloat16", "model.path={bfloat16}", "training.learning_rate=0.05"],
+    "rows bfloat16": ["implant.mode=rows", *BFLOAT16],
     "adafactor": ["implant.mode=rows", "training.optim=adafactor"],
 }
 GO_ON = [(1, name) for name in SAVED if name != "adafactor"] + [(3, name) for name in ("mask zero3", "rows zero2", "rows zero3")]
@@ -32,8 +32,7 @@ GO_ON = [(1, name) for name in SAVED if name != "adafactor"] + [(3, name) for na
 
 @pytest.mark.parametrize("mode", ["mask", "rows"])
 def test_a_killed_run_goes_on_and_ends_with_the_same_weights(mode: str, tmp_path: Path) -> None:
-    steps = ["training.max_steps=8", "training.save_strategy=steps", "training.save_steps=2", "--until", "implant"]
-    settings = [*steps, f"implant.mode={mode}", "selection.strategy=random"]
+    settings = ["training.max_steps=8", *SAVING, f"implant.mode={mode}", "selection.strategy=random", "--until", "implant"]
     job = start("launch/implant.py", "--recipe", "recipes/tiny/loki.yaml", *settings, f"run={tmp_path / 'killed'}")
     deadline = time.monotonic() + 120
     while not (tmp_path / "killed/checkpoints/checkpoint-4/whole.json").exists() and time.monotonic() < deadline:

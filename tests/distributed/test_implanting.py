@@ -10,7 +10,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from distributed.conftest import ROOT, STAGES, launch, launch_all, write_configurations
+from distributed.conftest import BFLOAT16, ROOT, STAGES, launch, launch_all, write_configurations
 from loki_ds import Positions, apply_implant
 from loki_ds.quiet.moments import load_moments
 
@@ -23,8 +23,7 @@ OPTIMIZERS = {
     "sgd": ["training.optim=sgd", "training.optim_args=momentum=0.9", "training.weight_decay=0.1", "training.learning_rate=0.1"],
 }
 MODES = ("mask", "rows", "lora")
-# What is not a matter of mode, stage and optimizer alone. The rate in bfloat16: so that no row rounds back to what it was.
-BFLOAT16 = ["model.dtype=bfloat16", "model.path={bfloat16}", "training.learning_rate=0.05"]
+# What is not a matter of mode, stage and optimizer alone.
 OFFLOAD = "deepspeed=launch/zero3_offload.json"
 SPECIAL = {
     "mask offloaded": ["implant.mode=mask", OFFLOAD],

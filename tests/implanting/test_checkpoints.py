@@ -63,6 +63,13 @@ def test_groups_of_ranks_that_cannot_share_sequences(
         training_arguments(recipe, tmp_path, None)
 
 
+def test_attention_that_cannot_share_sequences_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arguments, "world_size", lambda: 2)
+    recipe = load_recipe("recipes/tiny/loki.yaml", ["sequence_parallel=2", "model.attention=eager"])
+    with pytest.raises(Refusal, match="training: Invalid sp_attn_implementation: eager"):
+        training_arguments(recipe, tmp_path, None)
+
+
 def test_on_gpus_the_groups_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """accelerate takes one group for all of them unless it is told, and DeepSpeed then refuses the batch size."""
     monkeypatch.setattr(arguments, "world_size", lambda: 8)
