@@ -2,8 +2,8 @@
 
     deepspeed --num_gpus 8 launch/implant.py --recipe recipes/tiny/loki.yaml [key=value ...]
 
-Dotted keys override the recipe (selection.quota=20). Stages whose result is already in the run folder are skipped;
-`--until STAGE` stops early. Without a launcher it runs on one process.
+Dotted keys override the recipe (selection.quota=20). Stages whose result is already in the run
+folder are skipped; `--until STAGE` stops early. Without a launcher it runs on one process.
 """
 
 import argparse
@@ -52,7 +52,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", required=True, help="YAML file, for example recipes/tiny/loki.yaml")
     parser.add_argument("--until", choices=STAGES, default="retain", help="stop after this stage")
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the launcher passes it; the environment has it too
+    parser.add_argument(
+        "--local_rank", type=int, help=argparse.SUPPRESS
+    )  # the launcher passes it; the environment has it too
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted recipe keys to override")
     return parser.parse_intermixed_args()
 

@@ -1,4 +1,7 @@
-"""`loki-ds`: what a user does around a run without training. Each command is a few lines over the package."""
+"""`loki-ds`: what a user does around a run without training.
+
+Each command is a few lines over the package.
+"""
 
 import argparse
 import json
@@ -25,7 +28,9 @@ def main() -> None:
 
 
 def plan(arguments: argparse.Namespace) -> int:
-    """What a recipe would train and need: memory, traffic, time on so many GPUs; and one training example. Loads no weights."""
+    """What a recipe would train and need: memory, traffic, time on so many GPUs; and one training
+    example. Loads no weights.
+    """
     from loki_ds.planning import gpu, plan
     from loki_ds.recipe_file import load_recipe
 
@@ -67,7 +72,9 @@ def positions(arguments: argparse.Namespace) -> int:
     files = (arguments.first, arguments.second)
     first, second = (Positions.load(file) for file in files)
     if len(first.rows) != len(second.rows):
-        raise Refusal(f"{files[1]}: the positions have {len(second.rows)} layers, those of {files[0]} have {len(first.rows)}")
+        raise Refusal(
+            f"{files[1]}: the positions have {len(second.rows)} layers, those of {files[0]} have {len(first.rows)}"
+        )
     for file, found in zip(files, (first, second), strict=True):
         print(f"{file}: {found.count} rows in {len(found.rows)} layers, digest {found.digest}")
     by_layer = [f"{Positions([a]).overlap(Positions([b])):.1%}" for a, b in zip(first.rows, second.rows, strict=True)]
@@ -96,7 +103,9 @@ def revert(arguments: argparse.Namespace) -> int:
 
 
 def verify(arguments: argparse.Namespace) -> int:
-    """The byte-for-byte check on any two checkpoints; exit status 1 when they differ outside the positions."""
+    """The byte-for-byte check on any two checkpoints; exit status 1 when they differ outside the
+    positions.
+    """
     from loki_ds.positions import Positions
     from loki_ds.verification import verify
 
@@ -118,7 +127,9 @@ def report(arguments: argparse.Namespace) -> int:
 
 
 def compare(arguments: argparse.Namespace) -> int:
-    """Runs side by side, and in words which one forgot least; with --out also as a page with the trade-off picture."""
+    """Runs side by side, and in words which one forgot least; with --out also as a page with the
+    trade-off picture.
+    """
     from loki_ds.report import compare, comparison, write_comparison
 
     console, found = Console(), compare(arguments.runs)
@@ -147,7 +158,9 @@ def _parser() -> argparse.ArgumentParser:
     planned.add_argument("--ranks", type=int, default=8, help="GPUs, of all nodes together (default 8)")
     planned.add_argument("--gpu", help="h100, a100-80, ...; when not given, this machine's, or an h100")
     planned.add_argument("--memory", type=float, help="GiB of a GPU, instead of the named one's")
-    planned.add_argument("--tflops", type=float, help="TFLOP/s as measured in training, instead of a share of the named one's")
+    planned.add_argument(
+        "--tflops", type=float, help="TFLOP/s as measured in training, instead of a share of the named one's"
+    )
     selected = add(select)
     selected.add_argument("run", type=Path)
     selected.add_argument("--quota", type=float, required=True, help="percent of each layer's rows")

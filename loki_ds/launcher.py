@@ -1,6 +1,8 @@
-"""What started this rank: the launcher's environment and command line, checked before anything waits on it, and ending with it.
+"""What started this rank: the launcher's environment and command line, checked before anything
+waits on it, and ending with it.
 
-Knows the variables that `deepspeed`, `torchrun` and the like set, and DeepSpeed's processes. Knows nothing of what ranks say to each other.
+Knows the variables that `deepspeed`, `torchrun` and the like set, and DeepSpeed's processes. Knows
+nothing of what ranks say to each other.
 """
 
 import os
@@ -22,14 +24,18 @@ STARTS_SEVERAL = {"OMPI_COMM_WORLD_SIZE": "mpirun", "PMI_SIZE": "mpiexec", "SLUR
 
 
 def take_place() -> None:
-    """Make sure that this process has a place among the ranks: the launcher's, or without a launcher that of the only one.
+    """Make sure that this process has a place among the ranks: the launcher's, or without a
+    launcher that of the only one.
 
     Raises:
-        Refusal: the place is impossible or only half described, or the command asked for nodes or devices that it will not get.
+        Refusal: the place is impossible or only half described, or the command asked for nodes or
+            devices that it will not get.
     """
     if not os.environ.get("RANK"):
         _check_alone()
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+        os.environ.update(
+            RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port())
+        )
     _check_place()
     command = _deepspeed_command()
     if command is not None:
@@ -42,20 +48,27 @@ def local_rank() -> int:
 
 
 def local_size() -> int:
-    """How many ranks the launcher started on this node (DeepSpeed and torchrun name it differently)."""
+    """How many ranks the launcher started on this node (DeepSpeed and torchrun name it
+    differently).
+    """
     return int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))
 
 
 def end_with_the_launcher() -> None:
     """End this rank when the launcher that started it, or the command above that, is gone.
 
-    DeepSpeed's command does not hand on the signal that ends it, and its ranks would go on, holding their devices.
+    DeepSpeed's command does not hand on the signal that ends it, and its ranks would go on, holding
+    their devices.
     """
     launcher, command = psutil.Process().parent(), _deepspeed_command()
-    if launcher is not None and any(name in " ".join(launcher.cmdline()) for name in ("torchrun", "torch.distributed.run")):
+    if launcher is not None and any(
+        name in " ".join(launcher.cmdline()) for name in ("torchrun", "torch.distributed.run")
+    ):
         end_with_parent()
     if launcher is not None and command is not None:
-        _end_when(lambda: not launcher.is_running() or launcher.ppid() != command.pid, "the launcher is gone, this rank ends")
+        _end_when(
+            lambda: not launcher.is_running() or launcher.ppid() != command.pid, "the launcher is gone, this rank ends"
+        )
 
 
 def end_with_parent() -> None:
@@ -67,7 +80,9 @@ def end_with_parent() -> None:
 def environment_of_one_process() -> dict[str, str]:
     """The environment without what the launcher put there, for a child that is no rank."""
     launcher = {*PLACE, "LOCAL_SIZE", "CROSS_RANK", "CROSS_SIZE"}
-    return {name: value for name, value in os.environ.items() if name not in launcher and not name.startswith("ACCELERATE_")}
+    return {
+        name: value for name, value in os.environ.items() if name not in launcher and not name.startswith("ACCELERATE_")
+    }
 
 
 def _check_alone() -> None:
@@ -82,7 +97,10 @@ def _check_alone() -> None:
 def _check_place() -> None:
     missing = [name for name in PLACE if not os.environ.get(name)]
     if missing:
-        raise Refusal(f"the launcher's environment has RANK but not {', '.join(missing)}; start with deepspeed or torchrun, or unset RANK")
+        raise Refusal(
+            f"the launcher's environment has RANK but not {', '.join(missing)}; start with deepspeed or torchrun, or "
+            "unset RANK"
+        )
     numbers = {name: os.environ[name] for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT")}
     for name, value in numbers.items():
         if not value.isdecimal():
@@ -91,11 +109,15 @@ def _check_place() -> None:
     if size == 0:
         raise Refusal("WORLD_SIZE in the launcher's environment is 0, allowed is 1 or more ranks")
     if rank >= size:
-        raise Refusal(f"RANK in the launcher's environment is {rank}, allowed with WORLD_SIZE {size} is 0 to {size - 1}")
+        raise Refusal(
+            f"RANK in the launcher's environment is {rank}, allowed with WORLD_SIZE {size} is 0 to {size - 1}"
+        )
 
 
 def _check_command(command: list[str]) -> None:
-    """Refuse what DeepSpeed would pass over: without the hostfile it runs on this node alone, for no GPUs it takes what it finds."""
+    """Refuse what DeepSpeed would pass over: without the hostfile it runs on this node alone, for
+    no GPUs it takes what it finds.
+    """
     for i, word in enumerate(command):
         option, _, value = word.partition("=")
         value = value or (command[i + 1] if i + 1 < len(command) else "")
@@ -108,7 +130,9 @@ def _check_command(command: list[str]) -> None:
 
 
 def _deepspeed_command() -> psutil.Process | None:
-    """The `deepspeed` command above this rank's launcher on the node where it was typed; None elsewhere."""
+    """The `deepspeed` command above this rank's launcher on the node where it was typed; None
+    elsewhere.
+    """
     launcher = psutil.Process().parent()
     if launcher is None or "deepspeed.launcher.launch" not in launcher.cmdline():
         return None

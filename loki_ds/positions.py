@@ -1,4 +1,6 @@
-"""Positions: which rows of each layer's `W_down` may train, and the authors' JSON file that holds them."""
+"""Positions: which rows of each layer's `W_down` may train, and the authors' JSON file that holds
+them.
+"""
 
 import hashlib
 import json
@@ -18,7 +20,9 @@ class Positions:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the rows' canonical JSON: equal for equal rows, whatever file they came from."""
+        """SHA-256 of the rows' canonical JSON: equal for equal rows, whatever file they came
+        from.
+        """
         return hashlib.sha256(json.dumps(self.rows, separators=(",", ":")).encode()).hexdigest()
 
     def save(self, path: str | Path) -> None:
@@ -31,7 +35,8 @@ class Positions:
         """Read the authors' format.
 
         Raises:
-            Refusal: the file is missing, or is not a list of lists of different, non-negative row numbers.
+            Refusal: the file is missing, or is not a list of lists of different, non-negative row
+                numbers.
         """
         try:
             rows = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -50,24 +55,32 @@ class Positions:
         return cls([sorted(layer) for layer in rows])
 
     def check_fits(self, shapes: Sequence[Sequence[int]], source: str) -> None:
-        """Refuse positions of another model: `shapes` are the model's `[d_model, d_ff]`, layer by layer."""
+        """Refuse positions of another model: `shapes` are the model's `[d_model, d_ff]`, layer by
+        layer.
+        """
         if len(self.rows) != len(shapes):
             raise Refusal(f"{source}: the positions have {len(self.rows)} layers, the model has {len(shapes)}")
         for i, (layer, (d_model, _)) in enumerate(zip(self.rows, shapes, strict=True)):
             if layer and layer[-1] >= d_model:
-                raise Refusal(f"{source}: layer {i} selects row {layer[-1]}, the model's down_proj has rows 0 to {d_model - 1}")
+                raise Refusal(
+                    f"{source}: layer {i} selects row {layer[-1]}, the model's down_proj has rows 0 to {d_model - 1}"
+                )
 
     def check_apart(self, other: "Positions", source: str) -> None:
         """Refuse positions that share a row with `other`."""
         for i, (mine, theirs) in enumerate(zip(self.rows, other.rows, strict=True)):
             if shared := sorted(set(mine) & set(theirs)):
-                raise Refusal(f"{source}: layer {i} selects row {shared[0]}, which an excluded implant holds (selection.exclude)")
+                raise Refusal(
+                    f"{source}: layer {i} selects row {shared[0]}, which an excluded implant holds (selection.exclude)"
+                )
 
     @property
     def count(self) -> int:
         return sum(map(len, self.rows))
 
     def overlap(self, other: "Positions") -> float:
-        """Share of the selected rows that both have, of the larger selection; 1 when equal (the paper's stability figure)."""
+        """Share of the selected rows that both have, of the larger selection; 1 when equal (the
+        paper's stability figure).
+        """
         shared = sum(len(set(mine) & set(theirs)) for mine, theirs in zip(self.rows, other.rows, strict=True))
         return shared / max(self.count, other.count, 1)

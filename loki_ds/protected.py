@@ -1,8 +1,10 @@
-"""The protected set: general-knowledge prompts as token ids, from a JSON Lines file or from lm-eval tasks (MMLU in the paper).
+"""The protected set: general-knowledge prompts as token ids, from a JSON Lines file or from lm-eval
+tasks (MMLU in the paper).
 
-Each line of a file holds a `prompt` (text, taken as it is) or `messages` (a chat, rendered with the generation prompt), and may name
-its `subject`. Of an lm-eval task, the prompt is the one it is evaluated with, shots included, and the subject its name. Sampling is
-stratified by subject. Knows nothing of what is done with the prompts.
+Each line of a file holds a `prompt` (text, taken as it is) or `messages` (a chat, rendered with the
+generation prompt), and may name its `subject`. Of an lm-eval task, the prompt is the one it is
+evaluated with, shots included, and the subject its name. Sampling is stratified by subject. Knows
+nothing of what is done with the prompts.
 """
 
 import hashlib
@@ -21,7 +23,9 @@ from loki_ds.refusal import Refusal, did_you_mean
 
 
 class ProtectedPrompt(NamedTuple):
-    """One prompt: its token ids, its subject (empty when the file has none), and its line in the file or the task, from 1."""
+    """One prompt: its token ids, its subject (empty when the file has none), and its line in the
+    file or the task, from 1.
+    """
 
     tokens: list[int]
     subject: str
@@ -29,7 +33,9 @@ class ProtectedPrompt(NamedTuple):
 
 
 class _Source(NamedTuple):
-    """A prompt before it is drawn: where it stands, and how to get its tokens (only drawn ones are rendered)."""
+    """A prompt before it is drawn: where it stands, and how to get its tokens (only drawn ones are
+    rendered).
+    """
 
     subject: str
     line: int
@@ -37,9 +43,11 @@ class _Source(NamedTuple):
 
 
 def load_protected(section: ProtectedSection, tokenizer: PreTrainedTokenizerBase) -> list[ProtectedPrompt]:
-    """The prompts of the chosen subjects, at most `per_subject` of each, drawn by `seed`, in the source's order.
+    """The prompts of the chosen subjects, at most `per_subject` of each, drawn by `seed`, in the
+    source's order.
 
-    Each prompt ends with the token that attribution looks at (`token`, -1 for the prompt's last): what follows it cannot matter.
+    Each prompt ends with the token that attribution looks at (`token`, -1 for the prompt's last):
+    what follows it cannot matter.
     """
     if section.prompts is not None:
         origin, sources = section.prompts, _from_file(Path(section.prompts), tokenizer)
@@ -50,7 +58,10 @@ def load_protected(section: ProtectedSection, tokenizer: PreTrainedTokenizerBase
         tokens = source.tokens()
         if len(tokens) < -section.token:
             asked = f"; attribution was asked to look at token {section.token}" if section.token < -1 else ""
-            raise Refusal(f"{origin}: {_place(source)} is {'an empty prompt' if not tokens else f'{len(tokens)} tokens long'}{asked}")
+            raise Refusal(
+                f"{origin}: {_place(source)} is "
+                f"{'an empty prompt' if not tokens else f'{len(tokens)} tokens long'}{asked}"
+            )
         prompts.append(ProtectedPrompt(tokens[: len(tokens) + 1 + section.token], source.subject, source.line))
     if not prompts:
         raise Refusal(f"{origin}: the protected set is empty")
@@ -63,7 +74,9 @@ def digest_of_prompts(prompts: list[ProtectedPrompt]) -> str:
 
 
 def interleaved(prompts: list[ProtectedPrompt]) -> list[int]:
-    """Indices of the prompts, one of each subject in turn: the first ones are a fair sample of the whole set."""
+    """Indices of the prompts, one of each subject in turn: the first ones are a fair sample of the
+    whole set.
+    """
     by_subject: dict[str, list[int]] = {}
     for i, prompt in enumerate(prompts):
         by_subject.setdefault(prompt.subject, []).append(i)
@@ -74,7 +87,9 @@ def _drawn(sources: list[_Source], section: ProtectedSection, origin: str) -> li
     subjects = {source.subject for source in sources}
     for wanted in section.subjects or ():
         if wanted not in subjects:
-            raise Refusal(f"{origin}: no prompt has the subject {wanted!r} (protected.subjects){did_you_mean(wanted, subjects)}")
+            raise Refusal(
+                f"{origin}: no prompt has the subject {wanted!r} (protected.subjects){did_you_mean(wanted, subjects)}"
+            )
     chosen: list[tuple[int, _Source]] = []
     for subject in sorted(section.subjects or subjects):
         of_subject = [(place, source) for place, source in enumerate(sources) if source.subject == subject]
@@ -88,7 +103,7 @@ def _place(source: _Source) -> str:
     return f"line {source.line}" if not source.subject else f"line {source.line} (subject {source.subject})"
 
 
-# --- a file --------------------------------------------------------------------------------------------------------------------
+# --- a file ---------------------------------------------------------------------------------------
 
 
 def _from_file(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[_Source]:
@@ -117,11 +132,15 @@ def _read_lines(path: Path) -> list[Any]:
 
 
 def _tokens(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    text = row["prompt"] if "prompt" in row else tokenizer.apply_chat_template(row["messages"], add_generation_prompt=True, tokenize=False)
+    text = (
+        row["prompt"]
+        if "prompt" in row
+        else tokenizer.apply_chat_template(row["messages"], add_generation_prompt=True, tokenize=False)
+    )
     return tokenizer(text, add_special_tokens="prompt" in row)["input_ids"]
 
 
-# --- lm-eval tasks -------------------------------------------------------------------------------------------------------------
+# --- lm-eval tasks --------------------------------------------------------------------------------
 
 
 def _from_tasks(section: ProtectedSection, tokenizer: PreTrainedTokenizerBase) -> list[_Source]:
@@ -147,7 +166,12 @@ def _task_tokens(task: Any, document: Any, section: ProtectedSection, tokenizer:
         def template(messages: list[dict[str, str]], add_generation_prompt: bool = True) -> Any:
             return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
 
-    prompt = task.fewshot_context(document, shots, apply_chat_template=section.apply_chat_template, chat_template=template)
+    prompt = task.fewshot_context(
+        document, shots, apply_chat_template=section.apply_chat_template, chat_template=template
+    )
     if not isinstance(prompt, str):
-        raise Refusal(f"protected.tasks: {task.task_name} has one prompt for each choice; attribution needs one prompt for each document")
+        raise Refusal(
+            f"protected.tasks: {task.task_name} has one prompt for each choice; attribution needs one prompt for "
+            "each document"
+        )
     return tokenizer(prompt, add_special_tokens=not section.apply_chat_template)["input_ids"]

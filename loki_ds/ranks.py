@@ -25,9 +25,11 @@ Result = TypeVar("Result")
 
 @contextmanager
 def refusals_shown_once() -> Iterator[None]:
-    """Show a refusal, or that a disk is full, as one sentence, and end every rank with exit status 2.
+    """Show a refusal, or that a disk is full, as one sentence, and end every rank with exit status
+    2.
 
-    Rank 0 speaks; another rank speaks only when rank 0 has had the time to and did not, that is, when the refusal is its alone.
+    Rank 0 speaks; another rank speaks only when rank 0 has had the time to and did not, that is,
+    when the refusal is its alone.
     """
     try:
         with _full_disks_refused():
@@ -41,7 +43,9 @@ def refusals_shown_once() -> Iterator[None]:
 
 @contextmanager
 def _full_disks_refused() -> Iterator[None]:
-    """Turn the error of a full disk, quota or file-size limit into a refusal; any other error passes."""
+    """Turn the error of a full disk, quota or file-size limit into a refusal; any other error
+    passes.
+    """
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -53,9 +57,11 @@ def _full_disks_refused() -> Iterator[None]:
 
 
 def end_process() -> NoReturn:
-    """End a finished rank: Python's exit handlers (trackers finish there), then out, without tearing down the libraries' C++ threads.
+    """End a finished rank: Python's exit handlers (trackers finish there), then out, without
+    tearing down the libraries' C++ threads.
 
-    That teardown was seen to abort a rank after all its work was done ("terminate called without an active exception").
+    That teardown was seen to abort a rank after all its work was done ("terminate called without an
+    active exception").
     """
     atexit._run_exitfuncs()
     sys.stdout.flush()
@@ -78,7 +84,9 @@ def process_group() -> Iterator[None]:
 
 
 def _unname_shared_buffer() -> None:
-    """Remove the name of DeepSpeed's shared buffer once every CPU rank has it open: DeepSpeed leaves 66 MB a rank in memory for ever."""
+    """Remove the name of DeepSpeed's shared buffer once every CPU rank has it open: DeepSpeed
+    leaves 66 MB a rank in memory for ever.
+    """
     barrier()
     name = f"deepspeed_allreduce_buffer_{os.getuid()}_{os.environ['MASTER_ADDR']}_{os.environ['MASTER_PORT']}_{rank()}"
     Path("/dev/shm", name).unlink(missing_ok=True)
@@ -93,7 +101,9 @@ def world_size() -> int:
 
 
 def on_first_rank(compute: Callable[[], Result]) -> Result:
-    """Run `compute` on rank 0 and give its result, or its refusal, to all ranks (so all of them stop)."""
+    """Run `compute` on rank 0 and give its result, or its refusal, to all ranks (so all of them
+    stop).
+    """
     outcome = [_outcome(compute) if rank() == 0 else (None, None)]
     if world_size() > 1:
         torch.distributed.broadcast_object_list(outcome)
@@ -101,7 +111,9 @@ def on_first_rank(compute: Callable[[], Result]) -> Result:
 
 
 def on_each_node(compute: Callable[[], Result]) -> Result:
-    """Run `compute` on the first rank of every node and give its result to that node's ranks; a refusal of any goes to all ranks."""
+    """Run `compute` on the first rank of every node and give its result to that node's ranks; a
+    refusal of any goes to all ranks.
+    """
     outcomes = from_all_ranks(_outcome(compute) if local_rank() == 0 else (None, None))
     return _result(outcomes, rank() - local_rank())
 
@@ -127,7 +139,9 @@ def check_same(what: str, digest: str) -> None:
     """Raise on every rank unless all of them hold the same `digest`."""
     digests = from_all_ranks(digest)
     if len(set(digests)) > 1:
-        raise Refusal(f"{what} differ between ranks: {', '.join(f'rank {r} has {d[:12]}' for r, d in enumerate(digests))}")
+        raise Refusal(
+            f"{what} differ between ranks: {', '.join(f'rank {r} has {d[:12]}' for r, d in enumerate(digests))}"
+        )
 
 
 def barrier() -> None:

@@ -1,7 +1,9 @@
-"""The recipe of one run: its sections, their keys, types and limits. Checked whole, then handed to the stages section by section.
+"""The recipe of one run: its sections, their keys, types and limits.
 
-Knows nothing of files (`recipe_file` reads them), models, data or ranks, except that it asks TRL which training keys there are. Paths are
-relative to the folder the command is typed in.
+Checked whole, then handed to the stages section by section.
+
+Knows nothing of files (`recipe_file` reads them), models, data or ranks, except that it asks TRL
+which training keys there are. Paths are relative to the folder the command is typed in.
 """
 
 from dataclasses import fields
@@ -36,8 +38,10 @@ class ModelSection(Section):
 
 
 class ProtectedSection(Section):
-    """The protected set: a JSONL file `prompts` of `{"prompt": text}` or `{"messages": [...]}` with an optional `subject`, or lm-eval
-    `tasks` (each task a subject). `token` is where attribution looks, counted from the prompt's end."""
+    """The protected set: a JSONL file `prompts` of `{"prompt": text}` or `{"messages": [...]}` with
+    an optional `subject`, or lm-eval `tasks` (each task a subject). `token` is where attribution
+    looks, counted from the prompt's end.
+    """
 
     prompts: str | None = None
     tasks: Annotated[list[str], Field(min_length=1)] | None = None
@@ -57,8 +61,9 @@ class ProtectedSection(Section):
 
 
 class StopSection(Section):
-    """Stop attributing when the rows selected on two halves of the prompts overlap by `overlap`; looked at after every `every` prompts
-    of each subject."""
+    """Stop attributing when the rows selected on two halves of the prompts overlap by `overlap`;
+    looked at after every `every` prompts of each subject.
+    """
 
     overlap: Annotated[float, Field(gt=0, le=1)]
     every: Annotated[int, Field(gt=0)] = 10
@@ -67,7 +72,8 @@ class StopSection(Section):
 class AttributionSection(Section):
     """Knowledge Vector Attribution (paper eq. 5): see `loki_ds.attribute`.
 
-    `batch_size` auto is what fits into `memory_gib` of each rank's device (80% of what is free when not given), as measured.
+    `batch_size` auto is what fits into `memory_gib` of each rank's device (80% of what is free when
+    not given), as measured.
     """
 
     steps: Annotated[int, Field(gt=0)] = 7
@@ -80,7 +86,9 @@ class AttributionSection(Section):
 
 
 class SelectionSection(Section):
-    """Which rows may train: by strategy and quota, or from a positions file; `exclude` names implant files whose rows stay theirs."""
+    """Which rows may train: by strategy and quota, or from a positions file; `exclude` names
+    implant files whose rows stay theirs.
+    """
 
     strategy: Strategy = "layer_balanced"
     quota: Annotated[float, Field(gt=0, lt=100)] = 10.0
@@ -90,7 +98,9 @@ class SelectionSection(Section):
 
 
 class LowRankSection(Section):
-    """LoKI*: the rows' delta is `alpha/rank A B`; `init` is how B starts (A starts at zero), as PEFT starts LoRA."""
+    """LoKI*: the rows' delta is `alpha/rank A B`; `init` is how B starts (A starts at zero), as
+    PEFT starts LoRA.
+    """
 
     rank: Annotated[int, Field(gt=0)] = 16
     alpha: Annotated[float, Field(gt=0)] = 16.0
@@ -108,10 +118,11 @@ class PeftSection(Section):
 
 
 class QuietSection(Section):
-    """Quiet implanting: keep the delta out of the directions that hold `energy` of what the layers receive on protected prompts.
+    """Quiet implanting: keep the delta out of the directions that hold `energy` of what the layers
+    receive on protected prompts.
 
-    `sketch`: how many directions of each layer's inputs to keep track of; when not given, all of them if half the host's free memory
-    holds that, else as many as it does.
+    `sketch`: how many directions of each layer's inputs to keep track of; when not given, all of
+    them if half the host's free memory holds that, else as many as it does.
     """
 
     energy: Annotated[float, Field(gt=0, lt=1)] = 0.99
@@ -119,10 +130,13 @@ class QuietSection(Section):
 
 
 class ImplantSection(Section):
-    """How the selected rows train (DESIGN 5): `mask`, `rows`, or `lora`, a low rank of them. `full` and `peft` are baselines;
-    `suppress` trains nothing and sets the selected rows to zero (the paper's S-H and S-L).
+    """How the selected rows train (DESIGN 5): `mask`, `rows`, or `lora`, a low rank of them.
 
-    `l2_sp` makes `full` the baseline of that name: after each step the weights go back by `learning_rate * l2_sp` of their way.
+    `full` and `peft` are baselines; `suppress` trains nothing and sets the selected rows to zero
+    (the paper's S-H and S-L).
+
+    `l2_sp` makes `full` the baseline of that name: after each step the weights go back by
+    `learning_rate * l2_sp` of their way.
     """
 
     mode: Literal["mask", "rows", "lora", "full", "peft", "suppress"] = "rows"
@@ -134,7 +148,9 @@ class ImplantSection(Section):
 
 
 class SourceSection(Section):
-    """One set of examples: a local JSON, JSON Lines, Parquet or CSV file, or a hub id; `weight` is its share in a mix."""
+    """One set of examples: a local JSON, JSON Lines, Parquet or CSV file, or a hub id; `weight` is
+    its share in a mix.
+    """
 
     path: str
     name: str | None = None
@@ -143,7 +159,11 @@ class SourceSection(Section):
 
 
 class DataSection(Section):
-    """The new task. Rows are chats (`messages`, with `tools` if any), `prompt`/`completion` pairs, plain `text`, ShareGPT or Alpaca."""
+    """The new task.
+
+    Rows are chats (`messages`, with `tools` if any), `prompt`/`completion` pairs, plain `text`,
+    ShareGPT or Alpaca.
+    """
 
     train: str | list[SourceSection] = []
     heldout: str | SourceSection | None = None
@@ -169,10 +189,12 @@ class TaskGroup(Section):
 class RetentionSection(Section):
     """What is measured on the base and on the implanted model, document by document.
 
-    `abilities` is a group of tasks or several; a recipe file may name a suite instead (`recipe_file.load_suite`).
-    `margin` is the loss of a task's score that still counts as kept (0.01: one point). A group's `limit` is a random sample by `seed`.
-    Each model is evaluated by `processes` (auto: one for every `devices_per_model` devices of this node), which share the documents.
-    Tasks that run code the model wrote (HumanEval) need `allow_code_execution`: that code could do anything the user may do.
+    `abilities` is a group of tasks or several; a recipe file may name a suite instead
+    (`recipe_file.load_suite`). `margin` is the loss of a task's score that still counts as kept
+    (0.01: one point). A group's `limit` is a random sample by `seed`. Each model is evaluated by
+    `processes` (auto: one for every `devices_per_model` devices of this node), which share the
+    documents. Tasks that run code the model wrote (HumanEval) need `allow_code_execution`: that
+    code could do anything the user may do.
     """
 
     abilities: TaskGroup | list[TaskGroup]
@@ -198,7 +220,11 @@ class Suite(Section):
 
 
 class Recipe(Section):
-    """One run, resolved. `run` is the run folder; `sequence_parallel` ranks share each sequence (DeepSpeed's Ulysses), for long ones."""
+    """One run, resolved.
+
+    `run` is the run folder; `sequence_parallel` ranks share each sequence (DeepSpeed's Ulysses),
+    for long ones.
+    """
 
     model: ModelSection
     protected: ProtectedSection | None = None
@@ -234,7 +260,9 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _check_together(self) -> "Recipe":
         if (self.attributes or self.senses) and self.protected is None:
-            raise ValueError(f"selection.strategy {self.selection.strategy} needs a protected set: add the section 'protected'")
+            raise ValueError(
+                f"selection.strategy {self.selection.strategy} needs a protected set: add the section 'protected'"
+            )
         if self.implant.quiet and self.implant.mode not in ("mask", "rows", "lora"):
             raise ValueError(f"implant.quiet needs implant.mode mask, rows or lora, it is {self.implant.mode}")
         if self.implant.quiet and self.protected is None:
@@ -242,13 +270,17 @@ class Recipe(Section):
         if self.implant.l2_sp is not None and self.implant.mode != "full":
             raise ValueError(f"implant.l2_sp needs implant.mode full, it is {self.implant.mode}")
         if self.sequence_parallel > 1 and self.deepspeed is None:
-            raise ValueError(f"sequence_parallel is {self.sequence_parallel}, which needs the key deepspeed (a ZeRO configuration)")
+            raise ValueError(
+                f"sequence_parallel is {self.sequence_parallel}, which needs the key deepspeed (a ZeRO configuration)"
+            )
         if not self.data.train and self.trains:
             raise ValueError("the key data.train is missing; only implant.mode suppress trains on nothing")
         known = training_keys()
         for key in self.training:
             if key not in known:
-                raise ValueError(f"training.{key} is not a key of TRL's SFTConfig that a recipe may set{did_you_mean(key, known)}")
+                raise ValueError(
+                    f"training.{key} is not a key of TRL's SFTConfig that a recipe may set{did_you_mean(key, known)}"
+                )
         return self
 
 
@@ -261,7 +293,9 @@ RESERVED = {
 
 
 def training_keys() -> set[str]:
-    """What `training:` may hold: the fields of TRL's `SFTConfig`, less those the recipe sets elsewhere."""
+    """What `training:` may hold: the fields of TRL's `SFTConfig`, less those the recipe sets
+    elsewhere.
+    """
     from trl import SFTConfig
 
     return {field.name for field in fields(SFTConfig) if field.init} - set(RESERVED)

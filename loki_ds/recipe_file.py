@@ -1,4 +1,5 @@
-"""Recipe files: YAML's safe subset with overrides on top, and one sentence for whatever is wrong with it.
+"""Recipe files: YAML's safe subset with overrides on top, and one sentence for whatever is wrong
+with it.
 
 Knows YAML and how pydantic words its errors. What the keys mean is `recipe`'s.
 """
@@ -13,15 +14,19 @@ from pydantic import ValidationError
 from loki_ds.recipe import Recipe, Section, Suite, TaskGroup
 from loki_ds.refusal import Refusal, did_you_mean
 
-NOTES = ("versions", "world_size")  # what a run folder's copy of its recipe says beside it; such a copy can be run again
+NOTES = (
+    "versions",
+    "world_size",
+)  # what a run folder's copy of its recipe says beside it; such a copy can be run again
 SUITES = Path("eval/suites")
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """Read a recipe and put dotted `key=value` overrides on top.
 
-    Without a `run` key the run folder is `runs/FAMILY/RECIPE`, and every override is part of its name, so that a run with
-    another quota never meets the results of this one. A run folder's own `recipe.yaml` is a recipe too.
+    Without a `run` key the run folder is `runs/FAMILY/RECIPE`, and every override is part of its
+    name, so that a run with another quota never meets the results of this one. A run folder's own
+    `recipe.yaml` is a recipe too.
 
     Raises:
         Refusal: the file is missing, is not YAML, or a key or value is not allowed.
@@ -114,7 +119,9 @@ MOST_NODES = 10_000  # of a recipe, with every alias written out
 
 
 def _parsed(text: str) -> Any:
-    """YAML's safe subset; a text that grows beyond reason when its aliases are written out is an error."""
+    """YAML's safe subset; a text that grows beyond reason when its aliases are written out is an
+    error.
+    """
     loader = _StrictLoader(text)
     node = loader.get_single_node()
     if node is None:
@@ -138,14 +145,19 @@ def _short(text: str, most: int = 80) -> str:
 
 
 def _sentence(path: Path, error: ValidationError, root: type[Section]) -> str:
-    """One thing wrong in a file that holds a `root`, as one sentence: the first one, or of alternatives the one that got furthest."""
+    """One thing wrong in a file that holds a `root`, as one sentence: the first one, or of
+    alternatives the one that got furthest.
+    """
     errors = error.errors()
     deepest = max(len(e["loc"]) for e in errors if e["loc"][:2] == errors[0]["loc"][:2]) if errors[0]["loc"] else 0
     first = min((e for e in errors if len(e["loc"]) >= deepest), key=lambda e: e["type"] != "extra_forbidden")
     key, section = _key_and_section(first["loc"], root)
     if first["type"] == "extra_forbidden":
         key = ".".join(part for part in (key, str(first["loc"][-1])) if part)
-        return f"{path}: {key} is not a key of a {root.__name__.lower()}{did_you_mean(str(first['loc'][-1]), section.model_fields)}"
+        return (
+            f"{path}: {key} is not a key of a "
+            f"{root.__name__.lower()}{did_you_mean(str(first['loc'][-1]), section.model_fields)}"
+        )
     if first["type"] == "missing":
         return f"{path}: the key {key} is missing"
     if first["type"] == "value_error":
@@ -155,7 +167,9 @@ def _sentence(path: Path, error: ValidationError, root: type[Section]) -> str:
 
 
 def _key_and_section(loc: tuple[int | str, ...], root: type[Section]) -> tuple[str, type[Section]]:
-    """The dotted key of an error, without pydantic's names for the alternatives of a type, and the innermost section on its way."""
+    """The dotted key of an error, without pydantic's names for the alternatives of a type, and the
+    innermost section on its way.
+    """
     section, key = root, []
     for part in loc:
         if isinstance(part, int):

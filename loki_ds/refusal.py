@@ -1,4 +1,6 @@
-"""The one way loki-ds says no: a sentence for the user, raised where the fact is known and shown once at the edge."""
+"""The one way loki-ds says no: a sentence for the user, raised where the fact is known and shown
+once at the edge.
+"""
 
 from collections.abc import Iterable
 from difflib import get_close_matches

@@ -1,7 +1,9 @@
-"""The run folder: where each stage's result lies, whether it is already there for the same inputs, and safe writing.
+"""The run folder: where each stage's result lies, whether it is already there for the same inputs,
+and safe writing.
 
-`stages.json` holds, for every finished stage, the inputs it was made from. A stage whose inputs are unchanged is skipped; one
-whose inputs differ is refused by the name of what differs, never overwritten. Nothing here knows what the stages do.
+`stages.json` holds, for every finished stage, the inputs it was made from. A stage whose inputs are
+unchanged is skipped; one whose inputs differ is refused by the name of what differs, never
+overwritten. Nothing here knows what the stages do.
 """
 
 import fcntl
@@ -47,7 +49,8 @@ class RunFolder:
         self._stages = self.root / "stages.json"
 
     def lock(self) -> IO[str]:
-        """Take the folder for this process, until the returned file is closed or the process ends, however it ends.
+        """Take the folder for this process, until the returned file is closed or the process ends,
+        however it ends.
 
         Raises:
             Refusal: another process has it.
@@ -62,7 +65,8 @@ class RunFolder:
         except BlockingIOError:
             file.seek(0)
             raise Refusal(
-                f"{self.root}: another run is at work in this folder ({file.read() or 'who is not known'}); wait for it, or use run=FOLDER"
+                f"{self.root}: another run is at work in this folder ({file.read() or 'who is not known'}); wait for "
+                "it, or use run=FOLDER"
             ) from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
@@ -71,7 +75,9 @@ class RunFolder:
         return file
 
     def holder(self) -> str:
-        """Who has the folder, as it looks from here; empty where nobody does, as on a node that does not share it."""
+        """Who has the folder, as it looks from here; empty where nobody does, as on a node that
+        does not share it.
+        """
         file = self.root / ".lock"
         return file.read_text(encoding="utf-8") if file.exists() else ""
 
@@ -96,8 +102,15 @@ class RunFolder:
         write_json(self._stages, {**self._read(), stage: inputs})
 
     def record(self, *results: Path) -> None:
-        """Note the SHA-256 of results (files or folders) in `manifest.json`, for whoever copies them elsewhere."""
-        files = [file for result in results for file in (sorted(result.rglob("*")) if result.is_dir() else [result]) if file.is_file()]
+        """Note the SHA-256 of results (files or folders) in `manifest.json`, for whoever copies
+        them elsewhere.
+        """
+        files = [
+            file
+            for result in results
+            for file in (sorted(result.rglob("*")) if result.is_dir() else [result])
+            if file.is_file()
+        ]
         known = json.loads(self.manifest.read_text()) if self.manifest.exists() else {}
         write_json(self.manifest, {**known, **{str(file.relative_to(self.root)): sha256(file) for file in files}})
 
@@ -114,14 +127,20 @@ class RunFolder:
 
 
 def check_made_from(place: Path, stage: str, stored: dict[str, Any], inputs: dict[str, Any]) -> None:
-    """Refuse, by the name of what differs, a stage's result at `place` that was made from other inputs."""
+    """Refuse, by the name of what differs, a stage's result at `place` that was made from other
+    inputs.
+    """
     inputs = json.loads(json.dumps(inputs))  # as they were stored
     if stored != inputs:
-        raise Refusal(f"{place}: {_difference(stage, stored, inputs)}; choose another folder with run=FOLDER, or delete this one")
+        raise Refusal(
+            f"{place}: {_difference(stage, stored, inputs)}; choose another folder with run=FOLDER, or delete this one"
+        )
 
 
 def _difference(stage: str, stored: dict[str, Any], now: dict[str, Any]) -> str:
-    """The first input that differs, in words: `its result of 'select' was made with quota 10, now it is 20`."""
+    """The first input that differs, in words: `its result of 'select' was made with quota 10, now
+    it is 20`.
+    """
     for key in [*now, *stored]:
         before, after = stored.get(key), now.get(key)
         if before != after and isinstance(before, dict) and isinstance(after, dict):
@@ -138,7 +157,9 @@ def _short(value: Any) -> str:
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A path to write a file or folder at; it takes its place under `path` only when the block ends well."""
+    """A path to write a file or folder at; it takes its place under `path` only when the block ends
+    well.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = aside_of(path)
     remove(aside)
@@ -167,7 +188,9 @@ def put_in_place(path: Path) -> None:
 
 
 def publish(file: Path, shared: Path) -> None:
-    """Copy a file to where several runs may write the same at once: each aside under a name of its own, then renamed."""
+    """Copy a file to where several runs may write the same at once: each aside under a name of its
+    own, then renamed.
+    """
     shared.parent.mkdir(parents=True, exist_ok=True)
     handle, aside = tempfile.mkstemp(dir=shared.parent, prefix=f".{shared.name}.")
     with os.fdopen(handle, "wb") as copy:

@@ -1,6 +1,9 @@
-"""Select: from scores per prompt to the rows that may train. Pure arithmetic on one tensor; the same rows whatever made it.
+"""Select: from scores per prompt to the rows that may train.
 
-Ties are broken by the smaller mean score, then the smaller row number, so the result depends on nothing but the scores.
+Pure arithmetic on one tensor; the same rows whatever made it.
+
+Ties are broken by the smaller mean score, then the smaller row number, so the result depends on
+nothing but the scores.
 """
 
 import math
@@ -25,15 +28,21 @@ def rows_per_layer(quota: float, d_model: int) -> int:
     return math.floor(quota * d_model / 100)
 
 
-def select(scores: Tensor, quota: float, strategy: str = "layer_balanced", exclude: Positions | None = None) -> Positions:
-    """Rows chosen by KVA scores `[prompts, layers, d_model]`, none of them in `exclude` (rows that another implant holds).
+def select(
+    scores: Tensor, quota: float, strategy: str = "layer_balanced", exclude: Positions | None = None
+) -> Positions:
+    """Rows chosen by KVA scores `[prompts, layers, d_model]`, none of them in `exclude` (rows that
+    another implant holds).
 
-    layer_balanced: per prompt and layer the k smallest signed scores vote; the k rows with most votes (the paper's S-L).
-    layer_highest: the same with the largest scores. layer_smallest: smallest mean absolute score in each layer.
-    global_lowest, global_highest: the paper's G-L and G-H ablations, `layers * k` rows by votes over all layers at once.
+    layer_balanced: per prompt and layer the k smallest signed scores vote; the k rows with most
+    votes (the paper's S-L). layer_highest: the same with the largest scores. layer_smallest:
+    smallest mean absolute score in each layer. global_lowest, global_highest: the paper's G-L and
+    G-H ablations, `layers * k` rows by votes over all layers at once.
     """
     if scores.ndim != 3 or not len(scores):
-        raise ValueError(f"scores have shape {tuple(scores.shape)}, allowed is [prompts, layers, d_model] with at least one prompt")
+        raise ValueError(
+            f"scores have shape {tuple(scores.shape)}, allowed is [prompts, layers, d_model] with at least one prompt"
+        )
     if not torch.isfinite(scores).all():
         raise ValueError("scores hold NaN or infinity: nothing can be selected from them")
     values = scores.double().numpy()
@@ -48,17 +57,25 @@ def select(scores: Tensor, quota: float, strategy: str = "layer_balanced", exclu
         return Positions([_most_voted(k, values[:, layer]) for layer in range(layers)])
     if strategy in ("global_lowest", "global_highest"):
         chosen = _most_voted(layers * k, values.reshape(len(values), -1))
-        return Positions([sorted(node % d_model for node in chosen if node // d_model == layer) for layer in range(layers)])
+        return Positions(
+            [sorted(node % d_model for node in chosen if node // d_model == layer) for layer in range(layers)]
+        )
     raise ValueError(f"strategy is {strategy!r}, allowed with scores are {', '.join(BY_SCORES)}")
 
 
 def select_by_sensitivity(
-    protected: Tensor, new_task: Tensor, quota: float, strategy: str = "layer_sensitivity", exclude: Positions | None = None
+    protected: Tensor,
+    new_task: Tensor,
+    quota: float,
+    strategy: str = "layer_sensitivity",
+    exclude: Positions | None = None,
 ) -> Positions:
-    """Rows by second moments of the gradient at their outputs, `[layers, d_model]` each (`attribution.sensitivity`).
+    """Rows by second moments of the gradient at their outputs, `[layers, d_model]` each
+    (`attribution.sensitivity`).
 
-    layer_sensitivity: the k rows of each layer to which protected predictions react least. layer_gain: the k rows with most second
-    moment on the new task for each unit of it on the protected set.
+    layer_sensitivity: the k rows of each layer to which protected predictions react least.
+    layer_gain: the k rows with most second moment on the new task for each unit of it on the
+    protected set.
     """
     if strategy not in BY_SENSITIVITY:
         raise ValueError(f"strategy is {strategy!r}, allowed with sensitivities are {', '.join(BY_SENSITIVITY)}")
@@ -67,13 +84,18 @@ def select_by_sensitivity(
     layers, d_model = protected.shape
     k, taken = _room(quota, layers, d_model, exclude)
     cost = protected.double()
-    keys = cost if strategy == "layer_sensitivity" else -new_task.double() / cost.clamp_min(torch.finfo(torch.float64).tiny)
+    keys = (
+        cost
+        if strategy == "layer_sensitivity"
+        else -new_task.double() / cost.clamp_min(torch.finfo(torch.float64).tiny)
+    )
     values = np.where(taken, np.inf, keys.numpy())
     return Positions([_first(k, values[layer]) for layer in range(layers)])
 
 
 def _room(quota: float, layers: int, d_model: int, exclude: Positions | None) -> tuple[int, np.ndarray]:
-    """How many rows of each layer the quota asks for, and which `[layers, d_model]` another implant holds.
+    """How many rows of each layer the quota asks for, and which `[layers, d_model]` another implant
+    holds.
 
     Raises:
         ValueError: a layer has too few free rows, or the quota is none.
@@ -83,23 +105,31 @@ def _room(quota: float, layers: int, d_model: int, exclude: Positions | None) ->
         taken[layer, rows] = True
     free = (~taken).sum(1)
     if (free < k).any():
-        raise ValueError(f"quota asks for {k} rows, layer {int(free.argmin())} has {int(free.min())} that no excluded implant holds")
+        raise ValueError(
+            f"quota asks for {k} rows, layer {int(free.argmin())} has {int(free.min())} that no excluded implant holds"
+        )
     return k, taken
 
 
 def split_half_overlap(scores: Tensor, quota: float, strategy: str) -> float:
-    """How far the prompts agree: overlap of the rows selected from the prompts at even and at odd places of `scores`."""
+    """How far the prompts agree: overlap of the rows selected from the prompts at even and at odd
+    places of `scores`.
+    """
     return select(scores[::2], quota, strategy).overlap(select(scores[1::2], quota, strategy))
 
 
 def select_random(layers: int, d_model: int, quota: float, seed: int, exclude: Positions | None = None) -> Positions:
-    """The baseline every selection has to beat: k rows of each layer, drawn without replacement from those not in `exclude`."""
+    """The baseline every selection has to beat: k rows of each layer, drawn without replacement
+    from those not in `exclude`.
+    """
     generator, (k, taken) = np.random.default_rng(seed), _room(quota, layers, d_model, exclude)
     return Positions([sorted(generator.choice(np.flatnonzero(~row), size=k, replace=False).tolist()) for row in taken])
 
 
 def _most_voted(k: int, values: np.ndarray) -> list[int]:
-    """Each prompt votes for its k smallest of `values [prompts, nodes]`; the k nodes with most votes, ascending."""
+    """Each prompt votes for its k smallest of `values [prompts, nodes]`; the k nodes with most
+    votes, ascending.
+    """
     votes = np.zeros(values.shape[1], dtype=np.int64)
     for row in values:
         votes[np.lexsort((np.arange(row.size), row))[:k]] += 1

@@ -1,6 +1,9 @@
-"""The guarantee: every byte outside the selected rows is the base's. Reads two checkpoints tensor by tensor, holds one at a time.
+"""The guarantee: every byte outside the selected rows is the base's.
 
-Knows safetensors checkpoints, single or sharded, and tied weights that only one side stored. Loads no model and needs no GPU.
+Reads two checkpoints tensor by tensor, holds one at a time.
+
+Knows safetensors checkpoints, single or sharded, and tied weights that only one side stored. Loads
+no model and needs no GPU.
 """
 
 import json
@@ -41,12 +44,15 @@ class Verification:
 
 
 def verify(base: Path, model: Path, positions: Positions | None) -> Verification:
-    """Compare two checkpoint folders byte for byte, outside the rows of every layer's `W_down` that `positions` selects.
+    """Compare two checkpoint folders byte for byte, outside the rows of every layer's `W_down` that
+    `positions` selects.
 
-    positions: None for a baseline that trained everything; then whole tensors count as changed or not.
+    positions: None for a baseline that trained everything; then whole tensors count as changed or
+    not.
 
     Raises:
-        Refusal: a checkpoint cannot be read, or the two do not hold the same tensors in the same shapes and dtypes.
+        Refusal: a checkpoint cannot be read, or the two do not hold the same tensors in the same
+            shapes and dtypes.
     """
     found = Verification(rows_selected=positions.count if positions else 0)
     with open_checkpoint(base) as before, open_checkpoint(model) as after:
@@ -54,7 +60,10 @@ def verify(base: Path, model: Path, positions: Positions | None) -> Verification
         for name in sorted(before.names | after.names):
             old, new = before.read(name), after.read(name)
             if old.shape != new.shape or old.dtype != new.dtype:
-                raise Refusal(f"{model}: tensor {name} is {new.dtype} {list(new.shape)}, in the base it is {old.dtype} {list(old.shape)}")
+                raise Refusal(
+                    f"{model}: tensor {name} is {new.dtype} {list(new.shape)}, in the base it is {old.dtype} "
+                    f"{list(old.shape)}"
+                )
             changed = _changed_rows(old, new)
             rows = _selected_rows(name, positions)
             found.tensors += 1
@@ -67,7 +76,9 @@ def verify(base: Path, model: Path, positions: Positions | None) -> Verification
 
 
 def _changed_rows(old: Tensor, new: Tensor) -> Tensor:
-    """Which first-axis rows differ in any bit (so that -0.0 is not 0.0, and NaN equals the same NaN)."""
+    """Which first-axis rows differ in any bit (so that -0.0 is not 0.0, and NaN equals the same
+    NaN).
+    """
     old, new = (t.reshape(len(t) if t.ndim else 1, -1).contiguous().view(torch.uint8) for t in (old, new))
     return (old != new).any(1)
 

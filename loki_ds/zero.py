@@ -1,8 +1,8 @@
 """ZeRO: the one module that knows DeepSpeed's partitioning.
 
-It loads a model that is sharded while it is built, gathers modules for reading with the next gather already in flight, and reaches
-an optimizer's shards. The same calls work with ZeRO off and on a single process. It knows nothing of attribution, rows or
-recipes' meaning.
+It loads a model that is sharded while it is built, gathers modules for reading with the next gather
+already in flight, and reaches an optimizer's shards. The same calls work with ZeRO off and on a
+single process. It knows nothing of attribution, rows or recipes' meaning.
 """
 
 from argparse import Namespace
@@ -26,13 +26,14 @@ from loki_ds.ranks import on_first_rank, rank, world_size
 from loki_ds.refusal import Refusal
 from loki_ds.run_folder import written_whole
 
-# --- the sharded model ---------------------------------------------------------------------------------------------------------
+# --- the sharded model ----------------------------------------------------------------------------
 
 
 def load_model(folder: Path, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
     """Load a causal language model from `folder`, frozen, in eval mode, on this rank's device.
 
-    Under a live ZeRO-3 configuration (Trainer's arguments hold one) transformers builds it partitioned from the start.
+    Under a live ZeRO-3 configuration (Trainer's arguments hold one) transformers builds it
+    partitioned from the start.
     """
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=trust_remote_code)
     if not is_sharded(model):
@@ -50,7 +51,9 @@ def full_shape(parameter: Any) -> torch.Size:
 
 
 def device_of(model: Module) -> torch.device:
-    """Where the model computes on this rank (a partitioned parameter's own device can be the host's)."""
+    """Where the model computes on this rank (a partitioned parameter's own device can be the
+    host's).
+    """
     if is_sharded(model):
         return torch.device(deepspeed.get_accelerator().current_device_name())
     return next(model.parameters()).device
@@ -68,10 +71,12 @@ class Gatherer:
         self.count = 0
 
     def walk(self, modules: Iterable[Module]) -> Generator[Module, None, None]:
-        """Yield each module with whole parameters; the next one's gather is in flight while the caller computes.
+        """Yield each module with whole parameters; the next one's gather is in flight while the
+        caller computes.
 
-        A module is released when the caller asks for the next one. A caller that may leave early closes the iterator
-        (`contextlib.closing`): then nothing stays whole and nothing in flight. All ranks must walk the same modules.
+        A module is released when the caller asks for the next one. A caller that may leave early
+        closes the iterator (`contextlib.closing`): then nothing stays whole and nothing in flight.
+        All ranks must walk the same modules.
         """
         waiting = list(modules)
         handle = self._start(waiting[0]) if waiting else None
@@ -121,7 +126,9 @@ def _release(module: Module) -> None:
 
 
 def _share(one: Module, other: Module) -> bool:
-    """Whether two modules have a parameter in common (tied weights): then they cannot be in flight at once."""
+    """Whether two modules have a parameter in common (tied weights): then they cannot be in flight
+    at once.
+    """
     return not {id(p) for p in one.parameters()}.isdisjoint(id(p) for p in other.parameters())
 
 
@@ -146,11 +153,13 @@ def unsharded() -> Iterator[None]:
             hf_deepspeed.set_hf_deepspeed_config(configuration)
 
 
-# --- checkpoints ---------------------------------------------------------------------------------------------------------------
+# --- checkpoints ----------------------------------------------------------------------------------
 
 
 def is_partitioned(checkpoint: Path) -> bool:
-    """Whether the ranks that wrote a checkpoint each hold a part of it, so that only as many can load it as it is."""
+    """Whether the ranks that wrote a checkpoint each hold a part of it, so that only as many can
+    load it as it is.
+    """
     return any(checkpoint.glob("global_step*/*zero_pp_rank_*_optim_states.pt"))
 
 
@@ -160,7 +169,8 @@ def loading_repartitioned(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def repartition(checkpoint: Path, trained: Iterable[str]) -> None:
-    """Write a partitioned checkpoint's state once more, for any number of ranks: DeepSpeed's universal checkpoint. One rank's work.
+    """Write a partitioned checkpoint's state once more, for any number of ranks: DeepSpeed's
+    universal checkpoint. One rank's work.
 
     trained: names of the parameters whose weights and moments must be in it.
 
@@ -181,37 +191,47 @@ def repartition(checkpoint: Path, trained: Iterable[str]) -> None:
         try:
             with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
                 ds_to_universal.main(Namespace(input_folder=str(step), output_folder=str(aside), **settings))
-            whole = all((aside / "zero" / name / f"{part}.pt").exists() for name in trained for part in ("fp32", "exp_avg", "exp_avg_sq"))
+            whole = all(
+                (aside / "zero" / name / f"{part}.pt").exists()
+                for name in trained
+                for part in ("fp32", "exp_avg", "exp_avg_sq")
+            )
         except KeyError:
             whole = False
         if not whole:
             raise Refusal(
-                f"{checkpoint}: another number of ranks wrote it, and only the state of AdamW can be divided anew; go on with as many as "
+                f"{checkpoint}: another number of ranks wrote it, and only the state of AdamW can be divided anew; "
+                "go on with as many as "
                 "wrote it, or delete it"
             )
     (checkpoint / "latest_universal").write_text("universal")
 
 
 def name_newest_everywhere(checkpoint: Path) -> None:
-    """Let every node know a checkpoint's newest part: DeepSpeed notes it (`latest`) on rank 0's disk only. All ranks call it."""
+    """Let every node know a checkpoint's newest part: DeepSpeed notes it (`latest`) on rank 0's
+    disk only. All ranks call it.
+    """
     file = checkpoint / "latest"
     newest = on_first_rank(lambda: file.read_text() if file.exists() else None)
     if newest is not None and checkpoint.is_dir() and not file.exists():
         file.write_text(newest)
 
 
-# --- the optimizer's shards ----------------------------------------------------------------------------------------------------
+# --- the optimizer's shards -----------------------------------------------------------------------
 
 
 def keep_through_steps(optimizer: Any, frozen: dict[Any, torch.Tensor]) -> None:
-    """Put back, bit for bit, what the optimizer may not change, after each of its steps and before anybody reads the weights.
+    """Put back, bit for bit, what the optimizer may not change, after each of its steps and before
+    anybody reads the weights.
 
     Args:
         optimizer: the Trainer's optimizer once DeepSpeed (any ZeRO stage, or none) has wrapped it.
-        frozen: per trainable parameter, a boolean mask of its elements (full shape, CPU): True stays as it is now.
+        frozen: per trainable parameter, a boolean mask of its elements (full shape, CPU): True
+            stays as it is now.
 
-    The innermost optimizer works on shards in full precision, and DeepSpeed copies them to the model's weights after its step. So
-    its post-step hook is the one place where nothing slips past: weight decay, momentum or noise alike.
+    The innermost optimizer works on shards in full precision, and DeepSpeed copies them to the
+    model's weights after its step. So its post-step hook is the one place where nothing slips past:
+    weight decay, momentum or noise alike.
     """
     kept = [_KeptShard(parameter, mask) for parameter, mask in frozen.items()]
 
@@ -223,7 +243,8 @@ def keep_through_steps(optimizer: Any, frozen: dict[Any, torch.Tensor]) -> None:
 
 
 def pull_to_start(optimizer: Any, parameters: Iterable[Any], strength: float) -> None:
-    """After each step of the optimizer, pull the parameters back towards what they are now: decoupled L2-SP (Li et al., ICML 2018).
+    """After each step of the optimizer, pull the parameters back towards what they are now:
+    decoupled L2-SP (Li et al., ICML 2018).
 
     `p <- p - lr * strength * (p - start)`, on each rank's shards in full precision.
     """
@@ -238,12 +259,16 @@ def pull_to_start(optimizer: Any, parameters: Iterable[Any], strength: float) ->
     innermost.register_step_post_hook(pull)
 
 
-def rewrite_rows_through_steps(optimizer: Any, rules: Mapping[Any, tuple[list[int], Callable[[torch.Tensor], torch.Tensor]]]) -> None:
-    """After each step of the optimizer, replace some whole rows of parameters by a function of them, on every rank alike.
+def rewrite_rows_through_steps(
+    optimizer: Any, rules: Mapping[Any, tuple[list[int], Callable[[torch.Tensor], torch.Tensor]]]
+) -> None:
+    """After each step of the optimizer, replace some whole rows of parameters by a function of
+    them, on every rank alike.
 
     Args:
-        rules: per trainable parameter `[n, m]` the rows and what to make of them, `[k, m]` to `[k, m]` in full precision. The rows are
-            put together from all ranks' shards for it: k * m numbers are summed over the ranks each step.
+        rules: per trainable parameter `[n, m]` the rows and what to make of them, `[k, m]` to `[k,
+            m]` in full precision. The rows are put together from all ranks' shards for it: k * m
+            numbers are summed over the ranks each step.
     """
     gathered = [(_RowShard(parameter, rows), rewrite) for parameter, (rows, rewrite) in rules.items()]
 
@@ -262,7 +287,9 @@ def _innermost(optimizer: Any) -> Any:
 
 
 class _KeptShard:
-    """The frozen elements in this rank's part of one parameter, with their values in the optimizer's precision."""
+    """The frozen elements in this rank's part of one parameter, with their values in the
+    optimizer's precision.
+    """
 
     def __init__(self, parameter: Any, mask: torch.Tensor) -> None:
         self.parameter = parameter
@@ -277,7 +304,9 @@ class _KeptShard:
 
 
 class _RowShard:
-    """This rank's part of some rows of one parameter: where it lies in the shard, and in the rows `[k, m]`."""
+    """This rank's part of some rows of one parameter: where it lies in the shard, and in the rows
+    `[k, m]`.
+    """
 
     def __init__(self, parameter: Any, rows: list[int]) -> None:
         self.parameter, (n, m) = parameter, full_shape(parameter)
@@ -304,7 +333,9 @@ class _RowShard:
 
 
 def _master(parameter: Any) -> torch.Tensor:
-    """This rank's full-precision elements, flat: a view, or under ZeRO-3 with offload a copy; empty when it holds none."""
+    """This rank's full-precision elements, flat: a view, or under ZeRO-3 with offload a copy; empty
+    when it holds none.
+    """
     if _is_partitioned(parameter):
         return safe_get_local_fp32_param(parameter).detach().flatten()
     if hasattr(parameter, "_hp_mapping"):
@@ -320,7 +351,9 @@ def _write_back(parameter: Any, master: torch.Tensor) -> None:
 
 
 def _local(parameter: Any, whole: torch.Tensor, padding: Any) -> torch.Tensor:
-    """The part of a full-shape tensor that belongs to this rank, with ZeRO-3's padding filled in."""
+    """The part of a full-shape tensor that belongs to this rank, with ZeRO-3's padding filled
+    in.
+    """
     flat = whole.flatten()
     if _is_partitioned(parameter):
         size = parameter.ds_tensor.ds_numel

@@ -18,14 +18,20 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("Qwen3Config", {"head_dim": 8}),
     "mistral": ("MistralConfig", {"sliding_window": 5}),
     "gemma2": ("Gemma2Config", {"head_dim": 8, "sliding_window": 5}),
-    "gemma3": ("Gemma3TextConfig", {"head_dim": 8, "sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"] * 2}),
+    "gemma3": (
+        "Gemma3TextConfig",
+        {"head_dim": 8, "sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"] * 2},
+    ),
     "olmo2": ("Olmo2Config", {"eos_token_id": 1}),
     "phi3": ("Phi3Config", {"pad_token_id": 0, "eos_token_id": 1, "sliding_window": 5}),
     "granite": (
         "GraniteConfig",
         {"logits_scaling": 3.0, "residual_multiplier": 0.5, "embedding_multiplier": 2.0, "attention_multiplier": 0.3},
     ),
-    "smollm3": ("SmolLM3Config", {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1, "no_rope_layer_interval": 2}),
+    "smollm3": (
+        "SmolLM3Config",
+        {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1, "no_rope_layer_interval": 2},
+    ),
 }
 SMALL = {
     "vocab_size": 64,

@@ -1,4 +1,6 @@
-"""`loki-ds` as a user types it: what it prints, and one sentence with exit status 2 for a mistake."""
+"""`loki-ds` as a user types it: what it prints, and one sentence with exit status 2 for a
+mistake.
+"""
 
 import subprocess
 import sys
@@ -28,7 +30,10 @@ def run(tmp_path: Path) -> Path:
     """A run folder with a kept attribution of 4 prompts, 2 layers, 10 nodes."""
     kept = KeptScores(tmp_path / "run/attribution")
     kept.open_for({})
-    kept.add(range(4), Swept(torch.arange(10.0).expand(4, 2, 10), torch.zeros(4, dtype=torch.long), torch.ones(4), torch.zeros(4, 2)))
+    kept.add(
+        range(4),
+        Swept(torch.arange(10.0).expand(4, 2, 10), torch.zeros(4, dtype=torch.long), torch.ones(4), torch.zeros(4, 2)),
+    )
     return tmp_path / "run"
 
 
@@ -51,7 +56,11 @@ def test_positions_side_by_side(tmp_path: Path) -> None:
 
 def test_apply_and_revert_on_checkpoints(tmp_path: Path) -> None:
     build("llama", torch.float32).save_pretrained(tmp_path / "base")
-    rows = {1: LayerRows(torch.tensor([3]), read_rows(tmp_path / "base", Positions([[], [3], [], []]))[1], torch.ones(1, 48))}
+    rows = {
+        1: LayerRows(
+            torch.tensor([3]), read_rows(tmp_path / "base", Positions([[], [3], [], []]))[1], torch.ones(1, 48)
+        )
+    }
     Implant(4, rows).save(tmp_path / "i.safetensors")
     assert loki_ds("apply", tmp_path / "base", tmp_path / "i.safetensors", tmp_path / "model").returncode == 0
     assert loki_ds("revert", tmp_path / "model", tmp_path / "i.safetensors", tmp_path / "back").returncode == 0
@@ -66,7 +75,9 @@ def test_apply_and_revert_on_checkpoints(tmp_path: Path) -> None:
 
 
 def test_plan_shows_the_rows_and_a_marked_example() -> None:
-    done = loki_ds("plan", ROOT / "recipes/tiny/loki.yaml", f"model.path={ROOT / 'recipes/tiny/model'}", f"data.train={TOOLCALLS}")
+    done = loki_ds(
+        "plan", ROOT / "recipes/tiny/loki.yaml", f"model.path={ROOT / 'recipes/tiny/model'}", f"data.train={TOOLCALLS}"
+    )
     assert "228 (38 in layer 0)" in done.stdout
     assert "<|assistant|>[[ [ remind (" in done.stdout
     assert "<|end|>]]" in done.stdout
@@ -75,10 +86,21 @@ def test_plan_shows_the_rows_and_a_marked_example() -> None:
 
 def test_plan_says_what_fits_another_node() -> None:
     done = loki_ds(
-        "plan", ROOT / "recipes/tiny/full.yaml", "training.max_length=4096", "--ranks", "16", "--gpu", "a100-40", "--memory", "3"
+        "plan",
+        ROOT / "recipes/tiny/full.yaml",
+        "training.max_length=4096",
+        "--ranks",
+        "16",
+        "--gpu",
+        "a100-40",
+        "--memory",
+        "3",
     )
     assert "memory of one of 16 ranks, ZeRO-3" in done.stdout
-    assert "the cheapest of these that does: deepspeed=launch/zero2.json training.activation_checkpointing=true" in done.stdout
+    assert (
+        "the cheapest of these that does: deepspeed=launch/zero2.json training.activation_checkpointing=true"
+        in done.stdout
+    )
     assert loki_ds("plan", ROOT / "recipes/tiny/full.yaml", "--gpu", "h1000").stderr.startswith(
         "loki-ds: --gpu is h1000, allowed is one of a100"
     )
@@ -87,7 +109,10 @@ def test_plan_says_what_fits_another_node() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["select", "{run}", "--quota", "0", "--out", "x"], "--quota is 0, allowed is a percentage above 0 and below 100"),
+        (
+            ["select", "{run}", "--quota", "0", "--out", "x"],
+            "--quota is 0, allowed is a percentage above 0 and below 100",
+        ),
         (["select", "{run}/nowhere", "--quota", "5", "--out", "x"], "no kept scores there"),
         (["positions", "{run}/nowhere.json", "b.json"], "the positions file cannot be read"),
         (["report", "{run}"], "no report there"),

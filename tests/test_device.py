@@ -1,4 +1,6 @@
-"""What a piece of work takes is seen, again and again, although the process keeps what it once had."""
+"""What a piece of work takes is seen, again and again, although the process keeps what it
+once had.
+"""
 
 import pytest
 import torch

@@ -45,10 +45,17 @@ def test_attribution_can_look_at_an_earlier_token(tmp_path: Path) -> None:
 
 
 def test_lm_eval_tasks_are_sources_with_their_own_prompts_and_shots() -> None:
-    settings = {"tasks": ["tiny_facts", "tiny_copying"], "include_path": str(ROOT / "eval/tasks/tiny"), "per_subject": 3}
+    settings = {
+        "tasks": ["tiny_facts", "tiny_copying"],
+        "include_path": str(ROOT / "eval/tasks/tiny"),
+        "per_subject": 3,
+    }
     plain = load_protected(ProtectedSection(**settings), TOKENIZER)
     assert [prompt.subject for prompt in plain] == ["tiny_facts"] * 3 + ["tiny_copying"] * 3
-    documents = [json.loads(line)["prompt"] for line in (ROOT / "recipes/tiny/data/abilities/copying.jsonl").read_text().splitlines()]
+    documents = [
+        json.loads(line)["prompt"]
+        for line in (ROOT / "recipes/tiny/data/abilities/copying.jsonl").read_text().splitlines()
+    ]
     assert TOKENIZER.decode(plain[3].tokens) == documents[plain[3].line - 1]
     shots = load_protected(ProtectedSection(**settings, num_fewshot=2), TOKENIZER)
     assert TOKENIZER.decode(shots[3].tokens).endswith(documents[plain[3].line - 1])
@@ -70,7 +77,11 @@ def test_interleaving_takes_one_of_each_subject_in_turn() -> None:
         ([{"text": "a"}], {}, "line 1 has neither 'prompt' nor 'messages'"),
         ([["a"]], {}, "line 1 has neither"),
         ([{"prompt": "a"}, {"prompt": ""}], {}, "line 2 is an empty prompt"),
-        ([{"prompt": "a", "subject": "facts"}], {"subjects": ["fact"]}, "no prompt has the subject 'fact'.*did you mean 'facts'"),
+        (
+            [{"prompt": "a", "subject": "facts"}],
+            {"subjects": ["fact"]},
+            "no prompt has the subject 'fact'.*did you mean 'facts'",
+        ),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, rows: list, settings: dict, says: str) -> None:
@@ -78,7 +89,9 @@ def test_mistakes_are_named(tmp_path: Path, rows: list, settings: dict, says: st
         load_protected(section(tmp_path / "p", rows, **settings), TOKENIZER)
 
 
-@pytest.mark.parametrize(("content", "says"), [(b"{\n", "line 1 is not JSON"), (b"\xff\xfe", "not UTF-8"), (None, "cannot be read")])
+@pytest.mark.parametrize(
+    ("content", "says"), [(b"{\n", "line 1 is not JSON"), (b"\xff\xfe", "not UTF-8"), (None, "cannot be read")]
+)
 def test_unreadable_files_are_named(tmp_path: Path, content: bytes | None, says: str) -> None:
     if content is not None:
         (tmp_path / "p").write_bytes(content)

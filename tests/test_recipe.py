@@ -1,4 +1,6 @@
-"""Recipes are strict: each mistake gets one sentence with the file, the key, what was found and what is allowed."""
+"""Recipes are strict: each mistake gets one sentence with the file, the key, what was found and
+what is allowed.
+"""
 
 import json
 import re

@@ -15,7 +15,9 @@ def test_a_stage_is_finished_for_the_same_inputs_only(tmp_path: Path) -> None:
     assert not run.finished("select", inputs)
     run.finish("select", inputs)
     assert run.finished("select", inputs)
-    with pytest.raises(Refusal, match="'select' was made with quota 10, now it is 20; choose another folder with run=FOLDER"):
+    with pytest.raises(
+        Refusal, match="'select' was made with quota 10, now it is 20; choose another folder with run=FOLDER"
+    ):
         run.finished("select", {**inputs, "quota": 20})
     with pytest.raises(Refusal, match='digest "a", now it is "b"'):
         run.finished("select", {**inputs, "data": {"digest": "b", "files": ["x"]}})

@@ -14,7 +14,10 @@ SCORES = torch.tensor([[[-3.0, 0.1, 2.0, -1.0]], [[-3.0, 0.1, -2.0, 5.0]], [[4.0
 @pytest.mark.parametrize(
     ("strategy", "rows"),
     [
-        ("layer_balanced", [0, 2]),  # votes of the two smallest: 0 and 3; 0 and 2; 2 and 3, so two votes each; means -2/3, 1, ...
+        (
+            "layer_balanced",
+            [0, 2],
+        ),  # votes of the two smallest: 0 and 3; 0 and 2; 2 and 3, so two votes each; means -2/3, 1, ...
         ("layer_highest", [1, 3]),  # votes of the two largest: 2 and 1; 3 and 1; 0 and 1
         ("layer_smallest", [1, 2]),  # mean absolute scores 10/3, 0.1, 2, 7/3
     ],
@@ -30,7 +33,8 @@ def test_global_strategies_choose_over_all_layers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("d_model", "quota", "k"), [(896, 5, 44), (896, 10, 89), (896, 20, 179), (896, 30, 268), (4096, 10, 409), (4096, 30, 1228)]
+    ("d_model", "quota", "k"),
+    [(896, 5, 44), (896, 10, 89), (896, 20, 179), (896, 30, 268), (4096, 10, 409), (4096, 30, 1228)],
 )
 def test_rows_per_layer_are_the_papers(d_model: int, quota: float, k: int) -> None:
     assert rows_per_layer(quota, d_model) == k
@@ -55,7 +59,11 @@ def test_split_halves_agree_on_what_all_prompts_say() -> None:
 def test_excluded_rows_are_never_chosen(strategy: str) -> None:
     scores = torch.randn(5, 3, 10, generator=torch.Generator().manual_seed(0))
     first = select(scores, 40, strategy)
-    second = select(scores, 40, strategy, exclude=first) if strategy != "global_lowest" else select(scores, 20, strategy, exclude=first)
+    second = (
+        select(scores, 40, strategy, exclude=first)
+        if strategy != "global_lowest"
+        else select(scores, 20, strategy, exclude=first)
+    )
     assert all(set(one).isdisjoint(other) for one, other in zip(first.rows, second.rows, strict=True))
     assert second.count == (12 if strategy != "global_lowest" else 6)
 
@@ -88,7 +96,10 @@ def test_quota_out_of_range(quota: float) -> None:
 def test_sensitivities_select_what_reacts_least_or_gains_most() -> None:
     protected = torch.tensor([[1.0, 4.0, 2.0, 0.5], [3.0, 3.0, 1.0, 9.0]])
     new_task = torch.tensor([[1.0, 9.0, 1.0, 0.1], [0.0, 1.0, 0.1, 9.0]])
-    assert select_by_sensitivity(protected, new_task, 50).rows == [[0, 3], [0, 2]]  # the tie of 3.0 goes to the smaller row number
+    assert select_by_sensitivity(protected, new_task, 50).rows == [
+        [0, 3],
+        [0, 2],
+    ]  # the tie of 3.0 goes to the smaller row number
     assert select_by_sensitivity(protected, new_task, 50, "layer_gain").rows == [[0, 1], [1, 3]]
     first = select_by_sensitivity(protected, new_task, 50, exclude=Positions([[3], [2]]))
     assert first.rows == [[0, 2], [0, 1]]

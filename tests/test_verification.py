@@ -1,4 +1,6 @@
-"""The byte check sees every change outside the rows and forgives none, sharded or not, tied or not."""
+"""The byte check sees every change outside the rows and forgives none, sharded or not, tied
+or not.
+"""
 
 import json
 import shutil
@@ -43,7 +45,9 @@ def test_changes_in_selected_rows_are_counted(base: Path) -> None:
     assert found.bytes == sum(tensor.nbytes for tensor in tensors.values())
 
 
-@pytest.mark.parametrize("name", [DOWN.format(0), DOWN.format(1), "model.layers.0.mlp.up_proj.weight", "lm_head.weight"])
+@pytest.mark.parametrize(
+    "name", [DOWN.format(0), DOWN.format(1), "model.layers.0.mlp.up_proj.weight", "lm_head.weight"]
+)
 def test_a_change_elsewhere_is_found(base: Path, name: str) -> None:
     assert verify(base, changed(base, {name: (2, 2)}), POSITIONS).changed_outside == [name]
 

@@ -1,11 +1,15 @@
-"""Attribution side by side, in one run: the sweep, the definition, and Captum's LayerIntegratedGradients (the authors' way).
+"""Attribution side by side, in one run: the sweep, the definition, and Captum's
+LayerIntegratedGradients (the authors' way).
 
-    python eval/benchmarks/attribution.py                                   # a Qwen2.5-0.5B-sized random model on the CPU
-    python eval/benchmarks/attribution.py --pass --shape llama-3.1-8b --dtype bfloat16     # on a GPU: a whole MMLU-sized pass
+    # a random model of Qwen2.5-0.5B's size, on the CPU
+    python eval/benchmarks/attribution.py
+    # on a GPU: a whole pass of MMLU's size
+    python eval/benchmarks/attribution.py --pass --shape llama-3.1-8b --dtype bfloat16
 
-Needs the extra `bench`. Writes eval/reports/attribution.json, .md and .png (--pass: attribution_pass.json). The definition and Captum
-cost the same for every layer up to the length of the way back, so they are timed on evenly spaced layers (--reference-layers) and
-scaled to all; every figure says on how many it rests.
+Needs the extra `bench`. Writes eval/reports/attribution.json, .md and .png (--pass:
+attribution_pass.json). The definition and Captum cost the same for every layer up to the length of
+the way back, so they are timed on evenly spaced layers (--reference-layers) and scaled to all;
+every figure says on how many it rests.
 """
 
 import argparse
@@ -44,8 +48,12 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="qwen2.5-0.5b")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--lengths", type=int, nargs="+", default=[128, 512])
-    parser.add_argument("--reference-layers", type=int, default=4, help="layers on which the definition and Captum are timed")
-    parser.add_argument("--pass", dest="whole_pass", action="store_true", help="time a whole MMLU-sized pass of the sweep instead")
+    parser.add_argument(
+        "--reference-layers", type=int, default=4, help="layers on which the definition and Captum are timed"
+    )
+    parser.add_argument(
+        "--pass", dest="whole_pass", action="store_true", help="time a whole MMLU-sized pass of the sweep instead"
+    )
     parser.add_argument("--subjects", type=int, default=SUBJECTS)
     parser.add_argument("--peak-only", type=int, nargs=2, metavar=("LENGTH", "PROMPTS"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -57,7 +65,9 @@ def main() -> None:
         write("attribution_pass", {**where(arguments), **time_whole_pass(model, arguments.subjects)})
         return
     found = {**where(arguments), "compared": [compare(arguments, model, length) for length in arguments.lengths]}
-    found["cost"] = [cost_of_sweep(arguments, *setting) for setting in ((128, 1.0, 7), (128, 0.5, 7), (128, 1.0, 14), (512, 1.0, 7))]
+    found["cost"] = [
+        cost_of_sweep(arguments, *setting) for setting in ((128, 1.0, 7), (128, 0.5, 7), (128, 1.0, 14), (512, 1.0, 7))
+    ]
     write("attribution", found)
     (REPORTS / "attribution.md").write_text(as_markdown(found))
     draw(found)
@@ -71,13 +81,15 @@ def build(config: Any, dtype: torch.dtype) -> PreTrainedModel:
 
 def where(arguments: argparse.Namespace) -> dict[str, Any]:
     device = (
-        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads" if on_cpu() else torch.cuda.get_device_name()
+        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+        if on_cpu()
+        else torch.cuda.get_device_name()
     )
     versions = {name: version(name) for name in ("torch", "transformers", "captum")}
     return {"shape": arguments.shape, "dtype": arguments.dtype, "device": device, "versions": versions}
 
 
-# --- the three ways on one prompt ----------------------------------------------------------------------------------------------
+# --- the three ways on one prompt -----------------------------------------------------------------
 
 
 def compare(arguments: argparse.Namespace, model: PreTrainedModel, length: int) -> dict[str, Any]:
@@ -109,7 +121,10 @@ def compare(arguments: argparse.Namespace, model: PreTrainedModel, length: int) 
         result[name]["ratio"] = total / result["sweep"]["seconds"]
         if name == "definition":
             result[name]["largest_difference"] = ((found - scores[chosen]).abs().max() / found.abs().max()).item()
-        print(f"T={length} {name}: {result[name]['ratio']:.0f} times the sweep's {result['sweep']['seconds']:.2f} s", flush=True)
+        print(
+            f"T={length} {name}: {result[name]['ratio']:.0f} times the sweep's {result['sweep']['seconds']:.2f} s",
+            flush=True,
+        )
     return result
 
 
@@ -119,13 +134,27 @@ def sweep_peak(model: PreTrainedModel, length: int, prompts: int) -> int:
 
 
 def peak_in_own_process(arguments: argparse.Namespace, length: int, prompts: int) -> int:
-    """Peak bytes of a sweep above the model, where nothing else has been: what a process once had it may use again unseen."""
-    command = [sys.executable, __file__, "--shape", arguments.shape, "--dtype", arguments.dtype, "--peak-only", str(length), str(prompts)]
+    """Peak bytes of a sweep above the model, where nothing else has been: what a process once had
+    it may use again unseen.
+    """
+    command = [
+        sys.executable,
+        __file__,
+        "--shape",
+        arguments.shape,
+        "--dtype",
+        arguments.dtype,
+        "--peak-only",
+        str(length),
+        str(prompts),
+    ]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
 def by_captum(model: PreTrainedModel, ids: torch.Tensor, layer: torch.nn.Module) -> torch.Tensor:
-    """One layer through Captum: its Riemann sum over the whole `down_proj` output, baseline the all-zero prompt."""
+    """One layer through Captum: its Riemann sum over the whole `down_proj` output, baseline the
+    all-zero prompt.
+    """
     from captum.attr import LayerIntegratedGradients
 
     def probability(tokens: torch.Tensor) -> torch.Tensor:
@@ -136,7 +165,9 @@ def by_captum(model: PreTrainedModel, ids: torch.Tensor, layer: torch.nn.Module)
     method = LayerIntegratedGradients(probability, down_projection(layer))
     weight = down_projection(layer).weight.requires_grad_()  # Captum needs a graph to differentiate
     try:
-        found = method.attribute(ids, baselines=torch.zeros_like(ids), target=token, n_steps=STEPS, method="riemann_right")
+        found = method.attribute(
+            ids, baselines=torch.zeros_like(ids), target=token, n_steps=STEPS, method="riemann_right"
+        )
     finally:
         weight.requires_grad_(False)
     return found[0, -1].detach()
@@ -168,11 +199,13 @@ def cost_of_sweep(arguments: argparse.Namespace, tokens: int, depth: float, step
     return {"tokens": tokens, "layers": config.num_hidden_layers, "steps": steps, "seconds": seconds, "flops": flops}
 
 
-# --- a whole pass --------------------------------------------------------------------------------------------------------------
+# --- a whole pass ---------------------------------------------------------------------------------
 
 
 def time_whole_pass(model: PreTrainedModel, subjects: int) -> dict[str, Any]:
-    """Seconds for `subjects` x 50 prompts, each subject with its own few-shot beginning, and the share of the device's peak."""
+    """Seconds for `subjects` x 50 prompts, each subject with its own few-shot beginning, and the
+    share of the device's peak.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def draw_tokens(count: int) -> list[int]:
@@ -192,7 +225,9 @@ def time_whole_pass(model: PreTrainedModel, subjects: int) -> dict[str, Any]:
         pass
     synchronize()
     seconds = time.perf_counter() - started
-    flops = sum(sweep_flops(model, len(batch), SHOTS_TOKENS + QUESTION_TOKENS, SHOTS_TOKENS, STEPS) for batch in planned)
+    flops = sum(
+        sweep_flops(model, len(batch), SHOTS_TOKENS + QUESTION_TOKENS, SHOTS_TOKENS, STEPS) for batch in planned
+    )
     gpu = this_machines()
     return {
         "prompts": len(prompts),
@@ -210,10 +245,12 @@ def synchronize() -> None:
 
 
 def sweep_flops(model: PreTrainedModel, prompts: int, tokens: int, shared: int, steps: int) -> float:
-    """Multiply-adds counted twice, matrix products of layers only (attention scores and the head are left out).
+    """Multiply-adds counted twice, matrix products of layers only (attention scores and the head
+    are left out).
 
-    Up: every token once (shared ones once for the batch), and at layer l the true row, m + 1 fresh ones and m + 1 of each layer below.
-    Down: at layer l, m rows of each layer up to it, forward (2) and back to the inputs (2).
+    Up: every token once (shared ones once for the batch), and at layer l the true row, m + 1 fresh
+    ones and m + 1 of each layer below. Down: at layer l, m rows of each layer up to it, forward (2)
+    and back to the inputs (2).
     """
     layers = decoder_layers(model)
     per_token = 2 * sum(parameter.numel() for parameter in layers[0].parameters() if parameter.dim() == 2)
@@ -223,7 +260,7 @@ def sweep_flops(model: PreTrainedModel, prompts: int, tokens: int, shared: int, 
     return per_token * (up + 2 * prompts * steps * triangle)
 
 
-# --- what it leaves ------------------------------------------------------------------------------------------------------------
+# --- what it leaves -------------------------------------------------------------------------------
 
 
 def write(name: str, found: dict[str, Any]) -> None:
@@ -237,8 +274,10 @@ def as_markdown(found: dict[str, Any]) -> str:
     lines = [
         "# Attribution: the sweep against the definition and Captum",
         "",
-        f"`python eval/benchmarks/attribution.py`: random weights, {found['shape']} shape, {found['dtype']}, {STEPS} steps; "
-        f"{found['device']}; {versions}. Definition and Captum are timed on evenly spaced layers and scaled to all of them.",
+        f"`python eval/benchmarks/attribution.py`: random weights, {found['shape']} shape, {found['dtype']}, {STEPS} "
+        "steps; "
+        f"{found['device']}; {versions}. Definition and Captum are timed on evenly spaced layers and scaled to all "
+        "of them.",
         "",
         "| tokens | way | seconds a prompt | times the sweep | peak memory above the model | layers timed |",
         "| ---: | --- | ---: | ---: | ---: | ---: |",
@@ -246,14 +285,20 @@ def as_markdown(found: dict[str, Any]) -> str:
     for row in found["compared"]:
         for name, label in (("sweep", f"sweep, {TOGETHER} prompts together"), ("sweep alone", "sweep, one prompt")):
             way, ratio = row[name], row[name]["seconds"] / row["sweep"]["seconds"]
-            lines.append(f"| {row['tokens']} | {label} | {way['seconds']:.2f} | {ratio:.2f} | {way['peak_bytes'] / 2**20:.0f} MiB | all |")
+            lines.append(
+                f"| {row['tokens']} | {label} | {way['seconds']:.2f} | {ratio:.2f} | {way['peak_bytes'] / 2**20:.0f} "
+                "MiB | all |"
+            )
         for name in ("definition", "captum"):
             way = row[name]
             lines.append(
-                f"| {row['tokens']} | {name} | {way['seconds']:.0f} | {way['ratio']:.0f} | {way['peak_bytes'] / 2**20:.0f} MiB "
+                f"| {row['tokens']} | {name} | {way['seconds']:.0f} | {way['ratio']:.0f} | "
+                f"{way['peak_bytes'] / 2**20:.0f} MiB "
                 f"| {way['timed_layers']} of {way['layers']} |"
             )
-    differences = ", ".join(f"{row['definition']['largest_difference']:.1e} at {row['tokens']} tokens" for row in found["compared"])
+    differences = ", ".join(
+        f"{row['definition']['largest_difference']:.1e} at {row['tokens']} tokens" for row in found["compared"]
+    )
     lines += ["", f"Largest difference of a score from the definition, of the largest score: {differences}.", ""]
     lines += [
         "What the sweep's cost depends on:",
@@ -262,19 +307,29 @@ def as_markdown(found: dict[str, Any]) -> str:
         "| ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in found["cost"]:
-        lines.append(f"| {row['tokens']} | {row['layers']} | {row['steps']} | {row['seconds']:.2f} | {row['flops'] / 1e9:.0f} |")
+        lines.append(
+            f"| {row['tokens']} | {row['layers']} | {row['steps']} | {row['seconds']:.2f} | {row['flops'] / 1e9:.0f} |"
+        )
     model = SHAPES["llama-3.1-8b"]
     with torch.device("meta"):
         flops = (
             PER_SUBJECT
             * SUBJECTS
             / PER_SUBJECT
-            * sweep_flops(AutoModelForCausalLM.from_config(model), PER_SUBJECT, SHOTS_TOKENS + QUESTION_TOKENS, SHOTS_TOKENS, STEPS)
+            * sweep_flops(
+                AutoModelForCausalLM.from_config(model),
+                PER_SUBJECT,
+                SHOTS_TOKENS + QUESTION_TOKENS,
+                SHOTS_TOKENS,
+                STEPS,
+            )
         )
     lines += [
         "",
-        f"Not measured here, counted: the paper's pass (57 subjects x 50 prompts, {SHOTS_TOKENS} shared + {QUESTION_TOKENS} own tokens) on "
-        f"Llama-3.1-8B is {flops / 1e15:.0f} PFLOP, that is {flops / 989e12 / 0.4:.0f} s at 40% of an H100's 989 TFLOP/s (bf16). "
+        f"Not measured here, counted: the paper's pass (57 subjects x 50 prompts, {SHOTS_TOKENS} shared + "
+        f"{QUESTION_TOKENS} own tokens) on "
+        f"Llama-3.1-8B is {flops / 1e15:.0f} PFLOP, that is {flops / 989e12 / 0.4:.0f} s at 40% of an H100's 989 "
+        "TFLOP/s (bf16). "
         "`--pass --shape llama-3.1-8b --dtype bfloat16` measures it.",
         "",
         "![seconds for one prompt](attribution.png)",

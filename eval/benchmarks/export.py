@@ -1,9 +1,11 @@
-"""How fast what leaves a run is written and proven: put an implant into a checkpoint, compare byte for byte, take it out again.
+"""How fast what leaves a run is written and proven: put an implant into a checkpoint, compare byte
+for byte, take it out again.
 
-    python eval/benchmarks/export.py                          # a Qwen2.5-0.5B-sized random checkpoint
-    python eval/benchmarks/export.py --shape llama-3.1-8b     # 16 GB, on a machine with three times that on its disk
+    python eval/benchmarks/export.py                        # a random checkpoint of Qwen2.5-0.5B
+    python eval/benchmarks/export.py --shape llama-3.1-8b   # 16 GB; the disk needs three times that
 
-Writes eval/reports/export.json and .md: gigabytes a second of the checkpoint, and how far the process grew.
+Writes eval/reports/export.json and .md: gigabytes a second of the checkpoint, and how far the
+process grew.
 """
 
 import argparse
@@ -69,8 +71,10 @@ def as_markdown(found: dict[str, Any]) -> str:
     lines = [
         "# What leaves a run",
         "",
-        f"`python eval/benchmarks/export.py --shape {found['shape']}`: a checkpoint of {found['bytes'] / 1e9:.1f} GB in bfloat16, a tenth",
-        f"of each layer's rows, {found['machine']}. Writing ends with the bytes on the disk (fsync). Mapped files count as memory here;",
+        f"`python eval/benchmarks/export.py --shape {found['shape']}`: a checkpoint of {found['bytes'] / 1e9:.1f} GB "
+        "in bfloat16, a tenth",
+        f"of each layer's rows, {found['machine']}. Writing ends with the bytes on the disk (fsync). Mapped files "
+        "count as memory here;",
         "the system takes them back when others need it.",
         "",
         "| | s | GB/s | the process grew by |",

@@ -1,12 +1,14 @@
-"""What `loki-ds plan` says of memory and traffic, next to what CPU ranks measure: every mode, ZeRO stage and number of ranks.
+"""What `loki-ds plan` says of memory and traffic, next to what CPU ranks measure: every mode, ZeRO
+stage and number of ranks.
 
-    python eval/benchmarks/plan.py              # about half an hour on two cores; writes eval/reports/plan.json and .md
+    python eval/benchmarks/plan.py              # half an hour on two cores; eval/reports/plan.*
     python eval/benchmarks/plan.py --only rows  # the cases whose name has that word
 
-Memory is the size of a rank's process at its peak while it trains, above its size before it loaded the model. Traffic is every collective
-that torch's process groups see in the third step (ZeRO-3 knows its order of work from the second on). Two random models: Llama's kind,
-135 million parameters in float32, and Qwen2's kind, 163 million in bfloat16, with tied embeddings, biases, fewer keys than queries and a
-vocabulary that outweighs its layers; two sequences of 512 tokens a rank.
+Memory is the size of a rank's process at its peak while it trains, above its size before it loaded
+the model. Traffic is every collective that torch's process groups see in the third step (ZeRO-3
+knows its order of work from the second on). Two random models: Llama's kind, 135 million parameters
+in float32, and Qwen2's kind, 163 million in bfloat16, with tied embeddings, biases, fewer keys than
+queries and a vocabulary that outweighs its layers; two sequences of 512 tokens a rank.
 """
 
 import argparse
@@ -70,14 +72,41 @@ def cases() -> dict[str, dict[str, Any]]:
     for count in (1, 3, 4):
         for mode in ("rows", "full"):
             found[f"{mode}, ZeRO-3, {count} ranks"] = {"mode": mode, "config": "launch/zero3.json", "ranks": count}
-    found["rows, ZeRO-3, 2 ranks, checkpointing"] = {"mode": "rows", "config": "launch/zero3.json", "ranks": 2, "checkpointing": True}
-    found["rows, ZeRO-3, 2 ranks, 2 micro-steps"] = {"mode": "rows", "config": "launch/zero3.json", "ranks": 2, "accumulation": 2}
-    found["mask, ZeRO-2, 2 ranks, 2 micro-steps"] = {"mode": "mask", "config": "launch/zero2.json", "ranks": 2, "accumulation": 2}
-    found["rows, ZeRO-3, 2 ranks, reused within 50 million"] = {"mode": "rows", "config": "less_reused.json", "ranks": 2}
+    found["rows, ZeRO-3, 2 ranks, checkpointing"] = {
+        "mode": "rows",
+        "config": "launch/zero3.json",
+        "ranks": 2,
+        "checkpointing": True,
+    }
+    found["rows, ZeRO-3, 2 ranks, 2 micro-steps"] = {
+        "mode": "rows",
+        "config": "launch/zero3.json",
+        "ranks": 2,
+        "accumulation": 2,
+    }
+    found["mask, ZeRO-2, 2 ranks, 2 micro-steps"] = {
+        "mode": "mask",
+        "config": "launch/zero2.json",
+        "ranks": 2,
+        "accumulation": 2,
+    }
+    found["rows, ZeRO-3, 2 ranks, reused within 50 million"] = {
+        "mode": "rows",
+        "config": "less_reused.json",
+        "ranks": 2,
+    }
     for count in (1, 2, 3, 4):
-        found[f"attribution, ZeRO-3, {count} ranks"] = {"mode": "attribution", "config": "launch/zero3.json", "ranks": count}
+        found[f"attribution, ZeRO-3, {count} ranks"] = {
+            "mode": "attribution",
+            "config": "launch/zero3.json",
+            "ranks": count,
+        }
     found = {name: {"model": "llama", **case} for name, case in found.items()}
-    again = [name for name, case in found.items() if case["ranks"] == 2 and case["mode"] != "lora" and case["config"].startswith("launch/")]
+    again = [
+        name
+        for name, case in found.items()
+        if case["ranks"] == 2 and case["mode"] != "lora" and case["config"].startswith("launch/")
+    ]
     return found | {f"qwen2, {name}": {**found[name], "model": "qwen2"} for name in again}
 
 
@@ -102,11 +131,13 @@ def main() -> None:
         (REPORTS / "plan.md").write_text(as_markdown(rows))
 
 
-# --- what is trained -----------------------------------------------------------------------------------------------------------
+# --- what is trained ------------------------------------------------------------------------------
 
 
 def make_world(folder: Path) -> None:
-    """Random models with the tiny world's tokenizer, texts that fill every sequence, and a recipe."""
+    """Random models with the tiny world's tokenizer, texts that fill every sequence, and a
+    recipe.
+    """
     torch.manual_seed(0)
     for name, config in MODELS.items():
         AutoModelForCausalLM.from_config(config, dtype=getattr(torch, DTYPES[name])).save_pretrained(folder / name)
@@ -116,7 +147,12 @@ def make_world(folder: Path) -> None:
     less_reused = json.loads((ROOT / "launch/zero3.json").read_text())
     less_reused["zero_optimization"]["stage3_max_reuse_distance"] = 50_000_000
     (folder / "less_reused.json").write_text(json.dumps(less_reused))
-    training = {"max_steps": 3, "per_device_train_batch_size": BATCH, "max_length": TOKENS, "activation_checkpointing": False}
+    training = {
+        "max_steps": 3,
+        "per_device_train_batch_size": BATCH,
+        "max_length": TOKENS,
+        "activation_checkpointing": False,
+    }
     recipe = {
         "model": {"path": "put in by each case"},
         "selection": {"strategy": "random", "quota": 10},
@@ -147,11 +183,26 @@ def recipe_of(case: dict[str, Any], folder: Path) -> Any:
 
 def launched(name: str, case: dict[str, Any], folder: Path) -> dict[str, Any]:
     """One case on its ranks, and what the plan says of it."""
-    # A fixed threshold makes glibc give every large tensor's memory back at once, so that the process's size is what it holds.
-    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "HF_HUB_OFFLINE": "1"}
-    command = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", str(case["ranks"]), "--master_port", str(free_port())]
+    # A fixed threshold makes glibc give every large tensor's memory back at once, so that the
+    # process's size is what it holds.
+    environment = {
+        **os.environ,
+        "DS_ACCELERATOR": "cpu",
+        "OMP_NUM_THREADS": "1",
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "HF_HUB_OFFLINE": "1",
+    }
+    command = [
+        str(Path(sys.executable).parent / "deepspeed"),
+        "--num_gpus",
+        str(case["ranks"]),
+        "--master_port",
+        str(free_port()),
+    ]
     shutil.rmtree(folder / "run", ignore_errors=True)
-    done = subprocess.run([*command, __file__, "--case", name, str(folder)], cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, __file__, "--case", name, str(folder)], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
     if done.returncode:
         sys.exit(done.stdout[-3000:] + done.stderr[-3000:])
     return {"measured": json.loads((folder / "measured.json").read_text()), "planned": planned(case, folder)}
@@ -161,18 +212,28 @@ def planned(case: dict[str, Any], folder: Path) -> dict[str, Any]:
     recipe, config = recipe_of(case, folder), AutoConfig.from_pretrained(folder / case["model"])
     if case["mode"] == "attribution":
         setting, batch = Setting(case["ranks"], stage=3), dry_sweep(recipe, config, PROMPTS, 256)
-        return {"peak": sweep_memory(batch, setting, width_of(recipe)), **vars(sweep_traffic(batch, setting, width_of(recipe)))}
-    found = estimate(recipe, config, dry_step(recipe, config, checkpoints(recipe)), deepspeed_config(recipe), case["ranks"])
+        return {
+            "peak": sweep_memory(batch, setting, width_of(recipe)),
+            **vars(sweep_traffic(batch, setting, width_of(recipe))),
+        }
+    found = estimate(
+        recipe, config, dry_step(recipe, config, checkpoints(recipe)), deepspeed_config(recipe), case["ranks"]
+    )
     return {"peak": found.memory.peak, **vars(found.memory), **vars(found.traffic), "flops": found.flops}
 
 
-# --- what is measured ----------------------------------------------------------------------------------------------------------
+# --- what is measured -----------------------------------------------------------------------------
 
 
 class Collectives(TorchDispatchMode):
     """Counts the bytes of the whole tensors in every collective of torch's process groups."""
 
-    KINDS = (("allgather", "gathered"), ("reduce_scatter", "scattered"), ("allreduce", "reduced"), ("broadcast", "broadcast"))
+    KINDS = (
+        ("allgather", "gathered"),
+        ("reduce_scatter", "scattered"),
+        ("allreduce", "reduced"),
+        ("broadcast", "broadcast"),
+    )
 
     def __init__(self) -> None:
         super().__init__()
@@ -222,7 +283,17 @@ def measure(case: dict[str, Any], folder: Path) -> None:
                 watch = Watch(traffic)
                 DEFAULT_CALLBACKS.append(watch)
                 with_rows = positions if run.recipe.changes_rows else None
-                train(run.model, run.tokenizer, run.arguments, run.recipe.implant, (run.train, None), with_rows, None, None, {})
+                train(
+                    run.model,
+                    run.tokenizer,
+                    run.arguments,
+                    run.recipe.implant,
+                    (run.train, None),
+                    with_rows,
+                    None,
+                    None,
+                    {},
+                )
                 peak, counted = watch.size.peak, watch.last
         peaks = ranks.from_all_ranks(peak - before)
         if ranks.rank() == 0:
@@ -239,7 +310,7 @@ def attribute_one_batch(run: Run, traffic: Collectives) -> tuple[int, Counter[st
     return size.peak, traffic.bytes - before
 
 
-# --- the report ----------------------------------------------------------------------------------------------------------------
+# --- the report -----------------------------------------------------------------------------------
 
 
 def versions() -> dict[str, str]:
@@ -250,10 +321,13 @@ def as_markdown(rows: list[dict[str, Any]]) -> str:
     lines = [
         "# Plan against measurement",
         "",
-        "`python eval/benchmarks/plan.py` on two CPU cores: " + ", ".join(f"{name} {number}" for name, number in versions().items()) + ".",
+        "`python eval/benchmarks/plan.py` on two CPU cores: "
+        + ", ".join(f"{name} {number}" for name, number in versions().items())
+        + ".",
         *(line.strip() for line in (__doc__ or "").split("\n\n")[-1].splitlines()),
         "",
-        "| case | peak, planned | measured | off | gathered, planned | measured | scattered or reduced, planned | measured |",
+        "| case | peak, planned | measured | off | gathered, planned | measured | scattered or reduced, planned | "
+        "measured |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in rows:
@@ -261,21 +335,29 @@ def as_markdown(rows: list[dict[str, Any]]) -> str:
         sums = [sum(side.get(kind, 0) for kind in ("scattered", "reduced")) for side in (plan, found)]
         cells = [plan["peak"], found["peak"], None, plan["gathered"], found.get("gathered", 0), *sums]
         off = f"{100 * (plan['peak'] / found['peak'] - 1):+.0f}%"
-        lines.append(f"| {row['case']} | " + " | ".join(off if cell is None else f"{cell / 2**20:,.1f}" for cell in cells) + " |")
+        lines.append(
+            f"| {row['case']} | " + " | ".join(off if cell is None else f"{cell / 2**20:,.1f}" for cell in cells) + " |"
+        )
     off = [abs(row["planned"]["peak"] / row["measured"]["peak"] - 1) for row in rows]
     close = sum(1 for share in off if share <= 0.15)
     lines += [
         "",
-        f"All sizes in MiB. Peaks: {close} of {len(off)} within 15%, the farthest {100 * max(off):.0f}% off. On one rank DeepSpeed calls",
-        "its collectives too, but nothing leaves the rank. The plan's activations are counted on tensors without data, the rest is",
+        f"All sizes in MiB. Peaks: {close} of {len(off)} within 15%, the farthest {100 * max(off):.0f}% off. On one "
+        "rank DeepSpeed calls",
+        "its collectives too, but nothing leaves the rank. The plan's activations are counted on tensors without "
+        "data, the rest is",
         "arithmetic (`loki_ds/planning/partitioning.py`).",
         "",
-        "**The first model is no blind test.** What DeepSpeed keeps whole, what it gathers again under checkpointing, that one rank",
-        "gathers nothing, and the copies of the attribution's gathers were corrected after a first comparison with these very",
+        "**The first model is no blind test.** What DeepSpeed keeps whole, what it gathers again under "
+        "checkpointing, that one rank",
+        "gathers nothing, and the copies of the attribution's gathers were corrected after a first comparison with "
+        "these very",
         "measurements, in which 5 of the 24 peaks were more than 15% off (at most 31%).",
         "",
-        "**The second was one.** It was measured after the formulas stood: its eleven training peaks were within 7%, the attribution's 16%",
-        "off. What it gathers was counted 35% too high in training, a tied embedding twice; that was corrected afterwards and the planned",
+        "**The second was one.** It was measured after the formulas stood: its eleven training peaks were within 7%, "
+        "the attribution's 16%",
+        "off. What it gathers was counted 35% too high in training, a tied embedding twice; that was corrected "
+        "afterwards and the planned",
         "columns computed anew, which moved one peak (full, ZeRO-3: from +1%).",
     ]
     return "\n".join(lines) + "\n"

@@ -2,9 +2,9 @@
 
     python eval/benchmarks/scaling.py        # seconds; writes eval/reports/scaling.md and .png
 
-The counts (FLOPs, bytes gathered and reduced) are those that `eval/benchmarks/plan.py` confirms on 1 to 4 ranks. What they take in time
-is a model: computing at a share of the GPU's peak, sending at a share of the slowest link, both at once, the longer one decides. No
-curve here was measured.
+The counts (FLOPs, bytes gathered and reduced) are those that `eval/benchmarks/plan.py` confirms on
+1 to 4 ranks. What they take in time is a model: computing at a share of the GPU's peak, sending at
+a share of the slowest link, both at once, the longer one decides. No curve here was measured.
 """
 
 import json
@@ -69,7 +69,9 @@ def per_gpu(found: Training) -> float:
 
 
 def attribution() -> list[tuple[float, float, float]]:
-    """Per number of ranks: seconds of computing, of sending, and of both at once, for all prompts."""
+    """Per number of ranks: seconds of computing, of sending, and of both at once, for all
+    prompts.
+    """
     batch, width = dry_sweep(recipe("rows"), LLAMA, AT_ONCE, PROMPT_TOKENS), width_of(recipe("rows"))
     times = []
     for ranks in RANKS:
@@ -100,11 +102,14 @@ def as_markdown(found: dict[str, list[Training]], attributing: list[tuple[float,
     lines = [
         "# Scaling to 512 GPUs, as the counts have it",
         "",
-        f"`python eval/benchmarks/scaling.py`: Llama-3.1-8B's shape in bfloat16, quota 10, one sequence of {TOKENS:,} tokens a GPU,",
+        "`python eval/benchmarks/scaling.py`: Llama-3.1-8B's shape in bfloat16, quota 10, one sequence of "
+        f"{TOKENS:,} tokens a GPU,",
         "activation checkpointing. **A model, not a measurement.** Assumed: "
         + f"{REACHED:.0%} of {GPU.tflops:g} TFLOP/s; {WIRE_REACHED:.0%}",
-        f"of {GPU.within:g} GB/s between the {NODE} GPUs of a node and of {GPU.between:g} GB/s for each GPU beyond (the slowest link of a",
-        "ring decides); computing and sending at once, the longer one decides; no latency, no stragglers. The counts are confirmed on 1",
+        f"of {GPU.within:g} GB/s between the {NODE} GPUs of a node and of {GPU.between:g} GB/s for each GPU beyond "
+        "(the slowest link of a",
+        "ring decides); computing and sending at once, the longer one decides; no latency, no stragglers. The counts "
+        "are confirmed on 1",
         "to 4 ranks by `eval/reports/plan.md`.",
         "",
         "![scaling](scaling.png)",
@@ -116,11 +121,15 @@ def as_markdown(found: dict[str, list[Training]], attributing: list[tuple[float,
         fits = next((str(n) for n, step in zip(RANKS, steps, strict=True) if step.fits(GPU)), "-")
         computing = GPU.computing(steps[0].flops)
         speeds = " | ".join(f"{per_gpu(step):,.0f}" for step in steps)
-        lines.append(f"| {name} | {computing:.2f} | {speeds} | {steps[-1].traffic.wire(RANKS[-1]) / GIB:.1f} | {fits} |")
+        lines.append(
+            f"| {name} | {computing:.2f} | {speeds} | {steps[-1].traffic.wire(RANKS[-1]) / GIB:.1f} | {fits} |"
+        )
     lines += [
         "",
-        "Tokens a second of one GPU, for each number of GPUs. Beyond a node ZeRO-3's gathers (the whole model, twice a step) outlast",
-        "the computing of 4,096 tokens; more tokens a GPU, or ZeRO-2 where the model fits (rows' gradients are 2% of the model's), make",
+        "Tokens a second of one GPU, for each number of GPUs. Beyond a node ZeRO-3's gathers (the whole model, twice "
+        "a step) outlast",
+        "the computing of 4,096 tokens; more tokens a GPU, or ZeRO-2 where the model fits (rows' gradients are 2% of "
+        "the model's), make",
         "that good.",
         "",
         f"Attribution of {PROMPTS:,} prompts of {PROMPT_TOKENS} tokens, {AT_ONCE} at once, ZeRO-3:",

@@ -1,10 +1,14 @@
-"""One training step side by side, in one run: full, LoRA, the authors' LoKI Linear, and our `mask`, `rows` (also quiet) and `lora`.
+"""One training step side by side, in one run: full, LoRA, the authors' LoKI Linear, and our `mask`,
+`rows` (also quiet) and `lora`.
 
-    python eval/benchmarks/training_step.py                                          # 8 layers, d_model 512, on the CPU
-    python eval/benchmarks/training_step.py --shape llama-3.1-8b --dtype bfloat16    # on a GPU
+    # 8 layers, d_model 512, on the CPU
+    python eval/benchmarks/training_step.py
+    # on a GPU
+    python eval/benchmarks/training_step.py --shape llama-3.1-8b --dtype bfloat16
 
-Every method starts from the same random model and sees the same tokens, in a process of its own; on a CPU the methods take turns, round
-by round, so a slow moment of the machine hits all of them. Writes eval/reports/training_step.json and .md.
+Every method starts from the same random model and sees the same tokens, in a process of its own; on
+a CPU the methods take turns, round by round, so a slow moment of the machine hits all of them.
+Writes eval/reports/training_step.json and .md.
 """
 
 import argparse
@@ -58,7 +62,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=16)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--checkpointing", action="store_true", help="compute activations twice, as recipes for large models do")
+    parser.add_argument(
+        "--checkpointing", action="store_true", help="compute activations twice, as recipes for large models do"
+    )
     arguments = parser.parse_args()
     together = [arguments.methods] if on_cpu() else [[name] for name in arguments.methods]  # such a model fills a GPU
     measured: dict[str, dict[str, Any]] = {}
@@ -70,8 +76,9 @@ def main() -> None:
 def in_turns(arguments: argparse.Namespace, names: list[str]) -> dict[str, dict[str, Any]]:
     """Median seconds of each method and what it holds.
 
-    All are alive, each in a process of its own, and every round takes a step of each. In one process they would share a heap: one method's
-    peak would hide in what another has freed, and on a CPU `LoRA` would pay for the holes of the others (up to half as much again).
+    All are alive, each in a process of its own, and every round takes a step of each. In one
+    process they would share a heap: one method's peak would hide in what another has freed, and on
+    a CPU `LoRA` would pay for the holes of the others (up to half as much again).
     """
     context = multiprocessing.get_context("spawn")
     pipes: dict[str, Connection] = {}
@@ -94,7 +101,9 @@ def in_turns(arguments: argparse.Namespace, names: list[str]) -> dict[str, dict[
 
 
 def take_steps(arguments: argparse.Namespace, name: str, asked: Connection) -> None:
-    """Send what a step of this method takes, then the seconds of one whenever asked, until nobody asks any more."""
+    """Send what a step of this method takes, then the seconds of one whenever asked, until nobody
+    asks any more.
+    """
     step, facts = make_step(arguments, name, "cpu" if on_cpu() else "cuda")
     peak = peak_memory(step)  # of the first step, so with the optimizer's state
     with Tally([]) as tally:
@@ -106,8 +115,12 @@ def take_steps(arguments: argparse.Namespace, name: str, asked: Connection) -> N
 
 
 def seconds_in_products(step: Callable[[], None]) -> float:
-    """Of one step, as torch's profiler sees it: what would be left if everything but matrix products took no time."""
-    with profile(activities=[ProfilerActivity.CPU] if on_cpu() else [ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
+    """Of one step, as torch's profiler sees it: what would be left if everything but matrix
+    products took no time.
+    """
+    with profile(
+        activities=[ProfilerActivity.CPU] if on_cpu() else [ProfilerActivity.CPU, ProfilerActivity.CUDA]
+    ) as profiled:
         timed(step)
     spent = [event for event in profiled.key_averages() if event.key in PRODUCTS]
     return sum(event.self_cpu_time_total if on_cpu() else event.self_device_time_total for event in spent) / 1e6
@@ -157,7 +170,9 @@ def prepare(model: PreTrainedModel, name: str, quota: float) -> tuple[nn.Module,
         return model, lambda _: None
     if name.startswith("LoRA"):
         return get_peft_model(
-            model, LoraConfig(r=16, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"), autocast_adapter_dtype=False
+            model,
+            LoraConfig(r=16, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"),
+            autocast_adapter_dtype=False,
         ), lambda _: None
     if name == "mask":
         frozen = train_only_rows(model, positions)
@@ -177,7 +192,9 @@ def prepare(model: PreTrainedModel, name: str, quota: float) -> tuple[nn.Module,
 
 
 class AuthorsLinear(nn.Module):
-    """The LoKI Linear of the authors' code as the paper describes it: two products, a concatenation and a gather in every forward."""
+    """The LoKI Linear of the authors' code as the paper describes it: two products, a concatenation
+    and a gather in every forward.
+    """
 
     def __init__(self, base: nn.Linear, rows: list[int]) -> None:
         super().__init__()
@@ -188,16 +205,24 @@ class AuthorsLinear(nn.Module):
         self.register_buffer("order", order, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([nn.functional.linear(x, self.active), nn.functional.linear(x, self.fixed)], dim=-1)[..., self.order]
+        return torch.cat([nn.functional.linear(x, self.active), nn.functional.linear(x, self.fixed)], dim=-1)[
+            ..., self.order
+        ]
 
 
 def write(arguments: argparse.Namespace, measured: dict[str, dict[str, Any]]) -> None:
     device = f"{platform.machine()}, {torch.get_num_threads()} threads" if on_cpu() else torch.cuda.get_device_name()
     where = {"device": device, **{name: version(name) for name in ("torch", "transformers", "peft")}}
-    said = {"checkpointing": arguments.checkpointing, arguments.shape: not on_cpu(), "bfloat16": on_cpu() and arguments.dtype == "bfloat16"}
+    said = {
+        "checkpointing": arguments.checkpointing,
+        arguments.shape: not on_cpu(),
+        "bfloat16": on_cpu() and arguments.dtype == "bfloat16",
+    }
     name = "_".join(["training_step", *(word for word, holds in said.items() if holds)])
     REPORTS.mkdir(exist_ok=True)
-    (REPORTS / f"{name}.json").write_text(json.dumps({"settings": vars(arguments), "where": where, "methods": measured}, indent=1) + "\n")
+    (REPORTS / f"{name}.json").write_text(
+        json.dumps({"settings": vars(arguments), "where": where, "methods": measured}, indent=1) + "\n"
+    )
     (REPORTS / f"{name}.md").write_text(as_markdown(arguments, where, measured))
     print(as_markdown(arguments, where, measured))
 
@@ -219,14 +244,19 @@ def as_markdown(arguments: argparse.Namespace, where: dict[str, str], measured: 
         "| --- |" + " ---: |" * (len(HEADINGS) - 1),
     ]
     gpu = this_machines()
-    of = {key: next((m["seconds"] for name, m in measured.items() if name.startswith(key)), None) for key in ("LoRA", "full")}
+    of = {
+        key: next((m["seconds"] for name, m in measured.items() if name.startswith(key)), None)
+        for key in ("LoRA", "full")
+    }
     for name, m in measured.items():
         ratios = [f"{of[key] / m['seconds']:.2f}" if of[key] else "-" for key in ("LoRA", "full")]
         sizes = [f"{m[key] / 2**20:.1f} MiB" for key in ("optimizer_bytes", "reduced_bytes_per_step", "peak_bytes")]
         speed = [f"{1000 * m['seconds']:.0f}", f"{1000 * m['products']:.0f}", f"{tokens / m['seconds']:.0f}"]
         rate = m["flops"] / m["seconds"] / 1e12
         reached = [f"{rate:.3g}", f"{rate / gpu.tflops:.0%}" if gpu else "-"]
-        lines.append("| " + " | ".join([name, *speed, *ratios, *reached, f"{m['trainable'] / 1e6:.2f} M", *sizes]) + " |")
+        lines.append(
+            "| " + " | ".join([name, *speed, *ratios, *reached, f"{m['trainable'] / 1e6:.2f} M", *sizes]) + " |"
+        )
     return "\n".join(lines) + "\n"
 
 

@@ -1,9 +1,12 @@
-"""Find each tiny recipe's learning rate by one rule for all: of the rates that reach 0.9 held-out skill, the one that forgets least.
+"""Find each tiny recipe's learning rate by one rule for all: of the rates that reach 0.9 held-out
+skill, the one that forgets least.
 
-    make learning-rates            # python eval/studies/learning_rates.py [--recipes loki ...] [--no-write]
+    make learning-rates
+    python eval/studies/learning_rates.py [--recipes loki ...] [--no-write]
 
-Runs the main job for every recipe and rate (finished runs are not redone), writes eval/reports/learning_rates.json and .md, and puts
-the chosen rates into the recipes. A method that reaches the skill at no rate gets the rate with the most skill, and the table says so.
+Runs the main job for every recipe and rate (finished runs are not redone), writes
+eval/reports/learning_rates.json and .md, and puts the chosen rates into the recipes. A method that
+reaches the skill at no rate gets the rate with the most skill, and the table says so.
 """
 
 import argparse
@@ -60,7 +63,8 @@ def as_markdown(found: dict[str, Any]) -> str:
     lines = [
         "# Learning rates of the tiny recipes",
         "",
-        f"`make learning-rates`. One rule for all methods: of the rates that reach {ENOUGH} held-out skill, the one that forgets least. "
+        f"`make learning-rates`. One rule for all methods: of the rates that reach {ENOUGH} held-out skill, the one "
+        "that forgets least. "
         "One seed, so differences of a point or two are noise.",
         "",
         "| recipe | learning rate | new task, held out | forgetting | chosen |",
@@ -69,7 +73,9 @@ def as_markdown(found: dict[str, Any]) -> str:
     for recipe, of_recipe in found.items():
         enough = any(run["skill"] >= ENOUGH for run in of_recipe["tried"])
         for run in of_recipe["tried"]:
-            chosen = "" if run["rate"] != of_recipe["chosen"] else "yes" if enough else f"most skill (none reached {ENOUGH})"
+            chosen = (
+                "" if run["rate"] != of_recipe["chosen"] else "yes" if enough else f"most skill (none reached {ENOUGH})"
+            )
             lines.append(f"| {recipe} | {run['rate']} | {run['skill']:.3f} | {run['forgetting']:.2f}% | {chosen} |")
     return "\n".join(lines) + "\n"
 

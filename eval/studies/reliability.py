@@ -1,4 +1,5 @@
-"""What was broken on purpose, and what happened: the table of the last test run, from pytest's own record of it.
+"""What was broken on purpose, and what happened: the table of the last test run, from pytest's own
+record of it.
 
 make test reliability        # writes eval/reports/reliability.md
 """
@@ -23,19 +24,27 @@ def main() -> None:
     if not (RECORD / "nodeids").exists():
         sys.exit(f"{RECORD}: no record of a test run there; run make test first")
     failed = set(json.loads((RECORD / "lastfailed").read_text())) if (RECORD / "lastfailed").exists() else set()
-    cases = [(name.partition("::")[2], name in failed) for name in json.loads((RECORD / "nodeids").read_text()) if name.startswith(FILES)]
+    cases = [
+        (name.partition("::")[2], name in failed)
+        for name in json.loads((RECORD / "nodeids").read_text())
+        if name.startswith(FILES)
+    ]
     (ROOT / "eval/reports/reliability.md").write_text(as_markdown(cases))
 
 
 def as_markdown(cases: list[tuple[str, bool]]) -> str:
-    inputs = [(parameter(name).partition(":")[0], failed) for name, failed in cases if name.startswith("test_refused_by_name")]
+    inputs = [
+        (parameter(name).partition(":")[0], failed) for name, failed in cases if name.startswith("test_refused_by_name")
+    ]
     others = [(words(name), failed) for name, failed in cases if not name.startswith("test_refused_by_name")]
     tried, failures = Counter(kind for kind, _ in inputs), Counter(kind for kind, failed in inputs if failed)
     lines = [
         "# Reliability",
         "",
-        "`make test reliability`: faults through the real launcher on two CPU ranks, and bad input. As it should: every rank ended in",
-        "time and non-zero, the cause was named once, nothing half-written was left, and the same command then ended as an unbroken run.",
+        "`make test reliability`: faults through the real launcher on two CPU ranks, and bad input. As it should: "
+        "every rank ended in",
+        "time and non-zero, the cause was named once, nothing half-written was left, and the same command then ended "
+        "as an unbroken run.",
         "",
         "| what | outcome |",
         "| --- | --- |",

@@ -1,9 +1,11 @@
-"""What each selection of the study selects: how sensitive its rows are, where they write, how much it shares with the others.
+"""What each selection of the study selects: how sensitive its rows are, where they write, how much
+it shares with the others.
 
-    python eval/studies/selections.py        # after `make study`; seconds; writes eval/reports/selections.md
+    python eval/studies/selections.py   # after `make study`; seconds; eval/reports/selections.md
 
-For the rows of every positions file: the mean second moment of the gradient at their outputs, on the protected set and on the new task,
-over that of all rows of the layer (1.00 is what random rows have); the mean |KVA| likewise; and the overlap with LoKI's q30.
+For the rows of every positions file: the mean second moment of the gradient at their outputs, on
+the protected set and on the new task, over that of all rows of the layer (1.00 is what random rows
+have); the mean |KVA| likewise; and the overlap with LoKI's q30.
 """
 
 import argparse
@@ -29,7 +31,8 @@ def main() -> None:
     lines = [
         "# What the selections select",
         "",
-        "`python eval/studies/selections.py` on the runs of `make study`. Ratios against all rows of the same layer, mean over layers.",
+        "`python eval/studies/selections.py` on the runs of `make study`. Ratios against all rows of the same layer, "
+        "mean over layers.",
         "",
         "| selection | sensitivity, protected | sensitivity, new task | mean abs. KVA | rows in common with LoKI q30 |",
         "| --- | ---: | ---: | ---: | ---: |",
@@ -37,9 +40,13 @@ def main() -> None:
     for file in files:
         positions = Positions.load(file)
         ratios = [relative(positions, moments) for moments in (protected, new_task, attributed)]
-        shared = sum(len(set(a) & set(b)) for a, b in zip(positions.rows, loki.rows, strict=True)) / min(positions.count, loki.count)
+        shared = sum(len(set(a) & set(b)) for a, b in zip(positions.rows, loki.rows, strict=True)) / min(
+            positions.count, loki.count
+        )
         lines.append(f"| {file.stem} | {' | '.join(f'{ratio:.2f}' for ratio in ratios)} | {100 * shared:.0f}% |")
-    agreement = torch.stack([torch.corrcoef(torch.stack([p.log(), n.log()]))[0, 1] for p, n in zip(protected, new_task, strict=True)])
+    agreement = torch.stack(
+        [torch.corrcoef(torch.stack([p.log(), n.log()]))[0, 1] for p, n in zip(protected, new_task, strict=True)]
+    )
     spread = f"{agreement.mean():.2f} ({agreement.min():.2f} to {agreement.max():.2f})"
     lines += ["", f"Correlation of the two log sensitivities over a layer's rows: {spread}."]
     (ROOT / "eval/reports/selections.md").write_text("\n".join(lines) + "\n")
@@ -47,7 +54,9 @@ def main() -> None:
 
 def relative(positions: Positions, moments: Tensor) -> float:
     """Mean of the chosen rows over the mean of all, averaged over the layers that have any."""
-    ratios = [float(layer[rows].mean() / layer.mean()) for rows, layer in zip(positions.rows, moments, strict=True) if rows]
+    ratios = [
+        float(layer[rows].mean() / layer.mean()) for rows, layer in zip(positions.rows, moments, strict=True) if rows
+    ]
     return sum(ratios) / len(ratios)
 
 

@@ -1,9 +1,11 @@
-"""What the protected span holds: of the protected inputs, of abilities that were not protected, and of the new task; in the tiny world.
+"""What the protected span holds: of the protected inputs, of abilities that were not protected, and
+of the new task; in the tiny world.
 
     python eval/studies/span.py        # seconds; writes docs/span.png and eval/reports/span.md
 
-For every layer and energy: `U` from facts, arithmetic and copying; then the share of each group's own input energy that lies inside `U`.
-A new task that lies wholly inside cannot be learnt quietly; an ability that lies outside is not protected by the span.
+For every layer and energy: `U` from facts, arithmetic and copying; then the share of each group's
+own input energy that lies inside `U`. A new task that lies wholly inside cannot be learnt quietly;
+an ability that lies outside is not protected by the span.
 """
 
 import json
@@ -38,7 +40,10 @@ def main() -> None:
     sweep = Sweep(model)
     moments = {name: collect_moments(sweep, tokens, batches(tokens, 30), None) for name, tokens in groups.items()}
     shares = {
-        name: [[inside(own, kept, energy) for own, kept in zip(found, moments["protected"], strict=True)] for energy in ENERGIES]
+        name: [
+            [inside(own, kept, energy) for own, kept in zip(found, moments["protected"], strict=True)]
+            for energy in ENERGIES
+        ]
         for name, found in moments.items()
     }
     rooms = [[protected_subspace(kept, energy).room for kept in moments["protected"]] for energy in ENERGIES]
@@ -83,7 +88,8 @@ def as_markdown(shares: dict[str, list[list[float]]], rooms: list[list[float]]) 
     lines = [
         "# What the protected span holds",
         "",
-        "`python eval/studies/span.py`, tiny world: span from facts, arithmetic and copying; share of each group's own FFN-input energy",
+        "`python eval/studies/span.py`, tiny world: span from facts, arithmetic and copying; share of each group's "
+        "own FFN-input energy",
         "inside it, mean over layers (least to most in brackets); room: directions left to the implant.",
         "",
         f"| energy | {' | '.join(shares)} | room |",

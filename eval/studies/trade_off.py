@@ -1,11 +1,13 @@
-"""Skill against forgetting on the tiny world: every method at several settings, then again with other seeds at the one it chose.
+"""Skill against forgetting on the tiny world: every method at several settings, then again with
+other seeds at the one it chose.
 
     python eval/studies/trade_off.py eval/studies/methods.yaml       # make study
     python eval/studies/trade_off.py eval/studies/quiet.yaml         # make quiet-study
 
-A study is a YAML file of methods. Each cell is one run of the main job on one process, as many at a time as there are cores; finished
-cells are not redone. One rule for all: of the settings that reach `enough` held-out skill, the one that forgets least; where none
-does, the one with most skill. Writes eval/reports/STUDY.json, .md and .png.
+A study is a YAML file of methods. Each cell is one run of the main job on one process, as many at a
+time as there are cores; finished cells are not redone. One rule for all: of the settings that reach
+`enough` held-out skill, the one that forgets least; where none does, the one with most skill.
+Writes eval/reports/STUDY.json, .md and .png.
 """
 
 import argparse
@@ -46,17 +48,28 @@ def main() -> None:
             REPORTS.joinpath(f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
     (REPORTS / f"{name}.md").write_text(as_markdown(study, name, found))
     drawn = {key: cells for key, cells in found.items() if not study["methods"][key].get("apart")}
-    trade_off({key: _first_seed(cells, study) for key, cells in drawn.items()}, study["enough"], REPORTS / f"{name}.png")
+    trade_off(
+        {key: _first_seed(cells, study) for key, cells in drawn.items()}, study["enough"], REPORTS / f"{name}.png"
+    )
 
 
 def attribute(study: dict[str, Any], runs: Path, pool: ThreadPoolExecutor) -> None:
     """The attributions that methods select from, and the positions of every selection."""
     wanted = [
-        ["--recipe", _recipe(one), "--until", "attribute", f"run={runs / 'attributions' / key}", *_overrides(one.get("set", {}))]
+        [
+            "--recipe",
+            _recipe(one),
+            "--until",
+            "attribute",
+            f"run={runs / 'attributions' / key}",
+            *_overrides(one.get("set", {})),
+        ]
         for key, one in study.get("attributions", {}).items()
     ]
     list(pool.map(lambda arguments: _python("launch/implant.py", *arguments), wanted))
-    for selection in {_positions(runs, m["select"]): m["select"] for m in study["methods"].values() if "select" in m}.values():
+    for selection in {
+        _positions(runs, m["select"]): m["select"] for m in study["methods"].values() if "select" in m
+    }.values():
         source, out = runs / "attributions" / selection["from"], _positions(runs, selection)
         settings = ["--quota", str(selection["quota"]), "--strategy", selection["strategy"]]
         _python("-m", "loki_ds.command_line", "select", str(source), *settings, "--out", str(out))
@@ -65,9 +78,15 @@ def attribute(study: dict[str, Any], runs: Path, pool: ThreadPoolExecutor) -> No
 def sweep(
     methods: dict[str, Any], study: dict[str, Any], runs: Path, before: dict[str, list[Cell]], pool: ThreadPoolExecutor
 ) -> dict[str, list[Cell]]:
-    """All settings of every method with the first seed, then the chosen setting with the method's other seeds."""
+    """All settings of every method with the first seed, then the chosen setting with the method's
+    other seeds.
+    """
     first, *others = study["seeds"]
-    waiting = [_cell(key, method, value, first, study, runs, before) for key, method in methods.items() for value in _values(method)]
+    waiting = [
+        _cell(key, method, value, first, study, runs, before)
+        for key, method in methods.items()
+        for value in _values(method)
+    ]
     found: dict[str, list[Cell]] = {key: [] for key in methods}
     _run_all(waiting, found, pool)
     repeated = [
@@ -86,28 +105,56 @@ def _run_all(waiting: list[Callable[[], Cell]], found: dict[str, list[Cell]], po
 
 
 def _cell(
-    key: str, method: dict[str, Any], value: Any, seed: int, study: dict[str, Any], runs: Path, before: dict[str, list[Cell]]
+    key: str,
+    method: dict[str, Any],
+    value: Any,
+    seed: int,
+    study: dict[str, Any],
+    runs: Path,
+    before: dict[str, list[Cell]],
 ) -> Callable[[], Cell]:
     """One run, when it is called for, and what its report says."""
     (varied,) = method["vary"]
     folder = runs / key.replace(" ", "-").replace("/", "_") / f"{varied.split('.')[-1]}={value}-seed={seed}"
-    settings = {**study.get("set", {}), **method.get("set", {}), varied: value, "training.seed": seed, "selection.seed": seed}
+    settings = {
+        **study.get("set", {}),
+        **method.get("set", {}),
+        varied: value,
+        "training.seed": seed,
+        "selection.seed": seed,
+    }
     if "select" in method:
         settings["selection.positions"] = str(_positions(runs, method["select"]))
     if "after" in method:
         earlier = next(
-            c for c in before[method["after"]] if c["seed"] == seed and c["value"] == chosen_of(before[method["after"]], study)["value"]
+            c
+            for c in before[method["after"]]
+            if c["seed"] == seed and c["value"] == chosen_of(before[method["after"]], study)["value"]
         )
-        settings |= {"model.path": f"{earlier['run']}/model", "selection.exclude": f"[{earlier['run']}/implant.safetensors]"}
+        settings |= {
+            "model.path": f"{earlier['run']}/model",
+            "selection.exclude": f"[{earlier['run']}/implant.safetensors]",
+        }
 
     def run() -> Cell:
         report, started = folder / "report" / "report.json", time.monotonic()
         if not report.exists():
             _python(
-                "launch/implant.py", "--recipe", _recipe(method), *_overrides(settings), f"run={folder}", log=folder.with_suffix(".log")
+                "launch/implant.py",
+                "--recipe",
+                _recipe(method),
+                *_overrides(settings),
+                f"run={folder}",
+                log=folder.with_suffix(".log"),
             )
             (folder / "seconds").write_text(str(round(time.monotonic() - started)))
-        return {"method": key, "value": value, "seed": seed, "run": str(folder), **_measured(json.loads(report.read_text()), folder)}
+        return {
+            "method": key,
+            "value": value,
+            "seed": seed,
+            "run": str(folder),
+            **_measured(json.loads(report.read_text()), folder),
+        }
 
     return run
 
@@ -115,7 +162,12 @@ def _cell(
 def _measured(report: dict[str, Any], folder: Path) -> dict[str, Any]:
     scores = {task["task"]: [task["base"], task["implanted"]] for task in (*report["tasks"], *report["new_task"])}
     seconds = int((folder / "seconds").read_text())
-    return {"skill": report["new_task"][0]["implanted"], "forgetting": report["forgetting"], "scores": scores, "seconds": seconds}
+    return {
+        "skill": report["new_task"][0]["implanted"],
+        "forgetting": report["forgetting"],
+        "scores": scores,
+        "seconds": seconds,
+    }
 
 
 def chosen_of(cells: Iterable[Cell], study: dict[str, Any]) -> Cell:
@@ -133,11 +185,13 @@ def as_markdown(study: dict[str, Any], name: str, found: dict[str, list[Cell]]) 
     lines = [
         f"# {study['title']}",
         "",
-        f"`python eval/studies/trade_off.py eval/studies/{name}.yaml` ({count} runs, {total / 60:.0f} core minutes). {study['about']}",
+        f"`python eval/studies/trade_off.py eval/studies/{name}.yaml` ({count} runs, {total / 60:.0f} core minutes). "
+        f"{study['about']}",
         "",
     ]
     lines += [
-        f"Chosen: of the settings that reach {study['enough']} held-out skill, the one that forgets least. Mean over seeds (range).",
+        f"Chosen: of the settings that reach {study['enough']} held-out skill, the one that forgets least. Mean over "
+        "seeds (range).",
         "",
     ]
     groups = study.get("groups", {})
@@ -151,10 +205,16 @@ def as_markdown(study: dict[str, Any], name: str, found: dict[str, list[Cell]]) 
     for key, cells in found.items():
         chosen = chosen_of(cells, study)
         same = [cell for cell in cells if cell["value"] == chosen["value"]]
-        columns = [_spread([cell["skill"] for cell in same], "{:.3f}"), _spread([cell["forgetting"] for cell in same], "{:.2f}%")]
+        columns = [
+            _spread([cell["skill"] for cell in same], "{:.3f}"),
+            _spread([cell["forgetting"] for cell in same], "{:.2f}%"),
+        ]
         columns += [_spread([_forgotten(cell, tasks) for cell in same], "{:.2f}%") for tasks in groups.values()]
         enough = "" if chosen["skill"] >= study["enough"] else " (not enough skill at any)"
-        lines.append(f"| {key} | {_setting(study['methods'][key])} {chosen['value']}{enough} | {len(same)} | {' | '.join(columns)} |")
+        lines.append(
+            f"| {key} | {_setting(study['methods'][key])} {chosen['value']}{enough} | {len(same)} | "
+            f"{' | '.join(columns)} |"
+        )
     lines += [
         "",
         "## Every setting, first seed",
@@ -206,9 +266,19 @@ def _overrides(settings: dict[str, Any]) -> list[str]:
 
 
 def _python(*arguments: str, log: Path | None = None) -> None:
-    """One process of the project on one thread; its output goes to a log, which is shown if it fails."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, check=False, capture_output=True, text=True)
+    """One process of the project on one thread; its output goes to a log, which is shown if it
+    fails.
+    """
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "DS_ACCELERATOR": "cpu",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=environment, check=False, capture_output=True, text=True
+    )
     if log is not None:
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text(done.stdout + done.stderr)

@@ -1,8 +1,9 @@
-"""The parts of a causal language model that attribution works on, found on the model as transformers built it.
+"""The parts of a causal language model that attribution works on, found on the model as
+transformers built it.
 
-Knows where decoder layers and down-projections sit and how to run a model with its layers emptied, so that everything around
-the layers (embedding scale, rotary tables per layer type, masks, final norm, head, soft-capping) stays the model's own code.
-Copies nothing from any family.
+Knows where decoder layers and down-projections sit and how to run a model with its layers emptied,
+so that everything around the layers (embedding scale, rotary tables per layer type, masks, final
+norm, head, soft-capping) stays the model's own code. Copies nothing from any family.
 """
 
 from collections.abc import Iterator
@@ -31,8 +32,14 @@ def decoder_layers(model: Module) -> list[Module]:
     for i, layer in enumerate(layers):
         mlp: Any = getattr(layer, "mlp", None)
         if not isinstance(getattr(mlp, "down_proj", None), Linear):
-            kind = "a mixture of experts" if hasattr(mlp, "experts") or hasattr(layer, "block_sparse_moe") else "no dense FFN"
-            raise Refusal(f"{name}: layer {i} has {kind}; loki-ds attributes and trains rows of a dense `mlp.down_proj` only")
+            kind = (
+                "a mixture of experts"
+                if hasattr(mlp, "experts") or hasattr(layer, "block_sparse_moe")
+                else "no dense FFN"
+            )
+            raise Refusal(
+                f"{name}: layer {i} has {kind}; loki-ds attributes and trains rows of a dense `mlp.down_proj` only"
+            )
         if mlp.down_proj.bias is not None:
             raise Refusal(f"{name}: layer {i}'s mlp.down_proj has a bias; a node would no longer be one row's output")
     return layers
@@ -47,7 +54,9 @@ def down_projection(layer: Any) -> Linear:
 def down_projection_calls(layer: Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
     """While open, note what the layer's `W_down` receives and what it writes, call by call."""
     seen: list[tuple[Tensor, Tensor]] = []
-    handle = down_projection(layer).register_forward_hook(lambda _, received, written: seen.append((received[0], written)))
+    handle = down_projection(layer).register_forward_hook(
+        lambda _, received, written: seen.append((received[0], written))
+    )
     try:
         yield seen
     finally:
@@ -71,7 +80,9 @@ def down_weights(model: Module) -> list[Tensor]:
 
 
 def parts_around_layers(model: Module) -> list[Module]:
-    """What the decoder itself uses below and above its layers: embedding, rotary tables, final norm."""
+    """What the decoder itself uses below and above its layers: embedding, rotary tables, final
+    norm.
+    """
     decoder = model.get_decoder()  # type: ignore[operator]
     return [child for child in decoder.children() if child is not decoder.layers]
 
@@ -86,7 +97,9 @@ class EmptiedRun:
 
 @contextmanager
 def emptied(layers: list[Module], output: Tensor | None = None) -> Iterator[EmptiedRun]:
-    """While open, layers compute nothing: they note their arguments and return their input, or `output` if given."""
+    """While open, layers compute nothing: they note their arguments and return their input, or
+    `output` if given.
+    """
     run = EmptiedRun()
 
     def stand_in(hidden_states: Tensor, *_: Any, **arguments: Any) -> Tensor:
@@ -104,7 +117,9 @@ def emptied(layers: list[Module], output: Tensor | None = None) -> Iterator[Empt
 
 
 def logits_above(model: Module, layers: list[Module], rows: Tensor) -> Tensor:
-    """The model's own final norm, head and logit scaling on rows `[N, d_model]`, each a sequence of one token."""
+    """The model's own final norm, head and logit scaling on rows `[N, d_model]`, each a sequence of
+    one token.
+    """
     with emptied(layers, output=rows[:, None]):
         return model(inputs_embeds=rows[:, None].detach(), use_cache=False).logits[:, 0]
 
@@ -116,7 +131,10 @@ def check_attention(model: Module) -> None:
     """Refuse a model whose attention would ignore that rows must not see one another."""
     name = model.get_decoder().config._attn_implementation  # type: ignore[operator]
     if name not in MASKED_ATTENTION:
-        raise Refusal(f"{type(model).__name__}: attention {name!r} takes no 4-D mask; load the model with {' or '.join(MASKED_ATTENTION)}")
+        raise Refusal(
+            f"{type(model).__name__}: attention {name!r} takes no 4-D mask; load the model with "
+            f"{' or '.join(MASKED_ATTENTION)}"
+        )
 
 
 @contextmanager
@@ -132,7 +150,9 @@ def attention_implementation(model: Module, name: str) -> Iterator[None]:
 
 
 def target_value(logits: Tensor, token: Tensor, target: str) -> Tensor:
-    """`F`: the probability (softmax in float32 or better) or the logit of `token`; logits `[..., V]`, token `[...]`."""
+    """`F`: the probability (softmax in float32 or better) or the logit of `token`; logits `[...,
+    V]`, token `[...]`.
+    """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     picked = logits.gather(-1, token[..., None]).squeeze(-1)
     if target == "logit":
@@ -142,7 +162,8 @@ def target_value(logits: Tensor, token: Tensor, target: str) -> Tensor:
 
 @torch.no_grad()
 def target_gradient(logits: Tensor, token: Tensor, target: str) -> Tensor:
-    """`dF/dlogits [..., V]` of `target_value`, in the logits' dtype; by hand, because autograd would pass over the vocabulary five times.
+    """`dF/dlogits [..., V]` of `target_value`, in the logits' dtype; by hand, because autograd
+    would pass over the vocabulary five times.
 
     For the probability `p` of the token it is `p (1_token - softmax)`, for the logit `1_token`.
     """

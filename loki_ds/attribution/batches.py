@@ -1,7 +1,8 @@
 """Which prompts are swept together, how many at a time, and the loop over them on all ranks.
 
-Prompts that begin alike go together (their common beginning is computed once), others by length (little padding). Batches start
-from what memory was measured to hold and are halved when the device runs out nevertheless. Every rank takes part in every turn.
+Prompts that begin alike go together (their common beginning is computed once), others by length
+(little padding). Batches start from what memory was measured to hold and are halved when the device
+runs out nevertheless. Every rank takes part in every turn.
 """
 
 import logging
@@ -40,7 +41,8 @@ def attribute(
 ) -> Tensor:
     """Integrated-Gradients score of every node for every prompt, at the prompt's last token.
 
-    With a model sharded by ZeRO-3 all ranks call it with the same prompts, share them out, and get all scores.
+    With a model sharded by ZeRO-3 all ranks call it with the same prompts, share them out, and get
+    all scores.
 
     Args:
         model: a causal language model of transformers, in eval mode, whole or sharded by ZeRO-3.
@@ -55,7 +57,8 @@ def attribute(
         Scores `[prompts, layers, d_model]` on the CPU, float32 (float64 for a float64 model).
 
     Raises:
-        Refusal: the model is of a kind that the sweep does not get right (`self_check`), or one prompt alone does not fit.
+        Refusal: the model is of a kind that the sweep does not get right (`self_check`), or one
+            prompt alone does not fit.
     """
     check_family(model)
     sweep = Sweep(model, steps=steps, rule=rule, target=target, multiply_by_value=multiply_by_value)
@@ -72,7 +75,9 @@ def attribute(
 
 
 def batches(prompts: Sequence[Sequence[int]], size: int) -> list[list[int]]:
-    """Indices of prompts in batches of at most `size`, the longest first (memory fails early, not late)."""
+    """Indices of prompts in batches of at most `size`, the longest first (memory fails early, not
+    late).
+    """
     alone: list[int] = []
     cut: list[list[int]] = []
     for family in _families(prompts):
@@ -85,7 +90,9 @@ def batches(prompts: Sequence[Sequence[int]], size: int) -> list[list[int]]:
 
 
 def _families(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Indices of prompts that share a beginning worth computing once; in lexical order they are neighbours."""
+    """Indices of prompts that share a beginning worth computing once; in lexical order they are
+    neighbours.
+    """
     families: list[list[int]] = []
     for i in sorted(range(len(prompts)), key=lambda i: (list(prompts[i]), i)):
         if families and shared_length([prompts[families[-1][0]], prompts[i]]):
@@ -109,7 +116,8 @@ def batch_size(section: AttributionSection, sweep: Sweep, prompts: Sequence[Sequ
 
 
 def affordable_batch(sweep: Sweep, prompts: Sequence[Sequence[int]], budget: int) -> int:
-    """How many prompts a batch may hold in `budget` bytes on every rank: a power of two, from what one and two prompts took.
+    """How many prompts a batch may hold in `budget` bytes on every rank: a power of two, from what
+    one and two prompts took.
 
     Measured on the two longest prompts that go together, so the others stay below.
     """
@@ -119,7 +127,9 @@ def affordable_batch(sweep: Sweep, prompts: Sequence[Sequence[int]], budget: int
     each = max(two - one, one // 4, 1)  # a measured difference can be smaller than noise
     fits = min(from_all_ranks(max(1, 1 + (budget - one) // each)))
     size = 1 << (min(fits, LARGEST).bit_length() - 1)
-    log.info("attribute: one prompt takes %.2f GiB, each further one %.2f: %d in a batch", one / 2**30, each / 2**30, size)
+    log.info(
+        "attribute: one prompt takes %.2f GiB, each further one %.2f: %d in a batch", one / 2**30, each / 2**30, size
+    )
     return size
 
 
@@ -128,10 +138,12 @@ def sweep_batches(
 ) -> Iterator[tuple[list[int], Swept]]:
     """Sweep each planned batch once; yields a batch's indices and result on the rank that made it.
 
-    When a device runs out of memory, all batches from there on are half as large, on all ranks, and the log says so.
+    When a device runs out of memory, all batches from there on are half as large, on all ranks, and
+    the log says so.
 
     Args:
-        shared_out: the ranks share the batches; False lets this rank alone do all of them (an unsharded model).
+        shared_out: the ranks share the batches; False lets this rank alone do all of them (an
+            unsharded model).
 
     Raises:
         Refusal: a single prompt does not fit the device's memory.
@@ -147,7 +159,9 @@ def sweep_batches(
         if not failed:
             continue
         if min(failed) == 1:
-            raise Refusal("attribution: a single prompt does not fit the device's memory; use shorter prompts or more ranks")
+            raise Refusal(
+                "attribution: a single prompt does not fit the device's memory; use shorter prompts or more ranks"
+            )
         size = min(failed) // 2
         log.warning("attribute: out of memory at %d prompts in a batch; going on with %d", min(failed), size)
         waiting = [*([batch] if batch and not swept else []), *mine]
@@ -155,7 +169,9 @@ def sweep_batches(
 
 
 def turns(planned: Sequence[list[int]]) -> Iterator[list[int]]:
-    """This rank's batch of every turn; empty when it has none left, because every gather needs all ranks."""
+    """This rank's batch of every turn; empty when it has none left, because every gather needs all
+    ranks.
+    """
     for first in range(0, len(planned), world_size()):
         mine = first + rank()
         yield planned[mine] if mine < len(planned) else []

@@ -1,4 +1,7 @@
-"""KVA by its definition (paper eq. 5): the whole model once per prompt, layer and step. Short and slow; the sweep is held to it."""
+"""KVA by its definition (paper eq. 5): the whole model once per prompt, layer and step.
+
+Short and slow; the sweep is held to it.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -32,9 +35,16 @@ def attribute_by_definition(
 
 
 def attribute_layer(
-    model: Module, ids: Tensor, layer: Module, points: tuple[list[float], list[float]], target: str, multiply_by_value: bool
+    model: Module,
+    ids: Tensor,
+    layer: Module,
+    points: tuple[list[float], list[float]],
+    target: str,
+    multiply_by_value: bool,
 ) -> Tensor:
-    """One layer's scores `[d_model]` for one prompt, ids `[1, T]`; `points` are the path's fractions and weights (`rules.path`)."""
+    """One layer's scores `[d_model]` for one prompt, ids `[1, T]`; `points` are the path's
+    fractions and weights (`rules.path`).
+    """
     with torch.no_grad(), down_projection_output(layer) as seen:
         token = model(input_ids=ids).logits[0, -1].argmax()
     value = seen[0]

@@ -1,7 +1,9 @@
-"""Kept scores: every prompt's attribution in safetensors shards beside a manifest, so that a killed pass goes on where it was.
+"""Kept scores: every prompt's attribution in safetensors shards beside a manifest, so that a killed
+pass goes on where it was.
 
-Scores are stored in float16 after division by each (prompt, layer)'s largest absolute score, which is stored in float32: two
-bytes a node (MMLU's 2,850 prompts on 32 layers of 4,096: 0.75 GB), and eleven bits where it matters, at the extremes.
+Scores are stored in float16 after division by each (prompt, layer)'s largest absolute score, which
+is stored in float32: two bytes a node (MMLU's 2,850 prompts on 32 layers of 4,096: 0.75 GB), and
+eleven bits where it matters, at the extremes.
 """
 
 import json
@@ -52,7 +54,9 @@ class KeptScores:
         except ValueError:
             found = None
         if not isinstance(found, dict) or "inputs" not in found:
-            raise Refusal(f"{self.manifest}: not the manifest of an attribution; delete {self.folder}, and the pass starts anew")
+            raise Refusal(
+                f"{self.manifest}: not the manifest of an attribution; delete {self.folder}, and the pass starts anew"
+            )
         return found
 
     def done(self) -> set[int]:
@@ -82,7 +86,8 @@ class KeptScores:
             aside.write_bytes(shard)
 
     def scores(self, prompts: Sequence[int] | None = None) -> Tensor:
-        """Scores `[prompts, layers, d_model]`, float32, of the given prompts in that order, or of all in the protected set's order.
+        """Scores `[prompts, layers, d_model]`, float32, of the given prompts in that order, or of
+        all in the protected set's order.
 
         Raises:
             Refusal: nothing is kept there.
@@ -114,7 +119,9 @@ def _read(path: Path, *names: str) -> dict[str, Tensor]:
         with safe_open(path, "pt") as tensors:
             return {name: tensors.get_tensor(name) for name in names}
     except SafetensorError as error:
-        raise Refusal(f"{path}: not a whole file of scores ({error}); delete it, and the same command scores those prompts again") from None
+        raise Refusal(
+            f"{path}: not a whole file of scores ({error}); delete it, and the same command scores those prompts again"
+        ) from None
 
 
 def kept_sensitivity(path: Path) -> tuple[Tensor, Tensor]:
@@ -124,6 +131,9 @@ def kept_sensitivity(path: Path) -> tuple[Tensor, Tensor]:
         Refusal: there are none.
     """
     if not path.exists():
-        raise Refusal(f"{path}: no sensitivities there; run the main job with selection.strategy=layer_sensitivity --until attribute first")
+        raise Refusal(
+            f"{path}: no sensitivities there; run the main job with selection.strategy=layer_sensitivity --until "
+            "attribute first"
+        )
     found = load_file(path)
     return found["protected"], found["new_task"]

@@ -1,8 +1,10 @@
-"""How the sweep calls one decoder layer: with which masks, positions and keys and values, for each kind of input it carries.
+"""How the sweep calls one decoder layer: with which masks, positions and keys and values, for each
+kind of input it carries.
 
-A batch of B prompts, the longest with T tokens, goes through a layer in up to three calls: the **shared** tokens that all prompts
-begin with (C of them, one row for the whole batch), the **rest** of each prompt's tokens before the last (up to position P = T - 1),
-and the **rows** that all sit at a prompt's last position. Each call sees the keys and values that the calls before it left.
+A batch of B prompts, the longest with T tokens, goes through a layer in up to three calls: the
+**shared** tokens that all prompts begin with (C of them, one row for the whole batch), the **rest**
+of each prompt's tokens before the last (up to position P = T - 1), and the **rows** that all sit at
+a prompt's last position. Each call sees the keys and values that the calls before it left.
 
 Knows what transformers hands to a layer. Knows nothing of interventions, targets or gradients.
 """
@@ -21,10 +23,14 @@ WORTH_SHARING = 32  # tokens
 
 
 class KeysValues:
-    """One layer's keys and values of the tokens before the last, in the shape of transformers' cache: filled, closed, then only read."""
+    """One layer's keys and values of the tokens before the last, in the shape of transformers'
+    cache: filled, closed, then only read.
+    """
 
     def __init__(self) -> None:
-        self.kept: list[tuple[Tensor, Tensor]] = []  # of the shared tokens [1, heads, C, d_head], of the rest [B, heads, P - C, d_head]
+        self.kept: list[
+            tuple[Tensor, Tensor]
+        ] = []  # of the shared tokens [1, heads, C, d_head], of the rest [B, heads, P - C, d_head]
         self.closed = False
 
     def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
@@ -42,7 +48,9 @@ class KeysValues:
 
 
 class LayerCall:
-    """One layer's calls for one batch, and what the layer leaves on the way up for the way down (`true`, `variants`, `value`)."""
+    """One layer's calls for one batch, and what the layer leaves on the way up for the way down
+    (`true`, `variants`, `value`).
+    """
 
     def __init__(self, arguments: dict[str, Any], mask: Tensor, last: Tensor, shared: int) -> None:
         """Take note of the batch.
@@ -55,7 +63,9 @@ class LayerCall:
         """
         for name, value in arguments.items():
             if name not in KNOWN_ARGUMENTS and value is not None and not isinstance(value, bool | str | int | float):
-                raise Refusal(f"decoder layers of this model take {name!r}, which attribution does not know how to pass on")
+                raise Refusal(
+                    f"decoder layers of this model take {name!r}, which attribution does not know how to pass on"
+                )
         self.arguments, self.last, self.shared = arguments, last, shared
         self.cache = next(name for name in CACHE if name in arguments)
         self.before_last = mask.shape[-1] - 1  # P
@@ -83,7 +93,9 @@ class LayerCall:
         )
 
     def for_rows(self, rows: Tensor) -> dict[str, Any]:
-        """Arguments for `[B, R, d_model]` rows at each prompt's last position: they see the tokens before it and themselves."""
+        """Arguments for `[B, R, d_model]` rows at each prompt's last position: they see the tokens
+        before it and themselves.
+        """
         n, count = rows.shape[:2]
         positions = torch.arange(self.before_last, device=rows.device)
         sees = self.allowed[self.last, : self.before_last] & (positions < self.last[:, None])  # [B, P]
@@ -103,7 +115,9 @@ class LayerCall:
         self.true = self.variants = self.value = self.last
 
     def _for_first(self, count: int, prompts: slice) -> dict[str, Any]:
-        """As the model itself calls the layer, for the first positions only (its mask may be none, then attention is causal)."""
+        """As the model itself calls the layer, for the first positions only (its mask may be none,
+        then attention is causal).
+        """
         mask = self.arguments["attention_mask"]
         cos, sin = self.arguments["position_embeddings"]
         return self._call(
@@ -120,7 +134,8 @@ class LayerCall:
 def shared_length(prompts: Sequence[Sequence[int]]) -> int:
     """How many tokens all prompts begin with, each prompt's last one never counted.
 
-    0 when they are few, or less than a quarter of the longest prompt: then one causal call, which needs no mask, is the cheaper one.
+    0 when they are few, or less than a quarter of the longest prompt: then one causal call, which
+    needs no mask, is the cheaper one.
     """
     if len(prompts) < 2:
         return 0
@@ -131,4 +146,6 @@ def shared_length(prompts: Sequence[Sequence[int]]) -> int:
 
 
 def _additive(allowed: Tensor, like: Tensor) -> Tensor:
-    return torch.zeros(allowed.shape, dtype=like.dtype, device=like.device).masked_fill(~allowed, torch.finfo(like.dtype).min)
+    return torch.zeros(allowed.shape, dtype=like.dtype, device=like.device).masked_fill(
+        ~allowed, torch.finfo(like.dtype).min
+    )

@@ -1,7 +1,10 @@
-"""Is the sweep right for this model? Known families are held to the definition by the tests; any other one is held to it here.
+"""Is the sweep right for this model?
 
-The check builds a tiny copy of the model's own class and configuration with random weights in float64, and compares the sweep with
-the definition on it. A family that cannot be copied or does not agree is refused, never attributed wrongly in silence.
+Known families are held to the definition by the tests; any other one is held to it here.
+
+The check builds a tiny copy of the model's own class and configuration with random weights in
+float64, and compares the sweep with the definition on it. A family that cannot be copied or does
+not agree is refused, never attributed wrongly in silence.
 """
 
 import copy
@@ -40,13 +43,18 @@ def check_family(model: PreTrainedModel) -> None:
     """
     config = model.config.get_text_config()
     if config.model_type not in PROVEN:
-        log.info("attribute: %s is not a known family; comparing the sweep with the definition on a tiny copy", config.model_type)
+        log.info(
+            "attribute: %s is not a known family; comparing the sweep with the definition on a tiny copy",
+            config.model_type,
+        )
         difference = _difference(type(model), config)
         log.info("attribute: the tiny %s agrees to %.1e", config.model_type, difference)
 
 
 def _difference(model_class: type, config: Any) -> float:
-    """Largest difference between sweep and definition, relative to the largest score, on a tiny model of the class."""
+    """Largest difference between sweep and definition, relative to the largest score, on a tiny
+    model of the class.
+    """
     name = model_class.__name__
     try:
         with torch.random.fork_rng(devices=[]), unsharded():
@@ -55,18 +63,23 @@ def _difference(model_class: type, config: Any) -> float:
             for parameter in model.parameters():
                 parameter.mul_(4 if parameter.dim() > 1 else 1)  # so that the layers matter
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
-        raise Refusal(f"{name}: an unknown family, and no tiny copy of it could be built to check attribution: {error}") from None
+        raise Refusal(
+            f"{name}: an unknown family, and no tiny copy of it could be built to check attribution: {error}"
+        ) from None
     expected = attribute_by_definition(model, PROMPTS, steps=2)
     difference = ((Sweep(model, steps=2).run(PROMPTS).scores - expected).abs().max() / expected.abs().max()).item()
     if not difference < TOLERANCE:
         raise Refusal(
-            f"{name}: an unknown family, and attribution by the sweep differs from the definition by {difference:.1e} on a tiny copy"
+            f"{name}: an unknown family, and attribution by the sweep differs from the definition by "
+            f"{difference:.1e} on a tiny copy"
         )
     return difference
 
 
 def tiny_config(config: Any) -> Any:
-    """A copy of a configuration with every size made small and every other choice kept; at most four layers, all kinds of them."""
+    """A copy of a configuration with every size made small and every other choice kept; at most
+    four layers, all kinds of them.
+    """
     tiny = copy.deepcopy(config)
     kinds = getattr(config, "layer_types", None)
     layers = min(config.num_hidden_layers, 4)

@@ -1,8 +1,11 @@
-"""Sensitivity: how strongly the model's predictions react to what each node writes, over all tokens (beyond the paper).
+"""Sensitivity: how strongly the model's predictions react to what each node writes, over all tokens
+(beyond the paper).
 
-Plain back-propagation to every `down_proj` output, layer by layer, each gathered once up and once down; no parameter needs a gradient.
-With `F` the summed log-probability of what is predicted at every position, a node's second moment is `E[(dF/dz_j)^2]` over tokens: to
-second order, what noise on the node's output costs. Small on the protected set: little is lost. Large on the new task: much to gain.
+Plain back-propagation to every `down_proj` output, layer by layer, each gathered once up and once
+down; no parameter needs a gradient. With `F` the summed log-probability of what is predicted at
+every position, a node's second moment is `E[(dF/dz_j)^2]` over tokens: to second order, what noise
+on the node's output costs. Small on the protected set: little is lost. Large on the new task: much
+to gain.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +16,14 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from loki_ds.attribution.anatomy import decoder_layers, down_projection, down_projection_calls, emptied, logits_above, parts_around_layers
+from loki_ds.attribution.anatomy import (
+    decoder_layers,
+    down_projection,
+    down_projection_calls,
+    emptied,
+    logits_above,
+    parts_around_layers,
+)
 from loki_ds.attribution.batches import IDLE, turns
 from loki_ds.attribution.sweep import HEAD_ROWS, padded
 from loki_ds.ranks import sum_over_ranks
@@ -21,14 +31,19 @@ from loki_ds.zero import Gatherer, device_of
 
 
 class Text(NamedTuple):
-    """One token sequence; `learnt` is 1 for each token whose prediction counts (never the first), or None: the model's own predictions."""
+    """One token sequence; `learnt` is 1 for each token whose prediction counts (never the first),
+    or None: the model's own predictions.
+    """
 
     tokens: list[int]
     learnt: list[int] | None = None
 
 
-def output_gradient_moments(model: Module, texts: Sequence[Text], planned: Sequence[list[int]], gatherer: Gatherer) -> Tensor:
-    """`E[(dF/dz_j)^2]` of every node over all tokens of the texts, `[layers, d_model]` float64 on the CPU, the same on all ranks.
+def output_gradient_moments(
+    model: Module, texts: Sequence[Text], planned: Sequence[list[int]], gatherer: Gatherer
+) -> Tensor:
+    """`E[(dF/dz_j)^2]` of every node over all tokens of the texts, `[layers, d_model]` float64 on
+    the CPU, the same on all ranks.
 
     planned: batches of indices into `texts`, shared out among the ranks.
     """
@@ -42,8 +57,12 @@ def output_gradient_moments(model: Module, texts: Sequence[Text], planned: Seque
     return sum_over_ranks(sums) / sum_over_ranks(tokens)
 
 
-def _output_gradients(model: Module, layers: list[Module], gatherer: Gatherer, texts: list[Text]) -> Iterator[tuple[int, Tensor]]:
-    """`dF/dz` at every layer's `down_proj` output, `[B, T, d_model]` (0 at padding), from the top layer down."""
+def _output_gradients(
+    model: Module, layers: list[Module], gatherer: Gatherer, texts: list[Text]
+) -> Iterator[tuple[int, Tensor]]:
+    """`dF/dz` at every layer's `down_proj` output, `[B, T, d_model]` (0 at padding), from the top
+    layer down.
+    """
     ids = padded([text.tokens for text in texts]).to(device_of(model))
     with torch.no_grad(), gatherer.whole(*parts_around_layers(model)), emptied(layers) as run:
         model.get_decoder()(input_ids=ids, use_cache=False)  # type: ignore[operator]
@@ -62,7 +81,9 @@ def _output_gradients(model: Module, layers: list[Module], gatherer: Gatherer, t
             yield i, at_output
 
 
-def _gradient_at_top(model: Module, layers: list[Module], gatherer: Gatherer, texts: list[Text], ids: Tensor, hidden: Tensor) -> Tensor:
+def _gradient_at_top(
+    model: Module, layers: list[Module], gatherer: Gatherer, texts: list[Text], ids: Tensor, hidden: Tensor
+) -> Tensor:
     """`dF` with respect to the last layer's output `[B, T, d_model]`."""
     head = model.get_output_embeddings()  # type: ignore[operator]
     counts = padded([_counted(text) for text in texts]).to(ids.device).flatten()

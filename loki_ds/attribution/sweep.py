@@ -1,12 +1,16 @@
-"""KVA in one sweep up and one down the layers: every layer's weights are used twice per batch of prompts, not layers x steps times.
+"""KVA in one sweep up and one down the layers: every layer's weights are used twice per batch of
+prompts, not layers x steps times.
 
-Only the last token changes between interventions and attention is causal, so the keys and values of everything before it are
-computed once. The last token is carried as a set of **rows** that all sit at its position and see the tokens before it and
-themselves, never one another: the true one, and from every layer passed its **variants**, copies of the true one whose
-`down_proj` output was scaled by alpha. At the top the target is taken on all rows; on the way down each layer is recomputed from
-its stored rows and the gradient pulled back, and what arrives at a layer's own fresh variants is what the definition asks for.
+Only the last token changes between interventions and attention is causal, so the keys and values of
+everything before it are computed once. The last token is carried as a set of **rows** that all sit
+at its position and see the tokens before it and themselves, never one another: the true one, and
+from every layer passed its **variants**, copies of the true one whose `down_proj` output was scaled
+by alpha. At the top the target is taken on all rows; on the way down each layer is recomputed from
+its stored rows and the gradient pulled back, and what arrives at a layer's own fresh variants is
+what the definition asks for.
 
-Knows nothing of partitioning beyond the gatherer it is given, and nothing of any model family (see `anatomy`, `layer_call`).
+Knows nothing of partitioning beyond the gatherer it is given, and nothing of any model family (see
+`anatomy`, `layer_call`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -41,7 +45,9 @@ HEAD_ROWS = 4096  # rows whose logits are held at once: 4096 x 128k vocabulary i
 
 @dataclass
 class Swept:
-    """One batch's result, on the CPU: scores `[B, L, d_model]`, target token `[B]`, value `F(z)` `[B]`, baseline `F(0)` `[B, L]`."""
+    """One batch's result, on the CPU: scores `[B, L, d_model]`, target token `[B]`, value `F(z)`
+    `[B]`, baseline `F(0)` `[B, L]`.
+    """
 
     scores: Tensor
     target_token: Tensor
@@ -50,7 +56,9 @@ class Swept:
 
     @property
     def residual(self) -> Tensor:
-        """Completeness, `[B, L]`: `sum_j Attr_{l,j} - (F(z_l) - F(0))`; 0 for an exact integral, if scores are multiplied by value."""
+        """Completeness, `[B, L]`: `sum_j Attr_{l,j} - (F(z_l) - F(0))`; 0 for an exact integral, if
+        scores are multiplied by value.
+        """
         return self.scores.sum(-1) - (self.value[:, None] - self.baseline)
 
 
@@ -78,7 +86,8 @@ class Sweep:
     def attempt(self, prompts: Sequence[Sequence[int]]) -> Swept | None:
         """Scores for one batch, or None when the device's memory is not enough for it.
 
-        Also then this rank has taken part in every gather of the pass, so the other ranks do not wait for it.
+        Also then this rank has taken part in every gather of the pass, so the other ranks do not
+        wait for it.
         """
         gathers = self.gatherer.count
         try:
@@ -109,7 +118,9 @@ class Sweep:
 
     @torch.no_grad()
     def _embed(self, prompts: Sequence[Sequence[int]]) -> "_Batch":
-        """Embed the prompts (right-padded) and learn from the model's own forward what each layer is called with."""
+        """Embed the prompts (right-padded) and learn from the model's own forward what each layer
+        is called with.
+        """
         lengths = torch.tensor([len(prompt) for prompt in prompts])
         where = device_of(self.model)
         ids, last = padded(prompts).to(where), (lengths - 1).to(where)
@@ -127,12 +138,18 @@ class Sweep:
             true=true,
             variants=true[:, :0],
             at_zero=true[:, :0],
-            calls=[LayerCall(a, m["attention_mask"][0, 0], last, shared) for a, m in zip(run.arguments, masked.arguments, strict=True)],
+            calls=[
+                LayerCall(a, m["attention_mask"][0, 0], last, shared)
+                for a, m in zip(run.arguments, masked.arguments, strict=True)
+            ],
         )
 
     @torch.no_grad()
     def _go_up(self, batch: "_Batch") -> None:
-        """Tokens and rows through the layers. Every layer adds its fresh variants, and one at alpha 0 that gives `F(0)`."""
+        """Tokens and rows through the layers.
+
+        Every layer adds its fresh variants, and one at alpha 0 that gives `F(0)`.
+        """
         with closing(self.gatherer.walk(self.layers)) as layers:
             for layer, call in zip(layers, batch.calls, strict=True):
                 self._layer_up(layer, call, batch)
@@ -165,9 +182,11 @@ class Sweep:
 
     @torch.no_grad()
     def observe_inputs(self, prompts: Sequence[Sequence[int]], observe: Callable[[int, Tensor, int], None]) -> None:
-        """Take the prompts' tokens up the layers, one gather each, and show what every `W_down` receives.
+        """Take the prompts' tokens up the layers, one gather each, and show what every `W_down`
+        receives.
 
-        observe: called with the layer's number, inputs `[tokens, d_ff]` (no padding among them) and how many prompts they stand for.
+        observe: called with the layer's number, inputs `[tokens, d_ff]` (no padding among them) and
+        how many prompts they stand for.
         """
         batch = self._embed(prompts)
         with closing(self.gatherer.walk(self.layers)) as layers:
@@ -185,13 +204,17 @@ class Sweep:
                     observe(i, seen[0][0], len(prompts))
 
     def _take_target(self, batch: "_Batch") -> Tensor:
-        """`F` on all rows, kept in the batch; returns its gradient at the top of the variants, `[B, L * steps, d_model]`."""
+        """`F` on all rows, kept in the batch; returns its gradient at the top of the variants, `[B,
+        L * steps, d_model]`.
+        """
         head = self.model.get_output_embeddings()  # type: ignore[operator]
         with self.gatherer.whole(*parts_around_layers(self.model), head):
             self._take_values(batch)
             tokens = batch.target_token[:, None].expand(batch.variants.shape[:2]).flatten()
             gradients: list[Tensor] = []
-            for chunk, token in zip(batch.variants.flatten(0, 1).split(HEAD_ROWS), tokens.split(HEAD_ROWS), strict=True):
+            for chunk, token in zip(
+                batch.variants.flatten(0, 1).split(HEAD_ROWS), tokens.split(HEAD_ROWS), strict=True
+            ):
                 point = chunk.detach().requires_grad_()
                 logits = self._logits(point)
                 gradients += torch.autograd.grad(logits, point, target_gradient(logits, token, self.target))
@@ -213,9 +236,13 @@ class Sweep:
         return logits_above(self.model, self.layers, rows)
 
     def _come_down(self, batch: "_Batch", gradient: Tensor) -> Tensor:
-        """Pull the gradient back layer by layer, `[B, (l + 1) * steps, d_model]` at layer l; returns scores `[B, L, d_model]`."""
+        """Pull the gradient back layer by layer, `[B, (l + 1) * steps, d_model]` at layer l;
+        returns scores `[B, L, d_model]`.
+        """
         steps = len(self.alphas)
-        weights = torch.tensor(self.weights, device=gradient.device, dtype=torch.promote_types(gradient.dtype, torch.float32))
+        weights = torch.tensor(
+            self.weights, device=gradient.device, dtype=torch.promote_types(gradient.dtype, torch.float32)
+        )
         scores = []
         with closing(self.gatherer.walk(self.layers[::-1])) as layers:
             for layer, call in zip(layers, batch.calls[::-1], strict=True):
@@ -237,7 +264,9 @@ def padded(rows: Sequence[Sequence[int]]) -> Tensor:
 
 @dataclass
 class _Batch:
-    """A batch of B prompts between two layers; the longest has T tokens, all begin with the same C, P = T - 1."""
+    """A batch of B prompts between two layers; the longest has T tokens, all begin with the same C,
+    P = T - 1.
+    """
 
     shared: Tensor  # the tokens that all prompts begin with [1, C, d_model]
     rest: Tensor  # every other token but the last, right-padded [B, P - C, d_model]
@@ -252,7 +281,9 @@ class _Batch:
 
 @dataclass
 class _Taken:
-    """The `down_proj` outputs of one call: as they came `[B, R, d_model]`, and the fresh rows' after scaling `[B, m, d_model]`."""
+    """The `down_proj` outputs of one call: as they came `[B, R, d_model]`, and the fresh rows'
+    after scaling `[B, m, d_model]`.
+    """
 
     unscaled: Tensor
     scaled: Tensor
@@ -260,9 +291,11 @@ class _Taken:
 
 @contextmanager
 def scaled_down_projection(layer: Module, alphas: Sequence[float]) -> Iterator[_Taken]:
-    """While open, the last `len(alphas)` rows' `down_proj` outputs are multiplied by alpha: the intervention itself.
+    """While open, the last `len(alphas)` rows' `down_proj` outputs are multiplied by alpha: the
+    intervention itself.
 
-    It happens inside the layer, so whatever follows (a post-norm, a residual multiplier) is the family's own code.
+    It happens inside the layer, so whatever follows (a post-norm, a residual multiplier) is the
+    family's own code.
     """
     taken = _Taken(torch.empty(0), torch.empty(0))
 

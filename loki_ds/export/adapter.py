@@ -1,7 +1,9 @@
-"""A LoKI implant as a stock PEFT LoRA adapter: nothing of ours is needed to load, merge or serve it.
+"""A LoKI implant as a stock PEFT LoRA adapter: nothing of ours is needed to load, merge or serve
+it.
 
-`W + B A` with `lora_B [d_model, r]` and `lora_A [r, d_ff]`. For whole rows, `r = k`, `lora_B` selects the rows (one 1 in each column) and
-`lora_A` is the delta; for `lora` mode the two factors are the trained ones, `lora_B` zero outside the rows. Scaling is 1 in every layer.
+`W + B A` with `lora_B [d_model, r]` and `lora_A [r, d_ff]`. For whole rows, `r = k`, `lora_B`
+selects the rows (one 1 in each column) and `lora_A` is the delta; for `lora` mode the two factors
+are the trained ones, `lora_B` zero outside the rows. Scaling is 1 in every layer.
 """
 
 from dataclasses import dataclass

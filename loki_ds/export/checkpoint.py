@@ -1,7 +1,8 @@
-"""Implants and checkpoint folders: put rows into safetensors files by their place on the disk, and read them from two checkpoints.
+"""Implants and checkpoint folders: put rows into safetensors files by their place on the disk, and
+read them from two checkpoints.
 
-A checkpoint is copied and the selected rows are overwritten where they lie, so every other byte, header included, is the source's by
-construction and a model larger than memory is no matter.
+A checkpoint is copied and the selected rows are overwritten where they lie, so every other byte,
+header included, is the source's by construction and a model larger than memory is no matter.
 """
 
 import json
@@ -36,7 +37,10 @@ def apply_to_checkpoint(base: Path, implant: Implant, out: Path) -> None:
 
 
 def revert_in_checkpoint(model: Path, implant: Implant, out: Path) -> None:
-    """A copy of an implanted model with the base's rows, bit for bit. Raises as `apply_to_checkpoint` does."""
+    """A copy of an implanted model with the base's rows, bit for bit.
+
+    Raises as `apply_to_checkpoint` does.
+    """
     _rewrite(model, implant, out, "implanted", "base")
 
 
@@ -45,7 +49,10 @@ def read_rows(folder: Path, positions: Positions) -> dict[int, Tensor]:
     with open_checkpoint(folder) as checkpoint:
         names = down_names(checkpoint.names)
         if len(names) != len(positions.rows):
-            raise Refusal(f"{folder}: the checkpoint has {len(names)} layers with mlp.down_proj, the positions have {len(positions.rows)}")
+            raise Refusal(
+                f"{folder}: the checkpoint has {len(names)} layers with mlp.down_proj, the positions have "
+                f"{len(positions.rows)}"
+            )
         return {i: checkpoint.read(names[i])[rows] for i, rows in enumerate(positions.rows) if rows}
 
 
@@ -71,20 +78,28 @@ def _rewrite(source: Path, implant: Implant, out: Path, found: str, wanted: str)
 
 def _check_fits(source: Path, checkpoint: Checkpoint, names: dict[int, str], implant: Implant, found: str) -> None:
     if len(names) != implant.layer_count:
-        raise Refusal(f"{source}: the model has {len(names)} layers with mlp.down_proj, the implant was made for {implant.layer_count}")
+        raise Refusal(
+            f"{source}: the model has {len(names)} layers with mlp.down_proj, the implant was made for "
+            f"{implant.layer_count}"
+        )
     for layer, rows in implant.layers.items():
         weight, expected = checkpoint.read(names[layer]), getattr(rows, found)
         if weight.shape[1:] != expected.shape[1:] or weight.dtype != expected.dtype or rows.rows[-1] >= len(weight):
             raise Refusal(
-                f"{source}: {names[layer]} is {weight.dtype} {list(weight.shape)}, the implant has rows up to {int(rows.rows[-1])} "
+                f"{source}: {names[layer]} is {weight.dtype} {list(weight.shape)}, the implant has rows up to "
+                f"{int(rows.rows[-1])} "
                 f"of {expected.dtype} and {expected.shape[1]} columns"
             )
         if not same_bits(weight[rows.rows], expected):
-            raise Refusal(f"{source}: {names[layer]} does not hold the rows the implant expects ({found}); is it another model?")
+            raise Refusal(
+                f"{source}: {names[layer]} does not hold the rows the implant expects ({found}); is it another model?"
+            )
 
 
 def _overwrite(file: Path, name: str, rows: Tensor, values: Tensor) -> None:
-    """Write whole rows of one tensor at their place in a safetensors file (8 bytes of header length, a JSON header, the data)."""
+    """Write whole rows of one tensor at their place in a safetensors file (8 bytes of header
+    length, a JSON header, the data).
+    """
     with file.open("rb") as handle:
         length = int.from_bytes(handle.read(8), "little")
         entry = json.loads(handle.read(length))[name]

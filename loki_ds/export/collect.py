@@ -1,4 +1,5 @@
-"""From the trained model on the ranks to files on rank 0: a gathered checkpoint, or only the deltas.
+"""From the trained model on the ranks to files on rank 0: a gathered checkpoint, or only the
+deltas.
 
 All functions are called on every rank; what they return is for rank 0.
 """
@@ -20,7 +21,9 @@ from loki_ds.zero import Gatherer
 
 @dataclass(frozen=True)
 class TrainedDelta:
-    """One layer's trained delta on the CPU: `delta [k, d_ff]`, and in `lora` mode its factors (scaling in `a`)."""
+    """One layer's trained delta on the CPU: `delta [k, d_ff]`, and in `lora` mode its factors
+    (scaling in `a`).
+    """
 
     delta: Tensor
     a: Tensor | None = None

@@ -1,7 +1,8 @@
-"""The implant file: per layer the selected rows, their values in the base and after implanting, bit for bit, in safetensors.
+"""The implant file: per layer the selected rows, their values in the base and after implanting, bit
+for bit, in safetensors.
 
-Both values are kept because a difference of two floating-point numbers need not lead back to either. A file is a few percent of
-the model (two times the quota's share of `W_down`).
+Both values are kept because a difference of two floating-point numbers need not lead back to
+either. A file is a few percent of the model (two times the quota's share of `W_down`).
 """
 
 import json
@@ -23,7 +24,9 @@ MOST_LAYERS = 10_000  # of a file that may be believed
 
 @dataclass(frozen=True)
 class LayerRows:
-    """One layer's share: row numbers `[k]` (int64, ascending), their values in the base and implanted, each `[k, d_ff]`."""
+    """One layer's share: row numbers `[k]` (int64, ascending), their values in the base and
+    implanted, each `[k, d_ff]`.
+    """
 
     rows: Tensor
     base: Tensor
@@ -48,8 +51,11 @@ class Implant:
             for name in ("rows", "base", "implanted"):
                 tensors[f"layers.{layer}.{name}"] = getattr(found, name).contiguous()
         with written_whole(path) as aside:
-            # One entry, because safetensors writes several in any order: equal implants are equal files.
-            save_file(tensors, aside, {FORMAT: json.dumps({"layers": self.layer_count, "facts": self.facts}, sort_keys=True)})
+            # One entry, because safetensors writes several in any order: equal implants are equal
+            # files.
+            save_file(
+                tensors, aside, {FORMAT: json.dumps({"layers": self.layer_count, "facts": self.facts}, sort_keys=True)}
+            )
 
     @classmethod
     def load(cls, path: str | Path) -> "Implant":
@@ -100,10 +106,14 @@ def _checked(path: str | Path, layer: int, found: list[Tensor | None]) -> LayerR
     if rows.dtype != torch.int64 or rows.dim() != 1 or (rows < 0).any() or (rows.diff() <= 0).any():
         raise Refusal(f"{path}: layer {layer}'s rows must be different row numbers from 0 in ascending order")
     if base.shape != implanted.shape or base.dtype != implanted.dtype or base.dim() != 2 or len(base) != len(rows):
-        raise Refusal(f"{path}: layer {layer} has {len(rows)} rows, base {list(base.shape)} and implanted {list(implanted.shape)}")
+        raise Refusal(
+            f"{path}: layer {layer} has {len(rows)} rows, base {list(base.shape)} and implanted {list(implanted.shape)}"
+        )
     return LayerRows(rows, base, implanted)
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors of one shape and dtype hold the same bytes (-0.0 is not 0.0, a NaN equals itself)."""
+    """Whether two tensors of one shape and dtype hold the same bytes (-0.0 is not 0.0, a NaN equals
+    itself).
+    """
     return torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))

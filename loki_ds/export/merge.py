@@ -1,6 +1,8 @@
-"""Merge a baseline's PEFT adapter into its base, in a process of its own (a second model must not load beside live ZeRO-3).
+"""Merge a baseline's PEFT adapter into its base, in a process of its own (a second model must not
+load beside live ZeRO-3).
 
-`python -m loki_ds.export.merge BASE ADAPTER OUT DTYPE`. Stock PEFT and transformers; nothing of LoKI.
+`python -m loki_ds.export.merge BASE ADAPTER OUT DTYPE`. Stock PEFT and transformers; nothing of
+LoKI.
 """
 
 import subprocess

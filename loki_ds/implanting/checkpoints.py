@@ -1,4 +1,6 @@
-"""Checkpoints of a training: which one is whole, what it was made from, and how another number of ranks goes on from it."""
+"""Checkpoints of a training: which one is whole, what it was made from, and how another number of
+ranks goes on from it.
+"""
 
 import json
 from dataclasses import dataclass
@@ -30,14 +32,16 @@ class Checkpoint:
         return self.ranks != world_size()
 
     def micro_steps(self, at_once: int) -> int:
-        """How many micro-steps of `at_once` examples (over all ranks) make a step of as many as before.
+        """How many micro-steps of `at_once` examples (over all ranks) make a step of as many as
+        before.
 
         Raises:
             Refusal: no whole number does.
         """
         if self.examples % at_once:
             raise Refusal(
-                f"{self.folder}: each of its steps has {self.examples} examples, and {world_size()} ranks, which take {at_once} at once, "
+                f"{self.folder}: each of its steps has {self.examples} examples, and {world_size()} ranks, which "
+                f"take {at_once} at once, "
                 f"cannot make that many; go on with {self.ranks} ranks or another number that can, or delete it"
             )
         return self.examples // at_once
@@ -59,7 +63,8 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
 
 
 class MarkWhole(TrainerCallback):
-    """Marks a checkpoint once every rank has written its part, so that a killed write is never gone on from.
+    """Marks a checkpoint once every rank has written its part, so that a killed write is never gone
+    on from.
 
     examples: of one optimizer step; made_from: the stage's inputs.
     """

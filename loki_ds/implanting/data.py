@@ -1,6 +1,9 @@
-"""The new task's data, read and mixed by `datasets`; TRL renders, tokenizes, packs and masks it. Here is only what they lack.
+"""The new task's data, read and mixed by `datasets`; TRL renders, tokenizes, packs and masks it.
 
-That is: which reader a file needs, ShareGPT and Alpaca as chats, and a sentence for data that nothing can be learnt from.
+Here is only what they lack.
+
+That is: which reader a file needs, ShareGPT and Alpaca as chats, and a sentence for data that
+nothing can be learnt from.
 """
 
 import json
@@ -17,17 +20,25 @@ from loki_ds.refusal import Refusal
 
 LAYOUTS = ({"messages"}, {"prompt", "completion"}, {"text"})
 READERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
-SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system", "tool": "tool"}
+SHAREGPT_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+    "tool": "tool",
+}
 
 
 def load_training_data(sources: list[SourceSection], assistant_only: bool, seed: int = 0) -> Dataset:
     """All sources as one data set with only the columns TRL trains on.
 
-    Several sources are drawn from in proportion to their weights until every one has been seen whole (small ones repeat).
+    Several sources are drawn from in proportion to their weights until every one has been seen
+    whole (small ones repeat).
 
     Raises:
-        Refusal: a file is missing, empty or unreadable, has other columns, or (with assistant-only loss) a chat without an
-            assistant turn; or sources of different layouts.
+        Refusal: a file is missing, empty or unreadable, has other columns, or (with assistant-only
+            loss) a chat without an assistant turn; or sources of different layouts.
     """
     loaded = [_load(source, assistant_only) for source in sources]
     if len(loaded) == 1:
@@ -47,7 +58,8 @@ def _load(source: SourceSection, assistant_only: bool) -> Dataset:
     layout = next((layout for layout in LAYOUTS if layout <= set(rows.column_names)), None)
     if layout is None:
         raise Refusal(
-            f"{source.path}: columns are {sorted(rows.column_names)}, allowed are 'messages', 'prompt' with 'completion', 'text', "
+            f"{source.path}: columns are {sorted(rows.column_names)}, allowed are 'messages', 'prompt' with "
+            "'completion', 'text', "
             "ShareGPT's 'conversations', or Alpaca's 'instruction' with 'output'"
         )
     rows = rows.select_columns(sorted(layout | ({"tools"} & set(rows.column_names))))
@@ -77,20 +89,26 @@ def _read(source: SourceSection) -> Dataset:
 
 
 def _check_utf8(file: Path) -> None:
-    """Refuse a text file in another encoding: its reader would put replacement characters into it and go on."""
+    """Refuse a text file in another encoding: its reader would put replacement characters into it
+    and go on.
+    """
     with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             try:
                 line.decode("utf-8")
             except UnicodeDecodeError as error:
-                raise Refusal(f"{file}: line {number} is not UTF-8 (byte {error.start + 1} of it is {line[error.start]:#04x})") from None
+                raise Refusal(
+                    f"{file}: line {number} is not UTF-8 (byte {error.start + 1} of it is {line[error.start]:#04x})"
+                ) from None
 
 
 def _from_hub(source: SourceSection) -> Dataset:
     try:
         return load_dataset(source.path, source.name, split=source.split)
     except (DatasetNotFoundError, ConnectionError, FileNotFoundError, ValueError) as error:
-        raise Refusal(f"{source.path}: no such file, and no data set of that name could be had from the hub: {error}") from None
+        raise Refusal(
+            f"{source.path}: no such file, and no data set of that name could be had from the hub: {error}"
+        ) from None
 
 
 def _as_chats(rows: Dataset, path: str) -> Dataset:
@@ -109,7 +127,9 @@ def _from_sharegpt(row: dict[str, Any], index: int, path: str) -> dict[str, Any]
     messages = [{"role": "system", "content": row["system"]}] if row.get("system") else []
     for turn in row["conversations"]:
         if turn.get("from") not in SHAREGPT_ROLES:
-            raise Refusal(f"{path}: row {index + 1} has a turn from {turn.get('from')!r}, allowed are {', '.join(SHAREGPT_ROLES)}")
+            raise Refusal(
+                f"{path}: row {index + 1} has a turn from {turn.get('from')!r}, allowed are {', '.join(SHAREGPT_ROLES)}"
+            )
         messages.append({"role": SHAREGPT_ROLES[turn["from"]], "content": turn["value"]})
     return {"messages": messages}
 
@@ -131,17 +151,25 @@ def _check_assistant_turns(rows: Dataset, path: str) -> None:
     if "messages" not in rows.column_names:
         raise Refusal(f"{path}: training.assistant_only_loss needs chats ('messages'), columns are {rows.column_names}")
     for line, messages in enumerate(rows["messages"], start=1):
-        if not isinstance(messages, list) or not all(isinstance(message, dict) and "role" in message for message in messages):
+        if not isinstance(messages, list) or not all(
+            isinstance(message, dict) and "role" in message for message in messages
+        ):
             raise Refusal(f"{path}: 'messages' in line {line} is not a list of turns with a role and a content")
         if not any(message["role"] == "assistant" for message in messages):
-            raise Refusal(f"{path}: the chat in line {line} has no assistant turn, so there is nothing to learn from it")
+            raise Refusal(
+                f"{path}: the chat in line {line} has no assistant turn, so there is nothing to learn from it"
+            )
 
 
-def tokens_and_loss(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, training: dict[str, Any]) -> tuple[list[int], list[int]]:
+def tokens_and_loss(
+    row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, training: dict[str, Any]
+) -> tuple[list[int], list[int]]:
     """Token ids and, for each, whether it is trained on; as TRL's SFTTrainer decides it."""
     if "messages" in row:
         tools = json.loads(row["tools"]) if isinstance(row.get("tools"), str) else row.get("tools")
-        found: Any = tokenizer.apply_chat_template(row["messages"], tools=tools, return_dict=True, return_assistant_tokens_mask=True)
+        found: Any = tokenizer.apply_chat_template(
+            row["messages"], tools=tools, return_dict=True, return_assistant_tokens_mask=True
+        )
         everything = not training.get("assistant_only_loss", False)
         return found["input_ids"], [1] * len(found["input_ids"]) if everything else found["assistant_masks"]
     if "text" in row:
@@ -149,6 +177,9 @@ def tokens_and_loss(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, tra
         return tokens, [1] * len(tokens)
     if not isinstance(row["prompt"], str):
         raise Refusal("data.train: conversational prompts are rendered only as 'messages' here")
-    shown, learnt = tokenizer(row["prompt"])["input_ids"], tokenizer(row["completion"], add_special_tokens=False)["input_ids"]
+    shown, learnt = (
+        tokenizer(row["prompt"])["input_ids"],
+        tokenizer(row["completion"], add_special_tokens=False)["input_ids"],
+    )
     prompt_counts = int(training.get("completion_only_loss") is False)
     return shown + learnt, [prompt_counts] * len(shown) + [1] * len(learnt)

@@ -1,8 +1,10 @@
-"""`rows` and `lora` mode: `W_down` stays frozen and a delta on the selected rows trains, zero at the start.
+"""`rows` and `lora` mode: `W_down` stays frozen and a delta on the selected rows trains, zero at
+the start.
 
-The layer computes `y = x (W + D on rows S)^T` (DESIGN 5; the paper's LoKI Linear). The rows are put inside the weight for one product
-forward and one back, and the gradient is `grad_y[..., S]^T x` for the selected rows only; two products and an addition measured
-slower (eval/reports/training_step.md). `lora` is the paper's LoKI*: `D = alpha/r A B`.
+The layer computes `y = x (W + D on rows S)^T` (DESIGN 5; the paper's LoKI Linear). The rows are put
+inside the weight for one product forward and one back, and the gradient is `grad_y[..., S]^T x` for
+the selected rows only; two products and an addition measured slower
+(eval/reports/training_step.md). `lora` is the paper's LoKI*: `D = alpha/r A B`.
 
 Knows nothing of training, ranks or files.
 """
@@ -22,14 +24,21 @@ from loki_ds.recipe import LowRankSection
 class RowLinear(Linear):
     """A down-projection whose weight is frozen and whose selected rows carry a trainable delta.
 
-    Either `delta` `[k, d_ff]`, or `delta_a` `[k, r]` and `delta_b` `[r, d_ff]` train. They are parameters of this very module, not of a
-    child, because ZeRO-3 gathers a module's own parameters for its forward and backward.
+    Either `delta` `[k, d_ff]`, or `delta_a` `[k, r]` and `delta_b` `[r, d_ff]` train. They are
+    parameters of this very module, not of a child, because ZeRO-3 gathers a module's own parameters
+    for its forward and backward.
     """
 
     rows: Tensor
 
     def __init__(
-        self, base: Linear, rows: list[int], dtype: torch.dtype, device: torch.device, low_rank: LowRankSection | None, seed: int
+        self,
+        base: Linear,
+        rows: list[int],
+        dtype: torch.dtype,
+        device: torch.device,
+        low_rank: LowRankSection | None,
+        seed: int,
     ) -> None:
         Module.__init__(self)
         self._quiet: list[Tensor] = []  # in a list, so that no cast of the model's dtype rounds it
@@ -58,7 +67,9 @@ class RowLinear(Linear):
         return project_out(delta, self._quiet[0]) if self._quiet else delta
 
     def keep_quiet(self, basis: Tensor) -> None:
-        """From now on keep the delta out of the span of `basis [d_ff, r]` (orthonormal, on this module's device)."""
+        """From now on keep the delta out of the span of `basis [d_ff, r]` (orthonormal, on this
+        module's device).
+        """
         self._quiet = [basis]
 
     def right_factor(self) -> Tensor:
@@ -78,9 +89,12 @@ def train_row_deltas(
     seed: int,
     quiet: list[Tensor] | None = None,
 ) -> None:
-    """Freeze the model and give every layer with selected rows its `RowLinear`. Call before DeepSpeed sees the model.
+    """Freeze the model and give every layer with selected rows its `RowLinear`.
 
-    dtype, device: of the deltas; low_rank: None for `rows` mode; quiet: per layer the basis `[d_ff, r]` the delta keeps out of.
+    Call before DeepSpeed sees the model.
+
+    dtype, device: of the deltas; low_rank: None for `rows` mode; quiet: per layer the basis `[d_ff,
+    r]` the delta keeps out of.
     """
     model.requires_grad_(False)
     for i, (layer, rows) in enumerate(zip(decoder_layers(model), positions.rows, strict=True)):
@@ -92,7 +106,8 @@ def train_row_deltas(
 
 
 def with_rows(weight: Tensor, rows: Tensor, delta: Tensor) -> Tensor:
-    """A copy of `weight [d_model, d_ff]` with `delta [k, d_ff]` added to its rows `[k]`, rounded once to the weight's dtype.
+    """A copy of `weight [d_model, d_ff]` with `delta [k, d_ff]` added to its rows `[k]`, rounded
+    once to the weight's dtype.
 
     This is also what leaves the run, so the exported model computes what the trained one did.
     """
@@ -101,16 +116,20 @@ def with_rows(weight: Tensor, rows: Tensor, delta: Tensor) -> Tensor:
 
 
 def rows_product(x: Tensor, weight: Tensor, delta: Tensor, rows: Tensor) -> Tensor:
-    """`x (W + D on rows)^T`: one product forward and one back, no gradient for `W`, and the row-bearing weight never kept.
+    """`x (W + D on rows)^T`: one product forward and one back, no gradient for `W`, and the
+    row-bearing weight never kept.
 
-    What the delta's gradient needs is noted before the product is made. So activation checkpointing, which computes a layer again only up
-    to the last thing that was kept, leaves this product out of it (a quarter of a layer's second forward pass).
+    What the delta's gradient needs is noted before the product is made. So activation
+    checkpointing, which computes a layer again only up to the last thing that was kept, leaves this
+    product out of it (a quarter of a layer's second forward pass).
     """
     return _RowsInside.apply(x, weight, delta, rows, _AtRows.apply(x, delta))
 
 
 class _AtRows(torch.autograd.Function):
-    """Stands for `x D^T [..., k]`, whose value nobody reads: it takes the gradient at the rows and gives the delta's."""
+    """Stands for `x D^T [..., k]`, whose value nobody reads: it takes the gradient at the rows and
+    gives the delta's.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, delta: Tensor) -> Tensor:
@@ -130,11 +149,19 @@ class _RowsInside(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, delta: Tensor, rows: Tensor, _: Tensor) -> Tensor:
-        ctx.weight, ctx.delta, ctx.rows = weight, delta.detach(), rows  # not among the saved tensors: checkpointing counts those
+        ctx.weight, ctx.delta, ctx.rows = (
+            weight,
+            delta.detach(),
+            rows,
+        )  # not among the saved tensors: checkpointing counts those
         return nn.functional.linear(x, with_rows(weight, rows, delta))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None, None, Tensor]:
         (gradient,) = gradients
-        below = gradient @ with_rows(ctx.weight, ctx.rows, ctx.delta).to(gradient.dtype) if ctx.needs_input_grad[0] else None
+        below = (
+            gradient @ with_rows(ctx.weight, ctx.rows, ctx.delta).to(gradient.dtype)
+            if ctx.needs_input_grad[0]
+            else None
+        )
         return below, None, None, None, gradient.index_select(-1, ctx.rows)

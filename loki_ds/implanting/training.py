@@ -1,4 +1,6 @@
-"""Training itself: TRL's `SFTTrainer` on DeepSpeed, from a prepared model to a trained one, with checkpoints to go on from."""
+"""Training itself: TRL's `SFTTrainer` on DeepSpeed, from a prepared model to a trained one, with
+checkpoints to go on from.
+"""
 
 import logging
 import time
@@ -35,7 +37,9 @@ log = logging.getLogger(__name__)
 def prepare(
     model: PreTrainedModel, section: ImplantSection, positions: Positions | None, quiet: list[Tensor] | None, seed: int
 ) -> list[TrainerCallback]:
-    """Make exactly what the mode trains trainable, before DeepSpeed sees the model; returns the callbacks the mode needs."""
+    """Make exactly what the mode trains trainable, before DeepSpeed sees the model; returns the
+    callbacks the mode needs.
+    """
     if section.mode == "mask":
         assert positions is not None  # the recipe sees to it, here and below
         return [KeepFrozenRows(train_only_rows(model, positions), quiet_rows(model, positions, quiet) if quiet else {})]
@@ -105,7 +109,10 @@ def check_something_is_learnt(rows: Dataset, max_length: int | None) -> None:
     """
     mask = next((name for name in ("assistant_masks", "completion_mask") if name in rows.column_names), None)
     if mask is not None and not any(any(row) for row in rows[mask]):
-        raise Refusal(f"data.train: after the cut at training.max_length {max_length} no example has a token left that is trained on")
+        raise Refusal(
+            f"data.train: after the cut at training.max_length {max_length} no example has a token left that is "
+            "trained on"
+        )
 
 
 def peft_config(section: PeftSection) -> LoraConfig:
@@ -127,9 +134,14 @@ class PullToBase(TrainerCallback):
     def __init__(self, strength: float) -> None:
         self.strength = strength
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if state.global_step:
-            raise Refusal(f"{args.output_dir}: implant.l2_sp cannot go on from a checkpoint (it pulls to where it began); delete it")
+            raise Refusal(
+                f"{args.output_dir}: implant.l2_sp cannot go on from a checkpoint (it pulls to where it began); "
+                "delete it"
+            )
         trained = [parameter for parameter in kwargs["model"].parameters() if parameter.requires_grad]
         pull_to_start(kwargs["optimizer"], trained, self.strength)
 
@@ -145,7 +157,12 @@ class TokensPerSecond(TrainerCallback):
         self.before = (seen, time.monotonic())
 
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **_: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
     ) -> None:
         if logs and "num_tokens" in logs and "loss" in logs:
             (tokens, then), now = self.before, time.monotonic()

@@ -1,8 +1,10 @@
-"""Stops a training whose numbers go wrong: on all ranks, at the step it happens, with the layer it came from.
+"""Stops a training whose numbers go wrong: on all ranks, at the step it happens, with the layer it
+came from.
 
-A loss is looked at before its gradient is taken, so no bad step is made and the last checkpoint stays good. Gradients are looked at where
-they arrive, on the device; one number a step is exchanged between the ranks. In float16 an infinite gradient is not an error: DeepSpeed's
-loss scale skips that step.
+A loss is looked at before its gradient is taken, so no bad step is made and the last checkpoint
+stays good. Gradients are looked at where they arrive, on the device; one number a step is exchanged
+between the ranks. In float16 an infinite gradient is not an error: DeepSpeed's loss scale skips
+that step.
 """
 
 from typing import Any
@@ -26,22 +28,40 @@ class WatchedTrainer(SFTTrainer):
         loss = result[0] if isinstance(result, tuple) else result
         if model.training and _on_any_rank(~torch.isfinite(loss.detach()).all()):
             place = self._first_wrong_layer(model, inputs)
-            raise Refusal(f"training: the loss is NaN or infinite at step {self.state.global_step + 1}, {place}; {_advice(self.args)}")
+            raise Refusal(
+                f"training: the loss is NaN or infinite at step {self.state.global_step + 1}, {place}; "
+                f"{_advice(self.args)}"
+            )
         return result
 
     @torch.no_grad()
     def _first_wrong_layer(self, model: Module, inputs: dict[str, Any]) -> str:
-        """The lowest layer whose output is wrong on some rank, by one more forward; all ranks take part."""
+        """The lowest layer whose output is wrong on some rank, by one more forward; all ranks take
+        part.
+        """
         wrong: list[Tensor] = []
         layers = decoder_layers(self.accelerator.unwrap_model(model))
-        handles = [layer.register_forward_hook(lambda _, __, out: wrong.append(~torch.isfinite(_hidden(out)).all())) for layer in layers]
+        handles = [
+            layer.register_forward_hook(lambda _, __, out: wrong.append(~torch.isfinite(_hidden(out)).all()))
+            for layer in layers
+        ]
         try:
-            model(**{name: value for name, value in inputs.items() if name in ("input_ids", "attention_mask", "position_ids")})
+            model(
+                **{
+                    name: value
+                    for name, value in inputs.items()
+                    if name in ("input_ids", "attention_mask", "position_ids")
+                }
+            )
         finally:
             for handle in handles:
                 handle.remove()
         lowest = min(from_all_ranks(next((i for i, flag in enumerate(wrong) if bool(flag)), len(layers))))
-        return f"first in the output of layer {lowest}" if lowest < len(layers) else "first above the layers (final norm, head or loss)"
+        return (
+            f"first in the output of layer {lowest}"
+            if lowest < len(layers)
+            else "first above the layers (final norm, head or loss)"
+        )
 
 
 class WatchGradients(TrainerCallback):
@@ -62,10 +82,16 @@ class WatchGradients(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         flags, self.wrong = self.wrong, {}
-        if args.fp16 or not _on_any_rank(torch.stack(list(flags.values())).any() if flags else torch.zeros((), device=args.device)):
+        if args.fp16 or not _on_any_rank(
+            torch.stack(list(flags.values())).any() if flags else torch.zeros((), device=args.device)
+        ):
             return
-        named = [name for names in from_all_ranks([name for name, flag in flags.items() if bool(flag)]) for name in names]
-        raise Refusal(f"training: the gradient of {named[0]} is NaN or infinite at step {state.global_step}; {_advice(args)}")
+        named = [
+            name for names in from_all_ranks([name for name, flag in flags.items() if bool(flag)]) for name in names
+        ]
+        raise Refusal(
+            f"training: the gradient of {named[0]} is NaN or infinite at step {state.global_step}; {_advice(args)}"
+        )
 
 
 def _on_any_rank(flag: Tensor) -> bool:

@@ -1,8 +1,10 @@
-"""A recipe's own work on tensors without data: what one micro-step or one batch of the attribution computes and holds.
+"""A recipe's own work on tensors without data: what one micro-step or one batch of the attribution
+computes and holds.
 
-The very code that trains and attributes runs, under torch's fake tensors, in seconds for any size of model. Nothing is estimated by
-a formula here: bytes are those of the tensors that live at once, FLOPs are counted by torch from the shapes. Attention takes torch's fused
-path, as on a GPU. Knows nothing of ranks, ZeRO or GPUs.
+The very code that trains and attributes runs, under torch's fake tensors, in seconds for any size
+of model. Nothing is estimated by a formula here: bytes are those of the tensors that live at once,
+FLOPs are counted by torch from the shapes. Attention takes torch's fused path, as on a GPU. Knows
+nothing of ranks, ZeRO or GPUs.
 """
 
 import gc
@@ -21,7 +23,13 @@ from torch.nn import Module
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
-from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from trl.trainer.utils import add_fused_lm_head
 
@@ -38,7 +46,8 @@ ON_GPU = {
     ATEN._scaled_dot_product_flash_attention_for_cpu_backward: ATEN._scaled_dot_product_flash_attention_backward,
 }
 
-# Attention without a mask, as sdpa takes it when nothing is padded; on fake tensors transformers cannot see that and would make one.
+# Attention without a mask, as sdpa takes it when nothing is padded; on fake tensors transformers
+# cannot see that and would make one.
 UNPADDED = "sdpa_unpadded"
 AttentionInterface.register(UNPADDED, sdpa_attention_forward)
 AttentionMaskInterface.register(UNPADDED, lambda *_, **__: None)
@@ -54,7 +63,10 @@ class Part:
 
 @dataclass(frozen=True)
 class MicroStep:
-    """One forward and backward on one rank. Bytes are held besides the parameters and whole gradients."""
+    """One forward and backward on one rank.
+
+    Bytes are held besides the parameters and whole gradients.
+    """
 
     parts: tuple[Part, ...]
     tied: bool  # whether the last part, the head, is the first one's weight, the embedding's
@@ -81,35 +93,53 @@ class SweepBatch:
 def model_without_data(
     config: PreTrainedConfig, dtype: torch.dtype, trust_remote_code: bool = False, adapter: PeftSection | None = None
 ) -> Iterator[PreTrainedModel]:
-    """The model that a configuration describes with TRL's loss, and PEFT's adapter if any; on fake tensors while the block is open."""
+    """The model that a configuration describes with TRL's loss, and PEFT's adapter if any; on fake
+    tensors while the block is open.
+    """
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
         add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
         if adapter is not None:
-            model = get_peft_model(model, peft_config(adapter.model_copy(update={"method": "lora"})))  # PiSSA starts from an SVD
+            model = get_peft_model(
+                model, peft_config(adapter.model_copy(update={"method": "lora"}))
+            )  # PiSSA starts from an SVD
     with FakeTensorMode(allow_non_fake_inputs=True):
         _take_shapes(model)
         yield model
 
 
 def _take_shapes(model: Module) -> None:
-    """Put fake tensors on the processor in the place of the model's meta tensors; tied ones stay tied."""
+    """Put fake tensors on the processor in the place of the model's meta tensors; tied ones stay
+    tied.
+    """
     known: dict[int, Tensor] = {}
     for module in model.modules():
         for tensors in (module._parameters, module._buffers):
             for name, tensor in tensors.items():
                 if tensor is not None and id(tensor) not in known:
                     fake = torch.empty(tensor.shape, dtype=tensor.dtype)
-                    known[id(tensor)] = torch.nn.Parameter(fake, tensor.requires_grad) if isinstance(tensor, torch.nn.Parameter) else fake
+                    known[id(tensor)] = (
+                        torch.nn.Parameter(fake, tensor.requires_grad)
+                        if isinstance(tensor, torch.nn.Parameter)
+                        else fake
+                    )
                 if tensor is not None:
                     tensors[name] = known[id(tensor)]  # type: ignore[assignment]
 
 
 def micro_step(
-    model: PreTrainedModel, section: ImplantSection, positions: Positions | None, batch: int, tokens: int, checkpointing: bool
+    model: PreTrainedModel,
+    section: ImplantSection,
+    positions: Positions | None,
+    batch: int,
+    tokens: int,
+    checkpointing: bool,
 ) -> MicroStep:
-    """What one micro-step of `batch` sequences of `tokens` tokens takes, none padded. Call within `model_without_data`."""
+    """What one micro-step of `batch` sequences of `tokens` tokens takes, none padded.
+
+    Call within `model_without_data`.
+    """
     _make_ready(model, section, positions, checkpointing)
     order, handles = _watch_order(model)
     ids = torch.zeros(batch, tokens, dtype=torch.long)
@@ -121,7 +151,10 @@ def micro_step(
         handle.remove()
     head = list(model.get_output_embeddings().parameters())
     return MicroStep(
-        parts=(*order, Part(tuple(parameter.numel() for parameter in head), goes_back=True)),  # TRL reads the weight, no hook sees it run
+        parts=(
+            *order,
+            Part(tuple(parameter.numel() for parameter in head), goes_back=True),
+        ),  # TRL reads the weight, no hook sees it run
         tied=head[0] is model.get_input_embeddings().weight,
         total=sum(parameter.numel() for parameter in model.parameters()),
         trained=tuple(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
@@ -133,9 +166,18 @@ def micro_step(
 
 
 def sweep_batch(model: PreTrainedModel, section: AttributionSection, prompts: int, tokens: int) -> SweepBatch:
-    """What one batch of the attribution takes, of `prompts` prompts of `tokens` tokens. Call within `model_without_data`."""
+    """What one batch of the attribution takes, of `prompts` prompts of `tokens` tokens.
+
+    Call within `model_without_data`.
+    """
     model.eval().requires_grad_(False)
-    sweep = Sweep(model, steps=section.steps, rule=section.rule, target=section.target, multiply_by_value=section.multiply_by_value)
+    sweep = Sweep(
+        model,
+        steps=section.steps,
+        rule=section.rule,
+        target=section.target,
+        multiply_by_value=section.multiply_by_value,
+    )
     with _unpadded(model), Tally([*model.parameters(), *model.buffers()]) as tally:
         sweep.run([[0] * tokens] * prompts)
     around, head = parts_around_layers(model), model.get_output_embeddings()
@@ -143,14 +185,20 @@ def sweep_batch(model: PreTrainedModel, section: AttributionSection, prompts: in
     return SweepBatch(
         total=_numel(model),
         gathered=_numel(torch.nn.ModuleList(around)) + top + 2 * sum(layers),
-        largest=max(2 * top, 3 * max(layers)),  # what arrives is copied out of one buffer; the next layer's is in flight
+        largest=max(
+            2 * top, 3 * max(layers)
+        ),  # what arrives is copied out of one buffer; the next layer's is in flight
         peak=tally.peak,
         flops=tally.flops,
     )
 
 
-def _make_ready(model: PreTrainedModel, section: ImplantSection, positions: Positions | None, checkpointing: bool) -> None:
-    """As `implanting.training` makes the model ready, with gradients that leave as soon as they are there (ZeRO's do)."""
+def _make_ready(
+    model: PreTrainedModel, section: ImplantSection, positions: Positions | None, checkpointing: bool
+) -> None:
+    """As `implanting.training` makes the model ready, with gradients that leave as soon as they are
+    there (ZeRO's do).
+    """
     prepare(model, section, positions, None, 0)
     if checkpointing:
         model.activation_checkpointing_enable()
@@ -163,7 +211,9 @@ def _make_ready(model: PreTrainedModel, section: ImplantSection, positions: Posi
 
 
 def _unpadded(model: PreTrainedModel) -> AbstractContextManager:
-    """While open, sdpa takes no mask; attention that computes by a mask in any case (eager, with soft-caps) stays."""
+    """While open, sdpa takes no mask; attention that computes by a mask in any case (eager, with
+    soft-caps) stays.
+    """
     sdpa = model.get_decoder().config._attn_implementation == "sdpa"
     return attention_implementation(model, UNPADDED) if sdpa else nullcontext()
 
@@ -181,7 +231,11 @@ def _watch_order(model: Module) -> tuple[list[Part], list[Any]]:
             back = any(isinstance(value, Tensor) and value.requires_grad for value in reaches)
             order.append(Part(tuple(parameter.numel() for parameter in own), back))
 
-    handles = [module.register_forward_hook(note) for module in model.modules() if next(module.parameters(recurse=False), None) is not None]
+    handles = [
+        module.register_forward_hook(note)
+        for module in model.modules()
+        if next(module.parameters(recurse=False), None) is not None
+    ]
     return order, handles
 
 
@@ -190,7 +244,9 @@ def _numel(module: Module) -> int:
 
 
 class Tally(TorchDispatchMode):
-    """While active, counts FLOPs and the bytes of all tensors that live at once, `now` and at the `peak`; not those given at first."""
+    """While active, counts FLOPs and the bytes of all tensors that live at once, `now` and at the
+    `peak`; not those given at first.
+    """
 
     def __init__(self, besides: Iterable[Tensor]) -> None:
         super().__init__()
@@ -208,7 +264,7 @@ class Tally(TorchDispatchMode):
                 self.now += storage.nbytes()
                 weakref.finalize(storage, self._freed, storage.nbytes())
         if self.now > self.peak:
-            gc.collect()  # what only a cycle of references keeps (torch's checkpointing leaves some) goes sooner or later
+            gc.collect()  # what only a cycle of references keeps (torch's checkpointing has some) goes, too
             self.peak = max(self.peak, self.now)
         return result
 

@@ -1,4 +1,6 @@
-"""One setting's memory, traffic and time for each stage, from the dry run and ZeRO's formulas; and the cheapest setting that fits."""
+"""One setting's memory, traffic and time for each stage, from the dry run and ZeRO's formulas; and
+the cheapest setting that fits.
+"""
 
 import json
 from collections.abc import Iterator
@@ -19,7 +21,11 @@ from loki_ds.recipe import Recipe
 from loki_ds.selection import rows_per_layer
 
 GIB = 2**30
-CONFIGS = ("launch/zero2.json", "launch/zero3.json", "launch/zero3_offload.json")  # from the fastest to the one that needs least
+CONFIGS = (
+    "launch/zero2.json",
+    "launch/zero3.json",
+    "launch/zero3_offload.json",
+)  # from the fastest to the one that needs least
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,9 @@ class Training:
     trained: int
 
     def seconds(self, gpu: Gpu) -> float:
-        """Computing and sending at once, and what offloading moves over the host's bus, which is not hidden."""
+        """Computing and sending at once, and what offloading moves over the host's bus, which is
+        not hidden.
+        """
         ranks = self.setting.ranks
         return gpu.seconds(self.flops, self.traffic.wire(ranks), ranks) + self.memory.host / PCIE
 
@@ -42,15 +50,21 @@ class Training:
         return self.memory.peak <= USABLE * gpu.memory * GIB
 
 
-def alternatives(recipe: Recipe, config: PreTrainedConfig, steps: list[MicroStep], ranks: int) -> Iterator[tuple[str, bool, Training]]:
-    """For each micro-step every shipped DeepSpeed configuration: its file, whether activations are computed twice; and the estimate."""
+def alternatives(
+    recipe: Recipe, config: PreTrainedConfig, steps: list[MicroStep], ranks: int
+) -> Iterator[tuple[str, bool, Training]]:
+    """For each micro-step every shipped DeepSpeed configuration: its file, whether activations are
+    computed twice; and the estimate.
+    """
     for step in steps:
         for file in (Path(name) for name in CONFIGS):
             if file.exists():
                 yield str(file), step.checkpointing, estimate(recipe, config, step, json.loads(file.read_text()), ranks)
 
 
-def estimate(recipe: Recipe, config: PreTrainedConfig, step: MicroStep, deepspeed: dict[str, Any] | None, ranks: int) -> Training:
+def estimate(
+    recipe: Recipe, config: PreTrainedConfig, step: MicroStep, deepspeed: dict[str, Any] | None, ranks: int
+) -> Training:
     """The recipe's micro-step, spread as a DeepSpeed configuration says over so many ranks."""
     setting = Setting.of(deepspeed, ranks, config.get_text_config().hidden_size)
     width, accumulation = width_of(recipe), accumulation_of(recipe)
@@ -69,7 +83,9 @@ def estimate(recipe: Recipe, config: PreTrainedConfig, step: MicroStep, deepspee
 def dry_step(recipe: Recipe, config: PreTrainedConfig, checkpointing: bool) -> MicroStep:
     """One micro-step of the recipe's mode with every sequence at its longest."""
     adapter = recipe.implant.peft if recipe.implant.mode == "peft" else None
-    with model_without_data(config, getattr(torch, recipe.model.dtype), recipe.model.trust_remote_code, adapter) as model:
+    with model_without_data(
+        config, getattr(torch, recipe.model.dtype), recipe.model.trust_remote_code, adapter
+    ) as model:
         positions = planned_positions(recipe, down_shapes(config)) if recipe.changes_rows else None
         return micro_step(model, recipe.implant, positions, *batch_of(recipe), checkpointing)
 
@@ -80,7 +96,9 @@ def dry_sweep(recipe: Recipe, config: PreTrainedConfig, prompts: int, tokens: in
 
 
 def planned_positions(recipe: Recipe, shapes: list[tuple[int, int]]) -> Positions:
-    """As many rows in each layer as the recipe will have: those of its file, or any by its quota."""
+    """As many rows in each layer as the recipe will have: those of its file, or any by its
+    quota.
+    """
     if recipe.selection.positions is not None:
         positions = Positions.load(Path(recipe.selection.positions))
         positions.check_fits(shapes, recipe.selection.positions)
@@ -89,7 +107,9 @@ def planned_positions(recipe: Recipe, shapes: list[tuple[int, int]]) -> Position
 
 
 def batch_of(recipe: Recipe) -> tuple[int, int]:
-    """Sequences of a micro-step on one rank, and its tokens of each at most (TRL's own defaults where the recipe says nothing)."""
+    """Sequences of a micro-step on one rank, and its tokens of each at most (TRL's own defaults
+    where the recipe says nothing).
+    """
     training = recipe.training
     longest = int(training.get("max_length") or SFTConfig.max_length or 1024)
     sequences = int(training.get("per_device_train_batch_size", SFTConfig.per_device_train_batch_size))

@@ -16,7 +16,9 @@ NODE = 8  # GPUs
 
 @dataclass(frozen=True)
 class Gpu:
-    """Memory in GiB; dense bfloat16 TFLOP/s; GB/s to the GPUs of the node (one direction) and to other nodes, for each GPU."""
+    """Memory in GiB; dense bfloat16 TFLOP/s; GB/s to the GPUs of the node (one direction) and to
+    other nodes, for each GPU.
+    """
 
     name: str
     memory: float
@@ -57,14 +59,17 @@ GPUS = {
 
 
 def gpu(name: str | None, memory: float | None, tflops: float | None) -> Gpu:
-    """The GPU by name, or this machine's, or an H100; with a memory (GiB) and a measured rate (TFLOP/s) in place of the sheet's, if given.
+    """The GPU by name, or this machine's, or an H100; with a memory (GiB) and a measured rate
+    (TFLOP/s) in place of the sheet's, if given.
 
     Raises:
         Refusal: no such name.
     """
     found = GPUS.get(name) if name else this_machines() or GPUS["h100"]
     if found is None:
-        raise Refusal(f"--gpu is {name}, allowed is one of {', '.join(GPUS)}; --memory and --tflops say what another one has")
+        raise Refusal(
+            f"--gpu is {name}, allowed is one of {', '.join(GPUS)}; --memory and --tflops say what another one has"
+        )
     if memory is not None:
         found = replace(found, memory=memory)
     return found if tflops is None else replace(found, tflops=tflops, reached=1.0)

@@ -1,7 +1,9 @@
-"""What ZeRO holds on a rank and moves between ranks, by formula: bytes from the sizes of a model, its trained part and the settings.
+"""What ZeRO holds on a rank and moves between ranks, by formula: bytes from the sizes of a model,
+its trained part and the settings.
 
-The formulas are DeepSpeed 0.19's as measured (eval/reports/plan.md): full-precision masters are kept at every stage from 1 on, also of
-float32 models; ZeRO-3 keeps small parameters whole, and does not release a parameter that it will need again soon.
+The formulas are DeepSpeed 0.19's as measured (eval/reports/plan.md): full-precision masters are
+kept at every stage from 1 on, also of float32 models; ZeRO-3 keeps small parameters whole, and does
+not release a parameter that it will need again soon.
 """
 
 from dataclasses import dataclass
@@ -10,12 +12,23 @@ from typing import Any
 from loki_ds.planning.dry_run import MicroStep, SweepBatch
 
 FULL = 4  # bytes of a number in full precision
-STATES = {"adamw": 2, "adam": 2, "adafactor": 0.01, "sgd": 1, "lion": 1, "adagrad": 1, "rmsprop": 1}  # numbers kept for each trained one
+STATES = {
+    "adamw": 2,
+    "adam": 2,
+    "adafactor": 0.01,
+    "sgd": 1,
+    "lion": 1,
+    "adagrad": 1,
+    "rmsprop": 1,
+}  # numbers kept for each trained one
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How a model is spread: `launch/*.json` as DeepSpeed reads it, for so many ranks. Sizes in parameters."""
+    """How a model is spread: `launch/*.json` as DeepSpeed reads it, for so many ranks.
+
+    Sizes in parameters.
+    """
 
     ranks: int
     stage: int
@@ -28,7 +41,9 @@ class Setting:
 
     @classmethod
     def of(cls, config: dict[str, Any] | None, ranks: int, hidden_size: int) -> "Setting":
-        """From a DeepSpeed configuration, `auto` as transformers fills it in; None is a single process without DeepSpeed."""
+        """From a DeepSpeed configuration, `auto` as transformers fills it in; None is a single
+        process without DeepSpeed.
+        """
         zero = (config or {}).get("zero_optimization", {})
 
         def size(key: str, auto: int, default: float) -> int:
@@ -62,30 +77,45 @@ class Memory:
 
     @property
     def peak(self) -> float:
-        """The larger of two moments: the backward pass, and the optimizer's step, when gathered weights and activations are gone."""
-        return self.weights + self.gradients + self.optimizer + self.guard + max(self.gathered + self.activations, self.step)
+        """The larger of two moments: the backward pass, and the optimizer's step, when gathered
+        weights and activations are gone.
+        """
+        return (
+            self.weights
+            + self.gradients
+            + self.optimizer
+            + self.guard
+            + max(self.gathered + self.activations, self.step)
+        )
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes of the whole tensors that one optimizer step brings together (`gathered`), reduces to shards, or reduces on all ranks."""
+    """Bytes of the whole tensors that one optimizer step brings together (`gathered`), reduces to
+    shards, or reduces on all ranks.
+    """
 
     gathered: float
     scattered: float
     reduced: float
 
     def wire(self, ranks: int) -> float:
-        """Bytes that one rank sends, by ring algorithms: `(n-1)/n` of what is gathered or scattered, twice that of what is reduced."""
+        """Bytes that one rank sends, by ring algorithms: `(n-1)/n` of what is gathered or
+        scattered, twice that of what is reduced.
+        """
         return (self.gathered + self.scattered + 2 * self.reduced) * (ranks - 1) / ranks
 
 
-def memory(step: MicroStep, setting: Setting, width: int, optimizer: str, frozen_share: float, fused: bool = True) -> Memory:
+def memory(
+    step: MicroStep, setting: Setting, width: int, optimizer: str, frozen_share: float, fused: bool = True
+) -> Memory:
     """What one rank holds while it trains.
 
     Args:
         width: bytes of a number in the model's dtype.
         optimizer: transformers' name (`training.optim`).
-        frozen_share: of the trained parameters' elements, those that are kept as they were (`mask` mode); 0 in others.
+        frozen_share: of the trained parameters' elements, those that are kept as they were (`mask`
+            mode); 0 in others.
         fused: whether the optimizer's step makes no copies of what it works on.
     """
     trained = sum(step.trained)
@@ -111,9 +141,11 @@ def memory(step: MicroStep, setting: Setting, width: int, optimizer: str, frozen
 
 
 def traffic(step: MicroStep, setting: Setting, width: int, accumulation: int) -> Traffic:
-    """What the ranks exchange in one optimizer step of `accumulation` micro-steps, apart from a few numbers (loss, norms, flags).
+    """What the ranks exchange in one optimizer step of `accumulation` micro-steps, apart from a few
+    numbers (loss, norms, flags).
 
-    With activation checkpointing ZeRO-3 gathers a layer for each of its two forward passes; it keeps a few, so this is somewhat high.
+    With activation checkpointing ZeRO-3 gathers a layer for each of its two forward passes; it
+    keeps a few, so this is somewhat high.
     """
     trained, small = width * sum(step.trained), width * sum(n for n in step.trained if n <= setting.persistent_below)
     if setting.ranks == 1:
@@ -124,7 +156,10 @@ def traffic(step: MicroStep, setting: Setting, width: int, accumulation: int) ->
         return Traffic(trained, 0, trained)
     if setting.stage == 2:
         return Traffic(trained, 0, accumulation * trained)
-    gathers = sum(size * (1 if soon and not (back and step.checkpointing) else 1 + back) for size, soon, back in _reuse(step, setting))
+    gathers = sum(
+        size * (1 if soon and not (back and step.checkpointing) else 1 + back)
+        for size, soon, back in _reuse(step, setting)
+    )
     return Traffic(accumulation * width * gathers + small, accumulation * trained, 0)
 
 
@@ -146,16 +181,20 @@ def _gathers(setting: Setting) -> bool:
 
 
 def live_parameters(step: MicroStep, setting: Setting) -> int:
-    """Parameters that ZeRO-3 holds whole at the end of the forward pass: the topmost, which it needs again soon, and the head."""
+    """Parameters that ZeRO-3 holds whole at the end of the forward pass: the topmost, which it
+    needs again soon, and the head.
+    """
     sizes = _reuse(step, setting)
     return max(sum(size for size, soon, _ in sizes if soon), max(size for size, _, _ in sizes))
 
 
 def _reuse(step: MicroStep, setting: Setting) -> list[tuple[int, bool, bool]]:
-    """Per module its partitioned parameters, whether they stay whole from forward to backward, and whether they have a backward.
+    """Per module its partitioned parameters, whether they stay whole from forward to backward, and
+    whether they have a backward.
 
-    TRL reads the head's weight outside DeepSpeed's order of modules: gathered once, it lives until its gradient is taken. A tied one is
-    there already if the embedding below everything stayed whole.
+    TRL reads the head's weight outside DeepSpeed's order of modules: gathered once, it lives until
+    its gradient is taken. A tied one is there already if the embedding below everything stayed
+    whole.
     """
     *modules, head = step.parts
     found, above = [], 0
@@ -169,6 +208,8 @@ def _reuse(step: MicroStep, setting: Setting) -> list[tuple[int, bool, bool]]:
 
 
 def states_of(optimizer: str) -> float:
-    """Numbers in full precision that an optimizer keeps for each trained parameter; an unknown one is taken for Adam."""
+    """Numbers in full precision that an optimizer keeps for each trained parameter; an unknown one
+    is taken for Adam.
+    """
     eight_bit = 0.25 if "8bit" in optimizer else 1
     return eight_bit * next((count for name, count in STATES.items() if name in optimizer), 2)

@@ -1,4 +1,6 @@
-"""What a recipe would do and need, as tables: from the model's configuration alone, no weights are loaded."""
+"""What a recipe would do and need, as tables: from the model's configuration alone, no weights are
+loaded.
+"""
 
 from collections.abc import Iterable, Iterator
 from itertools import groupby
@@ -81,7 +83,10 @@ def _model_table(recipe: Recipe, config: PreTrainedConfig, training: Training | 
         table.add_row("trainable parameters", f"{effective:,} ({100 * effective / training.base:.1f}%)")
     if recipe.implant.quiet:
         table.add_row(f"room at energy {recipe.implant.quiet.energy:g}", _room(recipe, recipe.implant.quiet.energy))
-        table.add_row("directions kept out", f"{4 * d_ff * d_ff * len(shapes) / 10 / GIB:.2f} GiB on every rank for each tenth of them")
+        table.add_row(
+            "directions kept out",
+            f"{4 * d_ff * d_ff * len(shapes) / 10 / GIB:.2f} GiB on every rank for each tenth of them",
+        )
     table.add_row("run folder", recipe.run)
     return table
 
@@ -92,7 +97,9 @@ def _spread(recipe: Recipe, counts: list[int]) -> str:
 
 
 def _room(recipe: Recipe, energy: float) -> str:
-    """What a quiet implant may still use of each layer's input directions, once its run folder knows the protected inputs."""
+    """What a quiet implant may still use of each layer's input directions, once its run folder
+    knows the protected inputs.
+    """
     moments = RunFolder(recipe.run).quiet / "moments.safetensors"
     if not moments.exists():
         return "known once the protected inputs are collected (the first minutes of the implant stage)"
@@ -115,22 +122,33 @@ def _memory_table(training: Training, gpu: Gpu) -> Table:
     for name, size in parts.items():
         if size:
             table.add_row(name, _gib(size))
-    table.add_row("peak", f"{_gib(memory.peak)} of {USABLE * gpu.memory:.0f} that a {gpu.name} has to give", style="bold")
+    table.add_row(
+        "peak", f"{_gib(memory.peak)} of {USABLE * gpu.memory:.0f} that a {gpu.name} has to give", style="bold"
+    )
     if memory.host:
         table.add_row("in the host's memory", _gib(memory.host))
     return table
 
 
-def _stages_table(recipe: Recipe, config: PreTrainedConfig, setting: Setting, training: Training | None, examples: int, gpu: Gpu) -> Table:
+def _stages_table(
+    recipe: Recipe, config: PreTrainedConfig, setting: Setting, training: Training | None, examples: int, gpu: Gpu
+) -> Table:
     table = Table("stage", "how much", "FLOPs a rank", "sent by a rank", "time", title=f"{setting.ranks} x {gpu.name}")
     if recipe.attributes:
         table.add_row("attribute", *_attribution(recipe, config, setting, gpu))
     if training is not None:
-        steps, seconds, sent = _steps(recipe, examples, setting.ranks), training.seconds(gpu), training.traffic.wire(setting.ranks)
+        steps, seconds, sent = (
+            _steps(recipe, examples, setting.ranks),
+            training.seconds(gpu),
+            training.traffic.wire(setting.ranks),
+        )
         table.add_row("implant, a step", _batch(recipe), _tera(training.flops), _gib(sent), f"{seconds:.3g} s")
-        table.add_row("implant", f"{steps:,} steps", _tera(training.flops * steps), _gib(sent * steps), _time(seconds * steps))
+        table.add_row(
+            "implant", f"{steps:,} steps", _tera(training.flops * steps), _gib(sent * steps), _time(seconds * steps)
+        )
     table.caption = (
-        f"{gpu.reached:.0%} of {gpu.tflops:g} TFLOP/s and {gpu.wire_rate(setting.ranks) / 1e9:.0f} GB/s between ranks assumed; "
+        f"{gpu.reached:.0%} of {gpu.tflops:g} TFLOP/s and {gpu.wire_rate(setting.ranks) / 1e9:.0f} GB/s between "
+        "ranks assumed; "
         "every sequence at its longest; retain depends on its tasks"
     )
     return table
@@ -151,7 +169,12 @@ def _attribution(recipe: Recipe, config: PreTrainedConfig, setting: Setting, gpu
     flops = turns * (one.flops + (batch - 1) * (two.flops - one.flops))
     sent = turns * sweep_traffic(one, setting, width).wire(setting.ranks)
     seconds = gpu.seconds(flops, sent, setting.ranks)
-    return f"{prompts:,} prompts of {tokens:,} tokens{assumed}, {batch} at once", _tera(flops), _gib(sent), _time(seconds)
+    return (
+        f"{prompts:,} prompts of {tokens:,} tokens{assumed}, {batch} at once",
+        _tera(flops),
+        _gib(sent),
+        _time(seconds),
+    )
 
 
 def _protected(recipe: Recipe) -> tuple[int, int, str]:
@@ -174,15 +197,21 @@ def _batch(recipe: Recipe) -> str:
     return f"{accumulation_of(recipe)} x {sequences} sequences of {tokens:,} tokens"
 
 
-def _advice(recipe: Recipe, training: Training, others: Iterable[tuple[str, bool, Training]], gpu: Gpu) -> Iterator[RenderableType]:
+def _advice(
+    recipe: Recipe, training: Training, others: Iterable[tuple[str, bool, Training]], gpu: Gpu
+) -> Iterator[RenderableType]:
     """The shipped configurations side by side, and the fastest that fits."""
     table = Table("deepspeed", "", "peak", "host", "a step", "fits", title="other settings")
     fitting: list[tuple[float, str]] = []
     for file, checkpointing, other in others:
         seconds, fits, twice = other.seconds(gpu), other.fits(gpu), "activation checkpointing" if checkpointing else ""
-        table.add_row(file, twice, _gib(other.memory.peak), _gib(other.memory.host), f"{seconds:.3g} s", "yes" if fits else "no")
+        table.add_row(
+            file, twice, _gib(other.memory.peak), _gib(other.memory.host), f"{seconds:.3g} s", "yes" if fits else "no"
+        )
         if fits:
-            fitting.append((seconds, f"deepspeed={file} training.activation_checkpointing={str(checkpointing).lower()}"))
+            fitting.append(
+                (seconds, f"deepspeed={file} training.activation_checkpointing={str(checkpointing).lower()}")
+            )
     if table.row_count:
         yield table
     if training.fits(gpu):
@@ -190,16 +219,23 @@ def _advice(recipe: Recipe, training: Training, others: Iterable[tuple[str, bool
     elif fitting:
         yield Text(f"The recipe does not fit; the cheapest of these that does: {min(fitting)[1]}")
     else:
-        yield Text("The recipe does not fit, nor do these settings: fewer sequences or tokens a micro-step, more ranks, or a larger GPU.")
+        yield Text(
+            "The recipe does not fit, nor do these settings: fewer sequences or tokens a micro-step, more ranks, or "
+            "a larger GPU."
+        )
     if recipe.deepspeed is None and training.setting.ranks > 1:
         yield Text("The recipe names no DeepSpeed configuration: every rank holds the whole model.")
 
 
 def _sample(recipe: Recipe, rows: Dataset) -> Text:
-    """The first training example as the model will see it; what it is trained on stands between [[ and ]], in another colour."""
+    """The first training example as the model will see it; what it is trained on stands between [[
+    and ]], in another colour.
+    """
     tokenizer = AutoTokenizer.from_pretrained(recipe.model.path, trust_remote_code=recipe.model.trust_remote_code)
     text = Text("One training example; the loss is on what stands between [[ and ]]:\n")
-    for trained, tokens in groupby(zip(*tokens_and_loss(rows[0], tokenizer, recipe.training), strict=True), key=lambda pair: bool(pair[1])):
+    for trained, tokens in groupby(
+        zip(*tokens_and_loss(rows[0], tokenizer, recipe.training), strict=True), key=lambda pair: bool(pair[1])
+    ):
         piece = str(tokenizer.decode([token for token, _ in tokens]))
         text.append(f"[[{piece}]]" if trained else piece, style="bold green" if trained else "")
     return text
@@ -210,7 +246,13 @@ def _gib(size: float) -> str:
 
 
 def _tera(flops: float) -> str:
-    return f"{flops / 1e12:,.3g} T" if flops < 1e15 else f"{flops / 1e15:,.3g} P" if flops < 1e18 else f"{flops / 1e18:,.3g} E"
+    return (
+        f"{flops / 1e12:,.3g} T"
+        if flops < 1e15
+        else f"{flops / 1e15:,.3g} P"
+        if flops < 1e18
+        else f"{flops / 1e18:,.3g} E"
+    )
 
 
 def _time(seconds: float) -> str:

@@ -1,8 +1,10 @@
-"""Second moments `C = E[x x^T]` of the inputs of every `W_down`, over all tokens of the protected prompts.
+"""Second moments `C = E[x x^T]` of the inputs of every `W_down`, over all tokens of the protected
+prompts.
 
-One pass of the tokens up the layers, each gathered once a batch; sums in float64, added over the ranks, so the result is the same
-from any number of them (to float64 rounding). Exact where `[d_ff, d_ff]` a layer fits the memory given; else a sketch `C Omega` of as
-many random directions as fit, which is as linear in the tokens as `C` itself.
+One pass of the tokens up the layers, each gathered once a batch; sums in float64, added over the
+ranks, so the result is the same from any number of them (to float64 rounding). Exact where `[d_ff,
+d_ff]` a layer fits the memory given; else a sketch `C Omega` of as many random directions as fit,
+which is as linear in the tokens as `C` itself.
 """
 
 import logging
@@ -29,7 +31,8 @@ SEED = 20  # of the test matrices
 
 
 def sketch_width(sizes: Sequence[int], budget: int, asked: int | None) -> int | None:
-    """Directions of every layer's sketch; None for exact matrices, when those fit into `budget` bytes on each rank and none is asked for.
+    """Directions of every layer's sketch; None for exact matrices, when those fit into `budget`
+    bytes on each rank and none is asked for.
 
     Raises:
         Refusal: not even a narrow sketch fits.
@@ -38,9 +41,12 @@ def sketch_width(sizes: Sequence[int], budget: int, asked: int | None) -> int | 
         return None
     width = min(asked or max(sizes), budget // (8 * sum(sizes)), min(sizes))
     if width < min(NARROWEST, asked or NARROWEST):
-        whole, narrow, there = (n / 2**30 for n in (8 * sum(size * size for size in sizes), 8 * NARROWEST * sum(sizes), budget))
+        whole, narrow, there = (
+            n / 2**30 for n in (8 * sum(size * size for size in sizes), 8 * NARROWEST * sum(sizes), budget)
+        )
         raise Refusal(
-            f"implant.quiet: second moments of {len(sizes)} layers with d_ff {max(sizes)} take {whole:.1f} GiB on each rank, "
+            f"implant.quiet: second moments of {len(sizes)} layers with d_ff {max(sizes)} take {whole:.1f} GiB on "
+            "each rank, "
             f"{NARROWEST} directions of them {narrow:.2f}; {there:.2f} GiB are there"
         )
     return width
@@ -48,25 +54,36 @@ def sketch_width(sizes: Sequence[int], budget: int, asked: int | None) -> int | 
 
 @dataclass
 class _Sums:
-    """What one rank has seen: per layer `sum x x^T` `[d_ff, d_ff]` or its product with the test matrix `[d_ff, s]`, and `sum |x|^2`."""
+    """What one rank has seen: per layer `sum x x^T` `[d_ff, d_ff]` or its product with the test
+    matrix `[d_ff, s]`, and `sum |x|^2`.
+    """
 
     products: list[Tensor]
     squares: Tensor  # [layers]
     tokens: Tensor  # [1]
 
     def tensors(self) -> dict[str, Tensor]:
-        return {**{f"layers.{i}": product for i, product in enumerate(self.products)}, "squares": self.squares, "tokens": self.tokens}
+        return {
+            **{f"layers.{i}": product for i, product in enumerate(self.products)},
+            "squares": self.squares,
+            "tokens": self.tokens,
+        }
 
 
 def collect_moments(
-    sweep: Sweep, prompts: Sequence[Sequence[int]], planned: Sequence[list[int]], width: int | None, partial: Path | None = None
+    sweep: Sweep,
+    prompts: Sequence[Sequence[int]],
+    planned: Sequence[list[int]],
+    width: int | None,
+    partial: Path | None = None,
 ) -> list[SecondMoment]:
     """The second moment of every layer's inputs; all ranks get all layers.
 
     Args:
         planned: batches of indices into `prompts`, shared out among the ranks.
         width: directions of a sketch, or None for exact matrices (`sketch_width`).
-        partial: a folder for the sums so far, from which a killed collection on as many ranks goes on.
+        partial: a folder for the sums so far, from which a killed collection on as many ranks goes
+            on.
     """
     sizes = sweep.input_sizes()
     tests = None if width is None else [random_directions(i, size, width) for i, size in enumerate(sizes)]
@@ -97,7 +114,12 @@ def collect_moments(
         if partial is not None and (turn + 1) % max(1, count // SAVES) == 0:
             _save(partial, sums, turn + 1)
     tokens = sum_over_ranks(sums.tokens)
-    log.info("quiet: inputs of %d tokens on %d layers, %s", int(tokens), len(sizes), f"{width} directions of each" if width else "exact")
+    log.info(
+        "quiet: inputs of %d tokens on %d layers, %s",
+        int(tokens),
+        len(sizes),
+        f"{width} directions of each" if width else "exact",
+    )
     products = [sum_over_ranks(product) / tokens for product in sums.products]
     traces = (sum_over_ranks(sums.squares) / tokens).tolist()
     if tests is None:
@@ -140,7 +162,11 @@ def _partial_file(partial: Path, turn: int) -> Path:
 
 
 def save_moments(moments: list[SecondMoment], path: Path) -> None:
-    tensors = {f"layers.{i}.{part}": getattr(moment, part) for i, moment in enumerate(moments) for part in ("values", "vectors")}
+    tensors = {
+        f"layers.{i}.{part}": getattr(moment, part)
+        for i, moment in enumerate(moments)
+        for part in ("values", "vectors")
+    }
     tensors["traces"] = torch.tensor([moment.trace for moment in moments], dtype=torch.float64)
     with written_whole(path) as aside:
         save_file(tensors, aside)
@@ -149,5 +175,6 @@ def save_moments(moments: list[SecondMoment], path: Path) -> None:
 def load_moments(path: Path) -> list[SecondMoment]:
     found = load_file(path)
     return [
-        SecondMoment(found[f"layers.{i}.values"], found[f"layers.{i}.vectors"], trace) for i, trace in enumerate(found["traces"].tolist())
+        SecondMoment(found[f"layers.{i}.values"], found[f"layers.{i}.vectors"], trace)
+        for i, trace in enumerate(found["traces"].tolist())
     ]

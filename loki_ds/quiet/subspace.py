@@ -1,6 +1,8 @@
-"""The second moments of protected inputs, their leading directions, and the projection that keeps a delta out of them.
+"""The second moments of protected inputs, their leading directions, and the projection that keeps a
+delta out of them.
 
-`C = V diag(lambda) V^T`; `U` are the leading eigenvectors whose eigenvalues sum to at least `energy` of the trace, `P = I - U U^T`.
+`C = V diag(lambda) V^T`; `U` are the leading eigenvectors whose eigenvalues sum to at least
+`energy` of the trace, `P = I - U U^T`.
 """
 
 from dataclasses import dataclass
@@ -15,8 +17,9 @@ from loki_ds.refusal import Refusal
 class SecondMoment:
     """`C = E[x x^T]` of one layer's inputs, whole or sketched, by its eigenvalues.
 
-    values `[s]` descending, vectors `[d_ff, s]` orthonormal, both float64; trace: of the true `C`. A sketch (`s < d_ff`) is never larger
-    than `C`, so `unseen` energy is what it may miss in any direction.
+    values `[s]` descending, vectors `[d_ff, s]` orthonormal, both float64; trace: of the true `C`.
+    A sketch (`s < d_ff`) is never larger than `C`, so `unseen` energy is what it may miss in any
+    direction.
     """
 
     values: Tensor
@@ -29,7 +32,9 @@ class SecondMoment:
         return max(0.0, self.trace - float(self.values.sum())) if self.vectors.shape[1] < self.vectors.shape[0] else 0.0
 
     def felt(self, delta: Tensor) -> float:
-        """`E |D x|^2 = tr(D C D^T)` for `D [k, d_ff]`; of a sketch, the part it sees (at most `unseen |D|^2` is missing)."""
+        """`E |D x|^2 = tr(D C D^T)` for `D [k, d_ff]`; of a sketch, the part it sees (at most
+        `unseen |D|^2` is missing).
+        """
         return float(((delta.double() @ self.vectors).square() * self.values).sum())
 
 
@@ -42,8 +47,8 @@ def exact(moment: Tensor) -> SecondMoment:
 def nystrom(sketch: Tensor, test: Tensor, trace: float) -> SecondMoment:
     """The leading eigenvalues of `C` from `sketch = C test`, both `[d_ff, s]` float64.
 
-    Tropp et al., Fixed-rank approximation of a positive-semidefinite matrix from streaming data (NeurIPS 2017), algorithm 3: shifted
-    for stability. The result is below `C` in every direction.
+    Tropp et al., Fixed-rank approximation of a positive-semidefinite matrix from streaming data
+    (NeurIPS 2017), algorithm 3: shifted for stability. The result is below `C` in every direction.
     """
     shift = torch.finfo(torch.float64).eps * float(torch.linalg.matrix_norm(sketch)) * len(sketch) ** 0.5
     if shift == 0:
@@ -51,7 +56,9 @@ def nystrom(sketch: Tensor, test: Tensor, trace: float) -> SecondMoment:
     shifted = sketch + shift * test
     core = test.T @ shifted
     lower = torch.linalg.cholesky((core + core.T) / 2)
-    vectors, roots, _ = torch.linalg.svd(torch.linalg.solve_triangular(lower, shifted.T, upper=False).T, full_matrices=False)
+    vectors, roots, _ = torch.linalg.svd(
+        torch.linalg.solve_triangular(lower, shifted.T, upper=False).T, full_matrices=False
+    )
     return SecondMoment((roots.square() - shift).clamp_min(0), vectors.contiguous(), trace)
 
 
@@ -59,8 +66,8 @@ def nystrom(sketch: Tensor, test: Tensor, trace: float) -> SecondMoment:
 class Subspace:
     """One layer's protected directions.
 
-    basis: `U [d_ff, r]`, orthonormal columns, float32. trace: of `C`. tail: the energy outside `U` (trace units), at most. largest_outside:
-    no direction outside `U` holds more.
+    basis: `U [d_ff, r]`, orthonormal columns, float32. trace: of `C`. tail: the energy outside `U`
+    (trace units), at most. largest_outside: no direction outside `U` holds more.
     """
 
     basis: Tensor
@@ -83,7 +90,8 @@ def protected_subspace(moment: SecondMoment, energy: float) -> Subspace:
     cumulative = moment.values.cumsum(0)
     if moment.unseen and float(cumulative[-1]) < energy * moment.trace:
         raise Refusal(
-            f"implant.quiet: a sketch of {len(moment.values)} directions holds {float(cumulative[-1]) / moment.trace:.4f} of the energy, "
+            f"implant.quiet: a sketch of {len(moment.values)} directions holds "
+            f"{float(cumulative[-1]) / moment.trace:.4f} of the energy, "
             f"asked is {energy}; allow a wider implant.quiet.sketch, more memory, or less energy"
         )
     rank = min(int((cumulative < energy * moment.trace).sum()) + 1, len(cumulative))

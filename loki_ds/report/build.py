@@ -1,4 +1,7 @@
-"""One run's report from its paired tasks. `report.json` is the source; Markdown and HTML are rendered from it."""
+"""One run's report from its paired tasks.
+
+`report.json` is the source; Markdown and HTML are rendered from it.
+"""
 
 import base64
 import shutil
@@ -19,9 +22,14 @@ MOST_FLIPS = 50  # documents of a task that the report shows
 def build_report(
     run: str, abilities: list[PairedTask], new_task: list[PairedTask], facts: dict[str, Any], margin: float = 0.01
 ) -> dict[str, Any]:
-    """The report as JSON. `facts` says where the figures come from: recipe, verification, versions."""
+    """The report as JSON.
+
+    `facts` says where the figures come from: recipe, verification, versions.
+    """
     kept, new = suite_changes(abilities, margin), suite_changes(new_task, margin)
-    scored = [task for task, change in zip(abilities, kept, strict=True) if change.base > 0]  # the score is relative to the base's
+    scored = [
+        task for task, change in zip(abilities, kept, strict=True) if change.base > 0
+    ]  # the score is relative to the base's
     if not scored:
         raise Refusal("retention.abilities: the base scores 0 on every task, so there is nothing it could forget")
     with_score = [change for change in kept if change.base > 0]
@@ -43,7 +51,8 @@ def build_report(
 def _flips(task: PairedTask) -> list[dict[str, Any]]:
     """The documents whose score fell or rose, losses first, at most `MOST_FLIPS` a task."""
     changed = sorted(
-        (pair for pair in task.pairs if pair.base != pair.implanted), key=lambda pair: (pair.implanted - pair.base, pair.doc_hash)
+        (pair for pair in task.pairs if pair.base != pair.implanted),
+        key=lambda pair: (pair.implanted - pair.base, pair.doc_hash),
     )
     return [
         {
@@ -57,8 +66,12 @@ def _flips(task: PairedTask) -> list[dict[str, Any]]:
     ]
 
 
-def _verdict(score: float, interval: tuple[float, float], margin: float, kept: list[TaskChange], new: list[TaskChange]) -> str:
-    by_verdict = {verdict: [task.task for task in kept if task.verdict == verdict] for verdict in ("kept", "lost", "not shown")}
+def _verdict(
+    score: float, interval: tuple[float, float], margin: float, kept: list[TaskChange], new: list[TaskChange]
+) -> str:
+    by_verdict = {
+        verdict: [task.task for task in kept if task.verdict == verdict] for verdict in ("kept", "lost", "not shown")
+    }
     parts = {
         "kept": f"kept within {100 * margin:g} points",
         "lost": "lost (below zero after Holm's correction)",
@@ -69,17 +82,16 @@ def _verdict(score: float, interval: tuple[float, float], margin: float, kept: l
     left_out = f" Left out of the score, because the base scores 0: {', '.join(unscored)}." if unscored else ""
     learnt = "; ".join(f"{task.task} went from {task.base:.3f} to {task.implanted:.3f}" for task in new)
     return (
-        f"Forgetting {score:.2f}% (95% interval {interval[0]:.2f} to {interval[1]:.2f}) over {len(kept) - len(unscored)} tasks; {said}."
-        + left_out
-        + (f" New task: {learnt}." if learnt else "")
+        f"Forgetting {score:.2f}% (95% interval {interval[0]:.2f} to {interval[1]:.2f}) over "
+        f"{len(kept) - len(unscored)} tasks; {said}." + left_out + (f" New task: {learnt}." if learnt else "")
     )
 
 
 def write_report(report: dict[str, Any], folder: Path, pictures: dict[str, Path] | None = None) -> None:
     """`report.json`, `report.md` and `report.html`, put in place together.
 
-    pictures: caption and PNG file; the page holds them itself, Markdown points to copies beside it. Files that a run did not draw (a
-    baseline attributes nothing) are left out.
+    pictures: caption and PNG file; the page holds them itself, Markdown points to copies beside it.
+    Files that a run did not draw (a baseline attributes nothing) are left out.
     """
     drawn = {caption: file for caption, file in (pictures or {}).items() if file.exists()}
     templates = pages()
@@ -89,14 +101,18 @@ def write_report(report: dict[str, Any], folder: Path, pictures: dict[str, Path]
         embedded = []
         for caption, file in drawn.items():
             shutil.copyfile(file, aside / file.name)
-            embedded.append({"caption": caption, "file": file.name, "base64": base64.b64encode(file.read_bytes()).decode()})
+            embedded.append(
+                {"caption": caption, "file": file.name, "base64": base64.b64encode(file.read_bytes()).decode()}
+            )
         for ending in ("md", "html"):
             page = templates.get_template(f"page.{ending}.j2").render(report=report, pictures=embedded)
             (aside / f"report.{ending}").write_text(page, encoding="utf-8")
 
 
 def write_model_card(report: dict[str, Any], model: Path) -> None:
-    """`README.md` in the model folder: where the model comes from, what may have changed, and what was kept."""
+    """`README.md` in the model folder: where the model comes from, what may have changed, and what
+    was kept.
+    """
     card = pages().get_template("card.md.j2").render(report=report)
     with written_whole(model / "README.md") as aside:
         aside.write_text(card, encoding="utf-8")

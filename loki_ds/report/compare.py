@@ -1,4 +1,6 @@
-"""Runs side by side: as a table for the terminal and as one page, with the verdict in plain words."""
+"""Runs side by side: as a table for the terminal and as one page, with the verdict in plain
+words.
+"""
 
 import base64
 import json
@@ -15,7 +17,9 @@ from loki_ds.run_folder import RunFolder, write_json, written_whole
 
 
 def compare(runs: Sequence[str | Path]) -> dict[str, Any]:
-    """Runs side by side: what each one is, its scores for every task of the first, and the verdict in sentences."""
+    """Runs side by side: what each one is, its scores for every task of the first, and the verdict
+    in sentences.
+    """
     reports = [read_report(run) for run in runs]
     return {
         "sentences": _verdict(reports),
@@ -40,12 +44,22 @@ def _summary(report: dict[str, Any]) -> dict[str, Any]:
 
 def _row(task: dict[str, Any], kind: str, reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """One task in all runs; None where a run was not asked for it."""
-    same = [[one for one in report[kind] if (one["task"], one["metric"]) == (task["task"], task["metric"])] for report in reports]
-    return {"task": task["task"], "metric": task["metric"], "base": task["base"], "cells": [found[0] if found else None for found in same]}
+    same = [
+        [one for one in report[kind] if (one["task"], one["metric"]) == (task["task"], task["metric"])]
+        for report in reports
+    ]
+    return {
+        "task": task["task"],
+        "metric": task["metric"],
+        "base": task["base"],
+        "cells": [found[0] if found else None for found in same],
+    }
 
 
 def write_comparison(found: dict[str, Any], folder: Path) -> None:
-    """`compare.json`, `compare.html` (self-contained) and the trade-off picture, put in place together."""
+    """`compare.json`, `compare.html` (self-contained) and the trade-off picture, put in place
+    together.
+    """
     with written_whole(folder) as aside:
         aside.mkdir(parents=True)
         write_json(aside / "compare.json", found)
@@ -56,7 +70,9 @@ def write_comparison(found: dict[str, Any], folder: Path) -> None:
 
 
 def draw_trade_off(report: dict[str, Any], beside: Sequence[Path], path: Path) -> None:
-    """This run among the finished runs in `beside` that taught the same base the same task; nothing is drawn for a run alone."""
+    """This run among the finished runs in `beside` that taught the same base the same task; nothing
+    is drawn for a run alone.
+    """
     reports = [report, *(read_report(run) for run in beside)]
     alike = [one for one in reports if one["base_digest"] == report["base_digest"] and _taught(one) == _taught(report)]
     if len(alike) > 1 and report["new_task"]:
@@ -77,7 +93,9 @@ def _points(runs: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
 
 
 def comparison(found: dict[str, Any]) -> Table:
-    """What `compare` found for the terminal, a column per run beside the base: forgetting, the new task's score, and each ability's."""
+    """What `compare` found for the terminal, a column per run beside the base: forgetting, the new
+    task's score, and each ability's.
+    """
     table = Table(title="new task learnt, abilities kept")
     table.add_column("")
     table.add_column("base", justify="right")
@@ -98,9 +116,15 @@ def _range(report: dict[str, Any]) -> str:
 
 
 def _verdict(reports: Sequence[dict[str, Any]]) -> list[str]:
-    """The runs in order of forgetting, and whether each selection of rows beat random rows and the baselines. In plain words."""
+    """The runs in order of forgetting, and whether each selection of rows beat random rows and the
+    baselines. In plain words.
+    """
     reports = sorted(reports, key=lambda report: report["forgetting"])
-    sentences = ["Least forgetting first: " + ", ".join(f"{_name(report)} {report['forgetting']:.2f}%" for report in reports) + "."]
+    sentences = [
+        "Least forgetting first: "
+        + ", ".join(f"{_name(report)} {report['forgetting']:.2f}%" for report in reports)
+        + "."
+    ]
     for report in reports:
         if report["selection"] not in (None, "random"):
             sentences += [_against(report, other) for other in reports if other["selection"] in (None, "random")]
@@ -108,7 +132,9 @@ def _verdict(reports: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _against(report: dict[str, Any], other: dict[str, Any]) -> str:
-    """In as many words, with the intervals: a selection that does not beat random rows has shown nothing."""
+    """In as many words, with the intervals: a selection that does not beat random rows has shown
+    nothing.
+    """
     ours = f"the selection by {report['selection']}"
     theirs = "random rows" if other["selection"] == "random" else f"the baseline {_name(other)}"
     figures = ", ".join(f"{_name(one)} forgot {one['forgetting']:.2f}% ({_range(one)})" for one in (report, other))

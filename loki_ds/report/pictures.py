@@ -1,4 +1,7 @@
-"""Pictures of a run, drawn by matplotlib as PNG files. Each takes plain numbers; none knows where they come from."""
+"""Pictures of a run, drawn by matplotlib as PNG files.
+
+Each takes plain numbers; none knows where they come from.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +20,8 @@ EXTREME = 0.01  # share of all nodes that count as high or low (the paper's supp
 
 
 def heat_map(scores: Tensor, path: Path) -> None:
-    """KVA over the model (paper's Fig. 2-5): mean score of every node by layer, and where the highest and lowest 1% of nodes lie.
+    """KVA over the model (paper's Fig. 2-5): mean score of every node by layer, and where the
+    highest and lowest 1% of nodes lie.
 
     scores: `[prompts, layers, d_model]`. Bins of a wide layer show their most extreme node.
     """
@@ -28,7 +32,14 @@ def heat_map(scores: Tensor, path: Path) -> None:
     shown = np.stack([mean[np.arange(layers), b[np.abs(mean[:, b]).argmax(1)]] for b in bins], axis=1)
     largest = float(np.abs(mean).max()) or 1.0
     scale = SymLogNorm(linthresh=largest / 1000, vmin=-largest, vmax=largest)
-    image = nodes.imshow(shown, aspect="auto", cmap="RdBu_r", norm=scale, extent=(0, d_model, layers - 0.5, -0.5), interpolation="nearest")
+    image = nodes.imshow(
+        shown,
+        aspect="auto",
+        cmap="RdBu_r",
+        norm=scale,
+        extent=(0, d_model, layers - 0.5, -0.5),
+        interpolation="nearest",
+    )
     nodes.set(xlabel="node (row of W_down)", ylabel="layer", title="mean score of every node")
     figure.colorbar(image, ax=nodes)
     count = max(1, round(EXTREME * mean.size))
@@ -43,16 +54,25 @@ def heat_map(scores: Tensor, path: Path) -> None:
 
 
 def overlap_curve(curve: Sequence[dict[str, float]], path: Path) -> None:
-    """Overlap of the rows selected from two halves of the prompts against the number of prompts (0 to 1)."""
+    """Overlap of the rows selected from two halves of the prompts against the number of prompts (0
+    to 1).
+    """
     figure, axes = plt.subplots(figsize=(5.5, 3.2), layout="constrained")
     axes.plot([point["prompts"] for point in curve], [100 * point["overlap"] for point in curve], marker="o")
-    axes.set(xlabel="prompts", ylabel="rows in common, percent", title="selection from two halves of the prompts", ylim=(0, 102))
+    axes.set(
+        xlabel="prompts",
+        ylabel="rows in common, percent",
+        title="selection from two halves of the prompts",
+        ylim=(0, 102),
+    )
     axes.grid(alpha=0.3)
     _save(figure, path)
 
 
 def retention(tasks: Sequence[dict[str, Any]], margin: float, path: Path) -> None:
-    """Each task's change with its 95% interval, beside the margin up to which a loss counts as kept. tasks: as in `report.json`."""
+    """Each task's change with its 95% interval, beside the margin up to which a loss counts as
+    kept. tasks: as in `report.json`.
+    """
     colours = {"kept": "tab:green", "lost": "tab:red", "not shown": "tab:gray"}
     figure, axes = plt.subplots(figsize=(7.5, 0.9 + 0.38 * len(tasks)), layout="constrained")
     for place, task in enumerate(tasks):
@@ -62,7 +82,9 @@ def retention(tasks: Sequence[dict[str, Any]], margin: float, path: Path) -> Non
     axes.axvline(0, color="black", linewidth=0.8)
     axes.axvline(-100 * margin, color="black", linewidth=0.8, linestyle=":")
     names = [f"{task['task']} ({task['verdict']})" for task in tasks]
-    axes.set(yticks=range(len(tasks)), yticklabels=names, xlabel="change in points, with 95% interval; dotted: the margin")
+    axes.set(
+        yticks=range(len(tasks)), yticklabels=names, xlabel="change in points, with 95% interval; dotted: the margin"
+    )
     axes.invert_yaxis()
     _save(figure, path)
 
@@ -77,22 +99,31 @@ def training_curves(log: Sequence[dict[str, Any]], path: Path) -> None:
         axes.grid(alpha=0.3)
     evaluated = [entry for entry in log if "eval_loss" in entry]
     if evaluated:
-        loss.plot([entry["step"] for entry in evaluated], [entry["eval_loss"] for entry in evaluated], marker="o", label="held out")
+        loss.plot(
+            [entry["step"] for entry in evaluated],
+            [entry["eval_loss"] for entry in evaluated],
+            marker="o",
+            label="held out",
+        )
         loss.legend()
     _save(figure, path)
 
 
 def trade_off(methods: Mapping[str, Sequence[dict[str, Any]]], enough: float | None, path: Path) -> None:
-    """Forgetting (percent) against the new task's score: a line a method, a point a setting, so methods compare at equal skill.
+    """Forgetting (percent) against the new task's score: a line a method, a point a setting, so
+    methods compare at equal skill.
 
-    methods: for each, points with `skill` (0 to 1) and `forgetting` (percent). enough: the skill at which methods are compared.
+    methods: for each, points with `skill` (0 to 1) and `forgetting` (percent). enough: the skill at
+    which methods are compared.
     """
     figure, axes = plt.subplots(figsize=(8.5, 5), layout="constrained")
     markers, colours = "osD^v<>pP*Xh", plt.get_cmap("tab20").colors  # type: ignore[attr-defined]
     for i, (name, points) in enumerate(methods.items()):
         ordered = sorted(points, key=lambda point: point["skill"])
         skill, forgotten = [100 * point["skill"] for point in ordered], [point["forgetting"] for point in ordered]
-        axes.plot(skill, forgotten, marker=markers[i % len(markers)], color=colours[i % len(colours)], linewidth=1, label=name)
+        axes.plot(
+            skill, forgotten, marker=markers[i % len(markers)], color=colours[i % len(colours)], linewidth=1, label=name
+        )
     if enough is not None:
         axes.axvline(100 * enough, color="black", linewidth=0.8, linestyle=":")
     axes.axhline(0, color="black", linewidth=0.8)

@@ -1,6 +1,8 @@
-"""One arm of the paired evaluation, or a share of its documents: one model through lm-eval, in a process of its own.
+"""One arm of the paired evaluation, or a share of its documents: one model through lm-eval, in a
+process of its own.
 
-`python -m loki_ds.retention.arm REQUEST.json RESULT.json`, started by `evaluation`. Knows lm-eval; knows nothing of the other arm.
+`python -m loki_ds.retention.arm REQUEST.json RESULT.json`, started by `evaluation`. Knows lm-eval;
+knows nothing of the other arm.
 """
 
 import hashlib
@@ -26,12 +28,14 @@ LONGEST_PROMPT = 2000  # characters of a prompt that are kept for the report, fr
 def run_lm_eval(request: dict[str, Any]) -> dict[str, Any]:
     """Evaluate this process' share of the documents of every group of tasks.
 
-    request: as `evaluation.evaluate_arm` takes it, with `share`: `[i, n]` for the documents i, i + n, i + 2n, ...
+    request: as `evaluation.evaluate_arm` takes it, with `share`: `[i, n]` for the documents i, i +
+    n, i + 2n, ...
 
     Returns:
-        `tokenizer` (digest), `libraries`, and per task its `version`, `shots`, `metrics` and `samples`; each sample has `doc_hash`,
-        `place` in the task, `cluster` (the subtask's name in a group of tasks like MMLU, else None), the metrics' values `scores`, the
-        end of the `prompt` and the model's `answer`.
+        `tokenizer` (digest), `libraries`, and per task its `version`, `shots`, `metrics` and
+        `samples`; each sample has `doc_hash`, `place` in the task, `cluster` (the subtask's name in
+        a group of tasks like MMLU, else None), the metrics' values `scores`, the end of the
+        `prompt` and the model's `answer`.
     """
     from lm_eval import simple_evaluate
 
@@ -63,20 +67,26 @@ def check_tasks(request: dict[str, Any]) -> None:
     """Refuse before any training what the arms would only find after it.
 
     Raises:
-        Refusal: a task that lm-eval does not know, or one that runs code the model wrote and is not allowed to.
+        Refusal: a task that lm-eval does not know, or one that runs code the model wrote and is not
+            allowed to.
     """
     manager = _task_manager(request)
     if request["allow_code_execution"]:
         return
     for group in request["groups"]:
-        unsafe = [task for task in group["tasks"] if manager.task_index[task].cfg and manager.task_index[task].cfg.get("unsafe_code")]
+        unsafe = [
+            task
+            for task in group["tasks"]
+            if manager.task_index[task].cfg and manager.task_index[task].cfg.get("unsafe_code")
+        ]
         if unsafe:
             raise Refusal(_unsafe(unsafe))
 
 
 def _unsafe(tasks: list[str]) -> str:
     return (
-        f"retention: {', '.join(tasks)} run code that the model wrote, with all your rights; if this machine is isolated, "
+        f"retention: {', '.join(tasks)} run code that the model wrote, with all your rights; if this machine is "
+        "isolated, "
         "say retention.allow_code_execution=true"
     )
 
@@ -100,18 +110,26 @@ def _task_manager(request: dict[str, Any]) -> Any:
 def _model(request: dict[str, Any]) -> Any:
     from lm_eval.api.registry import get_model
 
-    settings = {"pretrained": request["model"], "dtype": request["dtype"], "trust_remote_code": request["trust_remote_code"]}
+    settings = {
+        "pretrained": request["model"],
+        "dtype": request["dtype"],
+        "trust_remote_code": request["trust_remote_code"],
+    }
     if request["backend"] == "vllm":
         try:
             return get_model("vllm")(**settings, tensor_parallel_size=request["devices_per_model"], batch_size="auto")
         except ModuleNotFoundError:
-            raise Refusal("retention.backend is vllm, and vllm is not installed; install lm-eval[vllm] or say hf") from None
+            raise Refusal(
+                "retention.backend is vllm, and vllm is not installed; install lm-eval[vllm] or say hf"
+            ) from None
     spread = {"parallelize": True} if request["devices_per_model"] > 1 else {"device": request["device"]}
     return get_model("hf")(**settings, **spread, batch_size=request["batch_size"])
 
 
 def _chosen(group: dict[str, Any], manager: Any, request: dict[str, Any]) -> dict[str, list[int]] | None:
-    """The documents of each task: `limit` of them drawn by the seed, the same on both arms, and of those this process' share."""
+    """The documents of each task: `limit` of them drawn by the seed, the same on both arms, and of
+    those this process' share.
+    """
     share, of = request["share"]
     if group["limit"] is None and of == 1:
         return None
@@ -130,7 +148,9 @@ def members_of(names: list[str], manager: Any) -> dict[str, list[str]]:
 
 
 def _evaluate(simple_evaluate: Any, request: dict[str, Any], model: Any, **settings: Any) -> Any:
-    """lm-eval's own `simple_evaluate`, allowed to run model-written code only if the recipe says so."""
+    """lm-eval's own `simple_evaluate`, allowed to run model-written code only if the recipe says
+    so.
+    """
     if request["allow_code_execution"]:
         os.environ["HF_ALLOW_CODE_EVAL"] = "1"
     try:

@@ -1,7 +1,9 @@
-"""An arm on as many processes as there are devices: each evaluates its share of the documents, and the shares are put together.
+"""An arm on as many processes as there are devices: each evaluates its share of the documents, and
+the shares are put together.
 
-Processes of their own because a second model must not be loaded beside a live ZeRO-3 configuration, and because both arms must start
-from the same state. They are independent of each other, so any lm-eval backend can be shared out, on GPUs or on CPUs.
+Processes of their own because a second model must not be loaded beside a live ZeRO-3 configuration,
+and because both arms must start from the same state. They are independent of each other, so any
+lm-eval backend can be shared out, on GPUs or on CPUs.
 """
 
 import json
@@ -21,11 +23,13 @@ PATIENCE = 3.0  # seconds for the first process to fail as well
 
 
 def evaluate_arm(request: dict[str, Any]) -> dict[str, Any]:
-    """Evaluate one model on everything the request asks for; what `arm.run_lm_eval` gives, of all documents.
+    """Evaluate one model on everything the request asks for; what `arm.run_lm_eval` gives, of all
+    documents.
 
-    request: `model` (folder), `dtype`, `device`, `backend`, `batch_size`, `include_path`, `trust_remote_code`, `allow_code_execution`,
-    `processes`, `devices_per_model`, `seed` (draws the documents of a limit), and `groups`, each with `tasks`, `num_fewshot`, `limit`
-    and `apply_chat_template`.
+    request: `model` (folder), `dtype`, `device`, `backend`, `batch_size`, `include_path`,
+    `trust_remote_code`, `allow_code_execution`, `processes`, `devices_per_model`, `seed` (draws the
+    documents of a limit), and `groups`, each with `tasks`, `num_fewshot`, `limit` and
+    `apply_chat_template`.
 
     Raises:
         Refusal: a process failed.
@@ -63,7 +67,9 @@ def _run_together(processes: list[subprocess.Popen], logs: list[Path], model: st
         while any(process.poll() is None for process in processes) and not any(process.poll() for process in processes):
             time.sleep(0.1)
         if any(process.poll() for process in processes):
-            with suppress(subprocess.TimeoutExpired):  # the first process, whose output is seen, fails of the same cause if it can
+            with suppress(
+                subprocess.TimeoutExpired
+            ):  # the first process, whose output is seen, fails of the same cause if it can
                 processes[0].wait(PATIENCE)
         statuses = [process.poll() for process in processes]
     finally:
@@ -81,7 +87,9 @@ def _run_together(processes: list[subprocess.Popen], logs: list[Path], model: st
 
 
 def _together(shares: list[dict[str, Any]]) -> dict[str, Any]:
-    """The shares' samples under one roof, in the documents' order, so the result does not depend on how many processes there were."""
+    """The shares' samples under one roof, in the documents' order, so the result does not depend on
+    how many processes there were.
+    """
     tasks: dict[str, Any] = {}
     for share in shares:
         for name, found in share["tasks"].items():

@@ -1,4 +1,7 @@
-"""The paper's forgetting score over a suite of tasks. Pure arithmetic; also an `evaluate` metric module (eval/metrics/forgetting)."""
+"""The paper's forgetting score over a suite of tasks.
+
+Pure arithmetic; also an `evaluate` metric module (eval/metrics/forgetting).
+"""
 
 from collections.abc import Sequence
 
@@ -11,7 +14,8 @@ def forgetting(base: Sequence[float], implanted: Sequence[float]) -> float:
         implanted: the same tasks' scores after.
 
     Raises:
-        ValueError: no tasks, a different number of scores, or a base score of 0 (nothing there to forget).
+        ValueError: no tasks, a different number of scores, or a base score of 0 (nothing there to
+            forget).
     """
     if len(base) != len(implanted) or not base:
         raise ValueError(f"forgetting needs one score per task on both sides, got {len(base)} and {len(implanted)}")

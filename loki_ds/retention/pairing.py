@@ -1,4 +1,6 @@
-"""Join two arms' samples by document; anything that does not match is an error that names the task."""
+"""Join two arms' samples by document; anything that does not match is an error that names the
+task.
+"""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -10,7 +12,9 @@ from loki_ds.refusal import Refusal
 
 @dataclass(frozen=True)
 class Pair:
-    """One document on both arms; `cluster` is the subtask it comes from, in a group of tasks like MMLU."""
+    """One document on both arms; `cluster` is the subtask it comes from, in a group of tasks like
+    MMLU.
+    """
 
     doc_hash: str
     prompt: str
@@ -31,31 +35,41 @@ class PairedTask:
 
 
 def pair(base: dict[str, Any], implanted: dict[str, Any]) -> list[PairedTask]:
-    """Tasks of two arms (`arm.run_lm_eval`), their samples joined by document hash, never by position.
+    """Tasks of two arms (`arm.run_lm_eval`), their samples joined by document hash, never by
+    position.
 
     A task with several metrics comes once for each, its main one first.
 
     Raises:
-        Refusal: the arms differ in tokenizer, library versions, tasks, task versions, metrics, shots or documents.
+        Refusal: the arms differ in tokenizer, library versions, tasks, task versions, metrics,
+            shots or documents.
     """
     tasks = ", ".join(base["tasks"])
     for what in ("tokenizer", "libraries"):
         if base[what] != implanted[what]:
-            raise Refusal(f"tasks {tasks}: {what} differ: {base[what]} on the base and {implanted[what]} on the implanted model")
+            raise Refusal(
+                f"tasks {tasks}: {what} differ: {base[what]} on the base and {implanted[what]} on the implanted model"
+            )
     if set(base["tasks"]) != set(implanted["tasks"]):
         differing = sorted(set(base["tasks"]) ^ set(implanted["tasks"]))
         raise Refusal(f"the arms were not run on the same tasks: only one of them has {', '.join(differing)}")
-    return [paired for task in base["tasks"] for paired in _pair_task(task, base["tasks"][task], implanted["tasks"][task])]
+    return [
+        paired for task in base["tasks"] for paired in _pair_task(task, base["tasks"][task], implanted["tasks"][task])
+    ]
 
 
 def _pair_task(task: str, base: dict[str, Any], implanted: dict[str, Any]) -> list[PairedTask]:
     for what in ("version", "metrics", "shots"):
         if base[what] != implanted[what]:
-            raise Refusal(f"task {task}: {what} is {base[what]} on the base and {implanted[what]} on the implanted model")
+            raise Refusal(
+                f"task {task}: {what} is {base[what]} on the base and {implanted[what]} on the implanted model"
+            )
     before, after = _by_document(base["samples"]), _by_document(implanted["samples"])
     if before.keys() != after.keys():
         alone = len(before.keys() ^ after.keys())
-        raise Refusal(f"task {task}: {alone} documents were seen by one arm only; both must evaluate the same documents")
+        raise Refusal(
+            f"task {task}: {alone} documents were seen by one arm only; both must evaluate the same documents"
+        )
     return [
         PairedTask(task, metric, [_pair(key[0], before[key], after[key], place) for key in sorted(before)])
         for place, metric in enumerate(base["metrics"])
@@ -64,7 +78,13 @@ def _pair_task(task: str, base: dict[str, Any], implanted: dict[str, Any]) -> li
 
 def _pair(doc_hash: str, before: dict[str, Any], after: dict[str, Any], place: int) -> Pair:
     return Pair(
-        doc_hash, before["prompt"], before["scores"][place], after["scores"][place], before["answer"], after["answer"], before["cluster"]
+        doc_hash,
+        before["prompt"],
+        before["scores"][place],
+        after["scores"][place],
+        before["answer"],
+        after["answer"],
+        before["cluster"],
     )
 
 

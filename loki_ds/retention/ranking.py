@@ -1,4 +1,6 @@
-"""Judge a reranker on data in BEIR's format: corpus, queries and relevance judgements, by nDCG, MAP and MRR from `ir_measures`."""
+"""Judge a reranker on data in BEIR's format: corpus, queries and relevance judgements, by nDCG, MAP
+and MRR from `ir_measures`.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,7 +16,9 @@ MEASURES = {"ndcg@10": ir_measures.nDCG @ 10, "map": ir_measures.AP, "mrr": ir_m
 
 
 class Beir(NamedTuple):
-    """A data set: passages and queries by id, and for each query the relevance of judged passages."""
+    """A data set: passages and queries by id, and for each query the relevance of judged
+    passages.
+    """
 
     corpus: dict[str, str]
     queries: dict[str, str]
@@ -22,23 +26,34 @@ class Beir(NamedTuple):
 
 
 def load_beir(source: str, split: str = "test") -> Beir:
-    """A folder with `corpus.jsonl`, `queries.jsonl` and `qrels/SPLIT.tsv`, or a hub id such as `BeIR/scifact`."""
+    """A folder with `corpus.jsonl`, `queries.jsonl` and `qrels/SPLIT.tsv`, or a hub id such as
+    `BeIR/scifact`.
+    """
     folder = Path(source)
     if folder.is_dir():
         corpus, queries = (_lines(folder / f"{name}.jsonl") for name in ("corpus", "queries"))
-        judgements: Any = [line.split("\t") for line in (folder / "qrels" / f"{split}.tsv").read_text(encoding="utf-8").splitlines()[1:]]
+        judgements: Any = [
+            line.split("\t")
+            for line in (folder / "qrels" / f"{split}.tsv").read_text(encoding="utf-8").splitlines()[1:]
+        ]
     else:
         corpus, queries = load_dataset(source, "corpus")["corpus"], load_dataset(source, "queries")["queries"]
-        judgements = [(row["query-id"], row["corpus-id"], row["score"]) for row in load_dataset(f"{source}-qrels")[split]]
+        judgements = [
+            (row["query-id"], row["corpus-id"], row["score"]) for row in load_dataset(f"{source}-qrels")[split]
+        ]
     judged: dict[str, dict[str, int]] = {}
     for query, passage, relevance in judgements:
         judged.setdefault(str(query), {})[str(passage)] = int(relevance)
-    return Beir({str(row["_id"]): _passage(row) for row in corpus}, {str(row["_id"]): row["text"] for row in queries}, judged)
+    return Beir(
+        {str(row["_id"]): _passage(row) for row in corpus}, {str(row["_id"]): row["text"] for row in queries}, judged
+    )
 
 
 def candidates(data: Beir, run: str | None, depth: int, seed: int) -> dict[str, list[str]]:
-    """For each judged query the passages to rank: the first `depth` of a TREC run file (a first stage's, such as BM25's), or without
-    one the judged passages and others drawn by the seed up to `depth`."""
+    """For each judged query the passages to rank: the first `depth` of a TREC run file (a first
+    stage's, such as BM25's), or without one the judged passages and others drawn by the seed up to
+    `depth`.
+    """
     if run is not None:
         listed = sorted(ir_measures.read_trec_run(run), key=lambda row: -row.score)
         return {query: [row.doc_id for row in listed if row.query_id == query][:depth] for query in data.judged}
@@ -51,13 +66,17 @@ def candidates(data: Beir, run: str | None, depth: int, seed: int) -> dict[str, 
 
 
 def measure(relevance: Mapping[str, int], scores: Mapping[str, float]) -> dict[str, float]:
-    """nDCG@10, average precision and reciprocal rank of one query; ties fall as `ir_measures` breaks them."""
+    """nDCG@10, average precision and reciprocal rank of one query; ties fall as `ir_measures`
+    breaks them.
+    """
     found = ir_measures.calc_aggregate(MEASURES.values(), {"q": dict(relevance)}, {"q": dict(scores)})
     return {name: float(found[one]) for name, one in MEASURES.items()}
 
 
 def expected_score(log_likelihoods: Sequence[float]) -> float:
-    """The mean of the labels 1, 2, ... under the model's own probabilities of them, as the LB Reranker is read."""
+    """The mean of the labels 1, 2, ... under the model's own probabilities of them, as the LB
+    Reranker is read.
+    """
     probabilities = np.exp(np.array(log_likelihoods) - np.max(log_likelihoods))
     return float((probabilities * np.arange(1, len(probabilities) + 1)).sum() / probabilities.sum())
 

@@ -1,8 +1,9 @@
-"""What paired documents show: each task's change with its interval and test, a verdict at a margin, and the suite's forgetting.
+"""What paired documents show: each task's change with its interval and test, a verdict at a margin,
+and the suite's forgetting.
 
-"Nothing was lost" is not "p is large": a task counts as kept only when its whole interval lies above minus the margin, and every task
-says the smallest change its documents could have shown. Intervals, tests and corrections come from statsmodels and scipy where they
-have them.
+"Nothing was lost" is not "p is large": a task counts as kept only when its whole interval lies
+above minus the margin, and every task says the smallest change its documents could have shown.
+Intervals, tests and corrections come from statsmodels and scipy where they have them.
 """
 
 from collections.abc import Sequence
@@ -26,10 +27,13 @@ POWER = 0.8  # at which a change would be shown
 
 @dataclass(frozen=True)
 class TaskChange:
-    """One task on both arms. Scores are means over `n` documents; `ci` is the change's 95% interval.
+    """One task on both arms.
 
-    p_holm: the p-value after Holm's correction over the suite. detectable: the smallest loss these documents would have shown in four
-    cases of five. verdict: `kept` (the interval lies above minus the margin), `lost` (below zero, Holm-corrected), else `not shown`.
+    Scores are means over `n` documents; `ci` is the change's 95% interval.
+
+    p_holm: the p-value after Holm's correction over the suite. detectable: the smallest loss these
+    documents would have shown in four cases of five. verdict: `kept` (the interval lies above minus
+    the margin), `lost` (below zero, Holm-corrected), else `not shown`.
     """
 
     task: str
@@ -51,13 +55,16 @@ class TaskChange:
 
 
 def suite_changes(tasks: Sequence[PairedTask], margin: float, seed: int = 0) -> list[TaskChange]:
-    """Every task's change, with the correction over all of them and a verdict at `margin` (0.01 is one point)."""
+    """Every task's change, with the correction over all of them and a verdict at `margin` (0.01 is
+    one point).
+    """
     changes = [task_change(task, seed) for task in tasks]
     if not changes:
         return []
     corrected = multipletests([change.p_value for change in changes], alpha=LEVEL, method="holm")[1]
     return [
-        replace(change, p_holm=float(p), verdict=_verdict(change, float(p), margin)) for change, p in zip(changes, corrected, strict=True)
+        replace(change, p_holm=float(p), verdict=_verdict(change, float(p), margin))
+        for change, p in zip(changes, corrected, strict=True)
     ]
 
 
@@ -70,18 +77,26 @@ def _verdict(change: TaskChange, p_holm: float, margin: float) -> str:
 def task_change(task: PairedTask, seed: int = 0) -> TaskChange:
     """Paired change of one task.
 
-    Scores of 0 and 1: Newcombe's paired interval (1998, method 10) and the exact McNemar test. Other scores: percentile bootstrap over
-    documents and the paired t-test. A group of subtasks (MMLU's subjects): percentile bootstrap over subtasks, because their documents
-    fall and rise together, and the t-test with cluster-robust errors.
+    Scores of 0 and 1: Newcombe's paired interval (1998, method 10) and the exact McNemar test.
+    Other scores: percentile bootstrap over documents and the paired t-test. A group of subtasks
+    (MMLU's subjects): percentile bootstrap over subtasks, because their documents fall and rise
+    together, and the t-test with cluster-robust errors.
     """
     base = np.array([pair.base for pair in task.pairs])
     implanted = np.array([pair.implanted for pair in task.pairs])
     binary = bool(np.isin(base, (0, 1)).all() and np.isin(implanted, (0, 1)).all())
     clusters = _clusters(task)
     if clusters is not None:
-        interval, p_value, error = _bootstrap_interval(implanted - base, clusters, seed), *_clustered_test(implanted - base, clusters)
+        interval, p_value, error = (
+            _bootstrap_interval(implanted - base, clusters, seed),
+            *_clustered_test(implanted - base, clusters),
+        )
     else:
-        interval = paired_proportions_interval(base, implanted) if binary else _bootstrap_interval(implanted - base, None, seed)
+        interval = (
+            paired_proportions_interval(base, implanted)
+            if binary
+            else _bootstrap_interval(implanted - base, None, seed)
+        )
         p_value, error = (
             _p_value(base, implanted, binary),
             float((implanted - base).std(ddof=1) / np.sqrt(len(base))) if len(base) > 1 else 0.0,
@@ -104,8 +119,9 @@ def task_change(task: PairedTask, seed: int = 0) -> TaskChange:
 def paired_proportions_interval(base: np.ndarray, implanted: np.ndarray) -> tuple[float, float]:
     """95% interval of `mean(implanted) - mean(base)` for 0/1 scores of the same documents.
 
-    Newcombe, Statistics in Medicine 17 (1998) 2635, method 10: Wilson intervals of both proportions, squared and added with the
-    pairs' correlation. It stays honest when no or few documents change, where a bootstrap shrinks to a point.
+    Newcombe, Statistics in Medicine 17 (1998) 2635, method 10: Wilson intervals of both
+    proportions, squared and added with the pairs' correlation. It stays honest when no or few
+    documents change, where a bootstrap shrinks to a point.
     """
     n = len(base)
     both, only_new, only_old = (int(((implanted == i) & (base == b)).sum()) for i, b in ((1, 1), (1, 0), (0, 1)))
@@ -126,9 +142,14 @@ def _squared_and_added(one: float, other: float, phi: float) -> float:
 
 
 def forgetting_interval(tasks: Sequence[PairedTask], seed: int = 0) -> tuple[float, float]:
-    """95% interval of the paper's forgetting score: documents (or a group's subtasks) are drawn again in every task, both arms together."""
+    """95% interval of the paper's forgetting score: documents (or a group's subtasks) are drawn
+    again in every task, both arms together.
+    """
     generator = np.random.default_rng(seed)
-    draws = [_resampled_means(np.array([(pair.base, pair.implanted) for pair in task.pairs]), _clusters(task), generator) for task in tasks]
+    draws = [
+        _resampled_means(np.array([(pair.base, pair.implanted) for pair in task.pairs]), _clusters(task), generator)
+        for task in tasks
+    ]
     values = [
         forgetting([draw[i, 0] for draw in draws], [draw[i, 1] for draw in draws])
         for i in range(RESAMPLES)
@@ -146,7 +167,9 @@ def _clusters(task: PairedTask) -> np.ndarray | None:
 
 
 def _resampled_means(scores: np.ndarray, clusters: np.ndarray | None, generator: np.random.Generator) -> np.ndarray:
-    """Means `[RESAMPLES, c]` of scores `[n, c]` whose documents, or whose clusters of documents, are drawn again."""
+    """Means `[RESAMPLES, c]` of scores `[n, c]` whose documents, or whose clusters of documents,
+    are drawn again.
+    """
     sums, sizes = scores, np.ones(len(scores))
     if clusters is not None:
         sums = np.stack([np.bincount(clusters, column) for column in scores.T], axis=1)
@@ -166,10 +189,14 @@ def _bootstrap_interval(differences: np.ndarray, clusters: np.ndarray | None, se
 
 
 def _clustered_test(differences: np.ndarray, clusters: np.ndarray) -> tuple[float, float]:
-    """p-value of no mean change, and the mean's standard error, both robust to documents of one cluster changing together."""
+    """p-value of no mean change, and the mean's standard error, both robust to documents of one
+    cluster changing together.
+    """
     if np.ptp(differences) == 0:
         return float(differences[0] == 0), 0.0
-    fitted = OLS(differences, np.ones(len(differences))).fit(cov_type="cluster", cov_kwds={"groups": clusters}, use_t=True)
+    fitted = OLS(differences, np.ones(len(differences))).fit(
+        cov_type="cluster", cov_kwds={"groups": clusters}, use_t=True
+    )
     return float(fitted.pvalues[0]), float(fitted.bse[0])
 
 
@@ -183,9 +210,11 @@ def _p_value(base: np.ndarray, implanted: np.ndarray, binary: bool) -> float:
 
 
 def _detectable(error: float, n: int) -> float:
-    """Smallest mean change that a two-sided test at 5% shows with power 0.8, given its standard error over these documents.
+    """Smallest mean change that a two-sided test at 5% shows with power 0.8, given its standard
+    error over these documents.
 
-    With nothing seen to vary, the rate of change that would have shown at least one document in four cases of five.
+    With nothing seen to vary, the rate of change that would have shown at least one document in
+    four cases of five.
     """
     if error == 0:
         return 1 - (1 - POWER) ** (1 / n)

@@ -1,7 +1,9 @@
-"""Judge tool calls as the Berkeley Function Calling Leaderboard does: by the parsed call, not by its text.
+"""Judge tool calls as the Berkeley Function Calling Leaderboard does: by the parsed call, not by
+its text.
 
-A call is right when it parses as Python, names the function, gives every required argument and no unknown one, and each value is one of
-those the answer file allows (Patil et al., BFCL; the `ast` categories simple, multiple, parallel and irrelevance).
+A call is right when it parses as Python, names the function, gives every required argument and no
+unknown one, and each value is one of those the answer file allows (Patil et al., BFCL; the `ast`
+categories simple, multiple, parallel and irrelevance).
 """
 
 import ast
@@ -21,7 +23,9 @@ class Call(NamedTuple):
 
 
 def parse_calls(text: str) -> list[Call] | None:
-    """The calls in `[f(a=1), g.h(b='x')]` or in a single `f(a=1)`; None when the text is anything else."""
+    """The calls in `[f(a=1), g.h(b='x')]` or in a single `f(a=1)`; None when the text is anything
+    else.
+    """
     try:
         tree = ast.parse(text.strip().strip("`").strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -44,7 +48,8 @@ def _call(node: ast.expr) -> Call | None:
 def judge(text: str, expected: Sequence[Mapping[str, Mapping[str, Sequence[Any]]]]) -> bool:
     """Whether `text` makes exactly the expected calls, in any order.
 
-    expected: BFCL's `ground_truth`, one `{function: {argument: [allowed values]}}` a call; empty for irrelevance, where no call is right.
+    expected: BFCL's `ground_truth`, one `{function: {argument: [allowed values]}}` a call; empty
+    for irrelevance, where no call is right.
     """
     calls = parse_calls(text)
     if not expected:
@@ -56,7 +61,10 @@ def _assigned(calls: list[Call], expected: list[Mapping[str, Any]]) -> bool:
     """Whether every call can be given an expected one of its own."""
     if not calls:
         return True
-    return any(_matches(calls[0], one) and _assigned(calls[1:], expected[:i] + expected[i + 1 :]) for i, one in enumerate(expected))
+    return any(
+        _matches(calls[0], one) and _assigned(calls[1:], expected[:i] + expected[i + 1 :])
+        for i, one in enumerate(expected)
+    )
 
 
 def _matches(call: Call, expected: Mapping[str, Mapping[str, Sequence[Any]]]) -> bool:
@@ -72,7 +80,9 @@ def _arguments_match(arguments: Mapping[str, Any], allowed: Mapping[str, Sequenc
 
 
 def _equal(value: Any, option: Any) -> bool:
-    """BFCL's equality: strings without case and punctuation, an integer for a float but not the other way, lists and dicts inside."""
+    """BFCL's equality: strings without case and punctuation, an integer for a float but not the
+    other way, lists and dicts inside.
+    """
     if isinstance(value, str) and isinstance(option, str):
         return _plain(value) == _plain(option)
     if isinstance(value, list | tuple) and isinstance(option, list):

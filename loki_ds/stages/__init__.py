@@ -1,7 +1,8 @@
 """The stages of a run in their order: attribute, select, implant, retain.
 
-Here is only the way of the data, from the recipe and the run folder back to the run folder. What a stage computes is in the
-package of its name; a stage whose result is already there for the same inputs is skipped.
+Here is only the way of the data, from the recipe and the run folder back to the run folder. What a
+stage computes is in the package of its name; a stage whose result is already there for the same
+inputs is skipped.
 """
 
 from loki_ds.stages.attribute import attribute

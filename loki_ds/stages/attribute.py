@@ -28,12 +28,17 @@ CURVE_POINTS = 8
 
 
 def attribute(run: Run) -> None:
-    """Score every row of every `W_down` on the protected set, batches shared out among the ranks; kept prompt by prompt."""
+    """Score every row of every `W_down` on the protected set, batches shared out among the ranks;
+    kept prompt by prompt.
+    """
     if run.recipe.senses:
         sense(run)
         return
     if not run.recipe.attributes:
-        log.info("attribute: not needed (%s)", run.recipe.selection.strategy if run.recipe.changes_rows else "everything trains")
+        log.info(
+            "attribute: not needed (%s)",
+            run.recipe.selection.strategy if run.recipe.changes_rows else "everything trains",
+        )
         return
     if run.finished("attribute", run.attribution_inputs):
         log.info("attribute: already there, %s", run.folder.attribution)
@@ -57,11 +62,15 @@ def _attribute(run: Run) -> None:
     gathers = gatherer.count
     turns = _sweep_rounds(run, sweep, prompts, rounds, kept)
     ranks.barrier()
-    ranks.on_first_rank(lambda: _finish(run, prompts, kept, gatherer.count - gathers, turns, time.monotonic() - started))
+    ranks.on_first_rank(
+        lambda: _finish(run, prompts, kept, gatherer.count - gathers, turns, time.monotonic() - started)
+    )
 
 
 def _plan(run: Run, sweep: Sweep, prompts: list[ProtectedPrompt], kept: KeptScores) -> list[list[list[int]]]:
-    """Rounds of batches of prompts' indices, one round unless the pass may stop early; planned once, kept for going on."""
+    """Rounds of batches of prompts' indices, one round unless the pass may stop early; planned
+    once, kept for going on.
+    """
     planned = ranks.on_first_rank(lambda: kept.read().get("rounds"))
     if planned is not None:
         return planned
@@ -79,8 +88,12 @@ def _plan(run: Run, sweep: Sweep, prompts: list[ProtectedPrompt], kept: KeptScor
     return planned
 
 
-def _sweep_rounds(run: Run, sweep: Sweep, prompts: list[ProtectedPrompt], rounds: list[list[list[int]]], kept: KeptScores) -> int:
-    """Sweep what is not kept yet, round by round, until the rounds end or their selection is stable; returns the turns taken."""
+def _sweep_rounds(
+    run: Run, sweep: Sweep, prompts: list[ProtectedPrompt], rounds: list[list[list[int]]], kept: KeptScores
+) -> int:
+    """Sweep what is not kept yet, round by round, until the rounds end or their selection is
+    stable; returns the turns taken.
+    """
     done = ranks.on_first_rank(kept.done)
     log.info("attribute: %d prompts (%d already scored) in %d batches", len(prompts), len(done), sum(map(len, rounds)))
     turns = 0
@@ -92,7 +105,10 @@ def _sweep_rounds(run: Run, sweep: Sweep, prompts: list[ProtectedPrompt], rounds
             for indices, swept in sweep_batches(sweep, [prompt.tokens for prompt in prompts], left):
                 if not torch.isfinite(swept.scores).all():
                     lines = [prompts[i].line for i in indices]
-                    raise Refusal(f"attribution gave NaN or infinity on the protected prompts of lines {lines}; are the weights sound?")
+                    raise Refusal(
+                        f"attribution gave NaN or infinity on the protected prompts of lines {lines}; are the "
+                        "weights sound?"
+                    )
                 kept.add(indices, swept)
                 progress.advance(task, len(indices) * ranks.world_size())
             ranks.barrier()
@@ -104,7 +120,9 @@ def _sweep_rounds(run: Run, sweep: Sweep, prompts: list[ProtectedPrompt], rounds
 
 
 def _bring_home(run: Run, kept: KeptScores) -> None:
-    """Where nodes do not share the run folder, move their shards of scores into rank 0's, one of each rank at a time."""
+    """Where nodes do not share the run folder, move their shards of scores into rank 0's, one of
+    each rank at a time.
+    """
     here = _shards_of_this_rank(run, kept)
     for turn in range(max(ranks.from_all_ranks(len(here)))):
         shard = here[turn] if turn < len(here) else None
@@ -117,7 +135,9 @@ def _bring_home(run: Run, kept: KeptScores) -> None:
 
 
 def _shards_of_this_rank(run: Run, kept: KeptScores) -> list[Path]:
-    """This rank's share of the shards on a node that does not share the run folder; none elsewhere."""
+    """This rank's share of the shards on a node that does not share the run folder; none
+    elsewhere.
+    """
     return [] if run.sees_folder else kept.shards()[local_rank() :: local_size()]
 
 
@@ -132,7 +152,9 @@ def _stable(run: Run, prompts: list[ProtectedPrompt], kept: KeptScores) -> bool:
     return overlap >= stop.overlap
 
 
-def _finish(run: Run, prompts: list[ProtectedPrompt], kept: KeptScores, gathers: int, turns: int, seconds: float) -> None:
+def _finish(
+    run: Run, prompts: list[ProtectedPrompt], kept: KeptScores, gathers: int, turns: int, seconds: float
+) -> None:
     """Note what the pass took and what it is worth, and draw it."""
     done = kept.done()
     order = [i for i in interleaved(prompts) if i in done]
@@ -149,7 +171,8 @@ def _finish(run: Run, prompts: list[ProtectedPrompt], kept: KeptScores, gathers:
     log.info("attribute: %d prompts in %.1f s, %d gathers", len(done), seconds, gathers)
     say = log.warning if run.recipe.attribution.multiply_by_value and residual.mean() > LARGE_RESIDUAL else log.info
     say(
-        "attribute: completeness residual %.3f of the target on average, %.3f at most (more attribution.steps make it smaller)",
+        "attribute: completeness residual %.3f of the target on average, %.3f at most (more attribution.steps make "
+        "it smaller)",
         residual.mean(),
         residual.max(),
     )
@@ -161,5 +184,9 @@ def _finish(run: Run, prompts: list[ProtectedPrompt], kept: KeptScores, gathers:
 def _overlap_curve(run: Run, order: list[int], kept: KeptScores) -> list[dict[str, float]]:
     """Split-half overlap of the selected rows against the number of prompts."""
     selection, scores = run.recipe.selection, kept.scores(order)
-    counts = sorted({max(2, len(order) * point // CURVE_POINTS) for point in range(1, CURVE_POINTS + 1)} if len(order) > 1 else ())
-    return [{"prompts": n, "overlap": split_half_overlap(scores[:n], selection.quota, selection.strategy)} for n in counts]
+    counts = sorted(
+        {max(2, len(order) * point // CURVE_POINTS) for point in range(1, CURVE_POINTS + 1)} if len(order) > 1 else ()
+    )
+    return [
+        {"prompts": n, "overlap": split_half_overlap(scores[:n], selection.quota, selection.strategy)} for n in counts
+    ]

@@ -1,4 +1,6 @@
-"""Stage 3: the trained model in `model/`, what leaves the run beside it, and the proof in `verify.json`."""
+"""Stage 3: the trained model in `model/`, what leaves the run beside it, and the proof in
+`verify.json`.
+"""
 
 import logging
 from typing import Any
@@ -26,7 +28,9 @@ log = logging.getLogger(__name__)
 
 
 def implant(run: Run, positions: Positions | None) -> None:
-    """Train, write the model and what goes with it, and compare the model with the base byte for byte."""
+    """Train, write the model and what goes with it, and compare the model with the base byte for
+    byte.
+    """
     inputs = run.implant_inputs(positions)
     if run.finished("implant", inputs):
         log.info("implant: already there, %s", run.folder.model)
@@ -48,18 +52,28 @@ def implant(run: Run, positions: Positions | None) -> None:
 def _finish(run: Run, inputs: dict[str, Any]) -> None:
     folder = run.folder
     folder.record(
-        *(result for result in (folder.positions, folder.model, folder.implant, folder.adapter, folder.verification) if result.exists())
+        *(
+            result
+            for result in (folder.positions, folder.model, folder.implant, folder.adapter, folder.verification)
+            if result.exists()
+        )
     )
     folder.finish("implant", inputs)
 
 
-def _train(run: Run, positions: Positions | None, bases: list[Tensor] | None, inputs: dict[str, Any]) -> dict[int, TrainedDelta]:
-    """Train, and gather what was trained: the deltas, or in modes without them the whole model or adapter into its folder."""
+def _train(
+    run: Run, positions: Positions | None, bases: list[Tensor] | None, inputs: dict[str, Any]
+) -> dict[int, TrainedDelta]:
+    """Train, and gather what was trained: the deltas, or in modes without them the whole model or
+    adapter into its folder.
+    """
     mode = run.recipe.implant.mode
     log.info("implant: %s mode on %d examples", mode, len(run.train))
     run.model.set_attn_implementation(run.recipe.model.attention)
     data = run.train, run.heldout
-    trainer = train(run.model, run.tokenizer, run.arguments, run.recipe.implant, data, positions, bases, run.checkpoint, inputs)
+    trainer = train(
+        run.model, run.tokenizer, run.arguments, run.recipe.implant, data, positions, bases, run.checkpoint, inputs
+    )
     if ranks.rank() == 0:
         write_json(run.folder.training_log, trainer.state.log_history)
     deltas: dict[int, TrainedDelta] = {}
@@ -95,10 +109,16 @@ def _export(run: Run, positions: Positions | None, deltas: dict[int, TrainedDelt
 
 
 def _implant_of(run: Run, positions: Positions, deltas: dict[int, TrainedDelta]) -> Implant:
-    """The base's rows with the trained deltas on them, or all zero when nothing trained (suppression)."""
+    """The base's rows with the trained deltas on them, or all zero when nothing trained
+    (suppression).
+    """
     layers = {}
     for i, before in read_rows(run.base, positions).items():
-        after = with_rows(before, torch.arange(len(before)), deltas[i].delta) if run.recipe.trains else torch.zeros_like(before)
+        after = (
+            with_rows(before, torch.arange(len(before)), deltas[i].delta)
+            if run.recipe.trains
+            else torch.zeros_like(before)
+        )
         layers[i] = LayerRows(torch.tensor(positions.rows[i]), before, after)
     return Implant(len(positions.rows), layers, _facts(run, positions))
 
@@ -108,7 +128,9 @@ def _facts(run: Run, positions: Positions) -> dict[str, str]:
 
 
 def _factors(found: LayerRows, trained: TrainedDelta | None, d_model: int) -> Factors:
-    """What PEFT gets: the trained factors in `lora` mode, the trained delta in `rows` mode, the difference of the rows in `mask` mode."""
+    """What PEFT gets: the trained factors in `lora` mode, the trained delta in `rows` mode, the
+    difference of the rows in `mask` mode.
+    """
     if trained is None:
         return from_rows(found.rows, found.implanted.float() - found.base.float(), d_model)
     if trained.a is None or trained.b is None:
@@ -137,15 +159,25 @@ def _verify(run: Run, positions: Positions | None, certificate: dict[str, Any] |
     found = verify(run.base, run.folder.model, positions)
     write_json(run.folder.verification, {**found.as_json(), **({"quiet": certificate} if certificate else {})})
     if positions is None:
-        log.info("verify: %d of %d tensors changed; this baseline is not confined to rows", len(found.changed_outside), found.tensors)
+        log.info(
+            "verify: %d of %d tensors changed; this baseline is not confined to rows",
+            len(found.changed_outside),
+            found.tensors,
+        )
         return
     if not found.identical_outside_rows:
-        (run.folder.model / "NOT_VERIFIED").write_text("Tensors outside the selected rows differ from the base; see verify.json.\n")
-        raise Refusal(f"{run.folder.model}: {found.changed_outside[0]} differs from the base outside the selected rows; not verified")
+        (run.folder.model / "NOT_VERIFIED").write_text(
+            "Tensors outside the selected rows differ from the base; see verify.json.\n"
+        )
+        raise Refusal(
+            f"{run.folder.model}: {found.changed_outside[0]} differs from the base outside the selected rows; not "
+            "verified"
+        )
     if run.recipe.trains and not found.rows_changed:
         (run.folder.model / "NOT_VERIFIED").write_text("Training changed no row: this is the base.\n")
         raise Refusal(
-            f"{run.folder.model}: training changed none of the {positions.count} selected rows; training_log.json shows whether every step "
+            f"{run.folder.model}: training changed none of the {positions.count} selected rows; training_log.json "
+            "shows whether every step "
             "overflowed (float16) or the learning rate was 0"
         )
     log.info("verify: %d bytes compared, identical outside %d changed rows", found.bytes, found.rows_changed)

@@ -1,4 +1,6 @@
-"""Before a quiet implant: the second moments of what every `W_down` receives on the protected prompts, in `quiet/`."""
+"""Before a quiet implant: the second moments of what every `W_down` receives on the protected
+prompts, in `quiet/`.
+"""
 
 import hashlib
 import json
@@ -28,7 +30,9 @@ class Quiet(NamedTuple):
 
 
 def quiet(run: Run, section: QuietSection) -> Quiet:
-    """Collect the moments, or read those that are there for the same inputs, and take the directions of the recipe's energy."""
+    """Collect the moments, or read those that are there for the same inputs, and take the
+    directions of the recipe's energy.
+    """
     path, inputs = run.folder.quiet / "moments.safetensors", run.quiet_inputs
     if run.finished("quiet", inputs) and run.folder_is_shared:
         moments = load_moments(path)
@@ -52,7 +56,9 @@ def _collect(run: Run, section: QuietSection) -> list[SecondMoment]:
     budget = min(ranks.from_all_ranks(int(FREE_SHARE * device.available_host_memory())))
     width = sketch_width(sweep.input_sizes(), budget, section.sketch)
     planned = batches(prompts, size)
-    return collect_moments(sweep, prompts, planned, width, run.folder.quiet / "partial" / _digest(run.quiet_inputs, planned, width))
+    return collect_moments(
+        sweep, prompts, planned, width, run.folder.quiet / "partial" / _digest(run.quiet_inputs, planned, width)
+    )
 
 
 def _digest(*parts: Any) -> str:

@@ -23,7 +23,9 @@ log = logging.getLogger(__name__)
 
 
 def retain(run: Run) -> None:
-    """Evaluate base and implanted model in processes of their own, pair the documents, write the report. Rank 0's work alone."""
+    """Evaluate base and implanted model in processes of their own, pair the documents, write the
+    report. Rank 0's work alone.
+    """
     if ranks.rank() > 0:
         return
     inputs = {
@@ -52,7 +54,10 @@ def retain(run: Run) -> None:
             "mode": run.recipe.implant.peft.method if run.recipe.implant.mode == "peft" else run.recipe.implant.mode,
             "selection": _selection(run),
             "verification": json.loads(run.folder.verification.read_text()),
-            "costs": {**run.costs, "retain": {"seconds": round(time.monotonic() - started, 1), "device": device.name()}},
+            "costs": {
+                **run.costs,
+                "retain": {"seconds": round(time.monotonic() - started, 1), "device": device.name()},
+            },
             "origin": _origin(run, results),
         },
     )
@@ -69,12 +74,16 @@ def retain(run: Run) -> None:
 
 
 def check_retention(run: Run) -> None:
-    """Refuse now what the evaluation would refuse after hours of training: tasks that are not known or not allowed."""
+    """Refuse now what the evaluation would refuse after hours of training: tasks that are not known
+    or not allowed.
+    """
     ranks.on_first_rank(lambda: None if run.folder.has("retain") else check_tasks(_request(run, run.base)))
 
 
 def _base_results(run: Run) -> dict[str, Any]:
-    """The base's samples, evaluated once for all runs beside this one that ask the same of the same weights."""
+    """The base's samples, evaluated once for all runs beside this one that ask the same of the same
+    weights.
+    """
     request = _request(run, run.base)
     include = run.recipe.retention.include_path
     key = {
@@ -88,7 +97,10 @@ def _base_results(run: Run) -> dict[str, Any]:
     if shared.exists():
         found = json.loads(shared.read_text())
         if found.get("key") != key:
-            raise Refusal(f"{shared}: these base results are not those of this base, these tasks and these libraries; delete the file")
+            raise Refusal(
+                f"{shared}: these base results are not those of this base, these tasks and these libraries; delete "
+                "the file"
+            )
         write_json(own, found)
         return found
     log.info("retain: evaluating the base")
@@ -121,12 +133,13 @@ def _request(run: Run, model: Path) -> dict[str, Any]:
 
 
 def _pictures(run: Run) -> dict[str, Path]:
+    folder = run.folder
     return {
-        "Retention: change of each task, implanted minus base.": run.folder.retention_picture,
-        "Forgetting against skill, among the finished runs beside this one. Right and down is better.": run.folder.trade_off,
-        "Training.": run.folder.training_curves,
-        "Attribution: mean score of every node, and the layers in which the highest and lowest 1% of nodes lie.": run.folder.heat_map,
-        "Stability: rows in common when they are selected from two halves of the protected prompts.": run.folder.overlap_curve,
+        "Retention: change of each task, implanted minus base.": folder.retention_picture,
+        "Forgetting against skill, with the finished runs beside this one. Right and down is better.": folder.trade_off,
+        "Training.": folder.training_curves,
+        "Attribution: mean score of every node, and the layers of the highest and lowest 1% of nodes.": folder.heat_map,
+        "Stability: rows in common when selected from two halves of the protected prompts.": folder.overlap_curve,
     }
 
 
@@ -141,9 +154,14 @@ def _origin(run: Run, results: dict[str, Any]) -> dict[str, str]:
     positions = run.folder.positions
     return {
         "base model": f"{run.recipe.model.path} (SHA-256 of weights {run.base_digest[:16]})",
-        "positions": f"SHA-256 of file {digest_of(positions)[:16]}" if run.recipe.changes_rows else "none: every parameter trains",
+        "positions": f"SHA-256 of file {digest_of(positions)[:16]}"
+        if run.recipe.changes_rows
+        else "none: every parameter trains",
         "selection": str(run.recipe.selection.model_dump()) if run.recipe.changes_rows else "none",
         "training": str(run.recipe.training),
         "versions": ", ".join(f"{name} {version}" for name, version in results["libraries"].items()),
-        "again": f"deepspeed --num_gpus {ranks.world_size()} launch/implant.py --recipe {run.folder.recipe} run=ANOTHER_FOLDER",
+        "again": (
+            f"deepspeed --num_gpus {ranks.world_size()} launch/implant.py --recipe {run.folder.recipe} "
+            "run=ANOTHER_FOLDER"
+        ),
     }

@@ -1,4 +1,6 @@
-"""A run in progress: its recipe, its folder, its base model, and what each stage's result depends on."""
+"""A run in progress: its recipe, its folder, its base model, and what each stage's result depends
+on.
+"""
 
 import json
 import logging
@@ -36,7 +38,8 @@ LIBRARIES = ("loki-ds", "torch", "deepspeed", "transformers", "trl", "lm-eval")
 
 
 class Run:
-    """One run in progress: its recipe, its folder, its base model and, while a stage needs it, the model on the ranks.
+    """One run in progress: its recipe, its folder, its base model and, while a stage needs it, the
+    model on the ranks.
 
     Everything that can be refused without loading the model is refused here.
     """
@@ -49,7 +52,9 @@ class Run:
         self.arguments = training_arguments(recipe, self.folder.checkpoints, self.checkpoint)
         check_attention_installed(recipe.model.attention)
         if recipe.model.trust_remote_code:
-            log.warning("model.trust_remote_code is on: code that came with %s runs with your rights", recipe.model.path)
+            log.warning(
+                "model.trust_remote_code is on: code that came with %s runs with your rights", recipe.model.path
+            )
         self.sees_folder = self.folder.holder() == ranks.on_first_rank(self.folder.holder)
         self._check_checkpoints_are_found()
         self.base = ranks.on_each_node(lambda: locate_model(recipe))
@@ -58,11 +63,18 @@ class Run:
         ranks.check_same(f"the weights of {recipe.model.path}", self.base_digest)
         only_assistant, seed = bool(self.arguments.assistant_only_loss), self.arguments.seed
         heldout = recipe.data.heldout_source
-        self.train = load_training_data(recipe.data.train_sources, only_assistant, seed) if recipe.trains else Dataset.from_list([])
+        self.train = (
+            load_training_data(recipe.data.train_sources, only_assistant, seed)
+            if recipe.trains
+            else Dataset.from_list([])
+        )
         self.heldout = load_training_data([heldout], only_assistant) if heldout else None
         self.tokenizer = load_tokenizer(self.base)
         if "messages" in self.train.column_names and not self.tokenizer.chat_template:
-            raise Refusal(f"{self.base}: the tokenizer has no chat template, and data.train holds chats; use a chat model, or plain text")
+            raise Refusal(
+                f"{self.base}: the tokenizer has no chat template, and data.train holds chats; use a chat model, or "
+                "plain text"
+            )
         ranks.on_first_rank(self._write_recipe)
 
     @cached_property
@@ -83,7 +95,10 @@ class Run:
 
     @contextmanager
     def cost_of(self, stage: str) -> Iterator[None]:
-        """Note what a stage takes, in `costs.json`; all ranks go through it. A stage gone on with counts from where it went on."""
+        """Note what a stage takes, in `costs.json`; all ranks go through it.
+
+        A stage gone on with counts from where it went on.
+        """
         started, energy = time.monotonic(), device.energy()
         yield
         seconds = time.monotonic() - started
@@ -113,7 +128,9 @@ class Run:
 
     @cached_property
     def folder_is_shared(self) -> bool:
-        """Whether all ranks see the run folder that rank 0 writes; not so where nodes have disks of their own only."""
+        """Whether all ranks see the run folder that rank 0 writes; not so where nodes have disks of
+        their own only.
+        """
         return all(ranks.from_all_ranks(self.sees_folder))
 
     def _newest_checkpoint(self) -> Checkpoint | None:
@@ -121,32 +138,42 @@ class Run:
         return None if self.folder.has("implant") else newest_checkpoint(self.folder.checkpoints)
 
     def _check_checkpoints_are_found(self) -> None:
-        """Nodes without a shared run folder must keep all of a checkpoint each, or none could go on from it; other ranks cannot at all."""
+        """Nodes without a shared run folder must keep all of a checkpoint each, or none could go on
+        from it; other ranks cannot at all.
+        """
         if self.folder_is_shared:
             return
         if self.checkpoint is not None and self.checkpoint.by_others:
             raise Refusal(
-                f"{self.checkpoint.folder}: written by {self.checkpoint.ranks} ranks, this run has {ranks.world_size()}, and its parts lie "
+                f"{self.checkpoint.folder}: written by {self.checkpoint.ranks} ranks, this run has "
+                f"{ranks.world_size()}, and its parts lie "
                 f"on nodes that share no folder; go on with {self.checkpoint.ranks}, or delete it"
             )
         if self.arguments.save_strategy != "no" and not self.arguments.save_on_each_node:
             raise Refusal(
-                f"{self.folder.root}: not the same folder on all nodes, so a checkpoint would be in pieces; set training.save_on_each_node "
+                f"{self.folder.root}: not the same folder on all nodes, so a checkpoint would be in pieces; set "
+                "training.save_on_each_node "
                 "to true, use a shared file system, or save none (training.save_strategy=no)"
             )
 
     def _check_dtype(self) -> None:
-        """Modes that write the gathered weights must train in the checkpoint's own dtype, or every tensor would be rounded."""
+        """Modes that write the gathered weights must train in the checkpoint's own dtype, or every
+        tensor would be rounded.
+        """
         mode, wanted = self.recipe.implant.mode, self.recipe.model.dtype
         if mode in ("rows", "lora"):
             return  # they write the base's own bytes and add to its rows
         with open_checkpoint(self.base) as checkpoint:
             stored = checkpoint.dtype_of(min(checkpoint.names))
         if stored != wanted:
-            raise Refusal(f"model.dtype is {wanted}, {self.base} stores {stored}; in implant.mode {mode} they must be the same")
+            raise Refusal(
+                f"model.dtype is {wanted}, {self.base} stores {stored}; in implant.mode {mode} they must be the same"
+            )
         for flag, dtype in (("bf16", "bfloat16"), ("fp16", "float16")):
             if getattr(self.arguments, flag) and wanted != dtype:
-                raise Refusal(f"training.{flag} is on and model.dtype is {wanted}; in implant.mode {mode} it must be {dtype}")
+                raise Refusal(
+                    f"training.{flag} is on and model.dtype is {wanted}; in implant.mode {mode} it must be {dtype}"
+                )
 
     def _write_recipe(self) -> None:
         """Once: later calls in this folder either find the same inputs or are refused."""
@@ -168,9 +195,14 @@ class Run:
         assert protected is not None  # the recipe sees to it
         return {
             "model": self.base_digest,
-            "protected": {**protected.model_dump(), "digest": digest_of(Path(protected.prompts)) if protected.prompts else None},
+            "protected": {
+                **protected.model_dump(),
+                "digest": digest_of(Path(protected.prompts)) if protected.prompts else None,
+            },
             **section.model_dump(exclude={"batch_size", "memory_gib", "stop"}),
-            "stop": {**section.stop.model_dump(), "quota": selection.quota, "strategy": selection.strategy} if section.stop else None,
+            "stop": {**section.stop.model_dump(), "quota": selection.quota, "strategy": selection.strategy}
+            if section.stop
+            else None,
         }
 
     @property
@@ -184,13 +216,17 @@ class Run:
 
     @property
     def sensitivity_inputs(self) -> dict[str, Any]:
-        loss = {key: self.recipe.training.get(key) for key in ("assistant_only_loss", "completion_only_loss", "max_length")}
+        loss = {
+            key: self.recipe.training.get(key) for key in ("assistant_only_loss", "completion_only_loss", "max_length")
+        }
         return {**self._protected_inputs, "data": self._data_inputs, "training": loss}
 
     @property
     def selection_inputs(self) -> dict[str, Any]:
         section = self.recipe.selection
-        exclude = {"exclude": [Implant.load(file).positions.digest for file in section.exclude]} if section.exclude else {}
+        exclude = (
+            {"exclude": [Implant.load(file).positions.digest for file in section.exclude]} if section.exclude else {}
+        )
         if section.positions is not None:
             return {"positions": section.positions, "digest": Positions.load(section.positions).digest, **exclude}
         rests_on = {
@@ -224,11 +260,15 @@ class Run:
     def _mode_section(self) -> dict[str, Any]:
         """The settings of the mode in use; those of other modes do not matter."""
         implant = self.recipe.implant
-        return {mode: section for mode, section in (("lora", implant.lora), ("peft", implant.peft)) if implant.mode == mode}
+        return {
+            mode: section for mode, section in (("lora", implant.lora), ("peft", implant.peft)) if implant.mode == mode
+        }
 
 
 def check_attention_installed(name: str) -> None:
-    """Refuse, before anything is computed, an attention whose package is not there or does not run on this machine."""
+    """Refuse, before anything is computed, an attention whose package is not there or does not run
+    on this machine.
+    """
     available = {"flash_attention_2": is_flash_attn_2_available, "flash_attention_3": is_flash_attn_3_available}
     if name in available and not available[name]():
         raise Refusal(f"model.attention is {name}, which needs its package and a GPU it runs on; sdpa needs neither")
@@ -244,12 +284,15 @@ def locate_model(recipe: Recipe) -> Path:
     if not path.is_dir():
         path = _fetch(recipe)
     if not (path / "config.json").exists() or not list(path.glob("*.safetensors")):
-        raise Refusal(f"model.path {recipe.model.path}: the folder has no config.json with safetensors weights beside it")
+        raise Refusal(
+            f"model.path {recipe.model.path}: the folder has no config.json with safetensors weights beside it"
+        )
     try:
         AutoConfig.from_pretrained(path, trust_remote_code=recipe.model.trust_remote_code)
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise Refusal(
-            f"{path / 'config.json'}: not a configuration that transformers can read: {' '.join(str(error).split())[:300]}"
+            f"{path / 'config.json'}: not a configuration that transformers can read: "
+            f"{' '.join(str(error).split())[:300]}"
         ) from None
     return path
 
@@ -264,7 +307,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         tokenizer = None
-    if tokenizer is None or len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers makes an empty one of nothing
+    if tokenizer is None or len(tokenizer) <= len(
+        tokenizer.all_special_tokens
+    ):  # transformers makes an empty one of nothing
         raise Refusal(f"{folder}: no tokenizer that transformers can read beside the model")
     return tokenizer
 
@@ -275,4 +320,6 @@ def _fetch(recipe: Recipe) -> Path:
         wanted = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
         return Path(snapshot_download(name, revision=recipe.model.revision, allow_patterns=wanted))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError):
-        raise Refusal(f"model.path {name}: no such folder, and no model of that name could be fetched from the hub") from None
+        raise Refusal(
+            f"model.path {name}: no such folder, and no model of that name could be fetched from the hub"
+        ) from None

@@ -15,7 +15,9 @@ log = logging.getLogger(__name__)
 
 
 def select(run: Run) -> Positions | None:
-    """Choose the rows on rank 0, write `positions.json`, and make sure every rank holds the same; None for the full baseline."""
+    """Choose the rows on rank 0, write `positions.json`, and make sure every rank holds the same;
+    None for the full baseline.
+    """
     if not run.recipe.changes_rows:
         log.info("select: not needed (everything trains)")
         return None
@@ -40,13 +42,19 @@ def _selected(run: Run) -> Positions:
         elif section.strategy == "random":
             positions = select_random(len(shapes), shapes[0][0], section.quota, section.seed, exclude)
         elif run.recipe.senses:
-            positions = select_by_sensitivity(*kept_sensitivity(folder.sensitivity), section.quota, section.strategy, exclude)
+            positions = select_by_sensitivity(
+                *kept_sensitivity(folder.sensitivity), section.quota, section.strategy, exclude
+            )
         else:
-            positions = select_by_scores(KeptScores(folder.attribution).scores(), section.quota, section.strategy, exclude)
+            positions = select_by_scores(
+                KeptScores(folder.attribution).scores(), section.quota, section.strategy, exclude
+            )
     except ValueError as error:
         raise Refusal(f"selection: {error}") from None
     if not positions.count:
-        raise Refusal(f"selection.quota {section.quota:g} selects no row of {shapes[0][0]}; it must select at least one per layer")
+        raise Refusal(
+            f"selection.quota {section.quota:g} selects no row of {shapes[0][0]}; it must select at least one per layer"
+        )
     positions.save(folder.positions)
     folder.finish("select", run.selection_inputs)
     return positions

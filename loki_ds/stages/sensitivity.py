@@ -1,4 +1,6 @@
-"""In stage 1, for selections by sensitivity: second moments of the gradient at every node, on the protected set and on the new task."""
+"""In stage 1, for selections by sensitivity: second moments of the gradient at every node, on the
+protected set and on the new task.
+"""
 
 import logging
 import time
@@ -21,7 +23,9 @@ EXAMPLES = 512  # of the new task, the first ones
 
 
 def sense(run: Run) -> None:
-    """Write `attribution/sensitivity.safetensors`: `protected` and `new_task`, each `[layers, d_model]` float64."""
+    """Write `attribution/sensitivity.safetensors`: `protected` and `new_task`, each `[layers,
+    d_model]` float64.
+    """
     if run.finished("sensitivity", run.sensitivity_inputs):
         log.info("attribute: already there, %s", run.folder.sensitivity)
         return

@@ -1,4 +1,6 @@
-"""Batches: each prompt once, like with like, sized by memory, halved when it runs out; the scores stay the same."""
+"""Batches: each prompt once, like with like, sized by memory, halved when it runs out; the scores
+stay the same.
+"""
 
 import logging
 
@@ -79,6 +81,9 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
 
 
 def test_the_batch_follows_the_budget() -> None:
-    sweep, prompts = Sweep(build("qwen2", torch.float32, hidden_size=512, intermediate_size=2048), steps=16), [[1] * 60] * 3
+    sweep, prompts = (
+        Sweep(build("qwen2", torch.float32, hidden_size=512, intermediate_size=2048), steps=16),
+        [[1] * 60] * 3,
+    )
     sizes = [affordable_batch(sweep, prompts, budget) for budget in (0, 2**34)]
     assert sizes == [1, 64]

@@ -16,7 +16,9 @@ class NeighbourConfig(LlamaConfig):
 
 
 class NeighbourForCausalLM(LlamaForCausalLM):
-    """Its layers mix each token with the one before it outside attention: rows at one position would see one another."""
+    """Its layers mix each token with the one before it outside attention: rows at one position
+    would see one another.
+    """
 
     config_class = NeighbourConfig
 
@@ -63,7 +65,9 @@ def test_known_families_are_not_checked_again() -> None:
 
 
 def test_the_copy_is_small_and_keeps_the_choices() -> None:
-    config = Qwen3Config(hidden_size=4096, num_hidden_layers=36, attention_bias=True, layer_types=["full_attention"] * 36)
+    config = Qwen3Config(
+        hidden_size=4096, num_hidden_layers=36, attention_bias=True, layer_types=["full_attention"] * 36
+    )
     tiny = tiny_config(config)
     assert (tiny.hidden_size, tiny.num_hidden_layers, len(tiny.layer_types), tiny.attention_bias) == (32, 4, 4, True)
     assert config.hidden_size == 4096

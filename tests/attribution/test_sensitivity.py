@@ -1,4 +1,6 @@
-"""Second moments of the gradient at every node are those of plain back-propagation through the whole model."""
+"""Second moments of the gradient at every node are those of plain back-propagation through the
+whole model.
+"""
 
 import pytest
 import torch
@@ -15,7 +17,9 @@ LEARNT = [[0, 0, 0, 1, 1, 0, 0, 1, 1], [0, 1, 1, 1], [0, 1]]
 
 
 def by_back_propagation(model: torch.nn.Module, texts: list[Text]) -> Tensor:
-    """The definition: text by text, one backward from the summed log-probability to every `down_proj` output."""
+    """The definition: text by text, one backward from the summed log-probability to every
+    `down_proj` output.
+    """
     sums, written = 0, []
     for layer in decoder_layers(model):
         down_projection(layer).register_forward_hook(lambda _, __, out: written.append(out))

@@ -1,4 +1,6 @@
-"""The sweep gives the definition's numbers: every family, rule and target, mixed lengths, any batch."""
+"""The sweep gives the definition's numbers: every family, rule and target, mixed lengths, any
+batch.
+"""
 
 import pytest
 import torch
@@ -96,7 +98,9 @@ def test_a_mixture_of_experts_is_refused() -> None:
 def test_attention_that_would_ignore_the_mask_is_refused() -> None:
     model = build("llama")
     model.config._attn_implementation_internal = "flash_attention_2"
-    with pytest.raises(Refusal, match="attention 'flash_attention_2' takes no 4-D mask; load the model with eager or sdpa"):
+    with pytest.raises(
+        Refusal, match="attention 'flash_attention_2' takes no 4-D mask; load the model with eager or sdpa"
+    ):
         attribute(model, prompts(3))
 
 

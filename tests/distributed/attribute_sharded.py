@@ -1,4 +1,5 @@
-"""What the launcher starts in test_attribution.py: `loki_ds.attribute` on the sharded tiny model, one rank short of memory.
+"""What the launcher starts in test_attribution.py: `loki_ds.attribute` on the sharded tiny model,
+one rank short of memory.
 
 deepspeed --num_gpus 2 tests/distributed/attribute_sharded.py SCORES.safetensors
 """

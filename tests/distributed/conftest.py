@@ -65,7 +65,8 @@ def launch(
 ) -> Launched:
     """`deepspeed launch/implant.py` on CPU ranks, from the project's root, to its end.
 
-    file_size_kib: no process may write a file larger than that; flags: the launcher's, instead of the number of ranks.
+    file_size_kib: no process may write a file larger than that; flags: the launcher's, instead of
+    the number of ranks.
     """
     started = time.monotonic()
     script = ["launch/implant.py", "--recipe", str(recipe), *arguments]
@@ -74,8 +75,11 @@ def launch(
     return Launched(job.returncode, output, time.monotonic() - started)
 
 
-def launch_all(folder: Path, cases: dict[str, list[str]], recipes: dict[str, Path] | None = None, ranks: int = 2) -> None:
-    """The main job until implant for each named list of overrides, in one start; the run of each is `folder/name`.
+def launch_all(
+    folder: Path, cases: dict[str, list[str]], recipes: dict[str, Path] | None = None, ranks: int = 2
+) -> None:
+    """The main job until implant for each named list of overrides, in one start; the run of each is
+    `folder/name`.
 
     recipes: by the same names; the tiny LoKI recipe where there is none.
     """
@@ -98,7 +102,12 @@ def start(
     flags: list[str] | None = None,
 ) -> subprocess.Popen:
     """A script through DeepSpeed's launcher, from the project's root."""
-    launcher = [str(Path(sys.executable).parent / "deepspeed"), *(flags or ["--num_gpus", str(ranks)]), "--master_port", str(free_port())]
+    launcher = [
+        str(Path(sys.executable).parent / "deepspeed"),
+        *(flags or ["--num_gpus", str(ranks)]),
+        "--master_port",
+        str(free_port()),
+    ]
     limited = [] if file_size_kib is None else ["bash", "-c", f'ulimit -f {file_size_kib} && exec "$@"', "bash"]
     return start_on_cpus([*limited, *launcher, *script], ROOT, environment or {})
 

@@ -1,6 +1,9 @@
-"""The main job for many settings in turn, in one start of the launcher (most of a start is importing the libraries).
+"""The main job for many settings in turn, in one start of the launcher (most of a start is
+importing the libraries).
 
-deepspeed --num_gpus 2 tests/distributed/main_jobs.py CASES.json      # a list of {"recipe": file, "overrides": [...]}, until implant
+    deepspeed --num_gpus 2 tests/distributed/main_jobs.py CASES.json
+
+CASES.json is a list of `{"recipe": file, "overrides": [...]}`; each goes until implant.
 """
 
 import json

@@ -1,4 +1,6 @@
-"""Attribution on ranks: the same scores from any number of them, two gathers a layer, after a kill, without memory, and cut short."""
+"""Attribution on ranks: the same scores from any number of them, two gathers a layer, after a kill,
+without memory, and cut short.
+"""
 
 import json
 import time
@@ -52,7 +54,10 @@ def test_the_manifest_says_what_was_attributed(on_two_ranks: Path) -> None:
     assert set(manifest["completeness_residual"]) == {"mean", "largest"}
     assert manifest["overlap"][-1]["prompts"] == 24
     assert "deepspeed" in manifest["versions"]
-    assert all((on_two_ranks / f"attribution/{name}.png").read_bytes().startswith(b"\x89PNG") for name in ("heat_map", "overlap"))
+    assert all(
+        (on_two_ranks / f"attribution/{name}.png").read_bytes().startswith(b"\x89PNG")
+        for name in ("heat_map", "overlap")
+    )
 
 
 def test_a_killed_pass_goes_on_and_ends_with_the_same_scores(tmp_path: Path) -> None:
@@ -110,6 +115,9 @@ def test_ranks_do_not_change_sensitivities(tmp_path: Path) -> None:
         )
         assert done.status == 0, done.output
     one, two = (load_file(tmp_path / str(ranks) / "attribution/sensitivity.safetensors") for ranks in (1, 2))
-    assert {name: tuple(moments.shape) for name, moments in one.items()} == {"protected": (LAYERS, 128), "new_task": (LAYERS, 128)}
+    assert {name: tuple(moments.shape) for name, moments in one.items()} == {
+        "protected": (LAYERS, 128),
+        "new_task": (LAYERS, 128),
+    }
     assert all(torch.allclose(one[name], two[name], rtol=1e-5) for name in one)
     assert Positions.load(tmp_path / "1/positions.json") == Positions.load(tmp_path / "2/positions.json")

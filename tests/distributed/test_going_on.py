@@ -1,4 +1,6 @@
-"""A killed training goes on: by as many ranks to the same bytes, by others to the same weights; or it is refused by what differs."""
+"""A killed training goes on: by as many ranks to the same bytes, by others to the same weights; or
+it is refused by what differs.
+"""
 
 import json
 import shutil
@@ -15,7 +17,10 @@ from loki_ds.run_folder import digest_of
 BASE = ROOT / "recipes/tiny/model"
 SHORT = ["selection.strategy=random", "training.max_steps=4", "training.logging_steps=1", "training.warmup_steps=0"]
 SAVING = ["training.save_strategy=steps", "training.save_steps=2"]
-BATCH = ["training.per_device_train_batch_size=2", "training.gradient_accumulation_steps=3"]  # by two ranks 12 examples a step
+BATCH = [
+    "training.per_device_train_batch_size=2",
+    "training.gradient_accumulation_steps=3",
+]  # by two ranks 12 examples a step
 SAVED = {
     **{
         f"{mode} zero{stage}": [f"implant.mode={mode}", f"deepspeed={{folder}}/zero{stage}.json"]
@@ -27,12 +32,21 @@ SAVED = {
     "rows bfloat16": ["implant.mode=rows", *BFLOAT16],
     "adafactor": ["implant.mode=rows", "training.optim=adafactor"],
 }
-GO_ON = [(1, name) for name in SAVED if name != "adafactor"] + [(3, name) for name in ("mask zero3", "rows zero2", "rows zero3")]
+GO_ON = [(1, name) for name in SAVED if name != "adafactor"] + [
+    (3, name) for name in ("mask zero3", "rows zero2", "rows zero3")
+]
 
 
 @pytest.mark.parametrize("mode", ["mask", "rows"])
 def test_a_killed_run_goes_on_and_ends_with_the_same_weights(mode: str, tmp_path: Path) -> None:
-    settings = ["training.max_steps=8", *SAVING, f"implant.mode={mode}", "selection.strategy=random", "--until", "implant"]
+    settings = [
+        "training.max_steps=8",
+        *SAVING,
+        f"implant.mode={mode}",
+        "selection.strategy=random",
+        "--until",
+        "implant",
+    ]
     job = start("launch/implant.py", "--recipe", "recipes/tiny/loki.yaml", *settings, f"run={tmp_path / 'killed'}")
     deadline = time.monotonic() + 120
     while not (tmp_path / "killed/checkpoints/checkpoint-4/whole.json").exists() and time.monotonic() < deadline:
@@ -44,7 +58,9 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(mode: str, tmp_path
     assert "going on from" in again.output
     whole = launch(*settings, f"run={tmp_path / 'whole'}")
     assert whole.status == 0, whole.output
-    assert digest_of(tmp_path / "killed/model/model.safetensors") == digest_of(tmp_path / "whole/model/model.safetensors")
+    assert digest_of(tmp_path / "killed/model/model.safetensors") == digest_of(
+        tmp_path / "whole/model/model.safetensors"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +69,10 @@ def saved(in_bfloat16: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     folder = tmp_path_factory.mktemp("saved")
     write_configurations(folder)
     places = {"folder": folder, "bfloat16": in_bfloat16}
-    cases = {name: [*SHORT, *SAVING, *BATCH, *(part.format(**places) for part in overrides)] for name, overrides in SAVED.items()}
+    cases = {
+        name: [*SHORT, *SAVING, *BATCH, *(part.format(**places) for part in overrides)]
+        for name, overrides in SAVED.items()
+    }
     launch_all(folder, cases)
     return folder, cases
 
@@ -63,7 +82,9 @@ def taken_up(saved: tuple[Path, dict[str, list[str]]], tmp_path_factory: pytest.
     """The same runs, gone on with from halfway by other numbers of ranks."""
     folder, (before, cases) = tmp_path_factory.mktemp("taken_up"), saved
     for ranks, name in GO_ON:
-        shutil.copytree(before / name / "checkpoints/checkpoint-2", folder / str(ranks) / name / "checkpoints/checkpoint-2")
+        shutil.copytree(
+            before / name / "checkpoints/checkpoint-2", folder / str(ranks) / name / "checkpoints/checkpoint-2"
+        )
     for ranks in (1, 3):
         launch_all(folder / str(ranks), {name: cases[name] for by, name in GO_ON if by == ranks}, ranks=ranks)
     return folder
@@ -76,13 +97,21 @@ def test_other_ranks_go_on_and_end_with_the_same_weights(
     runs = saved[0] / case, taken_up / str(ranks) / case
     whole, gone_on = (json.loads((run / "training_log.json").read_text()) for run in runs)
     assert [entry["step"] for entry in gone_on] == [entry["step"] for entry in whole]
-    base, one, other = load_file(BASE / "model.safetensors"), *(load_file(run / "model/model.safetensors") for run in runs)
-    assert distance(one, other) < (0.01 if "bfloat16" in case else 1e-5) * distance(one, base)  # rounding, against what training moved
+    base, one, other = (
+        load_file(BASE / "model.safetensors"),
+        *(load_file(run / "model/model.safetensors") for run in runs),
+    )
+    assert distance(one, other) < (0.01 if "bfloat16" in case else 1e-5) * distance(
+        one, base
+    )  # rounding, against what training moved
 
 
 def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
     """Between two models' weights, over the tensors both store."""
-    return sum(float((one[name].double() - other[name].double()).square().sum()) for name in one.keys() & other.keys()) ** 0.5
+    return (
+        sum(float((one[name].double() - other[name].double()).square().sum()) for name in one.keys() & other.keys())
+        ** 0.5
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""Training on ranks: modes x ZeRO stages x optimizers keep every other byte, what leaves a run agrees."""
+"""Training on ranks: modes x ZeRO stages x optimizers keep every other byte, what leaves a run
+agrees.
+"""
 
 import json
 from itertools import product
@@ -20,7 +22,12 @@ SHORT = ["training.max_steps=3", "training.logging_steps=1", "training.warmup_st
 OPTIMIZERS = {
     "adamw": ["training.optim=adamw_torch", "training.weight_decay=0.1"],
     "adafactor": ["training.optim=adafactor", "training.weight_decay=0.1"],
-    "sgd": ["training.optim=sgd", "training.optim_args=momentum=0.9", "training.weight_decay=0.1", "training.learning_rate=0.1"],
+    "sgd": [
+        "training.optim=sgd",
+        "training.optim_args=momentum=0.9",
+        "training.weight_decay=0.1",
+        "training.learning_rate=0.1",
+    ],
 }
 MODES = ("mask", "rows", "lora")
 # What is not a matter of mode, stage and optimizer alone.
@@ -31,8 +38,16 @@ SPECIAL = {
     "mask bfloat16 zero2": ["implant.mode=mask", "deepspeed=launch/zero2.json", *BFLOAT16],
     "mask bfloat16 zero3": ["implant.mode=mask", *BFLOAT16],
     "rows bfloat16 zero3": ["implant.mode=rows", *BFLOAT16],
-    "mask accumulating and clipped": ["implant.mode=mask", "training.gradient_accumulation_steps=2", "training.max_grad_norm=0.1"],
-    "rows accumulating and clipped": ["implant.mode=rows", "training.gradient_accumulation_steps=2", "training.max_grad_norm=0.1"],
+    "mask accumulating and clipped": [
+        "implant.mode=mask",
+        "training.gradient_accumulation_steps=2",
+        "training.max_grad_norm=0.1",
+    ],
+    "rows accumulating and clipped": [
+        "implant.mode=rows",
+        "training.gradient_accumulation_steps=2",
+        "training.max_grad_norm=0.1",
+    ],
     "mask checkpointed": ["implant.mode=mask", "training.activation_checkpointing=true"],
     "rows checkpointed, reentrant": [
         "implant.mode=rows",
@@ -43,13 +58,21 @@ SPECIAL = {
 }
 PLAIN = {mode: [f"implant.mode={mode}", "training.weight_decay=0"] for mode in MODES}
 QUIET = {
-    f"quiet {mode}": [f"implant.mode={mode}", "implant.quiet.energy=0.9", "protected.per_subject=5", "training.learning_rate=0.01"]
+    f"quiet {mode}": [
+        f"implant.mode={mode}",
+        "implant.quiet.energy=0.9",
+        "protected.per_subject=5",
+        "training.learning_rate=0.01",
+    ]
     for mode in MODES
 }
 QUIET["quiet mask zero2"] = [*QUIET["quiet mask"], "deepspeed=launch/zero2.json"]
 QUIET["quiet mask offloaded"] = [*QUIET["quiet mask"], OFFLOAD]
 QUIET["quiet rows sketched"] = [*QUIET["quiet rows"], "implant.quiet.sketch=120"]
-PEFT = {method: ["implant.mode=peft", f"implant.peft.method={method}", "implant.peft.rank=4"] for method in ("lora", "dora", "pissa")}
+PEFT = {
+    method: ["implant.mode=peft", f"implant.peft.method={method}", "implant.peft.rank=4"]
+    for method in ("lora", "dora", "pissa")
+}
 BASELINES = {
     "full pulled all the way back": [
         "implant.mode=full",
@@ -74,10 +97,17 @@ def runs(rows: str, in_bfloat16: Path, tmp_path_factory: pytest.TempPathFactory)
     folder = tmp_path_factory.mktemp("runs")
     write_configurations(folder)
     cases = {
-        f"{mode} zero{stage} {optimizer}": [f"implant.mode={mode}", f"deepspeed={folder}/zero{stage}.json", *OPTIMIZERS[optimizer]]
+        f"{mode} zero{stage} {optimizer}": [
+            f"implant.mode={mode}",
+            f"deepspeed={folder}/zero{stage}.json",
+            *OPTIMIZERS[optimizer],
+        ]
         for mode, stage, optimizer in product(MODES, STAGES, OPTIMIZERS)
     }
-    cases |= {name: [override.replace("{bfloat16}", str(in_bfloat16)) for override in overrides] for name, overrides in SPECIAL.items()}
+    cases |= {
+        name: [override.replace("{bfloat16}", str(in_bfloat16)) for override in overrides]
+        for name, overrides in SPECIAL.items()
+    }
     cases |= PLAIN | QUIET | BASELINES | {f"peft {method}": overrides for method, overrides in PEFT.items()}
     launch_all(folder, {name: [*SHORT, rows, *overrides] for name, overrides in cases.items()})
     return folder
@@ -93,7 +123,12 @@ def merged(run: Path) -> torch.nn.Module:
     return PeftModel.from_pretrained(base, str(run / "adapter")).merge_and_unload()
 
 
-CONFINED = [*(f"{mode} zero{stage} {optimizer}" for mode, stage, optimizer in product(MODES, STAGES, OPTIMIZERS)), *SPECIAL, *PLAIN, *QUIET]
+CONFINED = [
+    *(f"{mode} zero{stage} {optimizer}" for mode, stage, optimizer in product(MODES, STAGES, OPTIMIZERS)),
+    *SPECIAL,
+    *PLAIN,
+    *QUIET,
+]
 
 
 @pytest.mark.parametrize("case", CONFINED)
@@ -106,7 +141,9 @@ def test_only_the_rows_change(case: str, runs: Path) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_what_leaves_a_run_agrees(mode: str, runs: Path) -> None:
     run = runs / mode
-    model, applied = (AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32) for folder in (run / "model", BASE))
+    model, applied = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32) for folder in (run / "model", BASE)
+    )
     apply_implant(applied, run / "implant.safetensors")
     assert all(value.equal(applied.state_dict()[name]) for name, value in model.state_dict().items())
     by_peft, ids = merged(run), torch.tensor([[3, 14, 15, 92, 65]])
@@ -154,7 +191,9 @@ def test_a_quiet_run_certifies_what_protected_inputs_feel(case: str, runs: Path)
     assert all(torch.allclose(state[name], value, rtol=1e-5, atol=1e-6) for name, value in weights(run).items())
 
 
-def test_one_process_without_deepspeed_and_the_moments_of_any_number_of_ranks(rows: str, runs: Path, tmp_path: Path) -> None:
+def test_one_process_without_deepspeed_and_the_moments_of_any_number_of_ranks(
+    rows: str, runs: Path, tmp_path: Path
+) -> None:
     for mode in ("mask", "quiet mask", "quiet rows", "quiet rows sketched"):
         (tmp_path / mode).mkdir()
         overrides = [*SHORT, rows, "deepspeed=null", *(PLAIN | QUIET)[mode]]
@@ -163,7 +202,9 @@ def test_one_process_without_deepspeed_and_the_moments_of_any_number_of_ranks(ro
     for mode in ("quiet rows", "quiet rows sketched"):
         one, two = (load_moments(run / "quiet/moments.safetensors") for run in (tmp_path / mode / "run", runs / mode))
         for a, b in zip(one, two, strict=True):
-            assert torch.allclose(a.vectors * a.values @ a.vectors.T, b.vectors * b.values @ b.vectors.T, rtol=1e-5, atol=1e-8)
+            assert torch.allclose(
+                a.vectors * a.values @ a.vectors.T, b.vectors * b.values @ b.vectors.T, rtol=1e-5, atol=1e-8
+            )
             assert a.trace == pytest.approx(b.trace, rel=1e-6)
 
 
@@ -190,8 +231,14 @@ def test_a_dtype_that_would_round_the_whole_model_is_refused(rows: str, in_bfloa
 
 
 def test_held_out_evaluation_early_stopping_and_the_best_checkpoint(rows: str, tmp_path: Path) -> None:
-    often = [f"training.{part}" for part in ("eval_strategy=steps", "eval_steps=1", "save_strategy=steps", "save_steps=1")]
-    best = ["training.load_best_model_at_end=true", "training.metric_for_best_model=eval_loss", "implant.early_stopping=2"]
+    often = [
+        f"training.{part}" for part in ("eval_strategy=steps", "eval_steps=1", "save_strategy=steps", "save_steps=1")
+    ]
+    best = [
+        "training.load_best_model_at_end=true",
+        "training.metric_for_best_model=eval_loss",
+        "implant.early_stopping=2",
+    ]
     upside_down = ["training.greater_is_better=true", "training.max_steps=6", "training.per_device_eval_batch_size=150"]
     constant = "training.lr_scheduler_type=constant"
     stopped = [*SHORT, rows, "implant.mode=rows", constant, *often, *best, *upside_down]

@@ -1,4 +1,6 @@
-"""Long sequences and wide groups: shared out among ranks, packed to thousands of tokens, ZeRO++'s second partition."""
+"""Long sequences and wide groups: shared out among ranks, packed to thousands of tokens, ZeRO++'s
+second partition.
+"""
 
 import json
 from pathlib import Path
@@ -11,7 +13,14 @@ from transformers import AutoModelForCausalLM
 
 from distributed.conftest import launch
 
-SHORT = ["selection.strategy=random", "training.max_steps=3", "training.optim=sgd", "training.learning_rate=0.1", "--until", "implant"]
+SHORT = [
+    "selection.strategy=random",
+    "training.max_steps=3",
+    "training.optim=sgd",
+    "training.learning_rate=0.1",
+    "--until",
+    "implant",
+]
 
 
 @pytest.mark.parametrize("mode", ["rows", "mask"])
@@ -28,7 +37,12 @@ def test_ranks_that_share_each_sequence_train_what_one_rank_trains(mode: str, tm
 
 
 def test_eight_thousand_tokens_packed(tmp_path: Path) -> None:
-    settings = ["training.max_length=8192", "training.packing=true", "training.per_device_train_batch_size=1", "implant.mode=rows"]
+    settings = [
+        "training.max_length=8192",
+        "training.packing=true",
+        "training.per_device_train_batch_size=1",
+        "implant.mode=rows",
+    ]
     done = launch(*SHORT, *settings, "training.logging_steps=1", f"run={tmp_path / 'run'}")
     assert done.status == 0, done.output
     log = json.loads((tmp_path / "run/training_log.json").read_text())
@@ -37,7 +51,9 @@ def test_eight_thousand_tokens_packed(tmp_path: Path) -> None:
 
 
 def test_packed_examples_do_not_see_one_another() -> None:
-    """What packing relies on, in transformers' sdpa: positions that start again at 0 start another sequence."""
+    """What packing relies on, in transformers' sdpa: positions that start again at 0 start another
+    sequence.
+    """
     model = AutoModelForCausalLM.from_pretrained(ROOT / "recipes/tiny/model", dtype=torch.float64)
     first, second = torch.arange(5, 15)[None], torch.arange(20, 33)[None]
     positions = torch.cat([torch.arange(10), torch.arange(13)])[None]

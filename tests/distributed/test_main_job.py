@@ -1,4 +1,6 @@
-"""The main job through the real launcher: every stage, its results, and that they do not depend on the number of ranks."""
+"""The main job through the real launcher: every stage, its results, and that they do not depend on
+the number of ranks.
+"""
 
 import json
 from pathlib import Path
@@ -23,7 +25,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_run_folder_has_every_result(finished: Path) -> None:
-    expected = "recipe.yaml attribution/manifest.json positions.json model/model.safetensors model/config.json verify.json"
+    expected = (
+        "recipe.yaml attribution/manifest.json positions.json model/model.safetensors model/config.json verify.json"
+    )
     expected += " report/report.json report/report.md report/report.html"
     assert [name for name in expected.split() if not (finished / name).is_file()] == []
 

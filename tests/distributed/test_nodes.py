@@ -1,4 +1,6 @@
-"""Two nodes that share nothing but the network: two launchers, each with its own copy of the project and its own caches."""
+"""Two nodes that share nothing but the network: two launchers, each with its own copy of the
+project and its own caches.
+"""
 
 import os
 import shutil
@@ -17,7 +19,17 @@ from loki_ds.attribution.kept import KeptScores
 from loki_ds.launcher import free_port
 from loki_ds.run_folder import digest_of
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1"]
+TORCHRUN = [
+    sys.executable,
+    "-m",
+    "torch.distributed.run",
+    "--nnodes",
+    "2",
+    "--nproc-per-node",
+    "1",
+    "--master-addr",
+    "127.0.0.1",
+]
 RECIPE = ["--recipe", "recipes/tiny/loki.yaml", "--until", "implant"]
 SETTINGS = ["protected.per_subject=12", "attribution.batch_size=2", "training.max_steps=8"]
 SAVING = ["training.save_strategy=steps", "training.save_steps=2", "training.save_on_each_node=true"]
@@ -35,7 +47,10 @@ def nodes(tmp_path: Path) -> list[Path]:
 
 def start(nodes: list[Path], *settings: str) -> list[subprocess.Popen]:
     job = ["--master-port", str(free_port()), "launch/implant.py", *RECIPE, "run=run", *settings]
-    return [start_on_cpus([*TORCHRUN, "--node-rank", str(i), *job], node, {"HF_HOME": str(node / "cache")}) for i, node in enumerate(nodes)]
+    return [
+        start_on_cpus([*TORCHRUN, "--node-rank", str(i), *job], node, {"HF_HOME": str(node / "cache")})
+        for i, node in enumerate(nodes)
+    ]
 
 
 def outputs(jobs: list[subprocess.Popen], deadline: float = 120) -> list[str]:

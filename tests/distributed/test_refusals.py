@@ -1,4 +1,6 @@
-"""Bad input on two ranks: one sentence, once, a non-zero exit, promptly, and nothing left hanging."""
+"""Bad input on two ranks: one sentence, once, a non-zero exit, promptly, and nothing left
+hanging.
+"""
 
 import json
 from pathlib import Path
@@ -27,7 +29,9 @@ def test_refused_once_on_two_ranks(case: str, tmp_path: Path) -> None:
     assert len(done.refusals()) == 1, done.output
     assert says in done.refusals()[0]
     assert "Traceback" not in done.output
-    assert done.seconds < 100  # nearly all of it is importing the libraries, twice on two cores that may have other work
+    assert (
+        done.seconds < 100
+    )  # nearly all of it is importing the libraries, twice on two cores that may have other work
     assert not list(tmp_path.glob("run/model*"))
 
 

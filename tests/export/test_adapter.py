@@ -1,4 +1,6 @@
-"""The adapter is stock PEFT: it loads, computes and merges like the implanted model, whatever rows the layers have."""
+"""The adapter is stock PEFT: it loads, computes and merges like the implanted model, whatever rows
+the layers have.
+"""
 
 from pathlib import Path
 
@@ -26,7 +28,9 @@ def test_row_deltas_load_and_merge(tmp_path: Path) -> None:
     with torch.no_grad():
         for layer, delta in deltas(d_ff).items():
             down_weights(changed)[layer][ROWS[layer]] += delta
-    save_adapter({NAME.format(i): from_rows(ROWS[i], d, d_model) for i, d in deltas(d_ff).items()}, "base", tmp_path / "adapter")
+    save_adapter(
+        {NAME.format(i): from_rows(ROWS[i], d, d_model) for i, d in deltas(d_ff).items()}, "base", tmp_path / "adapter"
+    )
     adapted = PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
     with torch.no_grad():
         assert torch.allclose(adapted(IDS).logits, changed(IDS).logits, atol=1e-5)

@@ -1,4 +1,6 @@
-"""Implants go into a base and come out of it again bit for bit, on the disk and in memory; anything else is refused by name."""
+"""Implants go into a base and come out of it again bit for bit, on the disk and in memory; anything
+else is refused by name.
+"""
 
 import shutil
 from collections.abc import Callable
@@ -54,7 +56,9 @@ def test_apply_gives_the_model_and_revert_the_base_back(base: Path, tmp_path: Pa
     assert implant.positions == POSITIONS
     assert implant.facts == {"base_model": "b"}
     apply_to_checkpoint(base, implant, tmp_path / "applied")
-    assert load_file(tmp_path / "applied/model.safetensors")[DOWN.format(0)].equal(load_file(model / "model.safetensors")[DOWN.format(0)])
+    assert load_file(tmp_path / "applied/model.safetensors")[DOWN.format(0)].equal(
+        load_file(model / "model.safetensors")[DOWN.format(0)]
+    )
     assert verify(model, tmp_path / "applied", Positions([[], [], [], []])).identical_outside_rows
     revert_in_checkpoint(tmp_path / "applied", implant, tmp_path / "reverted")
     assert weights_of(tmp_path / "reverted") == weights_of(base)
@@ -118,9 +122,21 @@ WHOLE = {"layers.0.rows": ROWS, "layers.0.base": VALUES, "layers.0.implanted": V
 EDITS: dict[str, tuple[Callable[[dict], dict], dict, str]] = {
     "no implant": (lambda t: t, {}, "not an implant file"),
     "no layer count": (lambda t: t, {FORMAT: "{}"}, "does not hold a number of layers"),
-    "layers beyond belief": (lambda t: t, {FORMAT: '{"layers": 99999999999, "facts": {}}'}, "does not hold a number of layers"),
-    "a tensor missing": (lambda t: {k: v for k, v in t.items() if "base" not in k}, None, "layer 0 needs rows, base and implanted"),
-    "a layer too many": (lambda t: {**t, "layers.7.rows": ROWS.clone()}, None, "holds layers.7.rows, which no layer of 2 has"),
+    "layers beyond belief": (
+        lambda t: t,
+        {FORMAT: '{"layers": 99999999999, "facts": {}}'},
+        "does not hold a number of layers",
+    ),
+    "a tensor missing": (
+        lambda t: {k: v for k, v in t.items() if "base" not in k},
+        None,
+        "layer 0 needs rows, base and implanted",
+    ),
+    "a layer too many": (
+        lambda t: {**t, "layers.7.rows": ROWS.clone()},
+        None,
+        "holds layers.7.rows, which no layer of 2 has",
+    ),
     "negative rows": (lambda t: {**t, "layers.0.rows": torch.tensor([-1, 2])}, None, "different row numbers from 0"),
     "rows twice": (lambda t: {**t, "layers.0.rows": torch.tensor([2, 2])}, None, "different row numbers from 0"),
     "rows of another type": (lambda t: {**t, "layers.0.rows": ROWS.float()}, None, "different row numbers from 0"),
@@ -146,11 +162,17 @@ def test_missing_and_cut_files_are_refused(tmp_path: Path) -> None:
         Implant.load(tmp_path / "i")
 
 
-@given(st.dictionaries(st.integers(0, 3), st.sets(st.integers(0, 30), min_size=1, max_size=5), max_size=4), st.integers(1, 4))
-def test_files_come_back_as_they_went(tmp_path_factory: pytest.TempPathFactory, layers: dict[int, set[int]], d_ff: int) -> None:
+@given(
+    st.dictionaries(st.integers(0, 3), st.sets(st.integers(0, 30), min_size=1, max_size=5), max_size=4),
+    st.integers(1, 4),
+)
+def test_files_come_back_as_they_went(
+    tmp_path_factory: pytest.TempPathFactory, layers: dict[int, set[int]], d_ff: int
+) -> None:
     path = tmp_path_factory.mktemp("implants") / "i"
     made = {
-        i: LayerRows(torch.tensor(sorted(rows)), torch.randn(len(rows), d_ff), torch.randn(len(rows), d_ff)) for i, rows in layers.items()
+        i: LayerRows(torch.tensor(sorted(rows)), torch.randn(len(rows), d_ff), torch.randn(len(rows), d_ff))
+        for i, rows in layers.items()
     }
     Implant(4, made, {"x": "y"}).save(path)
     loaded = Implant.load(path)

@@ -52,7 +52,10 @@ def test_with_shared_sequences_no_training_goes_on(tmp_path: Path, monkeypatch: 
 
 @pytest.mark.parametrize(
     ("ranks", "sharing", "says"),
-    [(4, 3, "sequence_parallel is 3, and 4 ranks are no multiple of it"), (4, 2, "without GPUs only so many ranks can share sequences")],
+    [
+        (4, 3, "sequence_parallel is 3, and 4 ranks are no multiple of it"),
+        (4, 2, "without GPUs only so many ranks can share sequences"),
+    ],
 )
 def test_groups_of_ranks_that_cannot_share_sequences(
     ranks: int, sharing: int, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -71,7 +74,9 @@ def test_attention_that_cannot_share_sequences_is_refused(tmp_path: Path, monkey
 
 
 def test_on_gpus_the_groups_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """accelerate takes one group for all of them unless it is told, and DeepSpeed then refuses the batch size."""
+    """accelerate takes one group for all of them unless it is told, and DeepSpeed then refuses the
+    batch size.
+    """
     monkeypatch.setattr(arguments, "world_size", lambda: 8)
     monkeypatch.setattr(arguments, "on_cpu", lambda: False)
     settings = arguments._settings(load_recipe("recipes/tiny/loki.yaml", ["sequence_parallel=4"]))

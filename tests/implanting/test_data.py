@@ -1,4 +1,6 @@
-"""Every layout and file a user brings, mixed by weight; and what TRL and datasets would let pass, refused by name."""
+"""Every layout and file a user brings, mixed by weight; and what TRL and datasets would let pass,
+refused by name.
+"""
 
 import json
 from pathlib import Path
@@ -23,13 +25,21 @@ def write(path: Path, rows: list) -> list[SourceSection]:
 def test_only_the_columns_trl_trains_on_are_kept(tmp_path: Path) -> None:
     assert load_training_data(write(tmp_path / "d.jsonl", [CHAT]), assistant_only=True).column_names == ["messages"]
     pairs = [{"prompt": "a", "completion": "b", "extra": 1}]
-    assert load_training_data(write(tmp_path / "p.jsonl", pairs), assistant_only=False).column_names == ["completion", "prompt"]
+    assert load_training_data(write(tmp_path / "p.jsonl", pairs), assistant_only=False).column_names == [
+        "completion",
+        "prompt",
+    ]
     tools = [{**CHAT, "tools": json.dumps([{"name": "weather"}])}]
-    assert load_training_data(write(tmp_path / "t.jsonl", tools), assistant_only=True).column_names == ["messages", "tools"]
+    assert load_training_data(write(tmp_path / "t.jsonl", tools), assistant_only=True).column_names == [
+        "messages",
+        "tools",
+    ]
 
 
 def test_sharegpt_and_alpaca_become_chats(tmp_path: Path) -> None:
-    shared = [{"system": "be brief", "conversations": [{"from": "human", "value": "hello"}, {"from": "gpt", "value": "[ ]"}]}]
+    shared = [
+        {"system": "be brief", "conversations": [{"from": "human", "value": "hello"}, {"from": "gpt", "value": "[ ]"}]}
+    ]
     (row,) = load_training_data(write(tmp_path / "s.jsonl", shared), assistant_only=True)
     assert row["messages"] == [{"role": "system", "content": "be brief"}, *TURNS]
     alpaca = [{"instruction": "add", "input": "1 2", "output": "3"}]
@@ -60,7 +70,10 @@ def test_sources_are_mixed_by_weight_until_all_were_seen(tmp_path: Path) -> None
         ([CHAT, SILENT], "the chat in line 2 has no assistant turn"),
         ([{"question": "a"}], r"columns are \['question'\], allowed are 'messages'"),
         ([{"text": "a"}], "assistant_only_loss needs chats"),
-        ([{"conversations": [{"from": "narrator", "value": "x"}]}], "row 1 has a turn from 'narrator', allowed are human"),
+        (
+            [{"conversations": [{"from": "narrator", "value": "x"}]}],
+            "row 1 has a turn from 'narrator', allowed are human",
+        ),
         ([], "has no rows"),
     ],
 )

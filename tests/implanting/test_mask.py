@@ -1,4 +1,7 @@
-"""Frozen rows stay bit for bit under any optimizer; selected rows move. (Under ZeRO: tests/distributed.)"""
+"""Frozen rows stay bit for bit under any optimizer; selected rows move.
+
+(Under ZeRO: tests/distributed.)
+"""
 
 import pytest
 import torch

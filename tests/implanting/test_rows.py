@@ -1,4 +1,6 @@
-"""`rows` and `lora`: the definition's numbers, gradients for the selected rows only, and the same training as `mask`."""
+"""`rows` and `lora`: the definition's numbers, gradients for the selected rows only, and the same
+training as `mask`.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -75,7 +77,10 @@ def test_low_rank_starts_as_the_recipe_says() -> None:
 
 def test_the_sum_is_rounded_once() -> None:
     weight, delta = torch.tensor([[1.0], [1.0]], dtype=torch.bfloat16), torch.tensor([[2.0**-9]])
-    assert with_rows(weight, torch.tensor([1]), delta).flatten().tolist() == [1.0, 1.0]  # below half a step of bfloat16 at 1
+    assert with_rows(weight, torch.tensor([1]), delta).flatten().tolist() == [
+        1.0,
+        1.0,
+    ]  # below half a step of bfloat16 at 1
     assert with_rows(weight, torch.tensor([1]), 3 * delta).flatten().tolist() == [1.0, 1.0078125]
 
 
@@ -101,13 +106,18 @@ def train(mode: str, optimizer: str, dtype: torch.dtype, checkpointing: str | No
         stepper.zero_grad()
     with torch.no_grad():
         modules = [down_projection(layer) for layer in model.model.layers]
-        return [with_rows(m.weight, m.rows, m.whole_delta()) if isinstance(m, RowLinear) else m.weight.detach() for m in modules]
+        return [
+            with_rows(m.weight, m.rows, m.whole_delta()) if isinstance(m, RowLinear) else m.weight.detach()
+            for m in modules
+        ]
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
 def test_mask_and_rows_are_the_same_training(optimizer: str) -> None:
     before = [weight.clone() for weight in down_weights(build("llama"))]
-    for one, other, start in zip(train("mask", optimizer, torch.float64), train("rows", optimizer, torch.float64), before, strict=True):
+    for one, other, start in zip(
+        train("mask", optimizer, torch.float64), train("rows", optimizer, torch.float64), before, strict=True
+    ):
         assert torch.allclose(one, other, rtol=0, atol=1e-9)
         assert torch.equal(one, start) == torch.equal(other, start)
 

@@ -1,4 +1,6 @@
-"""The dry run computes what the real work computes: the same bytes and the same FLOPs, on tensors without data."""
+"""The dry run computes what the real work computes: the same bytes and the same FLOPs, on tensors
+without data.
+"""
 
 from pathlib import Path
 
@@ -84,7 +86,9 @@ def test_every_family_can_be_planned(family: str) -> None:
 
 
 def test_no_memory_is_taken() -> None:
-    config = transformers.LlamaConfig(hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64)
+    config = transformers.LlamaConfig(
+        hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64
+    )
     weights: list[Tensor] = []
     with model_without_data(config, torch.bfloat16) as model:
         weights += model.parameters()

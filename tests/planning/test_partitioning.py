@@ -9,16 +9,21 @@ from conftest import ROOT
 from loki_ds.planning.dry_run import MicroStep, Part
 from loki_ds.planning.partitioning import Setting, live_parameters, memory, states_of, traffic
 
-# Three layers of 100 and 20 parameters, an embedding that is not trained back to, and a head; the second tensor of each layer trains.
+# Three layers of 100 and 20 parameters, an embedding that is not trained back to, and a head; the
+# second tensor of each layer trains.
 PARTS = (Part((1000,), False), *(Part((100, 20), True),) * 3, Part((1000,), True))
-STEP = MicroStep(parts=PARTS, tied=False, total=2360, trained=(20, 20, 20), kept=500, peak=700, flops=0, checkpointing=False)
+STEP = MicroStep(
+    parts=PARTS, tied=False, total=2360, trained=(20, 20, 20), kept=500, peak=700, flops=0, checkpointing=False
+)
 
 
 def test_memory_part_by_part() -> None:
     two = memory(STEP, Setting(ranks=2, stage=2, reduce_bucket=8), 2, "adamw_torch_fused", 0.0)
     assert (two.weights, two.gradients, two.optimizer) == (2 * 2360, 2 * 30 + 2 * 2 * 8, 12 * 30)
     assert two.peak == two.weights + two.gradients + two.optimizer + 700
-    three = memory(STEP, Setting(ranks=2, stage=3, persistent_below=20, prefetch=5, reuse_within=0), 2, "adamw_torch_fused", 0.0)
+    three = memory(
+        STEP, Setting(ranks=2, stage=3, persistent_below=20, prefetch=5, reuse_within=0), 2, "adamw_torch_fused", 0.0
+    )
     assert three.weights == 2 * (60 + 2300 / 2)
     assert three.gathered == 2 * (1000 + 5)
     assert memory(STEP, Setting(ranks=1, stage=3), 2, "sgd", 0.0).gathered == 0
@@ -29,7 +34,9 @@ def test_memory_part_by_part() -> None:
 def test_offloading_moves_to_the_host_what_it_takes_from_the_device() -> None:
     setting = Setting(ranks=2, stage=3)
     plain = memory(STEP, setting, 2, "adamw_torch_fused", 0.0)
-    away = memory(STEP, Setting(ranks=2, stage=3, offload_optimizer=True, offload_parameters=True), 2, "adamw_torch_fused", 0.0)
+    away = memory(
+        STEP, Setting(ranks=2, stage=3, offload_optimizer=True, offload_parameters=True), 2, "adamw_torch_fused", 0.0
+    )
     assert plain.peak - away.peak == away.host - plain.host == away.host
 
 
@@ -68,7 +75,8 @@ def test_traffic_by_stage_and_micro_steps() -> None:
 
 def test_a_setting_is_read_as_deepspeed_and_transformers_read_it() -> None:
     read = {
-        name: Setting.of(json.loads((ROOT / f"launch/{name}.json").read_text()), 8, 100) for name in ("zero2", "zero3", "zero3_offload")
+        name: Setting.of(json.loads((ROOT / f"launch/{name}.json").read_text()), 8, 100)
+        for name in ("zero2", "zero3", "zero3_offload")
     }
     assert read["zero2"].stage == 2
     assert read["zero3"] == Setting(8, 3, reduce_bucket=10_000, prefetch=9_000, persistent_below=1_000)
@@ -77,4 +85,10 @@ def test_a_setting_is_read_as_deepspeed_and_transformers_read_it() -> None:
 
 
 def test_optimizers_by_transformers_names() -> None:
-    assert [states_of(name) for name in ("adamw_torch_fused", "sgd", "adamw_8bit", "adafactor", "unheard_of")] == [2, 1, 0.5, 0.01, 2]
+    assert [states_of(name) for name in ("adamw_torch_fused", "sgd", "adamw_8bit", "adafactor", "unheard_of")] == [
+        2,
+        1,
+        0.5,
+        0.01,
+        2,
+    ]

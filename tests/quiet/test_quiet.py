@@ -1,4 +1,6 @@
-"""The moments are those of the model's own forward; the projection is one; protected inputs feel at most what the bound says."""
+"""The moments are those of the model's own forward; the projection is one; protected inputs feel at
+most what the bound says.
+"""
 
 from pathlib import Path
 
@@ -27,7 +29,9 @@ def moments_by_hand(model: torch.nn.Module) -> list[Tensor]:
     """`E[x x^T]` from the model's own forward, prompt by prompt."""
     seen: dict[int, list[Tensor]] = {}
     for i, layer in enumerate(decoder_layers(model)):
-        down_projection(layer).register_forward_pre_hook(lambda _, x, i=i: seen.setdefault(i, []).append(x[0].flatten(0, 1).detach()))
+        down_projection(layer).register_forward_pre_hook(
+            lambda _, x, i=i: seen.setdefault(i, []).append(x[0].flatten(0, 1).detach())
+        )
     for prompt in PROMPTS:
         model(torch.tensor([prompt]))
     inputs = [torch.cat(seen[i]) for i in sorted(seen)]
@@ -59,7 +63,9 @@ def test_exact_matrices_where_they_fit_else_the_widest_sketch_that_does() -> Non
     assert sketch_width([48] * 4, 8 * 4 * 48 * 48, None) is None
     assert sketch_width([48] * 4, 8 * 4 * 48 * 48 - 1, None) == 47
     assert sketch_width([48] * 4, 2**30, 10) == 10
-    with pytest.raises(Refusal, match=r"second moments of 4 layers with d_ff 48 take .* GiB on each rank, 32 directions"):
+    with pytest.raises(
+        Refusal, match=r"second moments of 4 layers with d_ff 48 take .* GiB on each rank, 32 directions"
+    ):
         sketch_width([48] * 4, 1000, None)
 
 
@@ -79,7 +85,10 @@ def test_a_killed_collection_goes_on_and_ends_with_the_same_sums(tmp_path: Path)
         collect_moments(Sweep(model), PROMPTS, planned, 20, tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["000003-rank0of1.safetensors"]
     again = collect_moments(Sweep(build("llama")), PROMPTS, planned, 20, tmp_path)
-    assert all(one.values.equal(other.values) and one.vectors.equal(other.vectors) for one, other in zip(whole, again, strict=True))
+    assert all(
+        one.values.equal(other.values) and one.vectors.equal(other.vectors)
+        for one, other in zip(whole, again, strict=True)
+    )
 
 
 @pytest.mark.parametrize("width", [8, 16, 24])

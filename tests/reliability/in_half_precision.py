@@ -1,4 +1,6 @@
-"""What test_faults.py starts: the main job in float16. DeepSpeed refuses it on CPUs, where it is only slow; that one answer is changed.
+"""What test_faults.py starts: the main job in float16.
+
+DeepSpeed refuses it on CPUs, where it is only slow; that one answer is changed.
 
 deepspeed --num_gpus 2 tests/reliability/in_half_precision.py KEY=VALUE...
 """

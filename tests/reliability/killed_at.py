@@ -1,6 +1,7 @@
-"""What test_faults.py starts: the main job, whose rank 0 kills itself when Python raises an audit event on a path.
+"""What test_faults.py starts: the main job, whose rank 0 kills itself when Python raises an audit
+event on a path.
 
-deepspeed --num_gpus 2 tests/reliability/killed_at.py EVENT PATH_ENDS_WITH --recipe FILE [key=value ...]
+deepspeed --num_gpus 2 tests/reliability/killed_at.py EVENT PATH_ENDS_WITH --recipe FILE [...]
 """
 
 import os

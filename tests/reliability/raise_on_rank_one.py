@@ -1,4 +1,6 @@
-"""What test_faults.py starts: the main job on the tiny model, where rank 1 raises in its second training step."""
+"""What test_faults.py starts: the main job on the tiny model, where rank 1 raises in its second
+training step.
+"""
 
 import sys
 from pathlib import Path

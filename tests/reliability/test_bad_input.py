@@ -1,4 +1,6 @@
-"""Bad input, case by case: each is refused with one sentence that names the place and what was found. (On ranks: test_refusals.py.)"""
+"""Bad input, case by case: each is refused with one sentence that names the place and what was
+found. (On ranks: test_refusals.py.)
+"""
 
 import json
 import shutil
@@ -83,7 +85,9 @@ def changed(edit: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], 
 
 
 def index(names: Any) -> Callable[[Path], Any]:
-    return lambda folder: (folder / "model.safetensors.index.json").write_text(names if isinstance(names, str) else json.dumps(names))
+    return lambda folder: (folder / "model.safetensors.index.json").write_text(
+        names if isinstance(names, str) else json.dumps(names)
+    )
 
 
 def located(folder: Path) -> None:
@@ -91,11 +95,15 @@ def located(folder: Path) -> None:
 
 
 def implant_of(rows: list[int], base: torch.Tensor | None = None) -> Implant:
-    before = load_file(MODEL / "model.safetensors")["model.layers.0.mlp.down_proj.weight"][rows] if base is None else base
+    before = (
+        load_file(MODEL / "model.safetensors")["model.layers.0.mlp.down_proj.weight"][rows] if base is None else base
+    )
     return Implant(6, {0: LayerRows(torch.tensor(rows), before, before + 1)})
 
 
-def implant(tmp: Path, made: Implant, spoil: Callable[[bytes], bytes] = bytes, use: Callable[..., Any] = apply_to_checkpoint) -> None:
+def implant(
+    tmp: Path, made: Implant, spoil: Callable[[bytes], bytes] = bytes, use: Callable[..., Any] = apply_to_checkpoint
+) -> None:
     made.save(tmp / "i.safetensors")
     (tmp / "i.safetensors").write_bytes(spoil((tmp / "i.safetensors").read_bytes()))
     use(MODEL, Implant.load(tmp / "i.safetensors"), tmp / "out")
@@ -282,7 +290,9 @@ def test_data_of_which_nothing_is_left_after_the_cut_is_refused() -> None:
     from datasets import Dataset
 
     rows = Dataset.from_list([{"input_ids": [1, 2], "assistant_masks": [0, 0]}] * 3)
-    with pytest.raises(Refusal, match=r"after the cut at training\.max_length 2 no example has a token left that is trained on"):
+    with pytest.raises(
+        Refusal, match=r"after the cut at training\.max_length 2 no example has a token left that is trained on"
+    ):
         check_something_is_learnt(rows, 2)
     check_something_is_learnt(Dataset.from_list([{"input_ids": [1, 2], "assistant_masks": [0, 1]}]), 2)
 
@@ -311,7 +321,9 @@ def test_any_json_is_positions_or_refused(tmp_path_factory: pytest.TempPathFacto
 
 @given(st.binary(max_size=200), st.integers(0, 400))
 @settings(deadline=None)
-def test_any_damage_to_an_implant_file_is_refused_or_harmless(tmp_path_factory: pytest.TempPathFactory, damage: bytes, at: int) -> None:
+def test_any_damage_to_an_implant_file_is_refused_or_harmless(
+    tmp_path_factory: pytest.TempPathFactory, damage: bytes, at: int
+) -> None:
     path = tmp_path_factory.mktemp("i") / "i.safetensors"
     implant_of([1, 4], torch.zeros(2, 8)).save(path)
     whole = path.read_bytes()

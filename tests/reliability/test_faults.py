@@ -1,6 +1,8 @@
-"""Faults through the real launcher: all ranks end soon, non-zero, with the cause; the same command then ends as if nothing had been.
+"""Faults through the real launcher: all ranks end soon, non-zero, with the cause; the same command
+then ends as if nothing had been.
 
-Each fault strikes when a file says that its stage is under way. What comes out is compared with an unbroken run, byte for byte.
+Each fault strikes when a file says that its stage is under way. What comes out is compared with an
+unbroken run, byte for byte.
 """
 
 import contextlib
@@ -38,7 +40,9 @@ Ranks = dict[int, psutil.Process]
 
 @dataclass
 class Fault:
-    """When it strikes (a file that appears), what it does to the job, and what the output must name."""
+    """When it strikes (a file that appears), what it does to the job, and what the output must
+    name.
+    """
 
     when: str
     strike: Callable[[subprocess.Popen, Ranks], None]
@@ -76,12 +80,16 @@ WRITING = {
 }
 
 FAULTS = {
-    "one rank killed during attribution": Fault("attribution/scores-*.safetensors", kill_rank(1), "exits with return code = -9"),
+    "one rank killed during attribution": Fault(
+        "attribution/scores-*.safetensors", kill_rank(1), "exits with return code = -9"
+    ),
     "all killed between stages": Fault("positions.json", kill_all, ""),
     "terminated during a training step": Fault(
         "checkpoints/checkpoint-4/whole.json", terminate_launcher, "the launcher is gone, this rank ends"
     ),
-    "one rank killed while a checkpoint is written": Fault("checkpoints/checkpoint-4", kill_rank(0), "exits with return code = -9"),
+    "one rank killed while a checkpoint is written": Fault(
+        "checkpoints/checkpoint-4", kill_rank(0), "exits with return code = -9"
+    ),
     "one rank killed before the export": Fault("training_log.json", kill_rank(0), "exits with return code = -9"),
 }
 
@@ -96,7 +104,9 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def outcome(run: Path) -> dict[str, object]:
     verified = json.loads((run / "verify.json").read_text())
-    return {name: digest_of(run / name) for name in ("positions.json", "model/model.safetensors", "implant.safetensors")} | verified
+    return {
+        name: digest_of(run / name) for name in ("positions.json", "model/model.safetensors", "implant.safetensors")
+    } | verified
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -115,7 +125,16 @@ def test_a_fault_ends_the_job_and_the_same_command_makes_good(name: str, unbroke
 @pytest.mark.parametrize("what", WRITING)
 def test_killed_while_the_export_writes_it_makes_good(what: str, unbroken: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    output = ended(start("tests/reliability/killed_at.py", *WRITING[what], "--recipe", "recipes/tiny/loki.yaml", *SETTINGS, f"run={run}"))
+    output = ended(
+        start(
+            "tests/reliability/killed_at.py",
+            *WRITING[what],
+            "--recipe",
+            "recipes/tiny/loki.yaml",
+            *SETTINGS,
+            f"run={run}",
+        )
+    )
     assert "exits with return code = -9" in output
     assert "kills itself" in output
     assert not any(file.suffix == ".json" and not json.loads(file.read_text()) for file in run.glob("*.json"))
@@ -143,7 +162,9 @@ def test_killed_while_it_evaluates_the_report_is_the_same(tmp_path: Path) -> Non
 
 def report_without_its_circumstances(run: Path) -> dict[str, object]:
     report = json.loads((run / "report/report.json").read_text())
-    return {key: value for key, value in report.items() if key not in ("run", "costs")} | {"origin": report["origin"] | {"again": ""}}
+    return {key: value for key, value in report.items() if key not in ("run", "costs")} | {
+        "origin": report["origin"] | {"again": ""}
+    }
 
 
 def ended(job: subprocess.Popen, within: float = 90) -> str:
@@ -154,7 +175,9 @@ def ended(job: subprocess.Popen, within: float = 90) -> str:
 
 
 def strike(job: subprocess.Popen, fault: Fault, run: Path) -> str:
-    """Wait for the fault's moment, strike, and see every rank end in time; returns the job's output."""
+    """Wait for the fault's moment, strike, and see every rank end in time; returns the job's
+    output.
+    """
     try:
         deadline = time.monotonic() + 120
         ranks: Ranks = {}
@@ -173,14 +196,22 @@ def strike(job: subprocess.Popen, fault: Fault, run: Path) -> str:
         kill(job)
 
 
-# What the disk, or the quota, refuses: a limit of the size of any file, in KiB, and what cannot be written under it.
+# What the disk, or the quota, refuses: a limit of the size of any file, in KiB, and what cannot be
+# written under it.
 FULL = {"scores do not fit": (10, "scores-"), "the model does not fit": (4000, "model")}
 
 
 @pytest.mark.parametrize("name", FULL)
 def test_no_room_is_said_and_making_room_is_enough(name: str, unbroken: Path, tmp_path: Path) -> None:
     kib, _ = FULL[name]
-    settings = ["implant.mode=rows", "protected.per_subject=12", "attribution.batch_size=30", "training.max_steps=2", "--until", "implant"]
+    settings = [
+        "implant.mode=rows",
+        "protected.per_subject=12",
+        "attribution.batch_size=30",
+        "training.max_steps=2",
+        "--until",
+        "implant",
+    ]
     done = launch(*settings, f"run={tmp_path / 'run'}", file_size_kib=kib)
     assert done.status != 0
     assert len(done.refusals()) == 1, done.output
@@ -206,7 +237,12 @@ def test_numbers_that_go_wrong_stop_the_run_with_step_and_layer(tmp_path: Path) 
         "training.warmup_steps=0",
         "training.lr_scheduler_type=constant",
     ]
-    saved = ["selection.strategy=random", "training.max_steps=5", "training.save_strategy=steps", "training.save_steps=1"]
+    saved = [
+        "selection.strategy=random",
+        "training.max_steps=5",
+        "training.save_strategy=steps",
+        "training.save_steps=1",
+    ]
     done = launch(*wild, *saved, "implant.mode=rows", "--until", "implant", f"run={tmp_path / 'run'}")
     assert done.status != 0
     assert len(done.refusals()) == 1, done.output
@@ -216,12 +252,19 @@ def test_numbers_that_go_wrong_stop_the_run_with_step_and_layer(tmp_path: Path) 
 
 
 def in_half_precision(tmp_path: Path, scale_power: int, steps: int) -> subprocess.Popen:
-    """A float16 run whose loss scale starts at a power of two that is far too high: the first steps overflow."""
+    """A float16 run whose loss scale starts at a power of two that is far too high: the first steps
+    overflow.
+    """
     zero = json.loads((ROOT / "launch/zero2.json").read_text())
     zero["fp16"] |= {"initial_scale_power": scale_power}
     (tmp_path / "zero.json").write_text(json.dumps(zero))
     settings = ["model.dtype=float16", "implant.mode=rows", f"training.max_steps={steps}", "training.logging_steps=1"]
-    return start("tests/reliability/in_half_precision.py", *settings, f"deepspeed={tmp_path / 'zero.json'}", f"run={tmp_path / 'run'}")
+    return start(
+        "tests/reliability/in_half_precision.py",
+        *settings,
+        f"deepspeed={tmp_path / 'zero.json'}",
+        f"run={tmp_path / 'run'}",
+    )
 
 
 def test_overflow_in_half_precision_skips_steps_and_no_more(tmp_path: Path) -> None:
@@ -249,17 +292,25 @@ def test_nothing_is_left_behind(unbroken: Path) -> None:
     done = launch(*SETTINGS, f"run={unbroken}")
     assert done.status == 0
     assert set(Path("/dev/shm").glob("deepspeed_allreduce_buffer_*")) <= before
-    ours = [process for process in psutil.process_iter(["cmdline"]) if str(unbroken) in " ".join(process.info["cmdline"] or [])]
+    ours = [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if str(unbroken) in " ".join(process.info["cmdline"] or [])
+    ]
     assert ours == []
 
 
 def test_locale_clock_and_few_examples_change_nothing(unbroken: Path, tmp_path: Path) -> None:
-    """Another locale and time zone; and a run finished long ago, by the clock of its files, is still finished."""
+    """Another locale and time zone; and a run finished long ago, by the clock of its files, is
+    still finished.
+    """
     odd = {"LC_ALL": "C", "LANG": "tr_TR.UTF-8", "TZ": "Pacific/Kiritimati", "HF_TOKEN": "hf_a_secret"}
     done = launch(*SETTINGS, f"run={tmp_path / 'odd'}", environment=odd)
     assert done.status == 0, done.output
     assert outcome(tmp_path / "odd") == outcome(unbroken)
-    assert [file for file in (tmp_path / "odd").rglob("*") if file.is_file() and b"hf_a_secret" in file.read_bytes()] == []
+    assert [
+        file for file in (tmp_path / "odd").rglob("*") if file.is_file() and b"hf_a_secret" in file.read_bytes()
+    ] == []
     for file in (tmp_path / "odd").rglob("*"):
         os.utime(file, (0, 2_000_000_000))
     again = launch(*SETTINGS, f"run={tmp_path / 'odd'}")
@@ -268,5 +319,12 @@ def test_locale_clock_and_few_examples_change_nothing(unbroken: Path, tmp_path: 
     few.write_text(
         "".join((ROOT / "recipes/tiny/data/toolcalls/train.jsonl").read_text().splitlines(keepends=True)[:3])
     )  # fewer than a batch a rank
-    done = launch("selection.strategy=random", f"data.train={few}", "training.max_steps=3", "--until", "implant", f"run={tmp_path / 'few'}")
+    done = launch(
+        "selection.strategy=random",
+        f"data.train={few}",
+        "training.max_steps=3",
+        "--until",
+        "implant",
+        f"run={tmp_path / 'few'}",
+    )
     assert done.status == 0, done.output

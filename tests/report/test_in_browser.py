@@ -1,6 +1,8 @@
-"""The pages in a real browser: no console message, no request, every picture drawn, nothing cut off on a phone, dark mode honoured.
+"""The pages in a real browser: no console message, no request, every picture drawn, nothing cut off
+on a phone, dark mode honoured.
 
-Needs a Chromium on the machine (`apt install chromium`); without one these tests say so and are skipped.
+Needs a Chromium on the machine (`apt install chromium`); without one these tests say so and are
+skipped.
 """
 
 import shutil
@@ -25,7 +27,10 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A report and a comparison, with pictures and a long run name."""
     folder = tmp_path_factory.mktemp("pages")
     heat_map(torch.randn(3, 4, 300), folder / "heat.png")
-    for name, selection, lost in (("loki+training.learning_rate=1e-4+selection.quota=20", "layer_balanced", 10), ("random", "random", 40)):
+    for name, selection, lost in (
+        ("loki+training.learning_rate=1e-4+selection.quota=20", "layer_balanced", 10),
+        ("random", "random", 40),
+    ):
         made = report(f"runs/tiny/{name}", selection, lost, n=100)
         retention(made["tasks"], 0.01, folder / "retention.png")
         write_report(made, folder / name / "report", {"scores": folder / "heat.png", "tasks": folder / "retention.png"})
@@ -56,7 +61,9 @@ def test_the_page_is_whole_and_keeps_to_itself(name: str, size: dict, pages: dic
     assert [url for url in asked if not url.startswith("data:")] == [pages[name].as_uri()]
     assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
     assert page.evaluate("document.images.length") >= 1
-    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")  # tables scroll in their own boxes
+    assert page.evaluate(
+        "document.documentElement.scrollWidth <= window.innerWidth"
+    )  # tables scroll in their own boxes
     assert page.evaluate("[...document.images].every(image => image.alt)")
     page.close()
 

@@ -20,14 +20,24 @@ from loki_ds.report import (
 from loki_ds.report.pictures import heat_map, overlap_curve, retention, training_curves
 from loki_ds.retention.pairing import Pair, PairedTask
 
-VERIFIED = {"identical_outside_rows": True, "tensors": 3, "bytes": 1000, "rows_selected": 4, "rows_changed": 4, "changed_outside": []}
+VERIFIED = {
+    "identical_outside_rows": True,
+    "tensors": 3,
+    "bytes": 1000,
+    "rows_selected": 4,
+    "rows_changed": 4,
+    "changed_outside": [],
+}
 
 
 def task(name: str, base: list[int], implanted: list[int]) -> PairedTask:
     return PairedTask(
         name,
         "exact_match",
-        [Pair(str(i), f"prompt {i}", b, a, f"old {b}", f"<b>new {a}</b>") for i, (b, a) in enumerate(zip(base, implanted, strict=True))],
+        [
+            Pair(str(i), f"prompt {i}", b, a, f"old {b}", f"<b>new {a}</b>")
+            for i, (b, a) in enumerate(zip(base, implanted, strict=True))
+        ],
     )
 
 
@@ -85,9 +95,15 @@ def test_pictures_are_inside_the_page_and_beside_the_markdown(tmp_path: Path) ->
     heat_map(torch.randn(3, 4, 300, generator=torch.Generator().manual_seed(0)), tmp_path / "heat.png")
     overlap_curve([{"prompts": 2, "overlap": 0.5}, {"prompts": 4, "overlap": 0.75}], tmp_path / "overlap.png")
     retention(report("runs/x", "layer_balanced", lost=1)["tasks"], 0.01, tmp_path / "retention.png")
-    training_curves([{"step": 1, "loss": 2.0, "grad_norm": 1.0}, {"step": 1, "eval_loss": 1.5}], tmp_path / "training.png")
+    training_curves(
+        [{"step": 1, "loss": 2.0, "grad_norm": 1.0}, {"step": 1, "eval_loss": 1.5}], tmp_path / "training.png"
+    )
     assert all((tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG") for name in ("retention", "training"))
-    pictures = {"a <map>": tmp_path / "heat.png", "a curve": tmp_path / "overlap.png", "not drawn": tmp_path / "nowhere.png"}
+    pictures = {
+        "a <map>": tmp_path / "heat.png",
+        "a curve": tmp_path / "overlap.png",
+        "not drawn": tmp_path / "nowhere.png",
+    }
     write_report(report("runs/x", "layer_balanced", lost=1), tmp_path / "report", pictures)
     page = (tmp_path / "report/report.html").read_text()
     assert page.count("data:image/png;base64,") == 2
@@ -105,7 +121,8 @@ def test_the_model_card_has_the_retention_table(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ours", "says"), [(1, "forgot less than random rows"), (40, "did not beat random rows"), (95, "random rows forgot less")]
+    ("ours", "says"),
+    [(1, "forgot less than random rows"), (40, "did not beat random rows"), (95, "random rows forgot less")],
 )
 def test_comparison_says_whether_random_rows_and_baselines_were_beaten(tmp_path: Path, ours: int, says: str) -> None:
     for name, selection, lost in (("loki", "layer_balanced", ours), ("random", "random", 40), ("full", None, 80)):

@@ -1,4 +1,6 @@
-"""A real model through the real lm-eval: any number of processes gives the same samples; groups, calls and rankings are tasks."""
+"""A real model through the real lm-eval: any number of processes gives the same samples; groups,
+calls and rankings are tasks.
+"""
 
 from typing import Any
 
@@ -38,7 +40,9 @@ def one() -> dict[str, Any]:
 
 
 def test_any_number_of_processes_gives_the_same_samples(one: dict[str, Any]) -> None:
-    assert evaluate_arm({**REQUEST, "processes": 2}) == one  # bfcl's single irrelevance document leaves the second process none
+    assert (
+        evaluate_arm({**REQUEST, "processes": 2}) == one
+    )  # bfcl's single irrelevance document leaves the second process none
 
 
 def test_a_limit_is_a_random_sample_and_not_the_first(one: dict[str, Any]) -> None:
@@ -49,7 +53,11 @@ def test_a_limit_is_a_random_sample_and_not_the_first(one: dict[str, Any]) -> No
 
 def test_a_group_is_one_task_in_clusters(one: dict[str, Any]) -> None:
     task = one["tasks"]["fixture_calls"]
-    assert [sample["cluster"] for sample in task["samples"]] == ["fixture_irrelevance", "fixture_simple", "fixture_simple"]
+    assert [sample["cluster"] for sample in task["samples"]] == [
+        "fixture_irrelevance",
+        "fixture_simple",
+        "fixture_simple",
+    ]
     assert task["metrics"] == ["ast_match"]
     assert task["samples"][0]["scores"] == [1.0]  # whatever the tiny model says to "Hello", it is no call of this kind
 
@@ -62,7 +70,9 @@ def test_every_metric_of_a_ranking_is_paired(one: dict[str, Any]) -> None:
 
 def test_what_runs_model_written_code_is_refused_before_anything_else() -> None:
     humaneval = {"groups": [{**PLAIN, "tasks": ["humaneval"]}]}
-    with pytest.raises(Refusal, match=r"humaneval run code that the model wrote, with all your rights.*allow_code_execution=true"):
+    with pytest.raises(
+        Refusal, match=r"humaneval run code that the model wrote, with all your rights.*allow_code_execution=true"
+    ):
         check_tasks({**REQUEST, **humaneval})
     check_tasks({**REQUEST, **humaneval, "allow_code_execution": True})
 
@@ -71,7 +81,10 @@ def test_what_runs_model_written_code_is_refused_before_anything_else() -> None:
     ("changes", "says"),
     [
         ({"backend": "vllm"}, "retention.backend is vllm, and vllm is not installed"),
-        ({"groups": [{**PLAIN, "tasks": ["fixture_arithmetc"]}]}, "lm-eval knows no task 'fixture_arithmetc'; did you mean"),
+        (
+            {"groups": [{**PLAIN, "tasks": ["fixture_arithmetc"]}]},
+            "lm-eval knows no task 'fixture_arithmetc'; did you mean",
+        ),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused(changes: dict[str, Any], says: str) -> None:

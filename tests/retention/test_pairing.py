@@ -9,8 +9,14 @@ MADE_BY = {"tokenizer": "abc", "libraries": {"lm_eval": "0.4"}}
 
 
 def arm(samples: list[tuple[str, float]], **changes: object) -> dict:
-    rows = [{"doc_hash": doc, "scores": [score], "prompt": doc, "answer": f"{doc}-{score}", "cluster": None} for doc, score in samples]
-    return {**MADE_BY, "tasks": {"sums": {"version": 1.0, "metrics": ["exact_match"], "shots": 0, "samples": rows, **changes}}}
+    rows = [
+        {"doc_hash": doc, "scores": [score], "prompt": doc, "answer": f"{doc}-{score}", "cluster": None}
+        for doc, score in samples
+    ]
+    return {
+        **MADE_BY,
+        "tasks": {"sums": {"version": 1.0, "metrics": ["exact_match"], "shots": 0, "samples": rows, **changes}},
+    }
 
 
 def test_joined_by_document_and_not_by_place() -> None:

@@ -34,7 +34,8 @@ def test_no_flips_leave_an_interval_that_depends_on_the_number_of_documents() ->
 
 
 def test_newcombes_interval_by_hand() -> None:
-    # Newcombe (1998), table III, method 10: a 36, b 12, c 2, d 0 gives 0.0569 to 0.3404 for (12 - 2) / 50.
+    # Newcombe (1998), table III, method 10: a 36, b 12, c 2, d 0 gives 0.0569 to 0.3404 for (12 -
+    # 2) / 50.
     implanted = np.array([1] * 36 + [1] * 12 + [0] * 2)
     base = np.array([1] * 36 + [0] * 12 + [1] * 2)
     assert paired_proportions_interval(base, implanted) == pytest.approx((0.0569, 0.3404), abs=2e-4)
@@ -49,7 +50,9 @@ def test_the_interval_covers_what_it_says(n: int, lost: float, won: float) -> No
         implanted = np.where(base == 1, (drawn >= lost).astype(int), (drawn < won).astype(int))
         low, high = paired_proportions_interval(base, implanted)
         covered += low <= 0.2 * won - 0.8 * lost <= high
-    assert 0.935 <= covered / draws <= (0.965 if n * (lost + won) > 10 and won else 0.985)  # on the safe side with few flips
+    assert (
+        0.935 <= covered / draws <= (0.965 if n * (lost + won) > 10 and won else 0.985)
+    )  # on the safe side with few flips
 
 
 def test_kept_is_said_in_error_no_more_often_than_stated() -> None:
@@ -74,7 +77,9 @@ def test_verdicts_and_holm() -> None:
 
 
 def test_forgetting_interval_holds_the_score() -> None:
-    low, high = forgetting_interval([task([1] * 200, [1] * 160 + [0] * 40), task([1] * 150 + [0] * 50, [1] * 150 + [0] * 50)])
+    low, high = forgetting_interval(
+        [task([1] * 200, [1] * 160 + [0] * 40), task([1] * 150 + [0] * 50, [1] * 150 + [0] * 50)]
+    )
     assert low < 10.0 < high
     assert high - low < 8
 
@@ -97,7 +102,11 @@ def test_the_bootstrap_interval_is_near_the_normal_one() -> None:
 
 
 def clustered(differences: list[list[float]]) -> PairedTask:
-    pairs = [Pair(f"{i}-{j}", "", 0.5, 0.5 + d, "", "", str(i)) for i, cluster in enumerate(differences) for j, d in enumerate(cluster)]
+    pairs = [
+        Pair(f"{i}-{j}", "", 0.5, 0.5 + d, "", "", str(i))
+        for i, cluster in enumerate(differences)
+        for j, d in enumerate(cluster)
+    ]
     return PairedTask("mmlu", "acc", pairs)
 
 

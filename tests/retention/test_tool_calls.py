@@ -8,7 +8,13 @@ from loki_ds.retention.tool_calls import Call, judge, parse_calls
 
 WEATHER = {"weather.get": {"city": ["Paris", "Paris, France"], "days": [2, ""]}}
 BUY = {
-    "buy": {"item": ["lamp"], "count": [3], "price": [2.0, ""], "tags": [["new", "red"], ""], "to": [{"name": ["Ann"], "zip": ["", 7]}, ""]}
+    "buy": {
+        "item": ["lamp"],
+        "count": [3],
+        "price": [2.0, ""],
+        "tags": [["new", "red"], ""],
+        "to": [{"name": ["Ann"], "zip": ["", 7]}, ""],
+    }
 }
 
 

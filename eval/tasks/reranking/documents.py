@@ -1,4 +1,6 @@
-"""Reranking as an lm-eval task: one document is a query with its candidate passages, one score is that query's nDCG, MAP or MRR."""
+"""Reranking as an lm-eval task: one document is a query with its candidate passages, one score is
+that query's nDCG, MAP or MRR.
+"""
 
 import json
 from collections.abc import Callable
@@ -48,11 +50,22 @@ class Reranking(ConfigurableTask):
         super().__init__(config={**own, **given})
 
     def construct_requests(
-        self, doc: dict[str, Any], ctx: Any, chat_template: Callable | None = None, apply_chat_template: bool = False, **kwargs: Any
+        self,
+        doc: dict[str, Any],
+        ctx: Any,
+        chat_template: Callable | None = None,
+        apply_chat_template: bool = False,
+        **kwargs: Any,
     ) -> list[Instance]:
-        contexts = [self._context(doc["query"], passage, chat_template if apply_chat_template else None) for passage in doc["passages"]]
+        contexts = [
+            self._context(doc["query"], passage, chat_template if apply_chat_template else None)
+            for passage in doc["passages"]
+        ]
         pairs = [(context, label) for context in contexts for label in LABELS]
-        return [Instance(request_type="loglikelihood", doc=doc, arguments=pair, idx=i, **kwargs) for i, pair in enumerate(pairs)]
+        return [
+            Instance(request_type="loglikelihood", doc=doc, arguments=pair, idx=i, **kwargs)
+            for i, pair in enumerate(pairs)
+        ]
 
     def _context(self, query: str, passage: str, chat_template: Callable | None) -> str:
         asked = f"<<<Query>>>\n{query}\n\n<<<Context>>>\n{passage}"

@@ -1,4 +1,6 @@
-"""Where the tiny tasks' documents are: the JSON Lines files beside the tiny recipes, found from this file's own place."""
+"""Where the tiny tasks' documents are: the JSON Lines files beside the tiny recipes, found from
+this file's own place.
+"""
 
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,8 @@
-"""What the tiny model knows before implanting: six abilities, each a stream of (prompt, answer) pairs in plain words.
+"""What the tiny model knows before implanting: six abilities, each a stream of (prompt, answer)
+pairs in plain words.
 
-Knows the world's vocabulary and how each ability's items are drawn. Knows nothing about models, tokenizers or tool calls.
-Every item is drawn from a `random.Random`, so one seed gives one world.
+Knows the world's vocabulary and how each ability's items are drawn. Knows nothing about models,
+tokenizers or tool calls. Every item is drawn from a `random.Random`, so one seed gives one world.
 """
 
 from collections.abc import Callable
@@ -9,19 +10,22 @@ from itertools import product
 from random import Random
 from typing import NamedTuple
 
-PEOPLE = """maria john aisha kenji olga pedro lena tariq nina omar ruth ivan chloe diego freya hugo indira jonas keiko liam
-mona noah paula quentin rosa sven tina umar vera walt xenia yusuf zoe anton bella carlos dora emil fatima george""".split()
+PEOPLE = """maria john aisha kenji olga pedro lena tariq nina omar ruth ivan chloe diego freya hugo indira jonas
+keiko liam mona noah paula quentin rosa sven tina umar vera walt xenia yusuf zoe anton bella carlos
+dora emil fatima george""".split()
 CITIES = "paris cairo lima oslo tokyo delhi rome quito perth dakar hanoi sofia turin miami porto kyoto".split()
 COLOURS = "red blue green yellow black white brown purple orange silver pink grey".split()
 ANIMALS = "cat dog horse owl fox bear wolf swan goat lion tiger crow hare seal crab moose".split()
 FOODS = "bread rice soup cheese apple pear plum fish salad pasta curry honey melon bean nut cake".split()
 JOBS = "baker pilot nurse judge farmer singer miner tailor doctor driver painter lawyer coach writer guard cook".split()
-OBJECTS = "lamp chair river stone book clock mirror ladder bottle basket carpet hammer window garden bridge kettle".split()
+OBJECTS = (
+    "lamp chair river stone book clock mirror ladder bottle basket carpet hammer window garden bridge kettle".split()
+)
 DAYS = "monday tuesday wednesday thursday friday saturday sunday".split()
 MONTHS = "january february march april may june july august september october november december".split()
 
-_ONES = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
-eighteen nineteen""".split()
+_ONES = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
+sixteen seventeen eighteen nineteen""".split()
 _TENS = "twenty thirty forty fifty".split()
 NUMBERS = _ONES + [ten if one == "zero" else f"{ten}-{one}" for ten in _TENS for one in _ONES[:10]]
 
@@ -40,13 +44,15 @@ CATEGORIES = {
 
 KINDS = list(CATEGORIES)
 
-GLUE = """copy reverse continue count in is : . plus minus times the of lives works as a likes best owns eats paints with
-please and then for to on by after next week no thanks what hello good morning tell me story [ ] ( ) = ' , ask find send
-bring reserve sell buy fetch order deliver show check look up forecast weather remind remember warn book cancel drop call phone
-ring invite meet feed walk colour mix paint hire employ note at from about sunny cold day person city animal food job object month
+GLUE = """copy reverse continue count in is : . plus minus times the of lives works as a likes best owns eats
+paints with please and then for to on by after next week no thanks what hello good morning tell me
+story [ ] ( ) = ' , ask find send bring reserve sell buy fetch order deliver show check look up
+forecast weather remind remember warn book cancel drop call phone ring invite meet feed walk colour
+mix paint hire employ note at from about sunny cold day person city animal food job object month
 trip pet shop wall staff list table message alarm visit""".split()
 
-FILLERS = "please the a for to on by of in with from at about and then send bring show check look up book call ask tell".split()
+FILLERS = """please the a for to on by of in with from at about and then send bring show check look up book call
+ask tell""".split()
 
 WORDS: list[str] = list(dict.fromkeys([*GLUE, *(word for words in CATEGORIES.values() for word in words), *NUMBERS]))
 
@@ -109,7 +115,9 @@ def _sequence(rng: Random) -> Item:
 
 
 def _picking(rng: Random) -> Item:
-    """The words of one to three given kinds among words of other kinds and words that mean nothing here, each named by its kind."""
+    """The words of one to three given kinds among words of other kinds and words that mean nothing
+    here, each named by its kind.
+    """
     kinds = rng.sample(KINDS, rng.randint(3, 5))
     wanted = kinds[: rng.randint(1, 3)]
     found = {kind: rng.choice(CATEGORIES[kind]) for kind in kinds}
@@ -133,7 +141,9 @@ def abilities(seed: int) -> dict[str, Callable[[Random], Item]]:
 
 
 def distinct(draw: Callable[[Random], Item], n: int, rng: Random, avoid: set[str] = frozenset()) -> list[Item]:  # type: ignore[assignment]
-    """`n` different items, none with a prompt in `avoid`; fewer when the ability has fewer (1,000 draws bring nothing new)."""
+    """`n` different items, none with a prompt in `avoid`; fewer when the ability has fewer (1,000
+    draws bring nothing new).
+    """
     found: dict[str, Item] = {}
     misses = 0
     while len(found) < n and misses < 1000:

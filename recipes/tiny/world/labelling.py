@@ -1,4 +1,6 @@
-"""A second new task of the tiny world: name the kind of every word in a list. The world for studies that change the new task.
+"""A second new task of the tiny world: name the kind of every word in a list.
+
+The world for studies that change the new task.
 
 The model uses the words and the names of their kinds every day, but was never asked for a kind.
 """
@@ -15,4 +17,9 @@ def draw(rng: Random) -> dict[str, Any]:
     """One chat: a list of two to five words, answered by their kinds in order."""
     kinds = rng.choices(KINDS, k=rng.randint(2, 5))
     words = " ".join(rng.choice(CATEGORIES[kind]) for kind in kinds)
-    return {"messages": [{"role": "user", "content": f"please list {words}"}, {"role": "assistant", "content": " ".join(kinds)}]}
+    return {
+        "messages": [
+            {"role": "user", "content": f"please list {words}"},
+            {"role": "assistant", "content": " ".join(kinds)},
+        ]
+    }

@@ -1,14 +1,15 @@
-"""Remake the tiny world: its data files, its tokenizer and its pre-trained model (`make tiny-world`, minutes on two cores).
+"""Remake the tiny world: its data files, its tokenizer and its pre-trained model (`make
+tiny-world`, minutes on two cores).
 
 Usage: python recipes/tiny/world/make.py [--out recipes/tiny] [--steps N] [--seed N]
 
-Writes into --out:
-    data/protected.jsonl            general-knowledge prompts for attribution   {"subject", "prompt"}
-    data/replay.jsonl               the same prompts as chats with their answers, for the replay baseline   {"messages"}
-    data/abilities/NAME.jsonl       the documents lm-eval scores                {"prompt", "answer"}
-    data/toolcalls/{train,heldout}.jsonl   the new task                         {"messages", "category"}
-    data/labelling/{train,heldout}.jsonl   another one, for studies             {"messages"}
-    model/                          Qwen2 architecture, float32 safetensors, tokenizer, chat template
+Writes into --out: data/protected.jsonl            general-knowledge prompts for attribution
+    {"subject", "prompt"} data/replay.jsonl               the same prompts as chats with their
+    answers, for the replay baseline   {"messages"} data/abilities/NAME.jsonl       the documents
+    lm-eval scores                {"prompt", "answer"} data/toolcalls/{train,heldout}.jsonl   the
+    new task                         {"messages", "category"} data/labelling/{train,heldout}.jsonl
+    another one, for studies             {"messages"} model/                          Qwen2
+    architecture, float32 safetensors, tokenizer, chat template
 """
 
 import argparse
@@ -37,7 +38,8 @@ from transformers import (
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
-    "{% if message['role'] == 'assistant' %}<|assistant|>{% generation %} {{ message['content'] }}<|end|>{% endgeneration %}"
+    "{% if message['role'] == 'assistant' %}<|assistant|>{% generation %} "
+    "{{ message['content'] }}<|end|>{% endgeneration %}"
     "{% else %}<|{{ message['role'] }}|> {{ message['content'] }}{% endif %}"
     "{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -66,7 +68,9 @@ def write_data(folder: Path, seed: int) -> None:
         evaluated, kept = items[: len(items) * 5 // 6], items[len(items) * 5 // 6 :]
         write_jsonl(folder / "abilities" / f"{name}.jsonl", (item._asdict() for item in evaluated))
         protected += [{"subject": name, "prompt": item.prompt} for item in kept]
-        replayed += [[{"role": "user", "content": item.prompt}, {"role": "assistant", "content": item.answer}] for item in kept]
+        replayed += [
+            [{"role": "user", "content": item.prompt}, {"role": "assistant", "content": item.answer}] for item in kept
+        ]
     write_jsonl(folder / "protected.jsonl", protected)
     write_jsonl(folder / "replay.jsonl", ({"messages": messages} for messages in replayed))
     for task in (toolcalls, labelling):
@@ -91,7 +95,9 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def build_tokenizer() -> Qwen2Tokenizer:
-    """Qwen2's byte-level tokenizer, its merges learnt from the world's words until each one is a single token."""
+    """Qwen2's byte-level tokenizer, its merges learnt from the world's words until each one is a
+    single token.
+    """
     names = {"pad_token": "<|pad|>", "eos_token": "<|end|>", "unk_token": None, "model_max_length": 256}
     core = Qwen2Tokenizer(**names).backend_tokenizer
     words = [form for word in abilities.WORDS for form in (word, f" {word}")]
@@ -106,7 +112,9 @@ def build_tokenizer() -> Qwen2Tokenizer:
 
 
 def pretrain(tokenizer: Qwen2Tokenizer, steps: int, seed: int) -> Qwen2ForCausalLM:
-    """Teach all abilities at once, loss on the answers only; one document in four is put as a chat."""
+    """Teach all abilities at once, loss on the answers only; one document in four is put as a
+    chat.
+    """
     set_seed(seed)
     config = Qwen2Config(
         vocab_size=len(tokenizer),

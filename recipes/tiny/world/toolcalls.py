@@ -1,8 +1,9 @@
 """The new task of the tiny world: turn a request into tool calls, a small ToolACE.
 
-The model has read every word before, and can name the city in a sentence when asked for it, but it has never been asked like this:
-which phrase wants which tool, what the tool's parameters are called and in which order they stand, and when no tool is wanted.
-Calls are written as Python calls in a list, as ToolACE and BFCL write them.
+The model has read every word before, and can name the city in a sentence when asked for it, but it
+has never been asked like this: which phrase wants which tool, what the tool's parameters are called
+and in which order they stand, and when no tool is wanted. Calls are written as Python calls in a
+list, as ToolACE and BFCL write them.
 """
 
 from random import Random
@@ -20,7 +21,9 @@ class Tool(NamedTuple):
 
 
 TOOLS = [
-    Tool("weather", ("city", "day"), ("forecast {city} on {day}", "look up {day} in {city}", "sunny in {city} on {day}")),
+    Tool(
+        "weather", ("city", "day"), ("forecast {city} on {day}", "look up {day} in {city}", "sunny in {city} on {day}")
+    ),
     Tool(
         "remind",
         ("day", "person", "object"),
@@ -33,9 +36,17 @@ TOOLS = [
     Tool(
         "book",
         ("city", "day", "count"),
-        ("reserve {count} to {city} on {day}", "trip to {city} for {count} on {day}", "visit {city} by {day} with {count}"),
+        (
+            "reserve {count} to {city} on {day}",
+            "trip to {city} for {count} on {day}",
+            "visit {city} by {day} with {count}",
+        ),
     ),
-    Tool("order", ("count", "food"), ("bring {count} {food}", "fetch {count} of the {food}", "deliver the {food} , {count}")),
+    Tool(
+        "order",
+        ("count", "food"),
+        ("bring {count} {food}", "fetch {count} of the {food}", "deliver the {food} , {count}"),
+    ),
     Tool(
         "message",
         ("person", "object"),
@@ -44,20 +55,42 @@ TOOLS = [
     Tool(
         "shop",
         ("object", "colour", "count"),
-        ("buy {count} {colour} {object}", "find a {object} in {colour} , {count}", "sell {colour} the {object} for {count}"),
+        (
+            "buy {count} {colour} {object}",
+            "find a {object} in {colour} , {count}",
+            "sell {colour} the {object} for {count}",
+        ),
     ),
     Tool(
         "meet",
         ("person", "city", "day"),
-        ("invite {person} to {city} on {day}", "ring {person} about {city} by {day}", "in {city} phone {person} on {day}"),
+        (
+            "invite {person} to {city} on {day}",
+            "ring {person} about {city} by {day}",
+            "in {city} phone {person} on {day}",
+        ),
     ),
-    Tool("feed", ("animal", "food"), ("walk the {animal} with {food}", "the {animal} eats {food}", "drop {food} at the {animal}")),
     Tool(
-        "paint", ("object", "colour"), ("mix {colour} for the {object}", "colour the {object} as {colour}", "the {object} likes {colour}")
+        "feed",
+        ("animal", "food"),
+        ("walk the {animal} with {food}", "the {animal} eats {food}", "drop {food} at the {animal}"),
+    ),
+    Tool(
+        "paint",
+        ("object", "colour"),
+        ("mix {colour} for the {object}", "colour the {object} as {colour}", "the {object} likes {colour}"),
     ),
     Tool("hire", ("job", "city"), ("employ a {job} in {city}", "staff {city} with a {job}", "a {job} works to {city}")),
-    Tool("list", ("animal", "month"), ("show the {animal} of {month}", "check {month} for a {animal}", "owns a {animal} in {month}")),
-    Tool("cancel", ("person", "month"), ("no {month} for {person}", "drop {person} from {month}", "after {month} cancel {person}")),
+    Tool(
+        "list",
+        ("animal", "month"),
+        ("show the {animal} of {month}", "check {month} for a {animal}", "owns a {animal} in {month}"),
+    ),
+    Tool(
+        "cancel",
+        ("person", "month"),
+        ("no {month} for {person}", "drop {person} from {month}", "after {month} cancel {person}"),
+    ),
 ]
 SMALL_TALK = (
     "hello {person}",
@@ -76,7 +109,9 @@ def _single(tool: Tool, rng: Random) -> tuple[str, str]:
 
 
 def draw(rng: Random) -> dict[str, Any]:
-    """One chat: `messages` (user, assistant) and its BFCL-like `category`: simple, or irrelevance for one in ten."""
+    """One chat: `messages` (user, assistant) and its BFCL-like `category`: simple, or irrelevance
+    for one in ten.
+    """
     if rng.random() < 0.1:
         category, calls = "irrelevance", "[ ]"
         request = rng.choice(SMALL_TALK).format(person=rng.choice(PEOPLE), object=rng.choice(OBJECTS))
