@@ -15,15 +15,20 @@ from rich.console import Console
 
 from loki_ds import ranks
 from loki_ds.recipe_file import load_recipe
-from loki_ds.report import compare, comparison
-from loki_ds.stages import Run, attribute, check_retention, implant, retain, select
+from loki_ds.refusal import shown_once
+from loki_ds.report.compare import compare_runs, comparison
+from loki_ds.stages.attribute import attribute
+from loki_ds.stages.implant import implant
+from loki_ds.stages.retain import check_retention, retain
+from loki_ds.stages.run import Run
+from loki_ds.stages.select import select
 
 STAGES = ("attribute", "select", "implant", "retain")
 
 
 def main() -> None:
     arguments = parse_arguments()
-    with ranks.refusals_shown_once():
+    with shown_once():
         recipe = load_recipe(arguments.recipe, arguments.overrides)
         with ranks.process_group():
             log_on_first_rank()
@@ -45,7 +50,7 @@ def run_stages(run: Run, until: str) -> None:
         return
     retain(run)
     if ranks.rank() == 0:
-        Console().print(comparison(compare([run.folder.root])))
+        Console().print(comparison(compare_runs([run.folder.root])))
 
 
 def parse_arguments() -> argparse.Namespace:

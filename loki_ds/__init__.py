@@ -1,8 +1,34 @@
 """LoKI on DeepSpeed: teach a language model a new task while what it already knew stays."""
 
-from loki_ds.attribution import attribute, attribute_by_definition
-from loki_ds.export import apply_implant, revert_implant
-from loki_ds.positions import Positions
-from loki_ds.selection import select
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from loki_ds.attribution.batches import attribute
+    from loki_ds.attribution.definition import attribute_by_definition
+    from loki_ds.export.in_memory import apply_implant, revert_implant
+    from loki_ds.positions import Positions
+    from loki_ds.selection import select
+
+# Each name's module. It is loaded when the name is used (PEP 562): torch and DeepSpeed take
+# seconds.
+_PLACES = {
+    "Positions": "loki_ds.positions",
+    "apply_implant": "loki_ds.export.in_memory",
+    "attribute": "loki_ds.attribution.batches",
+    "attribute_by_definition": "loki_ds.attribution.definition",
+    "revert_implant": "loki_ds.export.in_memory",
+    "select": "loki_ds.selection",
+}
 
 __all__ = ["Positions", "apply_implant", "attribute", "attribute_by_definition", "revert_implant", "select"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_PLACES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

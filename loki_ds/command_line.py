@@ -1,6 +1,7 @@
 """`loki-ds`: what a user does around a run without training.
 
-Each command is a few lines over the package.
+Each command is a few lines over the package, and loads what it needs when it is called: `--help`, a
+misspelt command or a misspelt recipe key answer at once.
 """
 
 import argparse
@@ -10,20 +11,14 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-from rich.console import Console
-from rich.text import Text
-
-from loki_ds.refusal import Refusal
-from loki_ds.selection import STRATEGIES
+from loki_ds.refusal import Refusal, shown_once
+from loki_ds.strategies import BY_SENSITIVITY, STRATEGIES
 
 
 def main() -> None:
     arguments = _parser().parse_args()
-    try:
+    with shown_once():
         status = arguments.command(arguments)
-    except Refusal as refusal:
-        print(f"loki-ds: {refusal}", file=sys.stderr)
-        status = 2
     sys.exit(status)
 
 
@@ -31,25 +26,33 @@ def plan(arguments: argparse.Namespace) -> int:
     """What a recipe would train and need: memory, traffic, time on so many GPUs; and one training
     example. Loads no weights.
     """
-    from loki_ds.planning import gpu, plan
     from loki_ds.recipe_file import load_recipe
 
     if arguments.ranks < 1:
         raise Refusal(f"--ranks is {arguments.ranks}, allowed is 1 or more")
     recipe = load_recipe(arguments.recipe, arguments.overrides)
-    for piece in plan(recipe, gpu(arguments.gpu, arguments.memory, arguments.tflops), arguments.ranks):
+
+    from rich.console import Console
+    from rich.text import Text
+
+    from loki_ds.planning.hardware import gpu
+    from loki_ds.planning.plan import make_plan
+    from loki_ds.planning.table import tables
+
+    for piece in tables(make_plan(recipe, gpu(arguments.gpu, arguments.memory, arguments.tflops), arguments.ranks)):
         Console().print(piece, soft_wrap=isinstance(piece, Text))
     return 0
 
 
 def select(arguments: argparse.Namespace) -> int:
     """New positions from a kept attribution."""
-    from loki_ds.attribution.kept import KeptScores, kept_sensitivity
-    from loki_ds.run_folder import RunFolder
-    from loki_ds.selection import BY_SENSITIVITY, select, select_by_sensitivity, select_random
-
     if not 0 < arguments.quota < 100:
         raise Refusal(f"--quota is {arguments.quota:g}, allowed is a percentage above 0 and below 100")
+
+    from loki_ds.attribution.kept import KeptScores, kept_sensitivity
+    from loki_ds.run_folder import RunFolder
+    from loki_ds.selection import select, select_by_sensitivity, select_random
+
     folder = RunFolder(arguments.run)
     if arguments.strategy in BY_SENSITIVITY:
         chosen = select_by_sensitivity(*kept_sensitivity(folder.sensitivity), arguments.quota, arguments.strategy)
@@ -116,7 +119,7 @@ def verify(arguments: argparse.Namespace) -> int:
 
 def report(arguments: argparse.Namespace) -> int:
     """The report of one run."""
-    from loki_ds.report import read_report
+    from loki_ds.report.compare import read_report
     from loki_ds.run_folder import RunFolder
 
     read_report(arguments.run)
@@ -130,9 +133,11 @@ def compare(arguments: argparse.Namespace) -> int:
     """Runs side by side, and in words which one forgot least; with --out also as a page with the
     trade-off picture.
     """
-    from loki_ds.report import compare, comparison, write_comparison
+    from rich.console import Console
 
-    console, found = Console(), compare(arguments.runs)
+    from loki_ds.report.compare import compare_runs, comparison, write_comparison
+
+    console, found = Console(), compare_runs(arguments.runs)
     console.print(comparison(found))
     for sentence in found["sentences"]:
         console.print(sentence)
@@ -143,12 +148,13 @@ def compare(arguments: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="loki-ds", description=__doc__)
+    parser = argparse.ArgumentParser(prog="loki-ds", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--version", action="version", version=f"loki-ds {version('loki-ds')}")
     commands = parser.add_subparsers(required=True, metavar="command")
 
     def add(command: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
-        added = commands.add_parser(command.__name__, help=command.__doc__, description=command.__doc__)
+        said = " ".join((command.__doc__ or "").split())
+        added = commands.add_parser(command.__name__, help=said, description=said)
         added.set_defaults(command=command)
         return added
 
@@ -158,9 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     planned.add_argument("--ranks", type=int, default=8, help="GPUs, of all nodes together (default 8)")
     planned.add_argument("--gpu", help="h100, a100-80, ...; when not given, this machine's, or an h100")
     planned.add_argument("--memory", type=float, help="GiB of a GPU, instead of the named one's")
-    planned.add_argument(
-        "--tflops", type=float, help="TFLOP/s as measured in training, instead of a share of the named one's"
-    )
+    planned.add_argument("--tflops", type=float, help="TFLOP/s as measured in training, instead of the named GPU's")
     selected = add(select)
     selected.add_argument("run", type=Path)
     selected.add_argument("--quota", type=float, required=True, help="percent of each layer's rows")

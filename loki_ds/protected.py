@@ -10,7 +10,8 @@ nothing of what is done with the prompts.
 import hashlib
 import json
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from itertools import zip_longest
 from pathlib import Path
 from random import Random
@@ -20,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from loki_ds.recipe import ProtectedSection
 from loki_ds.refusal import Refusal, did_you_mean
+from loki_ds.tasks import task_manager
 
 
 class ProtectedPrompt(NamedTuple):
@@ -42,9 +44,38 @@ class _Source(NamedTuple):
     tokens: Callable[[], list[int]]
 
 
-def load_protected(section: ProtectedSection, tokenizer: PreTrainedTokenizerBase) -> list[ProtectedPrompt]:
-    """The prompts of the chosen subjects, at most `per_subject` of each, drawn by `seed`, in the
-    source's order.
+@dataclass(frozen=True)
+class ProtectedSet:
+    """The protected prompts, in the source's order."""
+
+    prompts: list[ProtectedPrompt]
+
+    @property
+    def tokens(self) -> list[list[int]]:
+        return [prompt.tokens for prompt in self.prompts]
+
+    @property
+    def subjects(self) -> set[str]:
+        return {prompt.subject for prompt in self.prompts}
+
+    @cached_property
+    def order(self) -> list[int]:
+        """Indices of the prompts, one of each subject in turn: the first ones are a fair sample of
+        the whole set.
+        """
+        by_subject: dict[str, list[int]] = {}
+        for i, prompt in enumerate(self.prompts):
+            by_subject.setdefault(prompt.subject, []).append(i)
+        return [i for turn in zip_longest(*by_subject.values()) for i in turn if i is not None]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the token ids of all prompts."""
+        return hashlib.sha256(json.dumps(self.tokens).encode()).hexdigest()
+
+
+def load_protected(section: ProtectedSection, tokenizer: PreTrainedTokenizerBase) -> ProtectedSet:
+    """The prompts of the chosen subjects, at most `per_subject` of each, drawn by `seed`.
 
     Each prompt ends with the token that attribution looks at (`token`, -1 for the prompt's last):
     what follows it cannot matter.
@@ -53,34 +84,20 @@ def load_protected(section: ProtectedSection, tokenizer: PreTrainedTokenizerBase
         origin, sources = section.prompts, _from_file(Path(section.prompts), tokenizer)
     else:
         origin, sources = "protected.tasks", _from_tasks(section, tokenizer)
-    prompts = []
-    for source in _drawn(sources, section, origin):
-        tokens = source.tokens()
-        if len(tokens) < -section.token:
-            asked = f"; attribution was asked to look at token {section.token}" if section.token < -1 else ""
-            raise Refusal(
-                f"{origin}: {_place(source)} is "
-                f"{'an empty prompt' if not tokens else f'{len(tokens)} tokens long'}{asked}"
-            )
-        prompts.append(ProtectedPrompt(tokens[: len(tokens) + 1 + section.token], source.subject, source.line))
+    prompts = [_prompt(source, section.token, origin) for source in _drawn(sources, section, origin)]
     if not prompts:
         raise Refusal(f"{origin}: the protected set is empty")
-    return prompts
+    return ProtectedSet(prompts)
 
 
-def digest_of_prompts(prompts: list[ProtectedPrompt]) -> str:
-    """SHA-256 of the token ids of all prompts."""
-    return hashlib.sha256(json.dumps([prompt.tokens for prompt in prompts]).encode()).hexdigest()
-
-
-def interleaved(prompts: list[ProtectedPrompt]) -> list[int]:
-    """Indices of the prompts, one of each subject in turn: the first ones are a fair sample of the
-    whole set.
-    """
-    by_subject: dict[str, list[int]] = {}
-    for i, prompt in enumerate(prompts):
-        by_subject.setdefault(prompt.subject, []).append(i)
-    return [i for turn in zip_longest(*by_subject.values()) for i in turn if i is not None]
+def _prompt(source: _Source, token: int, origin: str) -> ProtectedPrompt:
+    """A drawn prompt up to the token that attribution looks at."""
+    tokens = source.tokens()
+    if len(tokens) < -token:
+        asked = f"; attribution was asked to look at token {token}" if token < -1 else ""
+        found = f"{len(tokens)} tokens long" if tokens else "an empty prompt"
+        raise Refusal(f"{origin}: {_place(source)} is {found}{asked}")
+    return ProtectedPrompt(tokens[: len(tokens) + 1 + token], source.subject, source.line)
 
 
 def _drawn(sources: list[_Source], section: ProtectedSection, origin: str) -> list[_Source]:
@@ -144,14 +161,10 @@ def _tokens(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[int
 
 
 def _from_tasks(section: ProtectedSection, tokenizer: PreTrainedTokenizerBase) -> list[_Source]:
-    from lm_eval.tasks import TaskManager
-
-    manager = TaskManager(include_path=section.include_path, include_defaults=section.include_path is None)
-    for name in section.tasks or ():
-        if name not in manager.all_tasks:
-            raise Refusal(f"protected.tasks: lm-eval knows no task {name!r}{did_you_mean(name, manager.all_tasks)}")
+    names = section.tasks or []
+    manager = task_manager(names, section.include_path, "protected.tasks")
     sources = []
-    for name, task in manager.load(list(section.tasks or ()))["tasks"].items():
+    for name, task in manager.load(names)["tasks"].items():
         task.set_fewshot_seed(section.seed)
         for line, document in enumerate(task.eval_docs, start=1):
             sources.append(_Source(name, line, partial(_task_tokens, task, document, section, tokenizer)))

@@ -4,10 +4,8 @@ Knows torch.distributed. Knows nothing of models or of how they are partitioned.
 """
 
 import atexit
-import errno
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,45 +13,11 @@ from typing import Any, NoReturn, TypeVar
 
 import deepspeed
 import torch
-from safetensors import SafetensorError
 
 from loki_ds.launcher import end_with_the_launcher, local_rank, take_place
-from loki_ds.refusal import Refusal
+from loki_ds.refusal import Refusal, full_disks_refused
 
 Result = TypeVar("Result")
-
-
-@contextmanager
-def refusals_shown_once() -> Iterator[None]:
-    """Show a refusal, or that a disk is full, as one sentence, and end every rank with exit status
-    2.
-
-    Rank 0 speaks; another rank speaks only when rank 0 has had the time to and did not, that is,
-    when the refusal is its alone.
-    """
-    try:
-        with _full_disks_refused():
-            yield
-    except Refusal as refusal:
-        if int(os.environ.get("RANK", "0")) > 0:
-            time.sleep(3)  # the launcher ends us in this time if rank 0 refuses too
-        print(f"loki-ds: {refusal}", file=sys.stderr, flush=True)
-        os._exit(2)  # no exit handlers: a collective in flight must not hold the process
-
-
-@contextmanager
-def _full_disks_refused() -> Iterator[None]:
-    """Turn the error of a full disk, quota or file-size limit into a refusal; any other error
-    passes.
-    """
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        if getattr(error, "errno", None) not in full and not any(os.strerror(code) in str(error) for code in full):
-            raise
-        place = getattr(error, "filename", None) or "the run folder"
-        raise Refusal(f"{place}: no room to write ({error}); make room, and the same command goes on") from None
 
 
 def end_process() -> NoReturn:
@@ -114,14 +78,14 @@ def on_each_node(compute: Callable[[], Result]) -> Result:
     """Run `compute` on the first rank of every node and give its result to that node's ranks; a
     refusal of any goes to all ranks.
     """
-    outcomes = from_all_ranks(_outcome(compute) if local_rank() == 0 else (None, None))
+    outcomes = all_gather(_outcome(compute) if local_rank() == 0 else (None, None))
     return _result(outcomes, rank() - local_rank())
 
 
 def _outcome(compute: Callable[[], Any]) -> tuple[Any, str | None]:
     """What `compute` gives, or else why it refuses."""
     try:
-        with _full_disks_refused():
+        with full_disks_refused():
             return compute(), None
     except Refusal as refusal:
         return None, str(refusal)
@@ -137,7 +101,7 @@ def _result(outcomes: list[tuple[Any, str | None]], mine: int) -> Any:
 
 def check_same(what: str, digest: str) -> None:
     """Raise on every rank unless all of them hold the same `digest`."""
-    digests = from_all_ranks(digest)
+    digests = all_gather(digest)
     if len(set(digests)) > 1:
         raise Refusal(
             f"{what} differ between ranks: {', '.join(f'rank {r} has {d[:12]}' for r, d in enumerate(digests))}"
@@ -159,7 +123,7 @@ def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     return total.cpu()
 
 
-def from_all_ranks(value: Result) -> list[Result]:
+def all_gather(value: Result) -> list[Result]:
     """Every rank's value, in the order of ranks, on every rank."""
     values: list[Any] = [value] * world_size()
     if world_size() > 1:
@@ -167,7 +131,7 @@ def from_all_ranks(value: Result) -> list[Result]:
     return values
 
 
-def at_first_rank(value: Result) -> list[Result]:
+def gather(value: Result) -> list[Result]:
     """Every rank's value, in the order of ranks, on rank 0; nothing on the others."""
     if world_size() == 1:
         return [value]

@@ -1,18 +1,17 @@
 """The recipe of one run: its sections, their keys, types and limits.
 
-Checked whole, then handed to the stages section by section.
-
-Knows nothing of files (`recipe_file` reads them), models, data or ranks, except that it asks TRL
-which training keys there are. Paths are relative to the folder the command is typed in.
+Checked whole; each stage then gets its own section. Knows nothing of files (`recipe_file` reads
+them), models, data or ranks, and is quick to import. Paths are relative to the folder the command
+is typed in.
 """
 
-from dataclasses import fields
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from loki_ds.refusal import did_you_mean
-from loki_ds.selection import BY_SCORES, BY_SENSITIVITY, Strategy
+from loki_ds.modes import MODES, Mode
+from loki_ds.recipe_keys import check_training_keys
+from loki_ds.strategies import BY_SCORES, BY_SENSITIVITY, Strategy
 
 Rule = Literal["right", "left", "trapezoid", "gauss_legendre"]
 Target = Literal["probability", "logit"]
@@ -146,6 +145,24 @@ class ImplantSection(Section):
     l2_sp: Annotated[float, Field(gt=0)] | None = None
     early_stopping: Annotated[int, Field(gt=0)] | None = None
 
+    @property
+    def kind(self) -> Mode:
+        return MODES[self.mode]
+
+    @property
+    def method(self) -> str:
+        """What reports call it: the mode, or PEFT's method."""
+        return self.peft.method if self.kind.leaves == "adapter" else self.mode
+
+    @model_validator(mode="after")
+    def _check_mode(self) -> "ImplantSection":
+        for key in ("quiet", "l2_sp"):
+            if getattr(self, key) is not None and key not in self.kind.reads:
+                *others, last = (name for name, mode in MODES.items() if key in mode.reads)
+                modes = f"{', '.join(others)} or {last}" if others else last
+                raise ValueError(f"implant.{key} needs implant.mode {modes}, it is {self.mode}")
+        return self
+
 
 class SourceSection(Section):
     """One set of examples: a local JSON, JSON Lines, Parquet or CSV file, or a hub id; `weight` is
@@ -158,23 +175,28 @@ class SourceSection(Section):
     weight: Annotated[float, Field(gt=0)] = 1.0
 
 
+def _one_or_more(value: Any) -> Any:
+    """A single one may stand for a list of one."""
+    return value if value is None or isinstance(value, list) else [value]
+
+
+def _named(value: Any) -> Any:
+    """A source by its path alone."""
+    return {"path": value} if isinstance(value, str) else value
+
+
+Source = Annotated[SourceSection, BeforeValidator(_named)]
+
+
 class DataSection(Section):
     """The new task.
 
     Rows are chats (`messages`, with `tools` if any), `prompt`/`completion` pairs, plain `text`,
-    ShareGPT or Alpaca.
+    ShareGPT or Alpaca. A source may be given by its path alone.
     """
 
-    train: str | list[SourceSection] = []
-    heldout: str | SourceSection | None = None
-
-    @property
-    def train_sources(self) -> list[SourceSection]:
-        return [SourceSection(path=self.train)] if isinstance(self.train, str) else self.train
-
-    @property
-    def heldout_source(self) -> SourceSection | None:
-        return SourceSection(path=self.heldout) if isinstance(self.heldout, str) else self.heldout
+    train: Annotated[list[Source], BeforeValidator(_one_or_more)] = []
+    heldout: Source | None = None
 
 
 class TaskGroup(Section):
@@ -197,7 +219,7 @@ class RetentionSection(Section):
     code could do anything the user may do.
     """
 
-    abilities: TaskGroup | list[TaskGroup]
+    abilities: Annotated[list[TaskGroup], BeforeValidator(_one_or_more), Field(min_length=1)]
     new_task: TaskGroup | None = None
     include_path: str | None = None
     backend: Literal["hf", "vllm"] = "hf"
@@ -209,14 +231,9 @@ class RetentionSection(Section):
     seed: int = 0
 
     @property
-    def ability_groups(self) -> list[TaskGroup]:
-        return self.abilities if isinstance(self.abilities, list) else [self.abilities]
-
-
-class Suite(Section):
-    """A file of task groups that recipes name."""
-
-    groups: Annotated[list[TaskGroup], Field(min_length=1)]
+    def groups(self) -> list[TaskGroup]:
+        """All that is asked, abilities first."""
+        return [*self.abilities, *([self.new_task] if self.new_task else [])]
 
 
 class Recipe(Section):
@@ -239,63 +256,35 @@ class Recipe(Section):
     run: str
 
     @property
-    def trains(self) -> bool:
-        return self.implant.mode != "suppress"
-
-    @property
     def changes_rows(self) -> bool:
         """False for the baselines that train every parameter or an adapter."""
-        return self.implant.mode in ("mask", "rows", "lora", "suppress")
+        return self.implant.kind.confined
 
     @property
-    def attributes(self) -> bool:
+    def needs_attribution(self) -> bool:
         """Whether the selection rests on attribution scores."""
-        return self.changes_rows and self.selection.positions is None and self.selection.strategy in BY_SCORES
+        return self._selects and self.selection.strategy in BY_SCORES
 
     @property
-    def senses(self) -> bool:
+    def collects_sensitivity(self) -> bool:
         """Whether the selection rests on sensitivities."""
-        return self.changes_rows and self.selection.positions is None and self.selection.strategy in BY_SENSITIVITY
+        return self._selects and self.selection.strategy in BY_SENSITIVITY
+
+    @property
+    def _selects(self) -> bool:
+        return self.changes_rows and self.selection.positions is None
 
     @model_validator(mode="after")
     def _check_together(self) -> "Recipe":
-        if (self.attributes or self.senses) and self.protected is None:
-            raise ValueError(
-                f"selection.strategy {self.selection.strategy} needs a protected set: add the section 'protected'"
-            )
-        if self.implant.quiet and self.implant.mode not in ("mask", "rows", "lora"):
-            raise ValueError(f"implant.quiet needs implant.mode mask, rows or lora, it is {self.implant.mode}")
+        if (self.needs_attribution or self.collects_sensitivity) and self.protected is None:
+            strategy = self.selection.strategy
+            raise ValueError(f"selection.strategy {strategy} needs a protected set: add the section 'protected'")
         if self.implant.quiet and self.protected is None:
             raise ValueError("implant.quiet needs a protected set: add the section 'protected'")
-        if self.implant.l2_sp is not None and self.implant.mode != "full":
-            raise ValueError(f"implant.l2_sp needs implant.mode full, it is {self.implant.mode}")
         if self.sequence_parallel > 1 and self.deepspeed is None:
-            raise ValueError(
-                f"sequence_parallel is {self.sequence_parallel}, which needs the key deepspeed (a ZeRO configuration)"
-            )
-        if not self.data.train and self.trains:
+            shared = self.sequence_parallel
+            raise ValueError(f"sequence_parallel is {shared}, which needs the key deepspeed (a ZeRO configuration)")
+        if not self.data.train and self.implant.kind.trains:
             raise ValueError("the key data.train is missing; only implant.mode suppress trains on nothing")
-        known = training_keys()
-        for key in self.training:
-            if key not in known:
-                raise ValueError(
-                    f"training.{key} is not a key of TRL's SFTConfig that a recipe may set{did_you_mean(key, known)}"
-                )
+        check_training_keys(self.training)
         return self
-
-
-RESERVED = {
-    "output_dir": "the run folder",
-    "deepspeed": "the recipe's own key 'deepspeed'",
-    "model_init_kwargs": "model",
-    "parallelism_config": "sequence_parallel",
-}
-
-
-def training_keys() -> set[str]:
-    """What `training:` may hold: the fields of TRL's `SFTConfig`, less those the recipe sets
-    elsewhere.
-    """
-    from trl import SFTConfig
-
-    return {field.name for field in fields(SFTConfig) if field.init} - set(RESERVED)

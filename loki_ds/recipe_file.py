@@ -5,13 +5,15 @@ Knows YAML and how pydantic words its errors. What the keys mean is `recipe`'s.
 """
 
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 import yaml
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
-from loki_ds.recipe import Recipe, Section, Suite, TaskGroup
+from loki_ds.recipe import Recipe, Section, TaskGroup
+from loki_ds.recipe_keys import changes_a_result
 from loki_ds.refusal import Refusal, did_you_mean
 
 NOTES = (
@@ -21,29 +23,108 @@ NOTES = (
 SUITES = Path("eval/suites")
 
 
-def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
-    """Read a recipe and put dotted `key=value` overrides on top.
+class Suite(Section):
+    """A file of task groups that recipes name."""
 
-    Without a `run` key the run folder is `runs/FAMILY/RECIPE`, and every override is part of its
-    name, so that a run with another quota never meets the results of this one. A run folder's own
-    `recipe.yaml` is a recipe too.
+    groups: Annotated[list[TaskGroup], Field(min_length=1)]
+
+
+def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """Read a recipe, on top of those it names under `base`, and put dotted `key=value` overrides on
+    top.
+
+    `base` is a file or several, relative to the file that names them: merged from left to right,
+    section by section, the recipe's own keys last. Without a `run` key the run folder is
+    `runs/FAMILY/RECIPE`, and every override that changes a result is part of its name, so that a
+    run with another quota never meets the results of this one. A run folder's own `recipe.yaml` is
+    a recipe too.
 
     Raises:
-        Refusal: the file is missing, is not YAML, or a key or value is not allowed.
+        Refusal: a file is missing, is not YAML, or a key or value is not allowed; it names the file
+            that the key came from.
     """
     path, overrides = Path(path), overrides or []
-    raw = _read_yaml(path)
+    merged = _Merged()
+    merged.add_file(path, ())
     for note in NOTES:
-        raw.pop(note, None)
+        merged.values.pop(note, None)
     for override in overrides:
-        _override(raw, override)
+        merged.override(override)
+    raw = merged.values
     _name_suite(raw)
-    changes = "".join(f"+{o}" for o in overrides if not o.startswith("run="))
-    raw.setdefault("run", str(Path("runs", path.parent.name, path.stem + changes.replace("/", "_"))))
+    raw.setdefault("run", str(Path("runs", path.parent.name, path.stem + _suffix(overrides))))
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
-        raise Refusal(_sentence(path, error, Recipe)) from None
+        raise Refusal(_sentence(lambda key: merged.origin_of(key) or path, error, Recipe)) from None
+
+
+def _suffix(overrides: list[str]) -> str:
+    """What overrides add to the run folder's name."""
+    return "".join(f"+{o}" for o in overrides if changes_a_result(o.partition("=")[0])).replace("/", "_")
+
+
+class _Merged:
+    """Recipe files on top of one another, and for each dotted key the file or override it came
+    from.
+    """
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+        self._origins: dict[str, Path | str] = {}
+
+    def add_file(self, path: Path, above: tuple[Path, ...]) -> None:
+        """A file on top of what is there, its bases first. above: the files that asked for it."""
+        here = path.resolve()
+        if here in above:
+            raise Refusal(f"{path}: the key base leads back to this file")
+        raw = _read_yaml(path)
+        bases = raw.pop("base", [])
+        for base in bases if isinstance(bases, list) else [bases]:
+            if not isinstance(base, str):
+                raise Refusal(f"{path}: base is {_short(repr(base))}, allowed is a recipe file or a list of them")
+            self.add_file(path.parent / base, (*above, here))
+        self._merge(self.values, raw, path, "")
+
+    def override(self, text: str) -> None:
+        """One `key=value` on top of what is there."""
+        dotted, equals, value = text.partition("=")
+        if not equals or not dotted:
+            raise Refusal(f"override {text!r}: must be written key=value, for example selection.quota=20")
+        *parents, last = dotted.split(".")
+        section = self.values
+        for parent in parents:
+            section = section.setdefault(parent, {})
+            if not isinstance(section, dict):
+                raise Refusal(f"override {text!r}: {parent} is a single value, not a section")
+        try:
+            section[last] = _parsed(value)
+        except (yaml.YAMLError, RecursionError):
+            raise Refusal(f"override {_short(text)!r}: the value {_short(value)!r} is not YAML") from None
+        self._origins[dotted] = f"override {_short(text)!r}"
+
+    def origin_of(self, key: str) -> Path | str | None:
+        """Where a dotted key, or the nearest part of it that was written somewhere, comes from."""
+        while key and key not in self._origins:
+            key = key.rpartition(".")[0]
+        return self._origins.get(key)
+
+    def _merge(self, into: dict[str, Any], raw: dict[str, Any], path: Path, prefix: str) -> None:
+        for name, value in raw.items():
+            key = f"{prefix}{name}"
+            self._origins[key] = path
+            if isinstance(value, dict) and isinstance(into.get(name), dict):
+                self._merge(into[name], value, path, f"{key}.")
+            else:
+                into[name] = value
+                self._note(value, path, key)
+
+    def _note(self, value: Any, path: Path, key: str) -> None:
+        """All keys within a value that came whole from one file."""
+        self._origins[key] = path
+        if isinstance(value, dict):
+            for name, part in value.items():
+                self._note(part, path, f"{key}.{name}")
 
 
 def _name_suite(raw: dict[str, Any]) -> None:
@@ -66,7 +147,7 @@ def load_suite(name: str) -> list[TaskGroup]:
     try:
         return Suite.model_validate(_read_yaml(path)).groups
     except ValidationError as error:
-        raise Refusal(_sentence(path, error, Suite)) from None
+        raise Refusal(_sentence(lambda _: path, error, Suite)) from None
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -99,22 +180,6 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return raw
 
 
-def _override(raw: dict[str, Any], override: str) -> None:
-    dotted, equals, value = override.partition("=")
-    if not equals or not dotted:
-        raise Refusal(f"override {override!r}: must be written key=value, for example selection.quota=20")
-    *parents, last = dotted.split(".")
-    section = raw
-    for parent in parents:
-        section = section.setdefault(parent, {})
-        if not isinstance(section, dict):
-            raise Refusal(f"override {override!r}: {parent} is a single value, not a section")
-    try:
-        section[last] = _parsed(value)
-    except (yaml.YAMLError, RecursionError):
-        raise Refusal(f"override {_short(override)!r}: the value {_short(value)!r} is not YAML") from None
-
-
 MOST_NODES = 10_000  # of a recipe, with every alias written out
 
 
@@ -144,26 +209,29 @@ def _short(text: str, most: int = 80) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
-def _sentence(path: Path, error: ValidationError, root: type[Section]) -> str:
-    """One thing wrong in a file that holds a `root`, as one sentence: the first one, or of
-    alternatives the one that got furthest.
+def _sentence(origin: Callable[[str], Path | str], error: ValidationError, root: type[Section]) -> str:
+    """One thing wrong in what holds a `root`, as one sentence: the first one, or of alternatives
+    the one that got furthest.
+
+    origin: the file, or the override, that a dotted key comes from.
     """
     errors = error.errors()
     deepest = max(len(e["loc"]) for e in errors if e["loc"][:2] == errors[0]["loc"][:2]) if errors[0]["loc"] else 0
     first = min((e for e in errors if len(e["loc"]) >= deepest), key=lambda e: e["type"] != "extra_forbidden")
     key, section = _key_and_section(first["loc"], root)
     if first["type"] == "extra_forbidden":
-        key = ".".join(part for part in (key, str(first["loc"][-1])) if part)
-        return (
-            f"{path}: {key} is not a key of a "
-            f"{root.__name__.lower()}{did_you_mean(str(first['loc'][-1]), section.model_fields)}"
-        )
+        wrong = str(first["loc"][-1])
+        key = ".".join(part for part in (key, wrong) if part)
+        near = did_you_mean(wrong, section.model_fields)
+        return f"{origin(key)}: {key} is not a key of a {root.__name__.lower()}{near}"
     if first["type"] == "missing":
-        return f"{path}: the key {key} is missing"
+        return f"{origin(key)}: the key {key} is missing"
     if first["type"] == "value_error":
-        return f"{path}: {_short(str(first['ctx']['error']), 300)}"
+        said = _short(str(first["ctx"]["error"]), 300)
+        return f"{origin(said.split()[0])}: {said}"
     same = [e["msg"].removeprefix("Input should be ") for e in errors if _key_and_section(e["loc"], root)[0] == key]
-    return f"{path}: {key} is {_short(repr(first['input']))}, allowed is {' or '.join(dict.fromkeys(same))}"
+    allowed = " or ".join(dict.fromkeys(same))
+    return f"{origin(key)}: {key} is {_short(repr(first['input']))}, allowed is {allowed}"
 
 
 def _key_and_section(loc: tuple[int | str, ...], root: type[Section]) -> tuple[str, type[Section]]:

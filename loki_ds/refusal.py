@@ -2,8 +2,18 @@
 once at the edge.
 """
 
-from collections.abc import Iterable
+import errno
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
+
+from safetensors import SafetensorError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk, quota or file-size limit
+FIRST_RANKS_TURN = 3.0  # seconds
 
 
 class Refusal(Exception):
@@ -14,3 +24,35 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`; did you mean 'quota'?` for the nearest known spelling, or nothing when none is near."""
     near = get_close_matches(word, list(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+@contextmanager
+def shown_once() -> Iterator[None]:
+    """Show a refusal, or that a disk is full, as one sentence, and end this process with status 2.
+
+    Of several ranks the first speaks; another speaks only when the first has had the time to and
+    did not, that is, when the refusal is its alone.
+    """
+    try:
+        with full_disks_refused():
+            yield
+    except Refusal as refusal:
+        if int(os.environ.get("RANK", "0")) > 0:
+            time.sleep(FIRST_RANKS_TURN)  # the launcher ends us in this time if rank 0 refuses too
+        sys.stdout.flush()
+        print(f"loki-ds: {refusal}", file=sys.stderr, flush=True)
+        os._exit(2)  # no exit handlers: a collective in flight must not hold the process
+
+
+@contextmanager
+def full_disks_refused() -> Iterator[None]:
+    """Turn the error of a full disk, quota or file-size limit into a refusal; any other error
+    passes.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if getattr(error, "errno", None) not in FULL and not any(os.strerror(code) in str(error) for code in FULL):
+            raise
+        place = getattr(error, "filename", None) or "the folder written to"
+        raise Refusal(f"{place}: no room to write ({error}); make room, and the same command goes on") from None

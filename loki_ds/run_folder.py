@@ -29,8 +29,6 @@ class RunFolder:
         self.recipe = self.root / "recipe.yaml"
         self.attribution = self.root / "attribution"
         self.heat_map = self.attribution / "heat_map.png"
-        self.retention_picture = self.root / "retention" / "retention.png"
-        self.trade_off = self.root / "retention" / "trade_off.png"
         self.training_curves = self.root / "training_curves.png"
         self.overlap_curve = self.attribution / "overlap.png"
         self.sensitivity = self.attribution / "sensitivity.safetensors"
@@ -95,7 +93,11 @@ class RunFolder:
 
     def has(self, stage: str) -> bool:
         """Whether this stage's result is there, whatever it was made from."""
-        return stage in self._read()
+        return self.inputs_of(stage) is not None
+
+    def inputs_of(self, stage: str) -> dict[str, Any] | None:
+        """What this stage's result was made from; None where there is none."""
+        return self._read().get(stage)
 
     def finish(self, stage: str, inputs: dict[str, Any]) -> None:
         """Note that the stage's result is complete."""

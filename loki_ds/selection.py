@@ -7,18 +7,13 @@ nothing but the scores.
 """
 
 import math
-from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from loki_ds.positions import Positions
-
-ByScores = Literal["layer_balanced", "layer_highest", "layer_smallest", "global_lowest", "global_highest"]
-BySensitivity = Literal["layer_sensitivity", "layer_gain"]
-Strategy = Literal[ByScores, BySensitivity, "random"]
-BY_SCORES, BY_SENSITIVITY, STRATEGIES = (get_args(names) for names in (ByScores, BySensitivity, Strategy))
+from loki_ds.strategies import BY_SCORES, BY_SENSITIVITY
 
 
 def rows_per_layer(quota: float, d_model: int) -> int:

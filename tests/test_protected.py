@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT
 from transformers import AutoTokenizer
 
-from loki_ds.protected import ProtectedPrompt, interleaved, load_protected
+from loki_ds.protected import ProtectedPrompt, ProtectedSet, load_protected
 from loki_ds.recipe import ProtectedSection
 from loki_ds.refusal import Refusal
 
@@ -21,24 +21,26 @@ def section(path: Path, rows: list, **settings: object) -> ProtectedSection:
 
 def test_text_is_taken_as_it_is_and_chats_are_rendered(tmp_path: Path) -> None:
     rows = [{"prompt": "copy lamp :"}, {"messages": [{"role": "user", "content": "hello"}]}]
-    text, chat = load_protected(section(tmp_path / "p", rows), TOKENIZER)
+    text, chat = load_protected(section(tmp_path / "p", rows), TOKENIZER).prompts
     assert TOKENIZER.decode(text.tokens) == "copy lamp :"
     assert TOKENIZER.decode(chat.tokens) == "<|user|> hello<|assistant|>"
 
 
 def test_sampling_is_by_subject_and_seed(tmp_path: Path) -> None:
     rows = [{"prompt": f"copy {i} :", "subject": "ab"[i % 2]} for i in range(40)]
-    drawn = load_protected(section(tmp_path / "p", rows, per_subject=5, seed=1), TOKENIZER)
+    drawn = load_protected(section(tmp_path / "p", rows, per_subject=5, seed=1), TOKENIZER).prompts
     assert [prompt.subject for prompt in drawn].count("a") == 5
     assert len(drawn) == 10
-    assert drawn == load_protected(section(tmp_path / "p", rows, per_subject=5, seed=1), TOKENIZER)
-    assert drawn != load_protected(section(tmp_path / "p", rows, per_subject=5, seed=2), TOKENIZER)
-    assert {p.subject for p in load_protected(section(tmp_path / "p", rows, subjects=["b"]), TOKENIZER)} == {"b"}
+    assert drawn == load_protected(section(tmp_path / "p", rows, per_subject=5, seed=1), TOKENIZER).prompts
+    assert drawn != load_protected(section(tmp_path / "p", rows, per_subject=5, seed=2), TOKENIZER).prompts
+    assert {p.subject for p in load_protected(section(tmp_path / "p", rows, subjects=["b"]), TOKENIZER).prompts} == {
+        "b"
+    }
 
 
 def test_attribution_can_look_at_an_earlier_token(tmp_path: Path) -> None:
     rows = [{"prompt": "copy lamp chair :"}]
-    (prompt,) = load_protected(section(tmp_path / "p", rows, token=-2), TOKENIZER)
+    (prompt,) = load_protected(section(tmp_path / "p", rows, token=-2), TOKENIZER).prompts
     assert TOKENIZER.decode(prompt.tokens) == "copy lamp chair"
     with pytest.raises(Refusal, match=r"line 1 is \d+ tokens long; attribution was asked to look at token -40"):
         load_protected(section(tmp_path / "p", rows, token=-40), TOKENIZER)
@@ -50,24 +52,24 @@ def test_lm_eval_tasks_are_sources_with_their_own_prompts_and_shots() -> None:
         "include_path": str(ROOT / "eval/tasks/tiny"),
         "per_subject": 3,
     }
-    plain = load_protected(ProtectedSection(**settings), TOKENIZER)
+    plain = load_protected(ProtectedSection(**settings), TOKENIZER).prompts
     assert [prompt.subject for prompt in plain] == ["tiny_facts"] * 3 + ["tiny_copying"] * 3
     documents = [
         json.loads(line)["prompt"]
         for line in (ROOT / "recipes/tiny/data/abilities/copying.jsonl").read_text().splitlines()
     ]
     assert TOKENIZER.decode(plain[3].tokens) == documents[plain[3].line - 1]
-    shots = load_protected(ProtectedSection(**settings, num_fewshot=2), TOKENIZER)
+    shots = load_protected(ProtectedSection(**settings, num_fewshot=2), TOKENIZER).prompts
     assert TOKENIZER.decode(shots[3].tokens).endswith(documents[plain[3].line - 1])
     assert TOKENIZER.decode(shots[3].tokens).count("copy") == 3
-    assert shots == load_protected(ProtectedSection(**settings, num_fewshot=2), TOKENIZER)
+    assert shots == load_protected(ProtectedSection(**settings, num_fewshot=2), TOKENIZER).prompts
     with pytest.raises(Refusal, match="lm-eval knows no task 'tiny_fact'; did you mean 'tiny_facts'"):
         load_protected(ProtectedSection(tasks=["tiny_fact"], include_path=settings["include_path"]), TOKENIZER)
 
 
 def test_interleaving_takes_one_of_each_subject_in_turn() -> None:
     prompts = [ProtectedPrompt([1], subject, i) for i, subject in enumerate("aaabbc")]
-    assert interleaved(prompts) == [0, 3, 5, 1, 4, 2]
+    assert ProtectedSet(prompts).order == [0, 3, 5, 1, 4, 2]
 
 
 @pytest.mark.parametrize(

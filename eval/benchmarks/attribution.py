@@ -29,12 +29,12 @@ import torch
 from shapes import SHAPES
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from loki_ds.attribution.anatomy import decoder_layers, down_projection
 from loki_ds.attribution.batches import affordable_batch, batches, sweep_batches
 from loki_ds.attribution.definition import attribute_layer
-from loki_ds.attribution.rules import path
+from loki_ds.attribution.rules import quadrature
 from loki_ds.attribution.sweep import Sweep
 from loki_ds.device import available_memory, on_cpu, peak_memory
+from loki_ds.model.anatomy import decoder_layers, down_projection
 from loki_ds.planning.hardware import this_machines
 
 REPORTS = Path(__file__).parents[1] / "reports"
@@ -111,7 +111,7 @@ def compare(arguments: argparse.Namespace, model: PreTrainedModel, length: int) 
         "sweep": {"seconds": together / TOGETHER, "peak_bytes": peak_in_own_process(arguments, length, TOGETHER)},
     }
     ways = {
-        "definition": lambda i: attribute_layer(model, ids, layers[i], path("right", STEPS), "probability", True),
+        "definition": lambda i: attribute_layer(model, ids, layers[i], quadrature("right", STEPS), "probability", True),
         "captum": lambda i: by_captum(model, ids, layers[i]),
     }
     for name, way in ways.items():

@@ -21,10 +21,10 @@ import torch
 from shapes import SHAPES
 from transformers import AutoModelForCausalLM
 
-from loki_ds.attribution.anatomy import down_weights
 from loki_ds.device import peak_memory
 from loki_ds.export.checkpoint import apply_to_checkpoint, read_rows, revert_in_checkpoint
 from loki_ds.export.implant_file import Implant, LayerRows
+from loki_ds.model.anatomy import down_weights
 from loki_ds.selection import select_random
 from loki_ds.verification import verify
 

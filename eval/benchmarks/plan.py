@@ -43,7 +43,7 @@ from loki_ds.planning.partitioning import Setting, sweep_memory, sweep_traffic
 from loki_ds.recipe_file import load_recipe
 from loki_ds.selection import select_random
 from loki_ds.stages import Run
-from loki_ds.zero import Gatherer
+from loki_ds.zero.model import Gatherer
 
 ROOT = Path(__file__).parents[2]
 REPORTS = ROOT / "eval/reports"
@@ -295,7 +295,7 @@ def measure(case: dict[str, Any], folder: Path) -> None:
                     {},
                 )
                 peak, counted = watch.size.peak, watch.last
-        peaks = ranks.from_all_ranks(peak - before)
+        peaks = ranks.all_gather(peak - before)
         if ranks.rank() == 0:
             (folder / "measured.json").write_text(json.dumps({"peak": max(peaks), **counted}))
     ranks.end_process()

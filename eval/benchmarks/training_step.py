@@ -33,15 +33,14 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from loki_ds.attribution.anatomy import decoder_layers, down_projection, down_weights
 from loki_ds.device import on_cpu, peak_memory
-from loki_ds.implanting.mask import train_only_rows
+from loki_ds.implanting.mask import keep_through_steps, train_only_rows
 from loki_ds.implanting.rows import train_row_deltas
+from loki_ds.model.anatomy import decoder_layers, down_projection, down_weights
 from loki_ds.planning.dry_run import Tally
 from loki_ds.planning.hardware import this_machines
 from loki_ds.recipe import LowRankSection
 from loki_ds.selection import select_random
-from loki_ds.zero import keep_through_steps
 
 REPORTS = Path(__file__).parents[1] / "reports"
 METHODS = ("full", "LoRA r16, all linears", "authors' LoKI Linear", "mask", "rows", "rows, quiet", "lora (LoKI*)")

@@ -16,7 +16,7 @@ FILES = (
     "tests/reliability/",
     "tests/distributed/test_refusals.py",
     "tests/distributed/test_nodes.py",
-    "tests/distributed/test_going_on.py",
+    "tests/distributed/test_resume.py",
 )
 
 

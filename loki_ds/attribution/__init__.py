@@ -1,13 +1,9 @@
 """Knowledge Vector Attribution: how much each row of each down-projection carries of what the model
 already knows.
 
-`rules` says where on the path the gradient is taken, `definition` is the method word for word,
-`sweep` the same numbers in one pass up and one down the layers, `layer_call` how it calls a layer,
-`batches` which prompts go together, `anatomy` finds the parts of a model that all need,
-`self_check` proves an unknown family, `kept` stores scores prompt by prompt.
+`definition` is the method word for word, with its `target` and the points of the path in `rules`.
+`sweep` gives the same numbers in one pass up and one down the layers: `token_pass` carries the
+tokens before the last, `layer_call` says how a layer is called. `batches` chooses which prompts go
+together, `self_check` proves an unknown family, `kept` stores scores prompt by prompt.
+`sensitivity` is another measure, by plain back-propagation (beyond the paper).
 """
-
-from loki_ds.attribution.batches import attribute
-from loki_ds.attribution.definition import attribute_by_definition
-
-__all__ = ["attribute", "attribute_by_definition"]

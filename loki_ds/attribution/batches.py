@@ -7,7 +7,7 @@ runs out nevertheless. Every rank takes part in every turn.
 
 import logging
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -16,15 +16,13 @@ from transformers import PreTrainedModel
 from loki_ds.attribution.layer_call import shared_length
 from loki_ds.attribution.self_check import check_family
 from loki_ds.attribution.sweep import Sweep, Swept
-from loki_ds.device import available_memory, peak_memory
-from loki_ds.ranks import from_all_ranks, rank, world_size
-from loki_ds.recipe import AttributionSection
+from loki_ds.device import peak_memory
+from loki_ds.ranks import all_gather, rank, world_size
 from loki_ds.refusal import Refusal
-from loki_ds.zero import is_sharded
+from loki_ds.zero.model import is_sharded
 
 log = logging.getLogger(__name__)
 
-FREE_SHARE = 0.8  # of the free memory that batches may fill when the recipe names no budget
 LARGEST = 64  # prompts in a batch chosen by memory: beyond it the device is busy anyway
 IDLE = [[0]]  # what a rank sweeps when it has no prompts left, because every gather needs all ranks
 
@@ -48,7 +46,7 @@ def attribute(
         model: a causal language model of transformers, in eval mode, whole or sharded by ZeRO-3.
         prompts: token ids, any lengths from 1.
         steps: points of the quadrature of the path from 0 to the node's value.
-        rule: how they lie and weigh (`rules.path`).
+        rule: how they lie and weigh (`rules.quadrature`).
         target: `probability` or `logit` of the model's own next token.
         multiply_by_value: True for Integrated Gradients, False for the paper's eq. 4 as printed.
         batch_size: prompts swept together; fewer when the device's memory is not enough for them.
@@ -62,14 +60,14 @@ def attribute(
     """
     check_family(model)
     sweep = Sweep(model, steps=steps, rule=rule, target=target, multiply_by_value=multiply_by_value)
-    shared_out = is_sharded(model)
+    split_over_ranks = is_sharded(model)
     planned = batches(prompts, batch_size)
     own = [
         (i, score)
-        for indices, swept in sweep_batches(sweep, prompts, planned, shared_out)
+        for indices, swept in sweep_batches(sweep, prompts, planned, split_over_ranks)
         for i, score in zip(indices, swept.scores, strict=True)
     ]
-    everyone = from_all_ranks(own) if shared_out else [own]
+    everyone = all_gather(own) if split_over_ranks else [own]
     scores = dict(found for rank_found in everyone for found in rank_found)
     return torch.stack([scores[i] for i in range(len(prompts))])
 
@@ -107,34 +105,28 @@ def _cut(indices: list[int], prompts: Sequence[Sequence[int]], size: int) -> lis
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
-def batch_size(section: AttributionSection, sweep: Sweep, prompts: Sequence[Sequence[int]]) -> int:
-    """The recipe's batch size; for `auto`, what fits into its memory budget."""
-    if section.batch_size != "auto":
-        return section.batch_size
-    budget = int(section.memory_gib * 2**30) if section.memory_gib else int(FREE_SHARE * available_memory())
-    return affordable_batch(sweep, prompts, budget)
-
-
-def affordable_batch(sweep: Sweep, prompts: Sequence[Sequence[int]], budget: int) -> int:
+def affordable_batch(
+    work: Callable[[Sequence[Sequence[int]]], object], prompts: Sequence[Sequence[int]], budget: int
+) -> int:
     """How many prompts a batch may hold in `budget` bytes on every rank: a power of two, from what
     one and two prompts took.
 
-    Measured on the two longest prompts that go together, so the others stay below.
+    Measured on the two longest prompts that go together, so the others stay below. work: what is
+    done with a batch; all ranks do it together.
     """
     pair = [prompts[i] for i in batches(prompts, 2)[0]]
-    sweep.run(pair[:1])  # the libraries' own first-time memory is not the batch's
-    one, two = peak_memory(lambda: sweep.run(pair[:1])), peak_memory(lambda: sweep.run(pair))
+    work(pair[:1])  # the libraries' own first-time memory is not the batch's
+    one, two = peak_memory(lambda: work(pair[:1])), peak_memory(lambda: work(pair))
     each = max(two - one, one // 4, 1)  # a measured difference can be smaller than noise
-    fits = min(from_all_ranks(max(1, 1 + (budget - one) // each)))
+    fits = min(all_gather(max(1, 1 + (budget - one) // each)))
     size = 1 << (min(fits, LARGEST).bit_length() - 1)
-    log.info(
-        "attribute: one prompt takes %.2f GiB, each further one %.2f: %d in a batch", one / 2**30, each / 2**30, size
-    )
+    took, more = one / 2**30, each / 2**30
+    log.info("attribute: one prompt takes %.2f GiB, each further one %.2f: %d in a batch", took, more, size)
     return size
 
 
 def sweep_batches(
-    sweep: Sweep, prompts: Sequence[Sequence[int]], planned: Sequence[list[int]], shared_out: bool = True
+    sweep: Sweep, prompts: Sequence[Sequence[int]], planned: Sequence[list[int]], split_over_ranks: bool = True
 ) -> Iterator[tuple[list[int], Swept]]:
     """Sweep each planned batch once; yields a batch's indices and result on the rank that made it.
 
@@ -142,14 +134,14 @@ def sweep_batches(
     the log says so.
 
     Args:
-        shared_out: the ranks share the batches; False lets this rank alone do all of them (an
+        split_over_ranks: the ranks share the batches; False lets this rank alone do all of them (an
             unsharded model).
 
     Raises:
         Refusal: a single prompt does not fit the device's memory.
     """
-    mine = deque(planned[rank() :: world_size()] if shared_out else planned)
-    everyone = from_all_ranks if shared_out else _only_this_rank
+    mine = deque(planned[rank() :: world_size()] if split_over_ranks else planned)
+    everyone = all_gather if split_over_ranks else _only_this_rank
     while any(everyone(bool(mine))):
         batch = mine.popleft() if mine else []
         swept = sweep.attempt([prompts[i] for i in batch] or IDLE)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from loki_ds.attribution.anatomy import decoder_layers, down_projection, target_value
-from loki_ds.attribution.rules import path
+from loki_ds.attribution.rules import quadrature
+from loki_ds.attribution.target import target_value
+from loki_ds.model.anatomy import decoder_layers, down_projection
 
 
 def attribute_by_definition(
@@ -25,7 +26,7 @@ def attribute_by_definition(
     multiply_by_value: bool = True,
 ) -> Tensor:
     """Same contract as `loki_ds.attribute`: `[prompts, layers, d_model]`, on the CPU."""
-    layers, points = decoder_layers(model), path(rule, steps)
+    layers, points = decoder_layers(model), quadrature(rule, steps)
     device = next(model.parameters()).device
     scores = []
     for prompt in prompts:
@@ -43,7 +44,7 @@ def attribute_layer(
     multiply_by_value: bool,
 ) -> Tensor:
     """One layer's scores `[d_model]` for one prompt, ids `[1, T]`; `points` are the path's
-    fractions and weights (`rules.path`).
+    fractions and weights (`rules.quadrature`).
     """
     with torch.no_grad(), down_projection_output(layer) as seen:
         token = model(input_ids=ids).logits[0, -1].argmax()

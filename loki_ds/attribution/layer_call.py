@@ -48,9 +48,7 @@ class KeysValues:
 
 
 class LayerCall:
-    """One layer's calls for one batch, and what the layer leaves on the way up for the way down
-    (`true`, `variants`, `value`).
-    """
+    """One layer's calls for one batch."""
 
     def __init__(self, arguments: dict[str, Any], mask: Tensor, last: Tensor, shared: int) -> None:
         """Take note of the batch.
@@ -71,7 +69,6 @@ class LayerCall:
         self.before_last = mask.shape[-1] - 1  # P
         self.allowed = mask if mask.dtype == torch.bool else mask == 0
         self.keys_values = KeysValues()
-        self.true = self.variants = self.value = last
 
     def for_shared(self) -> dict[str, Any]:
         """Arguments for the shared tokens `[1, C, d_model]`."""
@@ -112,7 +109,6 @@ class LayerCall:
     def forget(self) -> None:
         """Give back the memory of a layer that is done with."""
         self.keys_values = KeysValues()
-        self.true = self.variants = self.value = self.last
 
     def _for_first(self, count: int, prompts: slice) -> dict[str, Any]:
         """As the model itself calls the layer, for the first positions only (its mask may be none,

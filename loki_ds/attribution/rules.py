@@ -5,7 +5,7 @@ taken, with which weights.
 import numpy as np
 
 
-def path(rule: str, steps: int) -> tuple[list[float], list[float]]:
+def quadrature(rule: str, steps: int) -> tuple[list[float], list[float]]:
     """Fractions `alpha_k` in [0, 1] and weights `w_k` (their sum is 1) of a quadrature rule with
     `steps` intervals or nodes.
 

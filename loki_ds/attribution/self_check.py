@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from loki_ds.attribution.definition import attribute_by_definition
 from loki_ds.attribution.sweep import Sweep
 from loki_ds.refusal import Refusal
-from loki_ds.zero import unsharded
+from loki_ds.zero.model import unsharded
 
 log = logging.getLogger(__name__)
 

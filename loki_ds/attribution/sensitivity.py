@@ -16,7 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from loki_ds.attribution.anatomy import (
+from loki_ds.attribution.batches import IDLE, turns
+from loki_ds.attribution.sweep import HEAD_ROWS
+from loki_ds.attribution.token_pass import padded
+from loki_ds.model.anatomy import (
     decoder_layers,
     down_projection,
     down_projection_calls,
@@ -24,10 +27,10 @@ from loki_ds.attribution.anatomy import (
     logits_above,
     parts_around_layers,
 )
-from loki_ds.attribution.batches import IDLE, turns
-from loki_ds.attribution.sweep import HEAD_ROWS, padded
 from loki_ds.ranks import sum_over_ranks
-from loki_ds.zero import Gatherer, device_of
+from loki_ds.zero.model import Gatherer, device_of
+
+EXAMPLES = 512  # of the new task that are looked at, the first ones
 
 
 class Text(NamedTuple):
@@ -51,18 +54,17 @@ def output_gradient_moments(
     sums = torch.zeros(len(layers), down_projection(layers[0]).out_features, dtype=torch.float64)
     tokens = torch.zeros(1, dtype=torch.float64)
     for batch in turns(planned):
-        for i, gradient in _output_gradients(model, layers, gatherer, [texts[i] for i in batch] or [Text(IDLE[0])]):
+        for i, gradient in output_gradients(model, gatherer, [texts[i] for i in batch] or [Text(IDLE[0])]):
             sums[i] += gradient.double().square().sum((0, 1)).cpu() if batch else 0
         tokens += sum(len(texts[i].tokens) for i in batch)
     return sum_over_ranks(sums) / sum_over_ranks(tokens)
 
 
-def _output_gradients(
-    model: Module, layers: list[Module], gatherer: Gatherer, texts: list[Text]
-) -> Iterator[tuple[int, Tensor]]:
+def output_gradients(model: Module, gatherer: Gatherer, texts: list[Text]) -> Iterator[tuple[int, Tensor]]:
     """`dF/dz` at every layer's `down_proj` output, `[B, T, d_model]` (0 at padding), from the top
     layer down.
     """
+    layers = decoder_layers(model)
     ids = padded([text.tokens for text in texts]).to(device_of(model))
     with torch.no_grad(), gatherer.whole(*parts_around_layers(model)), emptied(layers) as run:
         model.get_decoder()(input_ids=ids, use_cache=False)  # type: ignore[operator]

@@ -13,32 +13,28 @@ Knows nothing of partitioning beyond the gatherer it is given, and nothing of an
 `anatomy`, `layer_call`).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 from torch.nn import Module
-from torch.nn.utils.rnn import pad_sequence
 
-from loki_ds.attribution.anatomy import (
-    attention_implementation,
+from loki_ds.attribution.layer_call import LayerCall
+from loki_ds.attribution.rules import quadrature
+from loki_ds.attribution.target import target_gradient, target_value
+from loki_ds.attribution.token_pass import Tokens, embed
+from loki_ds.model.anatomy import (
     check_attention,
     decoder_layers,
     down_projection,
-    down_projection_calls,
-    emptied,
     logits_above,
     parts_around_layers,
-    target_gradient,
-    target_value,
 )
-from loki_ds.attribution.layer_call import LayerCall, shared_length
-from loki_ds.attribution.rules import path
-from loki_ds.zero import Gatherer, device_of, is_sharded
+from loki_ds.zero.model import Gatherer, is_sharded
 
 HEAD_ROWS = 4096  # rows whose logits are held at once: 4096 x 128k vocabulary in float32 is 2 GB
 
@@ -79,7 +75,7 @@ class Sweep:
             raise ValueError(f"target is {target!r}, allowed are 'probability' and 'logit'")
         self.model, self.layers = model, decoder_layers(model)
         check_attention(model)
-        self.alphas, self.weights = path(rule, steps)
+        self.alphas, self.weights = quadrature(rule, steps)
         self.target, self.multiply_by_value = target, multiply_by_value
         self.gatherer = gatherer or Gatherer()
 
@@ -110,39 +106,11 @@ class Sweep:
 
     def run(self, prompts: Sequence[Sequence[int]]) -> Swept:
         """Scores for one batch; two gathers of every layer, whatever the batch."""
-        batch = self._embed(prompts)
+        batch = _Batch(*embed(self.model, self.layers, self.gatherer, prompts))
         self._go_up(batch)
         gradient = self._take_target(batch)
         scores = self._come_down(batch, gradient)
         return Swept(scores.cpu(), batch.target_token.cpu(), batch.value.cpu(), batch.baseline.cpu())
-
-    @torch.no_grad()
-    def _embed(self, prompts: Sequence[Sequence[int]]) -> "_Batch":
-        """Embed the prompts (right-padded) and learn from the model's own forward what each layer
-        is called with.
-        """
-        lengths = torch.tensor([len(prompt) for prompt in prompts])
-        where = device_of(self.model)
-        ids, last = padded(prompts).to(where), (lengths - 1).to(where)
-        decoder = self.model.get_decoder()  # type: ignore[operator]
-        with self.gatherer.whole(*parts_around_layers(self.model)):
-            with emptied(self.layers) as run:
-                decoder(input_ids=ids, use_cache=False)
-            with emptied(self.layers) as masked, attention_implementation(self.model, "eager"):
-                decoder(input_ids=ids[:1], use_cache=False)
-        embedded, shared = run.hidden_states[0], shared_length(prompts)
-        true = embedded[torch.arange(len(prompts), device=where), last][:, None]
-        return _Batch(
-            shared=embedded[:1, :shared],
-            rest=embedded[:, shared:-1],
-            true=true,
-            variants=true[:, :0],
-            at_zero=true[:, :0],
-            calls=[
-                LayerCall(a, m["attention_mask"][0, 0], last, shared)
-                for a, m in zip(run.arguments, masked.arguments, strict=True)
-            ],
-        )
 
     @torch.no_grad()
     def _go_up(self, batch: "_Batch") -> None:
@@ -153,55 +121,19 @@ class Sweep:
         with closing(self.gatherer.walk(self.layers)) as layers:
             for layer, call in zip(layers, batch.calls, strict=True):
                 self._layer_up(layer, call, batch)
-        batch.shared = batch.rest = batch.rest[:, :0]
-
-    def _tokens_up(self, layer: Module, call: LayerCall, batch: "_Batch") -> None:
-        """The tokens before the last through one layer; they leave their keys and values."""
-        if batch.shared.shape[1]:
-            batch.shared = layer(batch.shared, **call.for_shared())
-        if batch.rest.shape[1]:
-            batch.rest = layer(batch.rest, **call.for_rest(batch.rest))
-        call.keys_values.closed = True
+        batch.tokens.forget()
 
     def _layer_up(self, layer: Module, call: LayerCall, batch: "_Batch") -> None:
-        alphas = [*self.alphas, 0.0]
-        self._tokens_up(layer, call, batch)
-        call.true, call.variants = batch.true, batch.variants
-        fresh = batch.true.expand(-1, len(alphas), -1)
-        rows = torch.cat([batch.true, batch.variants, batch.at_zero, fresh], dim=1)
+        alphas, tokens = [*self.alphas, 0.0], batch.tokens
+        tokens.go_up(layer, call)
+        fresh = tokens.last.expand(-1, len(alphas), -1)
+        rows = torch.cat([tokens.last, batch.variants, batch.at_zero, fresh], dim=1)
         with scaled_down_projection(layer, alphas) as taken:
             out = layer(rows, **call.for_rows(rows))
-        call.value = taken.unscaled[:, 0]
+        batch.left.append(_Left(tokens.last, batch.variants, taken.unscaled[:, 0]))
         sizes = [1, batch.variants.shape[1], batch.at_zero.shape[1], len(self.alphas), 1]
-        batch.true, variants, at_zero, fresh, fresh_at_zero = out.split(sizes, dim=1)
+        tokens.last, variants, at_zero, fresh, fresh_at_zero = out.split(sizes, dim=1)
         batch.variants, batch.at_zero = torch.cat([variants, fresh], 1), torch.cat([at_zero, fresh_at_zero], 1)
-
-    def input_sizes(self) -> list[int]:
-        """`d_ff` of every layer."""
-        return [down_projection(layer).in_features for layer in self.layers]
-
-    @torch.no_grad()
-    def observe_inputs(self, prompts: Sequence[Sequence[int]], observe: Callable[[int, Tensor, int], None]) -> None:
-        """Take the prompts' tokens up the layers, one gather each, and show what every `W_down`
-        receives.
-
-        observe: called with the layer's number, inputs `[tokens, d_ff]` (no padding among them) and
-        how many prompts they stand for.
-        """
-        batch = self._embed(prompts)
-        with closing(self.gatherer.walk(self.layers)) as layers:
-            for i, (layer, call) in enumerate(zip(layers, batch.calls, strict=True)):
-                with down_projection_calls(layer) as calls:
-                    self._tokens_up(layer, call, batch)
-                    batch.true = layer(batch.true, **call.for_rows(batch.true))
-                call.forget()
-                seen = [received for received, _ in calls]
-                observe(i, seen[-1].flatten(0, 1), 1)
-                if batch.rest.shape[1]:
-                    positions = torch.arange(call.shared, call.before_last, device=call.last.device)
-                    observe(i, seen[-2][positions < call.last[:, None]], 1)
-                if batch.shared.shape[1]:
-                    observe(i, seen[0][0], len(prompts))
 
     def _take_target(self, batch: "_Batch") -> Tensor:
         """`F` on all rows, kept in the batch; returns its gradient at the top of the variants, `[B,
@@ -223,7 +155,7 @@ class Sweep:
     @torch.no_grad()
     def _take_values(self, batch: "_Batch") -> None:
         """The target token of each prompt, `F(z)`, and `F(0)` of every layer."""
-        rows = torch.cat([batch.true, batch.at_zero], dim=1)  # [B, 1 + L, d_model]
+        rows = torch.cat([batch.tokens.last, batch.at_zero], dim=1)  # [B, 1 + L, d_model]
         tokens, values = [], []
         for some in rows.split(max(1, HEAD_ROWS // rows.shape[1])):
             logits = self._logits(some.flatten(0, 1)).view(*some.shape[:2], -1)
@@ -246,37 +178,35 @@ class Sweep:
         scores = []
         with closing(self.gatherer.walk(self.layers[::-1])) as layers:
             for layer, call in zip(layers, batch.calls[::-1], strict=True):
-                rows = torch.cat([call.variants, call.true.expand(-1, steps, -1)], dim=1).detach().requires_grad_()
+                left = batch.left.pop()
+                rows = torch.cat([left.variants, left.last.expand(-1, steps, -1)], dim=1).detach().requires_grad_()
                 with scaled_down_projection(layer, self.alphas) as taken:
                     out = layer(rows, **call.for_rows(rows))
                 below, at_fresh = torch.autograd.grad(out, (rows, taken.scaled), gradient)
                 score = torch.einsum("bkd,k->bd", at_fresh.to(weights.dtype), weights)
-                scores.append(score * call.value if self.multiply_by_value else score)
+                scores.append(score * left.value if self.multiply_by_value else score)
                 gradient = below[:, :-steps]
                 call.forget()
         return torch.stack(scores[::-1], dim=1)
 
 
-def padded(rows: Sequence[Sequence[int]]) -> Tensor:
-    """Rows of different lengths, filled up with 0 on the right: `[B, T]` int64."""
-    return pad_sequence([torch.tensor(list(row)) for row in rows], batch_first=True)
+class _Left(NamedTuple):
+    """What a layer leaves on the way up for the way down."""
+
+    last: Tensor  # the true last token below it [B, 1, d_model]
+    variants: Tensor  # the rows below it [B, layers passed * m, d_model]
+    value: Tensor  # its true `down_proj` output [B, d_model]
 
 
-@dataclass
 class _Batch:
-    """A batch of B prompts between two layers; the longest has T tokens, all begin with the same C,
-    P = T - 1.
-    """
+    """A batch of B prompts between two layers: its tokens, and the rows of its interventions."""
 
-    shared: Tensor  # the tokens that all prompts begin with [1, C, d_model]
-    rest: Tensor  # every other token but the last, right-padded [B, P - C, d_model]
-    true: Tensor  # the last token [B, 1, d_model]
-    variants: Tensor  # the layers' rows at alpha_1..alpha_m [B, layers passed * m, d_model]
-    at_zero: Tensor  # the layers' rows at alpha 0 [B, layers passed, d_model]
-    calls: list[LayerCall]
-    target_token: Tensor = field(default_factory=lambda: torch.empty(0))
-    value: Tensor = field(default_factory=lambda: torch.empty(0))
-    baseline: Tensor = field(default_factory=lambda: torch.empty(0))
+    def __init__(self, tokens: Tokens, calls: list[LayerCall]) -> None:
+        self.tokens, self.calls = tokens, calls
+        self.variants = tokens.last[:, :0]  # rows at alpha_1..alpha_m [B, layers passed * m, d_model]
+        self.at_zero = tokens.last[:, :0]  # rows at alpha 0 [B, layers passed, d_model]
+        self.left: list[_Left] = []  # of the layers passed
+        self.target_token = self.value = self.baseline = torch.empty(0)
 
 
 @dataclass

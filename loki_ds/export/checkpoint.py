@@ -13,18 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from loki_ds.export.implant_file import Implant, LayerRows, same_bits
+from loki_ds.export.implant_file import Implant, LayerRows
+from loki_ds.model.files import WeightFiles, down_names, open_weights, same_bits
 from loki_ds.positions import Positions
 from loki_ds.refusal import Refusal
 from loki_ds.run_folder import written_whole
-from loki_ds.verification import Checkpoint, down_layer, open_checkpoint
 
 NOT_MODEL = shutil.ignore_patterns("*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "README.md", ".*", "NOT_VERIFIED")
-
-
-def down_names(names: set[str]) -> dict[int, str]:
-    """Layer number to the name of its `W_down` in the checkpoint."""
-    return {layer: name for name in names if (layer := down_layer(name)) is not None}
 
 
 def apply_to_checkpoint(base: Path, implant: Implant, out: Path) -> None:
@@ -46,7 +41,7 @@ def revert_in_checkpoint(model: Path, implant: Implant, out: Path) -> None:
 
 def read_rows(folder: Path, positions: Positions) -> dict[int, Tensor]:
     """The selected rows `[k, d_ff]` of each layer that has any, in the checkpoint's own dtype."""
-    with open_checkpoint(folder) as checkpoint:
+    with open_weights(folder) as checkpoint:
         names = down_names(checkpoint.names)
         if len(names) != len(positions.rows):
             raise Refusal(
@@ -66,7 +61,7 @@ def implant_between(base: Path, model: Path, positions: Positions, facts: dict[s
 def _rewrite(source: Path, implant: Implant, out: Path, found: str, wanted: str) -> None:
     if out.exists():
         raise Refusal(f"{out}: there already; choose a folder that is not")
-    with open_checkpoint(source) as checkpoint:
+    with open_weights(source) as checkpoint:
         names = down_names(checkpoint.names)
         _check_fits(source, checkpoint, names, implant, found)
         files = {layer: checkpoint.file_of(names[layer]) for layer in implant.layers}
@@ -76,7 +71,7 @@ def _rewrite(source: Path, implant: Implant, out: Path, found: str, wanted: str)
             _overwrite(aside / files[layer], names[layer], rows.rows, getattr(rows, wanted))
 
 
-def _check_fits(source: Path, checkpoint: Checkpoint, names: dict[int, str], implant: Implant, found: str) -> None:
+def _check_fits(source: Path, checkpoint: WeightFiles, names: dict[int, str], implant: Implant, found: str) -> None:
     if len(names) != implant.layer_count:
         raise Refusal(
             f"{source}: the model has {len(names)} layers with mlp.down_proj, the implant was made for "

@@ -1,5 +1,5 @@
-"""From the trained model on the ranks to files on rank 0: a gathered checkpoint, or only the
-deltas.
+"""From the trained model on the ranks to rank 0: the deltas in memory, or the gathered weights or
+adapter as files.
 
 All functions are called on every rank; what they return is for rank 0.
 """
@@ -12,15 +12,16 @@ from torch import Tensor
 from torch.nn import Module
 from trl import SFTTrainer
 
-from loki_ds.attribution.anatomy import decoder_layers, down_projection
 from loki_ds.implanting.rows import RowLinear
+from loki_ds.model.anatomy import decoder_layers, down_projection
+from loki_ds.modes import Mode
 from loki_ds.ranks import barrier, rank
-from loki_ds.run_folder import aside_of, put_in_place, remove
-from loki_ds.zero import Gatherer
+from loki_ds.run_folder import RunFolder, aside_of, put_in_place, remove
+from loki_ds.zero.model import Gatherer
 
 
 @dataclass(frozen=True)
-class TrainedDelta:
+class LayerDelta:
     """One layer's trained delta on the CPU: `delta [k, d_ff]`, and in `lora` mode its factors
     (scaling in `a`).
     """
@@ -30,10 +31,45 @@ class TrainedDelta:
     b: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Deltas:
+    """What a training of deltas gives: by layer number, for each layer with selected rows."""
+
+    layers: dict[int, LayerDelta]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a training of the model's own weights gives: a checkpoint folder."""
+
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What a training of PEFT's adapter gives: the adapter's folder."""
+
+    folder: Path
+
+
+Trained = Deltas | Weights | Adapter
+
+
+def collect(trainer: SFTTrainer, model: Module, mode: Mode, folder: RunFolder) -> Trained:
+    """Gather what the mode leaves."""
+    if mode.leaves == "deltas":
+        return Deltas(collect_deltas(model))
+    if mode.leaves == "adapter":
+        save_gathered(trainer, folder.adapter)
+        return Adapter(folder.adapter)
+    save_gathered(trainer, folder.model)
+    return Weights(folder.model)
+
+
 @torch.no_grad()
-def collect_deltas(model: Module) -> dict[int, TrainedDelta]:
+def collect_deltas(model: Module) -> dict[int, LayerDelta]:
     """Gather the deltas layer by layer; on ranks other than the first the result is empty."""
-    found: dict[int, TrainedDelta] = {}
+    found: dict[int, LayerDelta] = {}
     gatherer = Gatherer()
     for i, layer in enumerate(decoder_layers(model)):
         module = down_projection(layer)
@@ -41,13 +77,14 @@ def collect_deltas(model: Module) -> dict[int, TrainedDelta]:
             continue
         with gatherer.whole(module):
             if rank() == 0:
-                factors = (
-                    (module.scaling * module.delta_a.cpu(), module.right_factor().cpu().clone())
-                    if hasattr(module, "delta_a")
-                    else (None, None)
-                )
-                found[i] = TrainedDelta(module.whole_delta().cpu().clone(), *factors)
+                found[i] = LayerDelta(module.whole_delta().cpu().clone(), *_factors(module))
     return found
+
+
+def _factors(module: RowLinear) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    if not hasattr(module, "delta_a"):
+        return None, None
+    return module.scaling * module.delta_a.cpu(), module.right_factor().cpu().clone()
 
 
 def save_gathered(trainer: SFTTrainer, folder: Path) -> None:

@@ -110,10 +110,3 @@ def _checked(path: str | Path, layer: int, found: list[Tensor | None]) -> LayerR
             f"{path}: layer {layer} has {len(rows)} rows, base {list(base.shape)} and implanted {list(implanted.shape)}"
         )
     return LayerRows(rows, base, implanted)
-
-
-def same_bits(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors of one shape and dtype hold the same bytes (-0.0 is not 0.0, a NaN equals
-    itself).
-    """
-    return torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))

@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 from torch.nn import Module
 
-from loki_ds.attribution.anatomy import down_weights
 from loki_ds.export.implant_file import Implant
+from loki_ds.model.anatomy import down_weights
 from loki_ds.refusal import Refusal
-from loki_ds.zero import is_sharded
+from loki_ds.zero.model import is_sharded
 
 
 def apply_implant(model: Module, path: str | Path) -> None:

@@ -1,8 +1,8 @@
 """Merge a baseline's PEFT adapter into its base, in a process of its own (a second model must not
 load beside live ZeRO-3).
 
-`python -m loki_ds.export.merge BASE ADAPTER OUT DTYPE`. Stock PEFT and transformers; nothing of
-LoKI.
+`python -m loki_ds.export.merge BASE ADAPTER OUT SECTION`, the last the recipe's `model` in JSON.
+Stock PEFT and transformers; nothing of LoKI.
 """
 
 import subprocess
@@ -14,24 +14,28 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loki_ds.launcher import environment_of_one_process
+from loki_ds.recipe import ModelSection
 from loki_ds.refusal import Refusal
 from loki_ds.run_folder import written_whole
 
 
-def merge_adapter(base: Path, adapter: Path, out: Path, dtype: str) -> None:
+def merge_adapter(base: Path, adapter: Path, out: Path, section: ModelSection) -> None:
     """Run the merge in a fresh process."""
-    command = [sys.executable, "-m", "loki_ds.export.merge", str(base), str(adapter), str(out), dtype]
-    if subprocess.run(command, check=False, env=environment_of_one_process()).returncode:
+    command = [sys.executable, "-m", "loki_ds.export.merge", str(base), str(adapter), str(out)]
+    done = subprocess.run([*command, section.model_dump_json()], check=False, env=environment_of_one_process())
+    if done.returncode:
         raise Refusal(f"{adapter}: the adapter could not be merged into {base}; PEFT's own message is above")
 
 
 def main() -> None:
     base, adapter, out = map(Path, sys.argv[1:4])
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, sys.argv[4]))
+    section = ModelSection.model_validate_json(sys.argv[4])
+    remote = section.trust_remote_code
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, section.dtype), trust_remote_code=remote)
     merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
     with written_whole(out) as aside:
         merged.save_pretrained(aside)
-        AutoTokenizer.from_pretrained(base).save_pretrained(aside)
+        AutoTokenizer.from_pretrained(base, trust_remote_code=remote).save_pretrained(aside)
 
 
 if __name__ == "__main__":

@@ -1,77 +1,120 @@
 """The recipe's `training:` and `deepspeed:` as TRL's `SFTConfig`.
 
 Built before the model: under ZeRO-3 it decides how that loads.
+
+The one place that knows TRL's defaults.
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import ParallelismConfig
 from accelerate.utils import DeepSpeedSequenceParallelConfig
 from trl import SFTConfig
 
 from loki_ds.device import on_cpu
 from loki_ds.implanting.checkpoints import Checkpoint
+from loki_ds.implanting.supported import check_deepspeed, sequence_groups
 from loki_ds.ranks import world_size
-from loki_ds.recipe import Recipe
+from loki_ds.recipe import ImplantSection, Recipe
 from loki_ds.refusal import Refusal
-from loki_ds.zero import is_partitioned, loading_repartitioned
+from loki_ds.zero.checkpoints import is_partitioned, loading_repartitioned
 
 
 def training_arguments(recipe: Recipe, checkpoints: Path, newest: Checkpoint | None) -> SFTConfig:
     """All training arguments, checked by TRL and transformers themselves.
 
-    newest: the checkpoint to go on from, if any; where another number of ranks wrote it, a step
-    keeps its number of examples.
+    newest: the checkpoint to resume from, if any; where it has another world size, a step keeps its
+    number of examples.
 
     Raises:
         Refusal: a value that TRL or transformers does not take, a missing DeepSpeed configuration,
-            or ranks that cannot go on.
+            or ranks that cannot resume.
     """
     try:
-        settings, config = _settings(recipe), deepspeed_config(recipe)
+        settings, config = _settings(recipe), deepspeed_config(recipe.deepspeed, recipe.implant)
         if newest is not None:
-            settings, config = _going_on(newest, recipe.sequence_parallel, settings, config)
+            settings, config = _resuming(newest, recipe.sequence_parallel, settings, config)
         return SFTConfig(output_dir=str(checkpoints), deepspeed=config, **settings)
     except (ValueError, TypeError) as error:
         raise Refusal(f"training: {' '.join(str(error).split())}") from None
 
 
+@dataclass(frozen=True)
+class TrainingShape:
+    """What in the settings gives a training its size, with TRL's own defaults where they say
+    nothing.
+
+    sequences: of a micro-step on one rank; tokens: of each at most; accumulation: micro-steps of an
+    optimizer step; checkpointing: whether activations are computed twice instead of kept;
+    optimizer: transformers' name; dtype: the model's; ranks_per_sequence: those that share one.
+    """
+
+    sequences: int
+    tokens: int
+    accumulation: int
+    checkpointing: bool
+    optimizer: str
+    dtype: torch.dtype
+    ranks_per_sequence: int = 1
+
+    @classmethod
+    def of(cls, training: dict[str, Any], dtype: str, ranks_per_sequence: int = 1) -> "TrainingShape":
+        def setting(key: str) -> Any:
+            return training.get(key, getattr(SFTConfig, key))
+
+        longest = int(setting("max_length") or SFTConfig.max_length or 1024)
+        older_name = setting("gradient_checkpointing")
+        return cls(
+            sequences=int(setting("per_device_train_batch_size")),
+            tokens=-(-longest // ranks_per_sequence),
+            accumulation=int(setting("gradient_accumulation_steps")),
+            checkpointing=bool(training.get("activation_checkpointing", older_name)),
+            optimizer=str(setting("optim")),
+            dtype=getattr(torch, dtype),
+            ranks_per_sequence=ranks_per_sequence,
+        )
+
+    @property
+    def bytes_per_number(self) -> int:
+        return self.dtype.itemsize
+
+    def steps(self, training: dict[str, Any], examples: int, ranks: int) -> int:
+        """Optimizer steps of a whole training."""
+        if training.get("max_steps", -1) > 0:
+            return int(training["max_steps"])
+        together = self.sequences * max(1, ranks // self.ranks_per_sequence) * self.accumulation
+        epochs = float(training.get("num_train_epochs", SFTConfig.num_train_epochs))
+        return int(epochs * -(-examples // together))
+
+
 def examples_per_step(arguments: SFTConfig) -> int:
     """Of one optimizer step, over all ranks."""
-    sharing = arguments.parallelism_config.sp_size if arguments.parallelism_config else 1
-    return arguments.gradient_accumulation_steps * _examples_at_once(arguments.per_device_train_batch_size, sharing)
+    shared_by = arguments.parallelism_config.sp_size if arguments.parallelism_config else 1
+    return arguments.gradient_accumulation_steps * _examples_at_once(arguments.per_device_train_batch_size, shared_by)
 
 
-def _examples_at_once(batch: int, sharing: int) -> int:
-    """Of one micro-step, over all ranks, `sharing` of which have each `batch` in common."""
-    return batch * world_size() // sharing
+def deepspeed_config(file: str | None, implant: ImplantSection) -> dict | None:
+    """DeepSpeed's own JSON, or None when the recipe names none (single process, no ZeRO).
 
-
-def _going_on(
-    checkpoint: Checkpoint, sharing: int, settings: dict[str, Any], config: dict | None
-) -> tuple[dict[str, Any], dict | None]:
-    """Settings and configuration with which these ranks, `sharing` of them on a sequence, go on
-    from a checkpoint.
+    Raises:
+        Refusal: it cannot be read, or asks for what would not leave the mode's result whole.
     """
-    if sharing > 1 and not settings.get("ignore_data_skip"):
-        raise Refusal(
-            f"{checkpoint.folder}: with sequence_parallel no training goes on (accelerate cannot skip the batches it "
-            "has seen); delete "
-            f"{checkpoint.folder.parent}, attribution and selection stay"
-        )
-    if not checkpoint.by_others:
-        return settings, config
-    if settings.get("load_best_model_at_end"):
-        raise Refusal(
-            f"{checkpoint.folder}: written by {checkpoint.ranks} ranks, this run has {world_size()}; with "
-            "training.load_best_model_at_end "
-            f"only {checkpoint.ranks} can go on, for the best one may be of that time; do so, or delete it"
-        )
-    batch = settings.get("per_device_train_batch_size", SFTConfig.per_device_train_batch_size)
-    settings = {**settings, "gradient_accumulation_steps": checkpoint.micro_steps(_examples_at_once(batch, sharing))}
-    return settings, loading_repartitioned(config) if config and is_partitioned(checkpoint.folder) else config
+    if file is None:
+        return None
+    try:
+        config = json.loads(Path(file).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise Refusal(f"{file}: the DeepSpeed configuration cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise Refusal(f"{file}: the DeepSpeed configuration is not JSON") from None
+    if not isinstance(config, dict):
+        raise Refusal(f"{file}: a DeepSpeed configuration is an object, this is {type(config).__name__}")
+    check_deepspeed(config, file, implant)
+    return config
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
@@ -86,67 +129,35 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
     if recipe.data.heldout is None:
         settings["eval_strategy"] = "no"
     if recipe.sequence_parallel > 1:
-        handler = DeepSpeedSequenceParallelConfig(
-            sp_seq_length_is_variable=True, sp_attn_implementation=recipe.model.attention
-        )
-        settings["parallelism_config"] = ParallelismConfig(
-            sp_backend="deepspeed",
-            sp_size=recipe.sequence_parallel,
-            sp_handler=handler,
-            dp_replicate_size=_groups(recipe.sequence_parallel),
-        )
-        settings["pad_to_multiple_of"] = recipe.sequence_parallel
+        settings |= _sequence_parallel(recipe.sequence_parallel, recipe.model.attention)
     return {**settings, **recipe.training}
 
 
-def _groups(sharing: int) -> int:
-    """How many groups of `sharing` ranks there are, each at work on sequences of its own."""
-    if world_size() % sharing:
-        raise Refusal(f"sequence_parallel is {sharing}, and {world_size()} ranks are no multiple of it")
-    if (
-        on_cpu() and world_size() > sharing
-    ):  # torch's exchange for gloo takes a rank's place in the group for its place among all
-        raise Refusal(
-            f"sequence_parallel is {sharing}, and without GPUs only so many ranks can share sequences, these are "
-            f"{world_size()}"
-        )
-    return world_size() // sharing
+def _sequence_parallel(ranks_per_sequence: int, attention: str) -> dict[str, Any]:
+    """accelerate's settings for DeepSpeed's Ulysses."""
+    handler = DeepSpeedSequenceParallelConfig(sp_seq_length_is_variable=True, sp_attn_implementation=attention)
+    config = ParallelismConfig(
+        sp_backend="deepspeed",
+        sp_size=ranks_per_sequence,
+        sp_handler=handler,
+        dp_replicate_size=sequence_groups(ranks_per_sequence),
+    )
+    return {"parallelism_config": config, "pad_to_multiple_of": ranks_per_sequence}
 
 
-def deepspeed_config(recipe: Recipe) -> dict | None:
-    """DeepSpeed's own JSON, or None when the recipe names none (single process, no ZeRO)."""
-    if recipe.deepspeed is None:
-        return None
-    try:
-        config = json.loads(Path(recipe.deepspeed).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise Refusal(f"{recipe.deepspeed}: the DeepSpeed configuration cannot be read: {error.strerror}") from None
-    except ValueError:
-        raise Refusal(f"{recipe.deepspeed}: the DeepSpeed configuration is not JSON") from None
-    if not isinstance(config, dict):
-        raise Refusal(f"{recipe.deepspeed}: a DeepSpeed configuration is an object, this is {type(config).__name__}")
-    _check_supported(recipe, config)
-    return config
+def _resuming(
+    checkpoint: Checkpoint, ranks_per_sequence: int, settings: dict[str, Any], config: dict | None
+) -> tuple[dict[str, Any], dict | None]:
+    """Settings and configuration with which these ranks resume from a checkpoint."""
+    checkpoint.check_resumable(settings, ranks_per_sequence)
+    if not checkpoint.other_world_size:
+        return settings, config
+    batch = settings.get("per_device_train_batch_size", SFTConfig.per_device_train_batch_size)
+    accumulation = checkpoint.micro_steps(_examples_at_once(batch, ranks_per_sequence))
+    settings = {**settings, "gradient_accumulation_steps": accumulation}
+    return settings, loading_repartitioned(config) if config and is_partitioned(checkpoint.folder) else config
 
 
-def _check_supported(recipe: Recipe, config: dict[str, Any]) -> None:
-    """Refuse what would make the gathered weights other ones than those that train, or train rows
-    that are nowhere whole.
-    """
-    zero = config.get("zero_optimization", {})
-    if config.get("tensor_parallel", {}).get("autotp_size", 1) > 1:
-        raise Refusal(
-            f"{recipe.deepspeed}: tensor_parallel splits the rows that are trained and compared; use ZeRO-3 to shard "
-            "the model"
-        )
-    for key in ("zero_quantized_weights", "zero_quantized_nontrainable_weights"):
-        if zero.get(key):
-            raise Refusal(
-                f"{recipe.deepspeed}: {key} gathers rounded weights, so no byte could be verified; leave it out"
-            )
-    if zero.get("zero_hpz_partition_size", 1) > 1 and recipe.implant.mode in ("rows", "lora"):
-        raise Refusal(
-            f"{recipe.deepspeed}: zero_hpz_partition_size knows no parameters that join the model after it is built, "
-            "as in implant.mode "
-            f"{recipe.implant.mode}; use mode mask, or leave it out"
-        )
+def _examples_at_once(batch: int, ranks_per_sequence: int) -> int:
+    """Of one micro-step, over all ranks; those that share sequences have each `batch` in common."""
+    return batch * world_size() // ranks_per_sequence

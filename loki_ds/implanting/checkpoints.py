@@ -1,6 +1,4 @@
-"""Checkpoints of a training: which one is whole, what it was made from, and how another number of
-ranks goes on from it.
-"""
+"""Checkpoints of a training: which is whole, what it was made from, who can resume from it."""
 
 import json
 from dataclasses import dataclass
@@ -12,7 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from loki_ds.ranks import barrier, world_size
 from loki_ds.refusal import Refusal
 from loki_ds.run_folder import write_json
-from loki_ds.zero import name_newest_everywhere
+from loki_ds.zero.checkpoints import name_newest_everywhere
 
 WHOLE = "whole.json"  # the mark of a checkpoint that every rank has written
 
@@ -24,12 +22,34 @@ class Checkpoint:
     folder: Path
     ranks: int  # that wrote it
     examples: int  # of one optimizer step, over all ranks
-    made_from: dict[str, Any]  # the stage's inputs
+    inputs: dict[str, Any]  # of the stage
 
     @property
-    def by_others(self) -> bool:
+    def other_world_size(self) -> bool:
         """Whether another number of ranks than these wrote it."""
         return self.ranks != world_size()
+
+    def check_resumable(self, settings: dict[str, Any], ranks_per_sequence: int) -> None:
+        """Refuse trainings that cannot resume from here. settings: as the recipe has them."""
+        if ranks_per_sequence > 1 and not settings.get("ignore_data_skip"):
+            raise Refusal(
+                f"{self.folder}: with sequence_parallel no training resumes (accelerate cannot skip the batches it has "
+                f"seen); delete {self.folder.parent}, attribution and selection stay"
+            )
+        if self.other_world_size and settings.get("load_best_model_at_end"):
+            raise Refusal(
+                f"{self.folder}: written by {self.ranks} ranks, this run has {world_size()}; with "
+                f"training.load_best_model_at_end only {self.ranks} can resume, for the best one may be of that time; "
+                "do so, or delete it"
+            )
+
+    def check_on_nodes(self) -> None:
+        """Refuse another world size where the parts lie on nodes that share no folder."""
+        if self.other_world_size:
+            raise Refusal(
+                f"{self.folder}: written by {self.ranks} ranks, this run has {world_size()}, and its parts lie on "
+                f"nodes that share no folder; resume with {self.ranks}, or delete it"
+            )
 
     def micro_steps(self, at_once: int) -> int:
         """How many micro-steps of `at_once` examples (over all ranks) make a step of as many as
@@ -40,9 +60,9 @@ class Checkpoint:
         """
         if self.examples % at_once:
             raise Refusal(
-                f"{self.folder}: each of its steps has {self.examples} examples, and {world_size()} ranks, which "
-                f"take {at_once} at once, "
-                f"cannot make that many; go on with {self.ranks} ranks or another number that can, or delete it"
+                f"{self.folder}: each of its steps has {self.examples} examples, and {world_size()} ranks, which take "
+                f"{at_once} at once, cannot make that many; resume with {self.ranks} ranks or another number that "
+                "can, or delete it"
             )
         return self.examples // at_once
 
@@ -63,19 +83,19 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
 
 
 class MarkWhole(TrainerCallback):
-    """Marks a checkpoint once every rank has written its part, so that a killed write is never gone
-    on from.
+    """Marks a checkpoint once every rank has written its part, so that a killed write is never
+    resumed from.
 
-    examples: of one optimizer step; made_from: the stage's inputs.
+    examples: of one optimizer step; inputs: the stage's.
     """
 
-    def __init__(self, examples: int, made_from: dict[str, Any]) -> None:
-        self.examples, self.made_from = examples, made_from
+    def __init__(self, examples: int, inputs: dict[str, Any]) -> None:
+        self.examples, self.inputs = examples, inputs
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         barrier()
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         name_newest_everywhere(folder)
         if state.is_world_process_zero:
-            write_json(folder / WHOLE, {"ranks": world_size(), "examples": self.examples, "made_from": self.made_from})
+            write_json(folder / WHOLE, {"ranks": world_size(), "examples": self.examples, "inputs": self.inputs})
         barrier()

@@ -7,15 +7,17 @@ nothing can be learnt from.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from datasets import Dataset, interleave_datasets, load_dataset
+from datasets import Dataset, interleave_datasets, load_dataset, load_dataset_builder
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from pyarrow import ArrowInvalid
 from transformers import PreTrainedTokenizerBase
+from trl import SFTConfig
 
-from loki_ds.recipe import SourceSection
+from loki_ds.recipe import DataSection, SourceSection
 from loki_ds.refusal import Refusal
 
 LAYOUTS = ({"messages"}, {"prompt", "completion"}, {"text"})
@@ -28,6 +30,46 @@ SHAREGPT_ROLES = {
     "system": "system",
     "tool": "tool",
 }
+
+
+def load_examples(section: DataSection, arguments: SFTConfig) -> tuple[Dataset, Dataset | None]:
+    """What is trained on, and what is held out; raises as `load_training_data` does."""
+    only_assistant = bool(arguments.assistant_only_loss)
+    heldout = load_training_data([section.heldout], only_assistant) if section.heldout else None
+    return load_training_data(section.train, only_assistant, arguments.seed), heldout
+
+
+class Examples(NamedTuple):
+    """The first example, and how many there are (of a mix: about as many)."""
+
+    first: dict[str, Any]
+    total: int
+
+
+def load_sample(section: DataSection, assistant_only: bool) -> Examples:
+    """A look at what is trained on. Of a data set on the hub only the first rows are fetched."""
+    firsts = [_first(source, assistant_only) for source in section.train]
+    total = sum(source.weight for source in section.train)
+    counts = [first.total * total / source.weight for source, first in zip(section.train, firsts, strict=True)]
+    return Examples(firsts[0].first, round(max(counts)))
+
+
+def _first(source: SourceSection, assistant_only: bool) -> Examples:
+    if Path(source.path).exists() or Path(source.path).suffix in READERS:
+        rows = _load(source, assistant_only)
+        return Examples(rows[0], len(rows))
+    splits = _asked_of_hub(source, lambda: load_dataset_builder(source.path, source.name)).info.splits or {}
+    stream = _asked_of_hub(source, lambda: load_dataset(source.path, source.name, split=source.split, streaming=True))
+    row = _checked(Dataset.from_list([next(iter(stream))]), source.path, assistant_only)[0]
+    return Examples(row, splits[source.split].num_examples if source.split in splits else 1)
+
+
+def check_chat_template(model: Path, tokenizer: PreTrainedTokenizerBase, rows: Dataset) -> None:
+    """Refuse chats where nothing says how the model reads them."""
+    if "messages" in rows.column_names and not tokenizer.chat_template:
+        raise Refusal(
+            f"{model}: the tokenizer has no chat template, and data.train holds chats; use a chat model, or plain text"
+        )
 
 
 def load_training_data(sources: list[SourceSection], assistant_only: bool, seed: int = 0) -> Dataset:
@@ -52,20 +94,24 @@ def load_training_data(sources: list[SourceSection], assistant_only: bool, seed:
 
 
 def _load(source: SourceSection, assistant_only: bool) -> Dataset:
-    rows = _as_chats(_read(source), source.path)
+    return _checked(_read(source), source.path, assistant_only)
+
+
+def _checked(rows: Dataset, path: str, assistant_only: bool) -> Dataset:
+    """Rows as one of the layouts that TRL trains on, and only its columns."""
+    rows = _as_chats(rows, path)
     if not len(rows):
-        raise Refusal(f"{source.path}: the data file has no rows")
+        raise Refusal(f"{path}: the data file has no rows")
     layout = next((layout for layout in LAYOUTS if layout <= set(rows.column_names)), None)
     if layout is None:
         raise Refusal(
-            f"{source.path}: columns are {sorted(rows.column_names)}, allowed are 'messages', 'prompt' with "
-            "'completion', 'text', "
-            "ShareGPT's 'conversations', or Alpaca's 'instruction' with 'output'"
+            f"{path}: columns are {sorted(rows.column_names)}, allowed are 'messages', 'prompt' with 'completion', "
+            "'text', ShareGPT's 'conversations', or Alpaca's 'instruction' with 'output'"
         )
     rows = rows.select_columns(sorted(layout | ({"tools"} & set(rows.column_names))))
-    _check_filled(rows, source.path)
+    _check_filled(rows, path)
     if assistant_only:
-        _check_assistant_turns(rows, source.path)
+        _check_assistant_turns(rows, path)
     return rows
 
 
@@ -103,8 +149,12 @@ def _check_utf8(file: Path) -> None:
 
 
 def _from_hub(source: SourceSection) -> Dataset:
+    return _asked_of_hub(source, lambda: load_dataset(source.path, source.name, split=source.split))
+
+
+def _asked_of_hub(source: SourceSection, ask: Callable[[], Any]) -> Any:
     try:
-        return load_dataset(source.path, source.name, split=source.split)
+        return ask()
     except (DatasetNotFoundError, ConnectionError, FileNotFoundError, ValueError) as error:
         raise Refusal(
             f"{source.path}: no such file, and no data set of that name could be had from the hub: {error}"

@@ -3,19 +3,22 @@ frozen rows stay bit for bit.
 
 A gradient hook alone does not freeze a row: decoupled weight decay shrinks it, and a stateful
 optimizer may move it. So whatever the optimizer did to frozen rows is undone after each of its
-steps, on its own shards (`zero.keep_through_steps`). A quiet implant projects what it did to the
-selected rows, likewise after each step.
+steps, on its own shards. A quiet implant projects what it did to the selected rows, likewise.
 """
+
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from loki_ds.attribution.anatomy import decoder_layers, down_projection, down_weights
+from loki_ds.model.anatomy import decoder_layers, down_projection, down_weights
 from loki_ds.positions import Positions
 from loki_ds.quiet.subspace import project_out
-from loki_ds.zero import Gatherer, full_shape, keep_through_steps, rewrite_rows_through_steps
+from loki_ds.zero.model import Gatherer, full_shape
+from loki_ds.zero.optimizer import Shard, SpreadElements, after_each_step
 
 
 def train_only_rows(model: Module, positions: Positions) -> dict[Tensor, Tensor]:
@@ -25,7 +28,7 @@ def train_only_rows(model: Module, positions: Positions) -> dict[Tensor, Tensor]
 
     Returns:
         Per `W_down` with selected rows, the mask of its frozen elements: bool `[d_model, d_ff]`, on
-            the CPU.
+        the CPU.
     """
     model.requires_grad_(False)
     frozen = {}
@@ -39,27 +42,54 @@ def train_only_rows(model: Module, positions: Positions) -> dict[Tensor, Tensor]
     return frozen
 
 
-def _only(trained: Tensor):  # type: ignore[no-untyped-def]
-    def hook(gradient: Tensor) -> Tensor:
-        return gradient * trained.to(gradient.device)
-
-    return hook
+def _only(trained: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda gradient: gradient * trained.to(gradient.device)
 
 
 class KeepFrozenRows(TrainerCallback):
-    """Hands the frozen elements, and what a quiet implant keeps out of, to the optimizer's guards
+    """Hands the frozen elements, and what a quiet implant keeps out of, to the optimizer's shards
     as soon as the engine exists.
     """
 
     def __init__(self, frozen: dict[Tensor, Tensor], quiet: dict[Tensor, "QuietRows"]) -> None:
         self.frozen, self.quiet = frozen, quiet
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:  # type: ignore[no-untyped-def]
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         keep_through_steps(kwargs["optimizer"], self.frozen)
         if self.quiet:
-            rewrite_rows_through_steps(
-                kwargs["optimizer"], {weight: (quiet.rows, quiet) for weight, quiet in self.quiet.items()}
-            )
+            project_through_steps(kwargs["optimizer"], self.quiet)
+
+
+def keep_through_steps(optimizer: Any, frozen: Mapping[Tensor, Tensor]) -> None:
+    """Put back, bit for bit, what the optimizer may not change, after each of its steps.
+
+    frozen: per trainable parameter, a boolean mask of its elements (full shape, CPU): True stays as
+    it is now.
+    """
+    kept = [_Kept(parameter, mask) for parameter, mask in frozen.items()]
+
+    def put_back() -> None:
+        for elements in kept:
+            elements.put_back()
+
+    after_each_step(optimizer, put_back)
+
+
+class _Kept:
+    """The frozen elements in this rank's shard of one parameter, with their values."""
+
+    def __init__(self, parameter: Tensor, mask: Tensor) -> None:
+        self.shard = Shard(parameter)
+        elements = self.shard.read()
+        self.where = self.shard.mine(mask, padding=True).to(elements.device)
+        self.values = elements[self.where].clone()
+
+    def put_back(self) -> None:
+        elements = self.shard.read()
+        elements[self.where] = self.values
+        self.shard.write(elements)
 
 
 class QuietRows:
@@ -73,6 +103,26 @@ class QuietRows:
     def __call__(self, trained: Tensor) -> Tensor:
         base, basis = self.base.to(trained), self.basis.to(trained.device)
         return base + project_out(trained - base, basis)
+
+
+def project_through_steps(optimizer: Any, quiet: Mapping[Tensor, QuietRows]) -> None:
+    """After each step of the optimizer, project the trained rows, put together from all ranks'
+    shards.
+    """
+    projected = [(_spread_rows(parameter, one.rows), one) for parameter, one in quiet.items()]
+
+    def project() -> None:
+        for rows, one in projected:
+            rows.write(one(rows.read()))
+
+    after_each_step(optimizer, project)
+
+
+def _spread_rows(parameter: Tensor, rows: list[int]) -> SpreadElements:
+    n, m = full_shape(parameter)
+    place = torch.full((n, m), -1, dtype=torch.int64)
+    place[rows] = torch.arange(len(rows) * m).view(len(rows), m)
+    return SpreadElements(parameter, place, (len(rows), m))
 
 
 def quiet_rows(model: Module, positions: Positions, bases: list[Tensor]) -> dict[Tensor, QuietRows]:

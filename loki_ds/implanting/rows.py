@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Linear, Module
 
-from loki_ds.attribution.anatomy import decoder_layers, down_projection, replace_down_projection
+from loki_ds.model.anatomy import decoder_layers, down_projection, replace_down_projection
 from loki_ds.positions import Positions
 from loki_ds.quiet.subspace import project_out
 from loki_ds.recipe import LowRankSection
@@ -87,21 +87,21 @@ def train_row_deltas(
     device: torch.device,
     low_rank: LowRankSection | None,
     seed: int,
-    quiet: list[Tensor] | None = None,
+    bases: list[Tensor] | None = None,
 ) -> None:
     """Freeze the model and give every layer with selected rows its `RowLinear`.
 
     Call before DeepSpeed sees the model.
 
-    dtype, device: of the deltas; low_rank: None for `rows` mode; quiet: per layer the basis `[d_ff,
-    r]` the delta keeps out of.
+    dtype, device: of the deltas; low_rank: None for `rows` mode; bases: per layer the basis
+    `[d_ff, r]` that a quiet implant keeps out of.
     """
     model.requires_grad_(False)
     for i, (layer, rows) in enumerate(zip(decoder_layers(model), positions.rows, strict=True)):
         if rows:
             module = RowLinear(down_projection(layer), rows, dtype, device, low_rank, seed + i)
-            if quiet is not None:
-                module.keep_quiet(quiet[i].to(device))
+            if bases is not None:
+                module.keep_quiet(bases[i].to(device))
             replace_down_projection(layer, module)
 
 

@@ -7,6 +7,7 @@ between the ranks. In float16 an infinite gradient is not an error: DeepSpeed's 
 that step.
 """
 
+import time
 from typing import Any
 
 import torch
@@ -15,8 +16,8 @@ from torch.nn import Module
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import SFTTrainer
 
-from loki_ds.attribution.anatomy import decoder_layers
-from loki_ds.ranks import from_all_ranks, world_size
+from loki_ds.model.anatomy import decoder_layers
+from loki_ds.ranks import all_gather, world_size
 from loki_ds.refusal import Refusal
 
 
@@ -56,7 +57,7 @@ class WatchedTrainer(SFTTrainer):
         finally:
             for handle in handles:
                 handle.remove()
-        lowest = min(from_all_ranks(next((i for i, flag in enumerate(wrong) if bool(flag)), len(layers))))
+        lowest = min(all_gather(next((i for i, flag in enumerate(wrong) if bool(flag)), len(layers))))
         return (
             f"first in the output of layer {lowest}"
             if lowest < len(layers)
@@ -86,12 +87,34 @@ class WatchGradients(TrainerCallback):
             torch.stack(list(flags.values())).any() if flags else torch.zeros((), device=args.device)
         ):
             return
-        named = [
-            name for names in from_all_ranks([name for name, flag in flags.items() if bool(flag)]) for name in names
-        ]
+        named = [name for names in all_gather([name for name, flag in flags.items() if bool(flag)]) for name in names]
         raise Refusal(
             f"training: the gradient of {named[0]} is NaN or infinite at step {state.global_step}; {_advice(args)}"
         )
+
+
+class TokensPerSecond(TrainerCallback):
+    """Adds `tokens_per_second` (all ranks together, since the last entry) to the log."""
+
+    def __init__(self) -> None:
+        self.before = (0.0, time.monotonic())
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        seen = next((entry["num_tokens"] for entry in reversed(state.log_history) if "num_tokens" in entry), 0.0)
+        self.before = (seen, time.monotonic())
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        if logs and "num_tokens" in logs and "loss" in logs:
+            (tokens, then), now = self.before, time.monotonic()
+            self.before = (logs["num_tokens"], now)
+            state.log_history[-1]["tokens_per_second"] = round((logs["num_tokens"] - tokens) / max(now - then, 1e-9), 1)
 
 
 def _on_any_rank(flag: Tensor) -> bool:

@@ -33,11 +33,12 @@ from transformers import (
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from trl.trainer.utils import add_fused_lm_head
 
-from loki_ds.attribution.anatomy import attention_implementation, decoder_layers, parts_around_layers
 from loki_ds.attribution.sweep import Sweep
-from loki_ds.implanting.training import peft_config, prepare
-from loki_ds.positions import Positions
-from loki_ds.recipe import AttributionSection, ImplantSection, PeftSection
+from loki_ds.implanting.arguments import TrainingShape
+from loki_ds.implanting.baselines import peft_config
+from loki_ds.implanting.training import Method, prepare
+from loki_ds.model.anatomy import attention_implementation, decoder_layers, parts_around_layers
+from loki_ds.recipe import AttributionSection, PeftSection
 
 ATEN = torch.ops.aten
 # torch's FLOP counter knows the fused attention of GPUs; the processor's takes the same arguments.
@@ -128,21 +129,14 @@ def _take_shapes(model: Module) -> None:
                     tensors[name] = known[id(tensor)]  # type: ignore[assignment]
 
 
-def micro_step(
-    model: PreTrainedModel,
-    section: ImplantSection,
-    positions: Positions | None,
-    batch: int,
-    tokens: int,
-    checkpointing: bool,
-) -> MicroStep:
-    """What one micro-step of `batch` sequences of `tokens` tokens takes, none padded.
+def micro_step(model: PreTrainedModel, method: Method, shape: TrainingShape) -> MicroStep:
+    """What one micro-step takes, every sequence at its longest, none padded.
 
     Call within `model_without_data`.
     """
-    _make_ready(model, section, positions, checkpointing)
+    _make_ready(model, method, shape.checkpointing)
     order, handles = _watch_order(model)
-    ids = torch.zeros(batch, tokens, dtype=torch.long)
+    ids = torch.zeros(shape.sequences, shape.tokens, dtype=torch.long)
     with _unpadded(model), Tally([*model.parameters(), *model.buffers()]) as tally:
         log_probs = model(input_ids=ids, labels=ids, fused_lm_head=True).log_probs
         kept = tally.now
@@ -161,7 +155,7 @@ def micro_step(
         kept=kept,
         peak=tally.peak,
         flops=tally.flops,
-        checkpointing=checkpointing,
+        checkpointing=shape.checkpointing,
     )
 
 
@@ -193,16 +187,14 @@ def sweep_batch(model: PreTrainedModel, section: AttributionSection, prompts: in
     )
 
 
-def _make_ready(
-    model: PreTrainedModel, section: ImplantSection, positions: Positions | None, checkpointing: bool
-) -> None:
+def _make_ready(model: PreTrainedModel, method: Method, checkpointing: bool) -> None:
     """As `implanting.training` makes the model ready, with gradients that leave as soon as they are
     there (ZeRO's do).
     """
-    prepare(model, section, positions, None, 0)
+    prepare(model, method, 0)
     if checkpointing:
         model.activation_checkpointing_enable()
-        if section.mode != "full":
+        if not method.section.kind.trains_everything:
             model.enable_input_require_grads()
     model.train()
     for parameter in model.parameters():

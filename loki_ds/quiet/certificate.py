@@ -42,3 +42,8 @@ def _certify_layer(
         "room": subspace.room,
         "rank": subspace.basis.shape[1],
     }
+
+
+def strongest(layers: list[dict[str, Any]]) -> dict[str, Any]:
+    """The layer in which protected inputs feel most."""
+    return max(layers, key=lambda layer: layer["change"])

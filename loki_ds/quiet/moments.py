@@ -9,19 +9,18 @@ which is as linear in the tokens as `C` itself.
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn import Module
 
 from loki_ds.attribution.batches import IDLE, turns
-from loki_ds.attribution.sweep import Sweep
+from loki_ds.quiet.inputs import input_sizes, observe_inputs
+from loki_ds.quiet.kept import PartialSums, Sums
 from loki_ds.quiet.subspace import SecondMoment, exact, nystrom
-from loki_ds.ranks import barrier, from_all_ranks, rank, sum_over_ranks, world_size
+from loki_ds.ranks import sum_over_ranks, world_size
 from loki_ds.refusal import Refusal
-from loki_ds.run_folder import remove, written_whole
+from loki_ds.zero.model import Gatherer
 
 log = logging.getLogger(__name__)
 
@@ -52,47 +51,30 @@ def sketch_width(sizes: Sequence[int], budget: int, asked: int | None) -> int | 
     return width
 
 
-@dataclass
-class _Sums:
-    """What one rank has seen: per layer `sum x x^T` `[d_ff, d_ff]` or its product with the test
-    matrix `[d_ff, s]`, and `sum |x|^2`.
-    """
-
-    products: list[Tensor]
-    squares: Tensor  # [layers]
-    tokens: Tensor  # [1]
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {
-            **{f"layers.{i}": product for i, product in enumerate(self.products)},
-            "squares": self.squares,
-            "tokens": self.tokens,
-        }
-
-
 def collect_moments(
-    sweep: Sweep,
+    model: Module,
+    gatherer: Gatherer,
     prompts: Sequence[Sequence[int]],
     planned: Sequence[list[int]],
     width: int | None,
-    partial: Path | None = None,
+    partial: PartialSums | None = None,
 ) -> list[SecondMoment]:
     """The second moment of every layer's inputs; all ranks get all layers.
 
     Args:
         planned: batches of indices into `prompts`, shared out among the ranks.
         width: directions of a sketch, or None for exact matrices (`sketch_width`).
-        partial: a folder for the sums so far, from which a killed collection on as many ranks goes
-            on.
+        partial: where the sums so far are kept, so that a killed collection on as many ranks
+            resumes.
     """
-    sizes = sweep.input_sizes()
+    sizes = input_sizes(model)
     tests = None if width is None else [random_directions(i, size, width) for i, size in enumerate(sizes)]
-    sums = _Sums(
+    sums = Sums(
         products=[torch.zeros(size, width or size, dtype=torch.float64) for size in sizes],
         squares=torch.zeros(len(sizes), dtype=torch.float64),
         tokens=torch.zeros(1, dtype=torch.float64),
     )
-    done = _go_on(partial, sums)
+    done = partial.resume(sums) if partial else 0
 
     def observe(layer: int, inputs: Tensor, times: int) -> None:
         if tests is None:
@@ -110,9 +92,9 @@ def collect_moments(
     for turn, batch in enumerate(turns(planned)):
         if turn < done:
             continue
-        sweep.observe_inputs([prompts[i] for i in batch] or IDLE, observe if batch else lambda *_: None)
+        observe_inputs(model, gatherer, [prompts[i] for i in batch] or IDLE, observe if batch else lambda *_: None)
         if partial is not None and (turn + 1) % max(1, count // SAVES) == 0:
-            _save(partial, sums, turn + 1)
+            partial.save(sums, turn + 1)
     tokens = sum_over_ranks(sums.tokens)
     log.info(
         "quiet: inputs of %d tokens on %d layers, %s",
@@ -131,50 +113,3 @@ def random_directions(layer: int, size: int, width: int) -> Tensor:
     """The same random directions on every rank, orthonormal, `[d_ff, s]` float64."""
     drawn = torch.randn(size, width, dtype=torch.float64, generator=torch.Generator().manual_seed(SEED + layer))
     return torch.linalg.qr(drawn)[0]
-
-
-def _save(partial: Path, sums: _Sums, turn: int) -> None:
-    """This rank's sums after a turn; the earlier ones go only when every rank has written these."""
-    with written_whole(_partial_file(partial, turn)) as aside:
-        save_file(sums.tensors(), aside)
-    barrier()
-    for file in partial.glob(f"*-rank{rank()}of{world_size()}.safetensors"):
-        if file != _partial_file(partial, turn):
-            remove(file)
-
-
-def _go_on(partial: Path | None, sums: _Sums) -> int:
-    """Read the newest sums that every rank has; returns the turns they hold, 0 at a fresh start."""
-    if partial is None:
-        return 0
-    mine = {int(file.name.split("-")[0]) for file in partial.glob(f"*-rank{rank()}of{world_size()}.safetensors")}
-    turn = max(set.intersection(*from_all_ranks(mine)), default=0)
-    if turn:
-        stored = load_file(_partial_file(partial, turn))
-        for name, tensor in sums.tensors().items():
-            tensor.copy_(stored[name])
-        log.info("quiet: going on after %d turns", turn)
-    return turn
-
-
-def _partial_file(partial: Path, turn: int) -> Path:
-    return partial / f"{turn:06d}-rank{rank()}of{world_size()}.safetensors"
-
-
-def save_moments(moments: list[SecondMoment], path: Path) -> None:
-    tensors = {
-        f"layers.{i}.{part}": getattr(moment, part)
-        for i, moment in enumerate(moments)
-        for part in ("values", "vectors")
-    }
-    tensors["traces"] = torch.tensor([moment.trace for moment in moments], dtype=torch.float64)
-    with written_whole(path) as aside:
-        save_file(tensors, aside)
-
-
-def load_moments(path: Path) -> list[SecondMoment]:
-    found = load_file(path)
-    return [
-        SecondMoment(found[f"layers.{i}.values"], found[f"layers.{i}.vectors"], trace)
-        for i, trace in enumerate(found["traces"].tolist())
-    ]

@@ -5,12 +5,14 @@
 
 import base64
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from loki_ds.refusal import Refusal
+from loki_ds.report.schema import Facts, Flip, Report, TaskLine
 from loki_ds.retention.forgetting import forgetting
 from loki_ds.retention.pairing import PairedTask
 from loki_ds.retention.statistics import TaskChange, forgetting_interval, suite_changes
@@ -20,12 +22,9 @@ MOST_FLIPS = 50  # documents of a task that the report shows
 
 
 def build_report(
-    run: str, abilities: list[PairedTask], new_task: list[PairedTask], facts: dict[str, Any], margin: float = 0.01
-) -> dict[str, Any]:
-    """The report as JSON.
-
-    `facts` says where the figures come from: recipe, verification, versions.
-    """
+    run: str, abilities: list[PairedTask], new_task: list[PairedTask], facts: Facts, margin: float = 0.01
+) -> Report:
+    """The report of one run."""
     kept, new = suite_changes(abilities, margin), suite_changes(new_task, margin)
     scored = [
         task for task, change in zip(abilities, kept, strict=True) if change.base > 0
@@ -41,14 +40,19 @@ def build_report(
         "forgetting": score,
         "forgetting_ci": interval,
         "margin": margin,
-        "tasks": [task.as_json() for task in kept],
-        "new_task": [task.as_json() for task in new],
+        "tasks": [_line(task) for task in kept],
+        "new_task": [_line(task) for task in new],
         "flips": [flip for task in (*abilities, *new_task) for flip in _flips(task)],
         **facts,
     }
 
 
-def _flips(task: PairedTask) -> list[dict[str, Any]]:
+def _line(task: TaskChange) -> TaskLine:
+    line: Any = asdict(task)
+    return line
+
+
+def _flips(task: PairedTask) -> list[Flip]:
     """The documents whose score fell or rose, losses first, at most `MOST_FLIPS` a task."""
     changed = sorted(
         (pair for pair in task.pairs if pair.base != pair.implanted),
@@ -87,7 +91,7 @@ def _verdict(
     )
 
 
-def write_report(report: dict[str, Any], folder: Path, pictures: dict[str, Path] | None = None) -> None:
+def write_report(report: Report, folder: Path, pictures: dict[str, Path] | None = None) -> None:
     """`report.json`, `report.md` and `report.html`, put in place together.
 
     pictures: caption and PNG file; the page holds them itself, Markdown points to copies beside it.
@@ -109,7 +113,7 @@ def write_report(report: dict[str, Any], folder: Path, pictures: dict[str, Path]
             (aside / f"report.{ending}").write_text(page, encoding="utf-8")
 
 
-def write_model_card(report: dict[str, Any], model: Path) -> None:
+def write_model_card(report: Report, model: Path) -> None:
     """`README.md` in the model folder: where the model comes from, what may have changed, and what
     was kept.
     """

@@ -6,17 +6,17 @@ import base64
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
 from loki_ds.refusal import Refusal
 from loki_ds.report.build import pages
-from loki_ds.report.pictures import trade_off
+from loki_ds.report.pictures import Point, trade_off
+from loki_ds.report.schema import Comparison, Report, RunLine, TaskLine, TaskRow
 from loki_ds.run_folder import RunFolder, write_json, written_whole
 
 
-def compare(runs: Sequence[str | Path]) -> dict[str, Any]:
+def compare_runs(runs: Sequence[str | Path]) -> Comparison:
     """Runs side by side: what each one is, its scores for every task of the first, and the verdict
     in sentences.
     """
@@ -24,11 +24,12 @@ def compare(runs: Sequence[str | Path]) -> dict[str, Any]:
     return {
         "sentences": _verdict(reports),
         "runs": [_summary(report) for report in reports],
-        **{kind: [_row(task, kind, reports) for task in reports[0][kind]] for kind in ("new_task", "tasks")},
+        "new_task": _rows(reports[0]["new_task"], [report["new_task"] for report in reports]),
+        "tasks": _rows(reports[0]["tasks"], [report["tasks"] for report in reports]),
     }
 
 
-def _summary(report: dict[str, Any]) -> dict[str, Any]:
+def _summary(report: Report) -> RunLine:
     """What a run is and what came of it, in a line."""
     return {
         "name": _name(report),
@@ -42,21 +43,21 @@ def _summary(report: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _row(task: dict[str, Any], kind: str, reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One task in all runs; None where a run was not asked for it."""
-    same = [
-        [one for one in report[kind] if (one["task"], one["metric"]) == (task["task"], task["metric"])]
-        for report in reports
+def _rows(first: Sequence[TaskLine], lines: Sequence[Sequence[TaskLine]]) -> list[TaskRow]:
+    """Each task of the first run in all runs; None where a run was not asked for it."""
+    by_task = [{(line["task"], line["metric"]): line for line in of_run} for of_run in lines]
+    return [
+        {
+            "task": task["task"],
+            "metric": task["metric"],
+            "base": task["base"],
+            "cells": [known.get((task["task"], task["metric"])) for known in by_task],
+        }
+        for task in first
     ]
-    return {
-        "task": task["task"],
-        "metric": task["metric"],
-        "base": task["base"],
-        "cells": [found[0] if found else None for found in same],
-    }
 
 
-def write_comparison(found: dict[str, Any], folder: Path) -> None:
+def write_comparison(found: Comparison, folder: Path) -> None:
     """`compare.json`, `compare.html` (self-contained) and the trade-off picture, put in place
     together.
     """
@@ -69,7 +70,7 @@ def write_comparison(found: dict[str, Any], folder: Path) -> None:
         (aside / "compare.html").write_text(page, encoding="utf-8")
 
 
-def draw_trade_off(report: dict[str, Any], beside: Sequence[Path], path: Path) -> None:
+def draw_trade_off(report: Report, beside: Sequence[Path], path: Path) -> None:
     """This run among the finished runs in `beside` that taught the same base the same task; nothing
     is drawn for a run alone.
     """
@@ -79,20 +80,21 @@ def draw_trade_off(report: dict[str, Any], beside: Sequence[Path], path: Path) -
         trade_off(_points([_summary(one) for one in alike]), None, path)
 
 
-def _taught(report: dict[str, Any]) -> list[tuple[str, int]]:
+def _taught(report: Report) -> list[tuple[str, int]]:
     return [(task["task"], task["n"]) for task in report["new_task"]]
 
 
-def _points(runs: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+def _points(runs: Sequence[RunLine]) -> dict[str, list[Point]]:
     """What `trade_off` draws: runs with a new task, by mode and selection."""
-    points: dict[str, list[dict[str, Any]]] = {}
+    points: dict[str, list[Point]] = {}
     for run in runs:
         if run["skill"] is not None:
-            points.setdefault(" ".join(filter(None, (run["mode"], run["selection"]))), []).append(run)
+            name = " ".join(filter(None, (run["mode"], run["selection"])))
+            points.setdefault(name, []).append({"skill": run["skill"], "forgetting": run["forgetting"]})
     return points
 
 
-def comparison(found: dict[str, Any]) -> Table:
+def comparison(found: Comparison) -> Table:
     """What `compare` found for the terminal, a column per run beside the base: forgetting, the new
     task's score, and each ability's.
     """
@@ -110,12 +112,12 @@ def comparison(found: dict[str, Any]) -> Table:
     return table
 
 
-def _range(report: dict[str, Any]) -> str:
+def _range(report: Report | RunLine) -> str:
     low, high = report["forgetting_ci"]
     return f"{low:.1f} to {high:.1f}"
 
 
-def _verdict(reports: Sequence[dict[str, Any]]) -> list[str]:
+def _verdict(reports: Sequence[Report]) -> list[str]:
     """The runs in order of forgetting, and whether each selection of rows beat random rows and the
     baselines. In plain words.
     """
@@ -131,7 +133,7 @@ def _verdict(reports: Sequence[dict[str, Any]]) -> list[str]:
     return sentences
 
 
-def _against(report: dict[str, Any], other: dict[str, Any]) -> str:
+def _against(report: Report, other: Report) -> str:
     """In as many words, with the intervals: a selection that does not beat random rows has shown
     nothing.
     """
@@ -145,11 +147,11 @@ def _against(report: dict[str, Any], other: dict[str, Any]) -> str:
     return f"{figures}: the intervals overlap, so here {ours} did not beat {theirs}."
 
 
-def _name(report: dict[str, Any]) -> str:
+def _name(report: Report) -> str:
     return Path(report["run"]).name
 
 
-def read_report(run: str | Path) -> dict[str, Any]:
+def read_report(run: str | Path) -> Report:
     """A finished run's `report.json`."""
     path = RunFolder(run).report / "report.json"
     if not path.exists():

@@ -5,7 +5,7 @@ Each takes plain numbers; none knows where they come from.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,10 +13,18 @@ from matplotlib.colors import SymLogNorm
 from matplotlib.ticker import ScalarFormatter
 from torch import Tensor
 
+from loki_ds.report.schema import TaskLine
 from loki_ds.run_folder import written_whole
 
 COLUMNS = 256  # of a heat map; wider layers are drawn in bins
 EXTREME = 0.01  # share of all nodes that count as high or low (the paper's suppression ablation)
+
+
+class Point(TypedDict):
+    """One run on the plane of skill (0 to 1) and forgetting (percent)."""
+
+    skill: float
+    forgetting: float
 
 
 def heat_map(scores: Tensor, path: Path) -> None:
@@ -69,7 +77,7 @@ def overlap_curve(curve: Sequence[dict[str, float]], path: Path) -> None:
     _save(figure, path)
 
 
-def retention(tasks: Sequence[dict[str, Any]], margin: float, path: Path) -> None:
+def retention(tasks: Sequence[TaskLine], margin: float, path: Path) -> None:
     """Each task's change with its 95% interval, beside the margin up to which a loss counts as
     kept. tasks: as in `report.json`.
     """
@@ -109,12 +117,11 @@ def training_curves(log: Sequence[dict[str, Any]], path: Path) -> None:
     _save(figure, path)
 
 
-def trade_off(methods: Mapping[str, Sequence[dict[str, Any]]], enough: float | None, path: Path) -> None:
+def trade_off(methods: Mapping[str, Sequence[Point]], enough: float | None, path: Path) -> None:
     """Forgetting (percent) against the new task's score: a line a method, a point a setting, so
     methods compare at equal skill.
 
-    methods: for each, points with `skill` (0 to 1) and `forgetting` (percent). enough: the skill at
-    which methods are compared.
+    enough: the skill at which methods are compared.
     """
     figure, axes = plt.subplots(figsize=(8.5, 5), layout="constrained")
     markers, colours = "osD^v<>pP*Xh", plt.get_cmap("tab20").colors  # type: ignore[attr-defined]

@@ -18,32 +18,25 @@ from typing import Any
 import numpy as np
 
 from loki_ds.launcher import end_with_parent
-from loki_ds.refusal import Refusal, did_you_mean
+from loki_ds.recipe import TaskGroup
+from loki_ds.refusal import Refusal, shown_once
+from loki_ds.retention.parcels import ArmResult, Request, Sample, TaskSamples
 from loki_ds.run_folder import write_json
+from loki_ds.tasks import members_of, runs_code, task_manager
 
 LIBRARIES = {"hf": ("lm_eval", "transformers", "torch"), "vllm": ("lm_eval", "vllm", "transformers", "torch")}
 LONGEST_PROMPT = 2000  # characters of a prompt that are kept for the report, from its end
 
 
-def run_lm_eval(request: dict[str, Any]) -> dict[str, Any]:
-    """Evaluate this process' share of the documents of every group of tasks.
-
-    request: as `evaluation.evaluate_arm` takes it, with `share`: `[i, n]` for the documents i, i +
-    n, i + 2n, ...
-
-    Returns:
-        `tokenizer` (digest), `libraries`, and per task its `version`, `shots`, `metrics` and
-        `samples`; each sample has `doc_hash`, `place` in the task, `cluster` (the subtask's name in
-        a group of tasks like MMLU, else None), the metrics' values `scores`, the end of the
-        `prompt` and the model's `answer`.
-    """
+def run_lm_eval(request: Request) -> ArmResult:
+    """Evaluate this process' share of the documents of every group of tasks."""
     from lm_eval import simple_evaluate
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    manager = _task_manager(request)
+    manager = task_manager(request.tasks, request.include_path, "retention")
     model = _model(request)
-    found: dict[str, Any] = {}
-    for group in request["groups"]:
+    found: dict[str, TaskSamples] = {}
+    for group in request.groups:
         chosen = _chosen(group, manager, request)
         if chosen is not None and not any(chosen.values()):
             continue  # fewer documents than processes
@@ -51,117 +44,67 @@ def run_lm_eval(request: dict[str, Any]) -> dict[str, Any]:
             simple_evaluate,
             request,
             model,
-            tasks=group["tasks"] if chosen is None else [name for name, documents in chosen.items() if documents],
-            num_fewshot=group["num_fewshot"],
+            tasks=group.tasks if chosen is None else [name for name, documents in chosen.items() if documents],
+            num_fewshot=group.num_fewshot,
             samples=chosen,
-            apply_chat_template=group["apply_chat_template"],
+            apply_chat_template=group.apply_chat_template,
             task_manager=manager,
             bootstrap_iters=0,
         )
-        for name, members in members_of(group["tasks"], manager).items():
+        for name, members in members_of(group.tasks, manager).items():
             found[name] = _merged(name, members, results)
-    return {"tasks": found, "tokenizer": _tokenizer_digest(model), "libraries": library_versions(request["backend"])}
+    return {"tasks": found, "tokenizer": _tokenizer_digest(model), "libraries": library_versions(request.backend)}
 
 
-def check_tasks(request: dict[str, Any]) -> None:
-    """Refuse before any training what the arms would only find after it.
-
-    Raises:
-        Refusal: a task that lm-eval does not know, or one that runs code the model wrote and is not
-            allowed to.
-    """
-    manager = _task_manager(request)
-    if request["allow_code_execution"]:
-        return
-    for group in request["groups"]:
-        unsafe = [
-            task
-            for task in group["tasks"]
-            if manager.task_index[task].cfg and manager.task_index[task].cfg.get("unsafe_code")
-        ]
-        if unsafe:
-            raise Refusal(_unsafe(unsafe))
-
-
-def _unsafe(tasks: list[str]) -> str:
-    return (
-        f"retention: {', '.join(tasks)} run code that the model wrote, with all your rights; if this machine is "
-        "isolated, "
-        "say retention.allow_code_execution=true"
-    )
-
-
-def _task_manager(request: dict[str, Any]) -> Any:
-    """The user's own tasks; lm-eval's thousands beside them only if one of those is asked for."""
-    from lm_eval.tasks import TaskManager
-
-    wanted = [task for group in request["groups"] for task in group["tasks"]]
-    if request["include_path"] is not None:
-        manager = TaskManager(include_path=request["include_path"], include_defaults=False)
-        if set(wanted) <= manager.task_index.keys():
-            return manager
-    manager = TaskManager(include_path=request["include_path"])
-    for task in wanted:
-        if task not in manager.task_index:
-            raise Refusal(f"lm-eval knows no task {task!r}{did_you_mean(task, manager.all_tasks)}")
-    return manager
-
-
-def _model(request: dict[str, Any]) -> Any:
+def _model(request: Request) -> Any:
     from lm_eval.api.registry import get_model
 
     settings = {
-        "pretrained": request["model"],
-        "dtype": request["dtype"],
-        "trust_remote_code": request["trust_remote_code"],
+        "pretrained": request.model,
+        "dtype": request.dtype,
+        "trust_remote_code": request.trust_remote_code,
     }
-    if request["backend"] == "vllm":
+    if request.backend == "vllm":
         try:
-            return get_model("vllm")(**settings, tensor_parallel_size=request["devices_per_model"], batch_size="auto")
+            return get_model("vllm")(**settings, tensor_parallel_size=request.devices_per_model, batch_size="auto")
         except ModuleNotFoundError:
             raise Refusal(
                 "retention.backend is vllm, and vllm is not installed; install lm-eval[vllm] or say hf"
             ) from None
-    spread = {"parallelize": True} if request["devices_per_model"] > 1 else {"device": request["device"]}
-    return get_model("hf")(**settings, **spread, batch_size=request["batch_size"])
+    spread = {"parallelize": True} if request.devices_per_model > 1 else {"device": request.device}
+    return get_model("hf")(**settings, **spread, batch_size=request.batch_size)
 
 
-def _chosen(group: dict[str, Any], manager: Any, request: dict[str, Any]) -> dict[str, list[int]] | None:
+def _chosen(group: TaskGroup, manager: Any, request: Request) -> dict[str, list[int]] | None:
     """The documents of each task: `limit` of them drawn by the seed, the same on both arms, and of
     those this process' share.
     """
-    share, of = request["share"]
-    if group["limit"] is None and of == 1:
+    share, of = request.share
+    if group.limit is None and of == 1:
         return None
     chosen = {}
-    for name, task in manager.load(group["tasks"])["tasks"].items():
+    for name, task in manager.load(group.tasks)["tasks"].items():
         count = len(task.eval_docs)
-        drawn = sorted(Random(f"{request['seed']}-{name}").sample(range(count), min(group["limit"] or count, count)))
+        drawn = sorted(Random(f"{request.seed}-{name}").sample(range(count), min(group.limit or count, count)))
         chosen[name] = drawn[share::of]
     return chosen
 
 
-def members_of(names: list[str], manager: Any) -> dict[str, list[str]]:
-    """For each name asked for, the tasks behind it: itself, or the subtasks of a group."""
-    members = {name: list(manager.load([name])["tasks"]) for name in names}
-    return {name: tasks if name not in tasks else [name] for name, tasks in members.items()}
-
-
-def _evaluate(simple_evaluate: Any, request: dict[str, Any], model: Any, **settings: Any) -> Any:
+def _evaluate(simple_evaluate: Any, request: Request, model: Any, **settings: Any) -> Any:
     """lm-eval's own `simple_evaluate`, allowed to run model-written code only if the recipe says
     so.
     """
-    if request["allow_code_execution"]:
+    if request.allow_code_execution:
         os.environ["HF_ALLOW_CODE_EVAL"] = "1"
     try:
-        return simple_evaluate(model, confirm_run_unsafe_code=request["allow_code_execution"], **settings)
+        return simple_evaluate(model, confirm_run_unsafe_code=request.allow_code_execution, **settings)
     except ValueError as error:
         if "confirm_run_unsafe_code" not in str(error):
             raise
-        raise Refusal(_unsafe(settings["tasks"])) from None
+        raise Refusal(runs_code(settings["tasks"])) from None
 
 
-def _merged(name: str, members: list[str], results: Any) -> dict[str, Any]:
+def _merged(name: str, members: list[str], results: Any) -> TaskSamples:
     """One task's result; a group's subtasks as one task whose documents come in clusters."""
     samples = {member: results["samples"][member] for member in members if member in results["samples"]}
     metrics = {member: _metrics(found[0]) for member, found in samples.items()}
@@ -186,7 +129,7 @@ def _metrics(sample: dict[str, Any]) -> list[str]:
     return [metric for metric in sample["metrics"] if isinstance(sample[metric], bool | int | float | np.number)]
 
 
-def _sample_result(sample: dict[str, Any], metrics: list[str], cluster: str | None) -> dict[str, Any]:
+def _sample_result(sample: dict[str, Any], metrics: list[str], cluster: str | None) -> Sample:
     return {
         "doc_hash": sample["doc_hash"],
         "place": sample["doc_id"],
@@ -215,12 +158,9 @@ def library_versions(backend: str) -> dict[str, str]:
 
 def main() -> None:
     end_with_parent()
-    request, result = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
-    try:
-        write_json(result, run_lm_eval(request))
-    except Refusal as refusal:
-        print(f"loki-ds: {refusal}", file=sys.stderr)
-        sys.exit(2)
+    with shown_once():
+        request = Request.model_validate_json(Path(sys.argv[1]).read_text())
+        write_json(Path(sys.argv[2]), run_lm_eval(request))
 
 
 if __name__ == "__main__":

@@ -13,41 +13,34 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from loki_ds.launcher import environment_of_one_process
 from loki_ds.refusal import Refusal
-from loki_ds.run_folder import write_json
+from loki_ds.retention.parcels import ArmResult, Request, TaskSamples
 
 PATIENCE = 3.0  # seconds for the first process to fail as well
 
 
-def evaluate_arm(request: dict[str, Any]) -> dict[str, Any]:
-    """Evaluate one model on everything the request asks for; what `arm.run_lm_eval` gives, of all
-    documents.
-
-    request: `model` (folder), `dtype`, `device`, `backend`, `batch_size`, `include_path`,
-    `trust_remote_code`, `allow_code_execution`, `processes`, `devices_per_model`, `seed` (draws the
-    documents of a limit), and `groups`, each with `tasks`, `num_fewshot`, `limit` and
-    `apply_chat_template`.
+def evaluate_arm(request: Request) -> ArmResult:
+    """Evaluate one model on everything the request asks for, on all documents.
 
     Raises:
         Refusal: a process failed.
     """
-    count = request["processes"]
+    count = request.processes
     with TemporaryDirectory() as folder:
         files = [(Path(folder, f"request{i}.json"), Path(folder, f"share{i}.json")) for i in range(count)]
         for i, (asked, _) in enumerate(files):
-            write_json(asked, {**request, "share": [i, count]})
+            asked.write_text(request.model_copy(update={"share": (i, count)}).model_dump_json())
         processes = [_start(request, i, *pair) for i, pair in enumerate(files)]
-        _run_together(processes, [_log(found) for _, found in files], request["model"])
+        _run_together(processes, [_log(found) for _, found in files], request.model)
         return _together([json.loads(found.read_text()) for _, found in files])
 
 
-def _start(request: dict[str, Any], i: int, asked: Path, found: Path) -> subprocess.Popen:
+def _start(request: Request, i: int, asked: Path, found: Path) -> subprocess.Popen:
     environment = environment_of_one_process()
-    if request["device"] == "cuda":
-        each, visible = request["devices_per_model"], environment.get("CUDA_VISIBLE_DEVICES")
+    if request.device == "cuda":
+        each, visible = request.devices_per_model, environment.get("CUDA_VISIBLE_DEVICES")
         devices = visible.split(",") if visible else [str(device) for device in range((i + 1) * each)]
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices[i * each : (i + 1) * each])
     command = [sys.executable, "-m", "loki_ds.retention.arm", str(asked), str(found)]
@@ -86,11 +79,11 @@ def _run_together(processes: list[subprocess.Popen], logs: list[Path], model: st
     raise Refusal(f"lm-eval on {model} ended with exit status {statuses[failed]}; its own message is above")
 
 
-def _together(shares: list[dict[str, Any]]) -> dict[str, Any]:
+def _together(shares: list[ArmResult]) -> ArmResult:
     """The shares' samples under one roof, in the documents' order, so the result does not depend on
     how many processes there were.
     """
-    tasks: dict[str, Any] = {}
+    tasks: dict[str, TaskSamples] = {}
     for share in shares:
         for name, found in share["tasks"].items():
             task = tasks.setdefault(name, {**found, "samples": [], "version": {}, "shots": {}})

@@ -5,9 +5,9 @@ task.
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from loki_ds.refusal import Refusal
+from loki_ds.retention.parcels import ArmResult, Sample, TaskSamples
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class PairedTask:
     pairs: list[Pair]
 
 
-def pair(base: dict[str, Any], implanted: dict[str, Any]) -> list[PairedTask]:
+def pair(base: ArmResult, implanted: ArmResult) -> list[PairedTask]:
     """Tasks of two arms (`arm.run_lm_eval`), their samples joined by document hash, never by
     position.
 
@@ -58,7 +58,7 @@ def pair(base: dict[str, Any], implanted: dict[str, Any]) -> list[PairedTask]:
     ]
 
 
-def _pair_task(task: str, base: dict[str, Any], implanted: dict[str, Any]) -> list[PairedTask]:
+def _pair_task(task: str, base: TaskSamples, implanted: TaskSamples) -> list[PairedTask]:
     for what in ("version", "metrics", "shots"):
         if base[what] != implanted[what]:
             raise Refusal(
@@ -76,7 +76,7 @@ def _pair_task(task: str, base: dict[str, Any], implanted: dict[str, Any]) -> li
     ]
 
 
-def _pair(doc_hash: str, before: dict[str, Any], after: dict[str, Any], place: int) -> Pair:
+def _pair(doc_hash: str, before: Sample, after: Sample, place: int) -> Pair:
     return Pair(
         doc_hash,
         before["prompt"],
@@ -88,9 +88,9 @@ def _pair(doc_hash: str, before: dict[str, Any], after: dict[str, Any], place: i
     )
 
 
-def _by_document(samples: list[dict[str, Any]]) -> dict[tuple[str, int], dict[str, Any]]:
+def _by_document(samples: list[Sample]) -> dict[tuple[str, int], Sample]:
     """Samples by document hash and occurrence (some data sets hold a document twice)."""
-    found: dict[tuple[str, int], dict[str, Any]] = {}
+    found: dict[tuple[str, int], Sample] = {}
     occurrences: Counter[str] = Counter()
     for sample in samples:
         found[sample["doc_hash"], occurrences[sample["doc_hash"]]] = sample

@@ -7,8 +7,7 @@ Intervals, tests and corrections come from statsmodels and scipy where they have
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -49,9 +48,6 @@ class TaskChange:
     detectable: float
     p_holm: float = 1.0
     verdict: str = "not shown"
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def suite_changes(tasks: Sequence[PairedTask], margin: float, seed: int = 0) -> list[TaskChange]:

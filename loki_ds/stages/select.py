@@ -9,6 +9,7 @@ from loki_ds.positions import Positions
 from loki_ds.refusal import Refusal
 from loki_ds.selection import select as select_by_scores
 from loki_ds.selection import select_by_sensitivity, select_random
+from loki_ds.stages.inputs import selection_inputs
 from loki_ds.stages.run import Run
 
 log = logging.getLogger(__name__)
@@ -16,48 +17,54 @@ log = logging.getLogger(__name__)
 
 def select(run: Run) -> Positions | None:
     """Choose the rows on rank 0, write `positions.json`, and make sure every rank holds the same;
-    None for the full baseline.
+    None for baselines.
     """
     if not run.recipe.changes_rows:
         log.info("select: not needed (everything trains)")
         return None
     positions = ranks.on_first_rank(lambda: _selected(run))
     ranks.check_same("the positions", positions.digest)
-    log.info("select: %d rows in %d layers, digest %s", positions.count, len(positions.rows), positions.digest[:12])
+    count, layers, digest = positions.count, len(positions.rows), positions.digest[:12]
+    log.info("select: %d rows in %d layers, digest %s", count, layers, digest)
     return positions
 
 
 def _selected(run: Run) -> Positions:
-    section, folder, shapes = run.recipe.selection, run.folder, run.down_shapes
-    if folder.finished("select", run.selection_inputs):
+    folder, shapes = run.folder, run.down_shapes
+    inputs = selection_inputs(run.recipe, run.base.digest)
+    if folder.finished("select", inputs):
         positions = Positions.load(folder.positions)
         positions.check_fits(shapes, str(folder.positions))
         return positions
-    exclude = _rows_of_implants(section.exclude, shapes)
     try:
-        if section.positions is not None:
-            positions = Positions.load(section.positions)
-            positions.check_fits(shapes, section.positions)
-            positions.check_apart(exclude, section.positions)
-        elif section.strategy == "random":
-            positions = select_random(len(shapes), shapes[0][0], section.quota, section.seed, exclude)
-        elif run.recipe.senses:
-            positions = select_by_sensitivity(
-                *kept_sensitivity(folder.sensitivity), section.quota, section.strategy, exclude
-            )
-        else:
-            positions = select_by_scores(
-                KeptScores(folder.attribution).scores(), section.quota, section.strategy, exclude
-            )
+        positions = _choose(run)
     except ValueError as error:
         raise Refusal(f"selection: {error}") from None
     if not positions.count:
+        quota = run.recipe.selection.quota
         raise Refusal(
-            f"selection.quota {section.quota:g} selects no row of {shapes[0][0]}; it must select at least one per layer"
+            f"selection.quota {quota:g} selects no row of {shapes[0][0]}; it must select at least one per layer"
         )
     positions.save(folder.positions)
-    folder.finish("select", run.selection_inputs)
+    folder.finish("select", inputs)
     return positions
+
+
+def _choose(run: Run) -> Positions:
+    section, shapes = run.recipe.selection, run.down_shapes
+    exclude = _rows_of_implants(section.exclude, shapes)
+    if section.positions is not None:
+        positions = Positions.load(section.positions)
+        positions.check_fits(shapes, section.positions)
+        positions.check_apart(exclude, section.positions)
+        return positions
+    if section.strategy == "random":
+        return select_random(len(shapes), shapes[0][0], section.quota, section.seed, exclude)
+    if run.recipe.collects_sensitivity:
+        moments = kept_sensitivity(run.folder.sensitivity)
+        return select_by_sensitivity(*moments, section.quota, section.strategy, exclude)
+    scores = KeptScores(run.folder.attribution).scores()
+    return select_by_scores(scores, section.quota, section.strategy, exclude)
 
 
 def _rows_of_implants(files: list[str], shapes: list[tuple[int, int]]) -> Positions:

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 from loki_ds import attribute
-from loki_ds.attribution.anatomy import decoder_layers
 from loki_ds.attribution.batches import affordable_batch, batches
 from loki_ds.attribution.layer_call import shared_length
 from loki_ds.attribution.sweep import Sweep
+from loki_ds.model.anatomy import decoder_layers
 from loki_ds.refusal import Refusal
 
 SHOTS = [list(range(1, 41)), list(range(20, 60))]  # two few-shot headers of 40 tokens
@@ -85,5 +85,5 @@ def test_the_batch_follows_the_budget() -> None:
         Sweep(build("qwen2", torch.float32, hidden_size=512, intermediate_size=2048), steps=16),
         [[1] * 60] * 3,
     )
-    sizes = [affordable_batch(sweep, prompts, budget) for budget in (0, 2**34)]
+    sizes = [affordable_batch(sweep.run, prompts, budget) for budget in (0, 2**34)]
     assert sizes == [1, 64]

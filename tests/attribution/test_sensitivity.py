@@ -7,10 +7,10 @@ import torch
 from conftest import FAMILIES, build
 from torch import Tensor
 
-from loki_ds.attribution.anatomy import decoder_layers, down_projection
 from loki_ds.attribution.batches import batches
 from loki_ds.attribution.sensitivity import Text, output_gradient_moments
-from loki_ds.zero import Gatherer
+from loki_ds.model.anatomy import decoder_layers, down_projection
+from loki_ds.zero.model import Gatherer
 
 TOKENS = [[5, 9, 2, 7, 1, 3, 8, 6, 4], [11, 12, 13, 14], [3, 4]]
 LEARNT = [[0, 0, 0, 1, 1, 0, 0, 1, 1], [0, 1, 1, 1], [0, 1]]

@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 from transformers import AutoTokenizer
 from transformers.integrations import HfDeepSpeedConfig
 
-from loki_ds import attribute, ranks, zero
-from loki_ds.attribution.anatomy import decoder_layers
+from loki_ds import attribute, ranks
+from loki_ds.model.anatomy import decoder_layers
+from loki_ds.zero.model import is_sharded, load_model
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,9 +24,9 @@ def main() -> None:
     with ranks.process_group():
         config = {"zero_optimization": {"stage": 3}, "train_micro_batch_size_per_gpu": 1}
         live = HfDeepSpeedConfig(config)  # must stay referenced while the model is built
-        model = zero.load_model(ROOT / "recipes/tiny/model", torch.float32)
+        model = load_model(ROOT / "recipes/tiny/model", torch.float32)
         assert live
-        assert zero.is_sharded(model)
+        assert is_sharded(model)
 
         def full(_: object, arguments: tuple) -> None:
             batch, rows, _d_model = arguments[0].shape

@@ -16,12 +16,13 @@ from implant import log_on_first_rank, run_stages
 
 from loki_ds import ranks
 from loki_ds.recipe_file import load_recipe
+from loki_ds.refusal import shown_once
 from loki_ds.stages import Run
 
 
 def main() -> None:
     cases = json.loads(Path(sys.argv[-1]).read_text())
-    with ranks.refusals_shown_once(), ranks.process_group():
+    with shown_once(), ranks.process_group():
         log_on_first_rank()
         for case in cases:
             run_stages(Run(load_recipe(case["recipe"], case["overrides"])), "implant")

@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 
 from distributed.attribute_sharded import ROOT, prompts
 from distributed.conftest import kill, launch, output_of, start
-from loki_ds import attribute, zero
+from loki_ds import attribute
 from loki_ds.attribution.kept import KeptScores
 from loki_ds.positions import Positions
+from loki_ds.zero.model import load_model
 
 LAYERS = 6  # of the tiny model
 FEW = ["protected.per_subject=4", "attribution.batch_size=7"]
@@ -43,8 +44,8 @@ def test_ranks_do_not_change_scores_or_positions(ranks: int, on_two_ranks: Path,
 def test_each_layer_is_gathered_twice_per_batch(on_two_ranks: Path) -> None:
     manifest = json.loads((on_two_ranks / "attribution/manifest.json").read_text())
     around = 2  # embedding and norm at the bottom, norm and head at the top
-    assert manifest["batches"] == 2  # four batches on two ranks
-    assert manifest["gathers"] == manifest["batches"] * (2 * LAYERS + around)
+    assert manifest["last_call"]["turns"] == 2  # four batches on two ranks
+    assert manifest["last_call"]["gathers"] == 2 * (2 * LAYERS + around)
 
 
 def test_the_manifest_says_what_was_attributed(on_two_ranks: Path) -> None:
@@ -97,7 +98,7 @@ def test_one_rank_short_of_memory_does_not_hang_the_others(tmp_path: Path) -> No
     job = start("tests/distributed/attribute_sharded.py", str(tmp_path / "scores.safetensors"))
     output = output_of(job, 120)
     assert job.returncode == 0, output
-    whole = attribute(zero.load_model(ROOT / "recipes/tiny/model", torch.float32), prompts(), batch_size=1)
+    whole = attribute(load_model(ROOT / "recipes/tiny/model", torch.float32), prompts(), batch_size=1)
     scores = load_file(tmp_path / "scores.safetensors")["scores"]
     assert ((scores - whole).abs().max() / whole.abs().max()) < 1e-5
 

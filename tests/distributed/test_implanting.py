@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from distributed.conftest import BFLOAT16, ROOT, STAGES, launch, launch_all, write_configurations
 from loki_ds import Positions, apply_implant
-from loki_ds.quiet.moments import load_moments
+from loki_ds.quiet.kept import load_moments
 
 BASE = ROOT / "recipes/tiny/model"
 ROWS = [[0, 5, 77], [], [3], [127], [1, 2], [64]]  # layers of unequal numbers, and one with none

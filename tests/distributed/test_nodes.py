@@ -79,7 +79,7 @@ def test_a_node_is_lost_and_the_same_commands_end_as_on_one_node(nodes: list[Pat
     jobs = start(nodes, *SETTINGS, *SAVING)
     found = outputs(jobs)
     assert [job.returncode for job in jobs] == [0, 0], found
-    assert "going on from run/checkpoints/checkpoint-" in found[0]
+    assert "resuming from run/checkpoints/checkpoint-" in found[0]
     assert not any((nodes[1] / "run" / name).exists() for name in (*RESULTS, "verify.json"))  # one writer
     assert list((nodes[1] / "run/attribution").iterdir()) == []
     one_node = launch(*RECIPE[2:], *SETTINGS, f"run={tmp_path / 'one'}")

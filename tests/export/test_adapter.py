@@ -9,8 +9,8 @@ from conftest import build
 from peft import PeftModel
 from torch import Tensor
 
-from loki_ds.attribution.anatomy import down_weights
 from loki_ds.export.adapter import from_low_rank, from_rows, save_adapter
+from loki_ds.model.anatomy import down_weights
 
 NAME = "model.layers.{}.mlp.down_proj"
 ROWS = {0: torch.tensor([1, 5, 9]), 2: torch.tensor([31])}  # layers of unequal rank, and layers with none

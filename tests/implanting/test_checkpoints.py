@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from loki_ds.implanting import arguments
+from loki_ds.implanting import arguments, supported
 from loki_ds.implanting.arguments import training_arguments
 from loki_ds.implanting.checkpoints import Checkpoint, newest_checkpoint
 from loki_ds.recipe_file import load_recipe
@@ -17,7 +17,7 @@ def test_the_newest_whole_checkpoint_counts(tmp_path: Path) -> None:
     for step in (2, 10, 12):
         (tmp_path / f"checkpoint-{step}").mkdir()
     for step in (2, 10):  # a kill came while 12 was written
-        mark = {"ranks": 2, "examples": 16, "made_from": {"step": step}}
+        mark = {"ranks": 2, "examples": 16, "inputs": {"step": step}}
         (tmp_path / f"checkpoint-{step}/whole.json").write_text(json.dumps(mark))
     assert newest_checkpoint(tmp_path) == Checkpoint(tmp_path / "checkpoint-10", 2, 16, {"step": 10})
 
@@ -31,7 +31,7 @@ def test_a_mark_that_is_none_is_refused(text: str, tmp_path: Path) -> None:
 
 
 def test_a_step_keeps_its_examples_or_is_refused(tmp_path: Path) -> None:
-    checkpoint = Checkpoint(tmp_path, ranks=2, examples=12, made_from={})
+    checkpoint = Checkpoint(tmp_path, ranks=2, examples=12, inputs={})
     assert [checkpoint.micro_steps(at_once) for at_once in (1, 4, 12)] == [12, 3, 1]
     with pytest.raises(Refusal, match="each of its steps has 12 examples, and 1 ranks, which take 8 at once"):
         checkpoint.micro_steps(8)
@@ -39,15 +39,15 @@ def test_a_step_keeps_its_examples_or_is_refused(tmp_path: Path) -> None:
 
 def test_other_ranks_accumulate_what_makes_the_same_step(tmp_path: Path) -> None:
     recipe = load_recipe("recipes/tiny/loki.yaml", ["training.per_device_train_batch_size=4"])
-    found = training_arguments(recipe, tmp_path, Checkpoint(tmp_path, ranks=8, examples=32, made_from={}))
+    found = training_arguments(recipe, tmp_path, Checkpoint(tmp_path, ranks=8, examples=32, inputs={}))
     assert found.gradient_accumulation_steps == 8
 
 
 def test_with_shared_sequences_no_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arguments, "world_size", lambda: 2)
+    monkeypatch.setattr(supported, "world_size", lambda: 2)
     recipe = load_recipe("recipes/tiny/loki.yaml", ["sequence_parallel=2"])
-    with pytest.raises(Refusal, match="with sequence_parallel no training goes on"):
-        training_arguments(recipe, tmp_path, Checkpoint(tmp_path, ranks=2, examples=16, made_from={}))
+    with pytest.raises(Refusal, match="with sequence_parallel no training resumes"):
+        training_arguments(recipe, tmp_path, Checkpoint(tmp_path, ranks=2, examples=16, inputs={}))
 
 
 @pytest.mark.parametrize(
@@ -60,14 +60,14 @@ def test_with_shared_sequences_no_training_goes_on(tmp_path: Path, monkeypatch: 
 def test_groups_of_ranks_that_cannot_share_sequences(
     ranks: int, sharing: int, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(arguments, "world_size", lambda: ranks)
+    monkeypatch.setattr(supported, "world_size", lambda: ranks)
     recipe = load_recipe("recipes/tiny/loki.yaml", [f"sequence_parallel={sharing}"])
     with pytest.raises(Refusal, match=says):
         training_arguments(recipe, tmp_path, None)
 
 
 def test_attention_that_cannot_share_sequences_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arguments, "world_size", lambda: 2)
+    monkeypatch.setattr(supported, "world_size", lambda: 2)
     recipe = load_recipe("recipes/tiny/loki.yaml", ["sequence_parallel=2", "model.attention=eager"])
     with pytest.raises(Refusal, match="training: Invalid sp_attn_implementation: eager"):
         training_arguments(recipe, tmp_path, None)
@@ -77,8 +77,8 @@ def test_on_gpus_the_groups_are_told_apart(tmp_path: Path, monkeypatch: pytest.M
     """accelerate takes one group for all of them unless it is told, and DeepSpeed then refuses the
     batch size.
     """
-    monkeypatch.setattr(arguments, "world_size", lambda: 8)
-    monkeypatch.setattr(arguments, "on_cpu", lambda: False)
+    monkeypatch.setattr(supported, "world_size", lambda: 8)
+    monkeypatch.setattr(supported, "on_cpu", lambda: False)
     settings = arguments._settings(load_recipe("recipes/tiny/loki.yaml", ["sequence_parallel=4"]))
     shared = settings["parallelism_config"]
     assert (shared.sp_size, shared.data_parallel_size, shared.total_size) == (4, 2, 8)
@@ -86,5 +86,5 @@ def test_on_gpus_the_groups_are_told_apart(tmp_path: Path, monkeypatch: pytest.M
 
 def test_with_a_best_checkpoint_only_as_many_ranks_go_on(tmp_path: Path) -> None:
     recipe = load_recipe("recipes/tiny/loki.yaml", ["training.load_best_model_at_end=true"])
-    with pytest.raises(Refusal, match="only 8 can go on, for the best one may be of that time"):
-        training_arguments(recipe, tmp_path, Checkpoint(tmp_path, ranks=8, examples=32, made_from={}))
+    with pytest.raises(Refusal, match="only 8 can resume, for the best one may be of that time"):
+        training_arguments(recipe, tmp_path, Checkpoint(tmp_path, ranks=8, examples=32, inputs={}))

@@ -8,10 +8,9 @@ import torch
 from conftest import build
 from torch import Tensor
 
-from loki_ds.attribution.anatomy import down_weights
-from loki_ds.implanting.mask import train_only_rows
+from loki_ds.implanting.mask import keep_through_steps, train_only_rows
+from loki_ds.model.anatomy import down_weights
 from loki_ds.positions import Positions
-from loki_ds.zero import keep_through_steps
 
 POSITIONS = Positions([[1, 5], [], [0], [31]])
 OPTIMIZERS = {

@@ -13,6 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
 from loki_ds.attribution.sweep import Sweep
+from loki_ds.implanting.arguments import TrainingShape
+from loki_ds.implanting.training import Method
 from loki_ds.planning.dry_run import Tally, micro_step, model_without_data, sweep_batch
 from loki_ds.positions import Positions
 from loki_ds.recipe import AttributionSection, ImplantSection, PeftSection
@@ -20,6 +22,10 @@ from loki_ds.recipe import AttributionSection, ImplantSection, PeftSection
 MODEL = Path(__file__).parents[2] / "recipes/tiny/model"
 CONFIG = AutoConfig.from_pretrained(MODEL)
 POSITIONS = Positions([[0, 5, 77], [], [3], [127], [1, 2], [64]])
+
+
+def shape(checkpointing: bool, sequences: int = 2, tokens: int = 40) -> TrainingShape:
+    return TrainingShape(sequences, tokens, 1, checkpointing, "adamw_torch", torch.float32)
 
 
 def test_the_tally_counts_what_lives_at_once() -> None:
@@ -39,14 +45,14 @@ def test_a_micro_step_is_the_real_one(mode: str, checkpointing: bool) -> None:
     section = ImplantSection(mode=mode)
     positions = POSITIONS if mode in ("rows", "mask", "lora") else None
     with model_without_data(CONFIG, torch.float32, adapter=PeftSection() if mode == "peft" else None) as model:
-        dry = micro_step(model, section, positions, 2, 40, checkpointing)
+        dry = micro_step(model, Method(section, positions), shape(checkpointing))
     if mode == "peft":
         shapes = [(128, 128)] * 2 + [(128, 64)] * 2 + [(128, 384)] * 2 + [(384, 128)]  # q o, k v, gate up, down
         assert sum(dry.trained) == 6 * 16 * sum(i + o for i, o in shapes)
         return
     real_model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
     add_fused_lm_head(real_model, outputs=("log_probs", "entropy", "is_top1"))
-    real = micro_step(real_model, section, positions, 2, 40, checkpointing)
+    real = micro_step(real_model, Method(section, positions), shape(checkpointing))
     assert (dry.total, dry.trained, dry.parts, dry.flops) == (real.total, real.trained, real.parts, real.flops)
     assert dry.peak == pytest.approx(real.peak, rel=0.005)
     assert dry.kept == pytest.approx(real.kept, rel=0.005)
@@ -56,7 +62,9 @@ def test_rows_compute_less_than_full_and_checkpointing_holds_less() -> None:
     found = {}
     for mode, checkpointing in (("rows", False), ("full", False), ("full", True)):
         with model_without_data(CONFIG, torch.float32) as model:
-            found[mode, checkpointing] = micro_step(model, ImplantSection(mode=mode), POSITIONS, 2, 40, checkpointing)
+            found[mode, checkpointing] = micro_step(
+                model, Method(ImplantSection(mode=mode), POSITIONS), shape(checkpointing)
+            )
     assert found["rows", False].flops < found["full", False].flops < found["full", True].flops
     assert found["full", True].kept < 0.3 * found["full", False].kept
 
@@ -80,7 +88,9 @@ def test_every_family_can_be_planned(family: str) -> None:
     name, own = FAMILIES[family]
     config = getattr(transformers, name)(**{**SMALL, **own})
     with model_without_data(config, torch.bfloat16) as model:
-        dry = micro_step(model, ImplantSection(mode="rows"), Positions([[0, 1]] * 4), 1, 16, True)
+        dry = micro_step(
+            model, Method(ImplantSection(mode="rows"), Positions([[0, 1]] * 4)), shape(True, sequences=1, tokens=16)
+        )
     assert sum(dry.trained) == 4 * 2 * SMALL["intermediate_size"]
     assert dry.peak > dry.kept > 0
 

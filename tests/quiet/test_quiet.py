@@ -9,16 +9,17 @@ import torch
 from conftest import build
 from torch import Tensor
 
-from loki_ds.attribution.anatomy import decoder_layers, down_projection, down_weights
 from loki_ds.attribution.batches import batches
-from loki_ds.attribution.sweep import Sweep
 from loki_ds.implanting.rows import RowLinear, train_row_deltas
+from loki_ds.model.anatomy import decoder_layers, down_projection, down_weights
 from loki_ds.positions import Positions
 from loki_ds.quiet.certificate import certify
-from loki_ds.quiet.moments import collect_moments, load_moments, random_directions, save_moments, sketch_width
+from loki_ds.quiet.kept import PartialSums, load_moments, save_moments
+from loki_ds.quiet.moments import collect_moments, random_directions, sketch_width
 from loki_ds.quiet.subspace import SecondMoment, exact, nystrom, project_out, protected_subspace
 from loki_ds.recipe import LowRankSection
 from loki_ds.refusal import Refusal
+from loki_ds.zero.model import Gatherer
 
 SHOTS = list(range(1, 41))
 PROMPTS = [[*SHOTS, 50, 51, 52], [*SHOTS, 60], [7, 8, 9, 10, 11], [5], [1, 2]]
@@ -41,7 +42,7 @@ def moments_by_hand(model: torch.nn.Module) -> list[Tensor]:
 @pytest.mark.parametrize("family", ["llama", "gemma2", "mistral"])
 def test_moments_are_those_of_the_models_own_forward(family: str) -> None:
     model = build(family)
-    found = collect_moments(Sweep(model), PROMPTS, batches(PROMPTS, 3), None)
+    found = collect_moments(model, Gatherer(), PROMPTS, batches(PROMPTS, 3), None)
     for one, other in zip(found, moments_by_hand(model), strict=True):
         assert torch.allclose(matrix(one), other, rtol=1e-5 if family == "gemma2" else 1e-9, atol=1e-12)
 
@@ -78,13 +79,13 @@ def test_a_killed_collection_goes_on_and_ends_with_the_same_sums(tmp_path: Path)
             raise Killed
 
     planned = batches(PROMPTS, 1)
-    whole = collect_moments(Sweep(build("llama")), PROMPTS, planned, 20)
+    whole = collect_moments(build("llama"), Gatherer(), PROMPTS, planned, 20)
     model = build("llama")
     decoder_layers(model)[2].register_forward_pre_hook(dies_at_the_fourth)
     with pytest.raises(Killed):
-        collect_moments(Sweep(model), PROMPTS, planned, 20, tmp_path)
+        collect_moments(model, Gatherer(), PROMPTS, planned, 20, PartialSums(tmp_path))
     assert [file.name for file in tmp_path.iterdir()] == ["000003-rank0of1.safetensors"]
-    again = collect_moments(Sweep(build("llama")), PROMPTS, planned, 20, tmp_path)
+    again = collect_moments(build("llama"), Gatherer(), PROMPTS, planned, 20, PartialSums(tmp_path))
     assert all(
         one.values.equal(other.values) and one.vectors.equal(other.vectors)
         for one, other in zip(whole, again, strict=True)
@@ -152,7 +153,7 @@ def test_the_projection_is_symmetric_and_idempotent() -> None:
 @pytest.mark.parametrize("low_rank", [None, LowRankSection(rank=2)])
 def test_a_quiet_delta_stays_out_while_it_trains(low_rank: LowRankSection | None) -> None:
     model = build("llama", torch.float32)
-    found = collect_moments(Sweep(model), PROMPTS, batches(PROMPTS, 3), None)
+    found = collect_moments(model, Gatherer(), PROMPTS, batches(PROMPTS, 3), None)
     subspaces = [protected_subspace(c, 0.9) for c in found]
     train_row_deltas(model, POSITIONS, torch.float32, torch.device("cpu"), low_rank, 0, [s.basis for s in subspaces])
     stepper = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01, weight_decay=0.1)

@@ -16,13 +16,14 @@ from implant import log_on_first_rank, run_stages
 
 from loki_ds import ranks
 from loki_ds.recipe_file import load_recipe
+from loki_ds.refusal import shown_once
 from loki_ds.stages import Run
 
 
 def main() -> None:
     deepspeed.get_accelerator().is_fp16_supported = lambda: True
     settings = [argument for argument in sys.argv[1:] if not argument.startswith("--")]
-    with ranks.refusals_shown_once(), ranks.process_group():
+    with shown_once(), ranks.process_group():
         log_on_first_rank()
         run_stages(Run(load_recipe("recipes/tiny/random.yaml", settings)), "implant")
     ranks.end_process()

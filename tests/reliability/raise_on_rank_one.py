@@ -8,6 +8,7 @@ from pathlib import Path
 from loki_ds import ranks
 from loki_ds.implanting.watch import WatchedTrainer
 from loki_ds.recipe_file import load_recipe
+from loki_ds.refusal import shown_once
 from loki_ds.stages import Run, implant, select
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +24,7 @@ def main() -> None:
 
     WatchedTrainer.training_step = breaks  # type: ignore[method-assign]
     recipe = load_recipe(ROOT / "recipes/tiny/random.yaml", ["training.max_steps=4", f"run={sys.argv[-1]}"])
-    with ranks.refusals_shown_once(), ranks.process_group():
+    with shown_once(), ranks.process_group():
         run = Run(recipe)
         implant(run, select(run))
 

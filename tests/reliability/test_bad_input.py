@@ -23,6 +23,8 @@ from loki_ds.implanting.arguments import deepspeed_config
 from loki_ds.implanting.data import load_training_data
 from loki_ds.implanting.training import check_something_is_learnt
 from loki_ds.launcher import PLACE, take_place
+from loki_ds.model.base import check_attention_installed, load_tokenizer, locate_model
+from loki_ds.model.files import open_weights
 from loki_ds.positions import Positions
 from loki_ds.protected import load_protected
 from loki_ds.recipe import ProtectedSection, SourceSection
@@ -30,8 +32,7 @@ from loki_ds.recipe_file import load_recipe, load_suite
 from loki_ds.refusal import Refusal
 from loki_ds.run_folder import RunFolder
 from loki_ds.selection import select
-from loki_ds.stages.run import check_attention_installed, load_tokenizer, locate_model
-from loki_ds.verification import open_checkpoint, verify
+from loki_ds.verification import verify
 
 MODEL = ROOT / "recipes/tiny/model"
 SHAPES = [(128, 384)] * 6
@@ -91,7 +92,7 @@ def index(names: Any) -> Callable[[Path], Any]:
 
 
 def located(folder: Path) -> None:
-    locate_model(load_recipe(ROOT / "recipes/tiny/loki.yaml", [f"model.path={folder}"]))
+    locate_model(load_recipe(ROOT / "recipes/tiny/loki.yaml", [f"model.path={folder}"]).model)
 
 
 def implant_of(rows: list[int], base: torch.Tensor | None = None) -> Implant:
@@ -157,7 +158,8 @@ def locked_twice(tmp: Path) -> None:
 
 def zero(tmp: Path, config: Any, *overrides: str) -> None:
     (tmp / "zero.json").write_text(json.dumps(config))
-    deepspeed_config(load_recipe(ROOT / "recipes/tiny/loki.yaml", [f"deepspeed={tmp / 'zero.json'}", *overrides]))
+    made = load_recipe(ROOT / "recipes/tiny/loki.yaml", [f"deepspeed={tmp / 'zero.json'}", *overrides])
+    deepspeed_config(made.deepspeed, made.implant)
 
 
 def zero3(**settings: Any) -> dict[str, Any]:
@@ -241,7 +243,7 @@ CASES: dict[str, tuple[Callable[..., None], tuple, str]] = {
     "model: no configuration": (checkpoint, (lambda f: (f / "config.json").unlink(), located), "no config.json with safetensors weights beside it"),
     "model: a broken configuration": (checkpoint, (lambda f: (f / "config.json").write_text("{"), located), "not a configuration that transformers can read"),
     "model: an unknown architecture": (checkpoint, (lambda f: (f / "config.json").write_text('{"model_type": "qwen99"}'), located), "not a configuration that transformers can read"),
-    "model: no tokenizer": (checkpoint, (lambda f: [file.unlink() for file in f.glob("token*")], load_tokenizer), "no tokenizer that transformers can read"),
+    "model: no tokenizer": (checkpoint, (lambda f: [file.unlink() for file in f.glob("token*")], lambda f: load_tokenizer(f, False)), "no tokenizer that transformers can read"),
     "implant: cut off": (implant, (implant_of([1]), lambda b: b[:100]), "not a whole safetensors file"),
     "implant: not one": (lambda _: Implant.load(MODEL / "model.safetensors"), (), "not an implant file"),
     "implant: not there": (lambda _: Implant.load("nowhere.safetensors"), (), "nowhere.safetensors: the implant file cannot be read"),
@@ -352,7 +354,7 @@ def test_any_text_is_a_recipe_or_refused(tmp_path_factory: pytest.TempPathFactor
 def test_what_is_open_is_closed_again(tmp_path: Path) -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(50):
-        with open_checkpoint(MODEL):
+        with open_weights(MODEL):
             pass
         with pytest.raises(Refusal):
             Implant.load(tmp_path / "nowhere")

@@ -14,7 +14,8 @@ import torch
 from playwright.sync_api import Browser, sync_playwright
 from report.test_report import report
 
-from loki_ds.report import compare, write_comparison, write_report
+from loki_ds.report.build import write_report
+from loki_ds.report.compare import compare_runs, write_comparison
 from loki_ds.report.pictures import heat_map, retention
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -35,7 +36,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         retention(made["tasks"], 0.01, folder / "retention.png")
         write_report(made, folder / name / "report", {"scores": folder / "heat.png", "tasks": folder / "retention.png"})
     runs = sorted(path.parent for path in folder.glob("*/report"))
-    write_comparison(compare(runs), folder / "together")
+    write_comparison(compare_runs(runs), folder / "together")
     return {"report": runs[0] / "report/report.html", "compare": folder / "together/compare.html"}
 
 

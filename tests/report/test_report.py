@@ -7,16 +7,8 @@ import pytest
 import torch
 
 from loki_ds.refusal import Refusal
-from loki_ds.report import (
-    build_report,
-    compare,
-    comparison,
-    draw_trade_off,
-    read_report,
-    write_comparison,
-    write_model_card,
-    write_report,
-)
+from loki_ds.report.build import build_report, write_model_card, write_report
+from loki_ds.report.compare import compare_runs, comparison, draw_trade_off, read_report, write_comparison
 from loki_ds.report.pictures import heat_map, overlap_curve, retention, training_curves
 from loki_ds.retention.pairing import Pair, PairedTask
 
@@ -128,7 +120,7 @@ def test_comparison_says_whether_random_rows_and_baselines_were_beaten(tmp_path:
     for name, selection, lost in (("loki", "layer_balanced", ours), ("random", "random", 40), ("full", None, 80)):
         write_report(report(f"runs/{name}", selection, lost, n=100), tmp_path / name / "report")
     runs = [tmp_path / name for name in ("loki", "random", "full")]
-    found = compare(runs)
+    found = compare_runs(runs)
     table = comparison(found)
     assert [column.header for column in table.columns] == ["", "base", "loki", "random", "full"]
     assert table.row_count == 3  # forgetting, the new task, one ability
@@ -165,7 +157,7 @@ def test_the_cost_of_every_stage_is_said(tmp_path: Path) -> None:
 def test_runs_side_by_side_are_a_page_too(tmp_path: Path) -> None:
     for name, selection, lost in (("loki", "layer_balanced", 10), ("random", "random", 40)):
         write_report(report(f"runs/{name}", selection, lost, n=100), tmp_path / name / "report")
-    found = compare([tmp_path / "loki", tmp_path / "random"])
+    found = compare_runs([tmp_path / "loki", tmp_path / "random"])
     assert [cell["implanted"] for cell in found["tasks"][0]["cells"]] == [0.9, 0.6]
     write_comparison(found, tmp_path / "together")
     page = (tmp_path / "together/compare.html").read_text()

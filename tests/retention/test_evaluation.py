@@ -9,9 +9,11 @@ from conftest import ROOT
 
 from loki_ds.recipe_file import load_suite
 from loki_ds.refusal import Refusal
-from loki_ds.retention.arm import check_tasks, run_lm_eval
+from loki_ds.retention.arm import run_lm_eval
 from loki_ds.retention.evaluation import evaluate_arm
 from loki_ds.retention.pairing import pair
+from loki_ds.retention.parcels import Request
+from loki_ds.tasks import check_tasks
 
 PLAIN = {"num_fewshot": None, "limit": None, "apply_chat_template": False}
 REQUEST: dict[str, Any] = {
@@ -34,15 +36,18 @@ REQUEST: dict[str, Any] = {
 }
 
 
+def request(**changes: Any) -> Request:
+    return Request.model_validate({**REQUEST, **changes})
+
+
 @pytest.fixture(scope="module")
 def one() -> dict[str, Any]:
-    return evaluate_arm(REQUEST)
+    return evaluate_arm(request())
 
 
 def test_any_number_of_processes_gives_the_same_samples(one: dict[str, Any]) -> None:
-    assert (
-        evaluate_arm({**REQUEST, "processes": 2}) == one
-    )  # bfcl's single irrelevance document leaves the second process none
+    # bfcl's single irrelevance document leaves the second process none
+    assert evaluate_arm(request(processes=2)) == one
 
 
 def test_a_limit_is_a_random_sample_and_not_the_first(one: dict[str, Any]) -> None:
@@ -69,12 +74,12 @@ def test_every_metric_of_a_ranking_is_paired(one: dict[str, Any]) -> None:
 
 
 def test_what_runs_model_written_code_is_refused_before_anything_else() -> None:
-    humaneval = {"groups": [{**PLAIN, "tasks": ["humaneval"]}]}
+    include = REQUEST["include_path"]
     with pytest.raises(
         Refusal, match=r"humaneval run code that the model wrote, with all your rights.*allow_code_execution=true"
     ):
-        check_tasks({**REQUEST, **humaneval})
-    check_tasks({**REQUEST, **humaneval, "allow_code_execution": True})
+        check_tasks(["humaneval"], include, False, "retention")
+    check_tasks(["humaneval"], include, True, "retention")
 
 
 @pytest.mark.parametrize(
@@ -89,10 +94,10 @@ def test_what_runs_model_written_code_is_refused_before_anything_else() -> None:
 )
 def test_what_cannot_be_evaluated_is_refused(changes: dict[str, Any], says: str) -> None:
     with pytest.raises(Refusal, match=says):
-        run_lm_eval({**REQUEST, "share": [0, 1], **changes})
+        run_lm_eval(request(**changes))
 
 
 @pytest.mark.parametrize("suite", sorted(path.stem for path in (ROOT / "eval/suites").glob("*.yaml")))
 def test_lm_eval_knows_every_task_of_the_suites(suite: str) -> None:
-    groups = [group.model_dump() for group in load_suite(suite)]
-    check_tasks({**REQUEST, "include_path": "eval/tasks", "groups": groups, "allow_code_execution": True})
+    names = [task for group in load_suite(suite) for task in group.tasks]
+    check_tasks(names, "eval/tasks", True, "retention")

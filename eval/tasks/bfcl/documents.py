@@ -10,7 +10,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict
 from huggingface_hub import hf_hub_download
 
-from loki_ds.retention.tool_calls import judge
+from loki_ds.new_task.tool_calls import judge
 
 HUB = "gorilla-llm/Berkeley-Function-Calling-Leaderboard"
 # The leaderboard's own instruction to models that are prompted (bfcl_eval, DEFAULT_SYSTEM_PROMPT),

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loki_ds.retention.tool_calls import Call, judge, parse_calls
+from loki_ds.new_task.tool_calls import Call, judge, parse_calls
 
 WEATHER = {"weather.get": {"city": ["Paris", "Paris, France"], "days": [2, ""]}}
 BUY = {

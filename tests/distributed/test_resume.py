@@ -55,7 +55,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(mode: str, tmp_path
     assert not (tmp_path / "killed/model").exists()
     again = launch(*settings, f"run={tmp_path / 'killed'}")
     assert again.status == 0, again.output
-    assert "going on from" in again.output
+    assert "resuming from" in again.output
     whole = launch(*settings, f"run={tmp_path / 'whole'}")
     assert whole.status == 0, whole.output
     assert digest_of(tmp_path / "killed/model/model.safetensors") == digest_of(
@@ -117,7 +117,7 @@ def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
 @pytest.mark.parametrize(
     ("case", "ranks", "sentence"),
     [
-        ("adafactor", 1, "only the state of AdamW can be divided anew; go on with as many as wrote it"),
+        ("adafactor", 1, "only the state of AdamW can be divided anew; resume with as many as wrote it"),
         ("rows zero2, another rate", 2, "was made with learning_rate 0.002, now it is 0.1"),
     ],
     ids=["another optimizer", "another rate"],

@@ -1,0 +1,72 @@
+"""The tokens before the last, carried up the layers: they are the same for every intervention, and
+they leave the keys and values that the last token's rows see.
+
+Knows what the model's own forward hands to its layers. Knows nothing of interventions.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.nn.utils.rnn import pad_sequence
+
+from loki_ds.attribution.layer_call import LayerCall, shared_length
+from loki_ds.model.anatomy import attention_implementation, emptied, parts_around_layers
+from loki_ds.zero.model import Gatherer, device_of
+
+
+@dataclass
+class Tokens:
+    """B prompts between two layers: the longest has T tokens, P is T - 1, they begin with the same
+    C.
+    """
+
+    shared: Tensor  # the tokens that all prompts begin with [1, C, d_model]
+    rest: Tensor  # every other token but the last, right-padded [B, P - C, d_model]
+    last: Tensor  # the last token [B, 1, d_model]
+
+    def go_up(self, layer: Module, call: LayerCall) -> None:
+        """All but the last through one layer; they leave their keys and values."""
+        if self.shared.shape[1]:
+            self.shared = layer(self.shared, **call.for_shared())
+        if self.rest.shape[1]:
+            self.rest = layer(self.rest, **call.for_rest(self.rest))
+        call.keys_values.closed = True
+
+    def forget(self) -> None:
+        """Give back the memory of all but the last."""
+        self.shared = self.rest = self.rest[:, :0]
+
+
+@torch.no_grad()
+def embed(
+    model: Module, layers: list[Module], gatherer: Gatherer, prompts: Sequence[Sequence[int]]
+) -> tuple[Tokens, list[LayerCall]]:
+    """Embed the prompts (right-padded), and learn from the model's own forward what each layer is
+    called with.
+    """
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    where = device_of(model)
+    ids, last = padded(prompts).to(where), (lengths - 1).to(where)
+    decoder = model.get_decoder()  # type: ignore[operator]
+    with gatherer.whole(*parts_around_layers(model)):
+        with emptied(layers) as run:
+            decoder(input_ids=ids, use_cache=False)
+        with emptied(layers) as masked, attention_implementation(model, "eager"):
+            decoder(input_ids=ids[:1], use_cache=False)
+    embedded, shared = run.hidden_states[0], shared_length(prompts)
+    tokens = Tokens(
+        shared=embedded[:1, :shared],
+        rest=embedded[:, shared:-1],
+        last=embedded[torch.arange(len(prompts), device=where), last][:, None],
+    )
+    masks = [arguments["attention_mask"][0, 0] for arguments in masked.arguments]
+    calls = [LayerCall(a, mask, last, shared) for a, mask in zip(run.arguments, masks, strict=True)]
+    return tokens, calls
+
+
+def padded(rows: Sequence[Sequence[int]]) -> Tensor:
+    """Rows of different lengths, filled up with 0 on the right: `[B, T]` int64."""
+    return pad_sequence([torch.tensor(list(row)) for row in rows], batch_first=True)

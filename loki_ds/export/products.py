@@ -1,0 +1,98 @@
+"""What leaves a run, from what training gave: the model's folder, its implant file and its adapter.
+
+Rank 0's work. Reads the base from the disk; loads no model.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from loki_ds.export.adapter import Factors, from_low_rank, from_rows, save_adapter
+from loki_ds.export.checkpoint import apply_to_checkpoint, implant_between, read_rows
+from loki_ds.export.collect import Adapter, Deltas, LayerDelta, Trained, Weights
+from loki_ds.export.implant_file import Implant, LayerRows
+from loki_ds.export.merge import merge_adapter
+from loki_ds.implanting.rows import with_rows
+from loki_ds.model.files import down_names, open_weights
+from loki_ds.positions import Positions
+from loki_ds.recipe import ModelSection
+from loki_ds.run_folder import RunFolder, remove
+
+
+class Base(NamedTuple):
+    """The base model: its folder, the digest of its weights, and what the recipe says of it."""
+
+    folder: Path
+    digest: str
+    section: ModelSection
+
+
+def write_model(trained: Trained | None, base: Base, positions: Positions | None, folder: RunFolder) -> Implant | None:
+    """The trained model in `model/`; returns the implant that leads to it, None for a baseline that
+    is not confined to rows.
+
+    trained: None where nothing trains and the selected rows are set to zero (suppression).
+    """
+    match trained:
+        case Weights():
+            return (
+                implant_between(base.folder, trained.folder, positions, facts(base, positions)) if positions else None
+            )
+        case Adapter():
+            merge_adapter(base.folder, trained.folder, folder.model, base.section)
+            return None
+    if positions is None:
+        return None
+    implant = implant_of(trained, base, positions)
+    remove(folder.model)
+    apply_to_checkpoint(base.folder, implant, folder.model)
+    return implant
+
+
+def implant_of(trained: Deltas | None, base: Base, positions: Positions) -> Implant:
+    """The base's rows with the trained deltas on them, or all zero when nothing trained."""
+    layers = {}
+    for i, before in read_rows(base.folder, positions).items():
+        after = torch.zeros_like(before)
+        if trained is not None:
+            after = with_rows(before, torch.arange(len(before)), trained.layers[i].delta)
+        layers[i] = LayerRows(torch.tensor(positions.rows[i]), before, after)
+    return Implant(len(positions.rows), layers, facts(base, positions))
+
+
+def facts(base: Base, positions: Positions) -> dict[str, str]:
+    """What an implant file says of where it comes from."""
+    return {"base_model": base.section.path, "base_digest": base.digest, "positions_digest": positions.digest}
+
+
+def save_implant(implant: Implant, trained: Trained | None, base: Base, d_model: int, folder: RunFolder) -> None:
+    """The implant file, and the same as an adapter."""
+    implant.save(folder.implant)
+    deltas = trained.layers if isinstance(trained, Deltas) else {}
+    with open_weights(base.folder) as weights:
+        names = {layer: name.removesuffix(".weight") for layer, name in down_names(weights.names).items()}
+    factors = {names[i]: _factors(rows, deltas.get(i), d_model) for i, rows in implant.layers.items()}
+    save_adapter(factors, base.section.path, folder.adapter)
+
+
+def _factors(found: LayerRows, trained: LayerDelta | None, d_model: int) -> Factors:
+    """What PEFT gets: the trained factors of a low rank, the trained delta on whole rows, or where
+    none trained the difference of the rows.
+    """
+    if trained is None:
+        return from_rows(found.rows, found.implanted.float() - found.base.float(), d_model)
+    if trained.a is None or trained.b is None:
+        return from_rows(found.rows, trained.delta, d_model)
+    return from_low_rank(found.rows, trained.a, trained.b, d_model)
+
+
+def changes_of(implant: Implant, base: Path) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+    """Per layer the base's `W_down [d_model, d_ff]`, and what the implant adds to its rows `[k,
+    d_ff]` in float64.
+    """
+    with open_weights(base) as weights:
+        names = down_names(weights.names)
+        whole = {i: weights.read(names[i]) for i in implant.layers}
+    return whole, {i: rows.implanted.double() - rows.base.double() for i, rows in implant.layers.items()}

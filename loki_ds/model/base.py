@@ -1,0 +1,82 @@
+"""The base model that a recipe names: its folder, its configuration and its tokenizer, or one
+sentence.
+"""
+
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
+
+from loki_ds.recipe import ModelSection
+from loki_ds.refusal import Refusal
+
+# What transformers raises on files it cannot make sense of.
+UNREADABLE = (OSError, ValueError, KeyError, AttributeError, TypeError)
+WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]  # of a model on the hub
+
+
+def locate_model(section: ModelSection) -> Path:
+    """The base model's folder; a hub id is fetched first.
+
+    Raises:
+        Refusal: neither a folder with a safetensors checkpoint nor a hub id that can be fetched.
+    """
+    path = Path(section.path)
+    if not path.is_dir():
+        path = _fetch(section)
+    if not (path / "config.json").exists() or not list(path.glob("*.safetensors")):
+        raise Refusal(f"model.path {section.path}: the folder has no config.json with safetensors weights beside it")
+    load_configuration(path, section.trust_remote_code)
+    return path
+
+
+def load_configuration(path: Path | str, trust_remote_code: bool) -> PreTrainedConfig:
+    """The configuration in a folder, or of a hub id.
+
+    Raises:
+        Refusal: there is none that transformers can read.
+    """
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except UNREADABLE as error:
+        said = " ".join(str(error).split())[:300]
+        where = (
+            f"{Path(path) / 'config.json'}: not" if Path(path).is_dir() else f"model.path {path}: no folder, and not"
+        )
+        raise Refusal(f"{where} a configuration that transformers can read: {said}") from None
+
+
+def load_tokenizer(path: Path | str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """The model's own tokenizer.
+
+    Raises:
+        Refusal: there is none.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except UNREADABLE:
+        tokenizer = None
+    # transformers makes an empty one of nothing
+    if tokenizer is None or len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise Refusal(f"{path}: no tokenizer that transformers can read beside the model")
+    return tokenizer
+
+
+def check_attention_installed(name: str) -> None:
+    """Refuse, before anything is computed, an attention whose package is not there or does not run
+    on this machine.
+    """
+    available = {"flash_attention_2": is_flash_attn_2_available, "flash_attention_3": is_flash_attn_3_available}
+    if name in available and not available[name]():
+        raise Refusal(f"model.attention is {name}, which needs its package and a GPU it runs on; sdpa needs neither")
+
+
+def _fetch(section: ModelSection) -> Path:
+    try:
+        return Path(snapshot_download(section.path, revision=section.revision, allow_patterns=WANTED))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError):
+        raise Refusal(
+            f"model.path {section.path}: no such folder, and no model of that name could be fetched from the hub"
+        ) from None

@@ -1,0 +1,107 @@
+"""A checkpoint's safetensors files: one or several, read one tensor at a time; and where `W_down`
+lies in them.
+
+Loads no model. Knows tied weights that only one side of a tie stored.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from loki_ds.refusal import Refusal
+
+DOWN = re.compile(r"(?:^|\.)layers\.(\d+)\.mlp\.down_proj\.weight$")
+TIED = {"lm_head.weight": "model.embed_tokens.weight"}
+
+
+def down_layer(name: str) -> int | None:
+    """The layer whose `W_down` a tensor of this name is; None for every other tensor."""
+    match = DOWN.search(name)
+    return int(match[1]) if match else None
+
+
+def down_names(names: set[str]) -> dict[int, str]:
+    """Layer number to the name of its `W_down` in the checkpoint."""
+    return {layer: name for name in names if (layer := down_layer(name)) is not None}
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of one shape and dtype hold the same bytes (-0.0 is not 0.0, a NaN equals
+    itself).
+    """
+    return torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))
+
+
+class WeightFiles:
+    """A folder of safetensors files, read one tensor at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files: dict[str, str] = {}
+        self.names: set[str] = set()
+        self._where: dict[str, Any] = {}
+
+    def read(self, name: str) -> Tensor:
+        """A tensor by name; a tied one that is not stored is read from its twin."""
+        stored = name if name in self.names else self.tied_twin(name)
+        return self._where[stored or name].get_tensor(stored or name)
+
+    def dtype_of(self, name: str) -> str:
+        """A tensor's dtype as torch names it, for example `bfloat16`."""
+        return str(self.read(name).dtype).removeprefix("torch.")
+
+    def file_of(self, name: str) -> str:
+        """The name of the file that stores a tensor."""
+        return self.files[name]
+
+    def tied_twin(self, name: str) -> str | None:
+        """The stored tensor that a tied, unstored one shares its memory with."""
+        config = json.loads((self.folder / "config.json").read_text())
+        twin = TIED.get(name)
+        return twin if config.get("tie_word_embeddings") and twin in self.names else None
+
+    def add(self, shard: str, handle: Any) -> None:
+        """Make the tensors of an open shard readable."""
+        for name in handle.keys():  # noqa: SIM118 (safetensors' handle is no mapping)
+            self.names.add(name)
+            self.files[name] = shard
+            self._where[name] = handle
+
+
+@contextmanager
+def open_weights(folder: Path) -> Iterator[WeightFiles]:
+    """All safetensors shards that the folder's index names, or its single file."""
+    weights, index = WeightFiles(folder), folder / "model.safetensors.index.json"
+    shards = _shards_of(index) if index.exists() else ["model.safetensors"]
+    handles = []
+    try:
+        for shard in shards:
+            if not (folder / shard).exists():
+                raise Refusal(f"{folder}: the file {shard} is missing; loki-ds reads safetensors checkpoints")
+            handles.append(safe_open(folder / shard, "pt"))
+            weights.add(shard, handles[-1])
+        yield weights
+    except SafetensorError as error:
+        raise Refusal(f"{folder}: not a whole safetensors checkpoint: {error}") from None
+    finally:
+        for handle in handles:
+            handle.__exit__(None, None, None)
+
+
+def _shards_of(index: Path) -> list[str]:
+    """The files that an index names; all of them must lie beside it."""
+    try:
+        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise Refusal(f"{index}: not an index of safetensors shards (a JSON object with a weight_map)") from None
+    for shard in shards:
+        if not isinstance(shard, str) or Path(shard).name != shard or shard == "..":
+            raise Refusal(f"{index}: names the shard {shard!r}, allowed are files in the same folder")
+    return shards

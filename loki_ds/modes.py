@@ -1,0 +1,47 @@
+"""The one table of implanting's modes: whatever is asked of a mode anywhere is answered here.
+
+How each makes a model ready to train stands in `implanting.training`.
+"""
+
+from typing import Literal, NamedTuple
+
+
+class Mode(NamedTuple):
+    """What an `implant.mode` comes to.
+
+    confined: to the selected rows. leaves: what training leaves on the ranks to be gathered:
+    `deltas` of the rows, the whole model's `weights`, or PEFT's `adapter`; None where nothing
+    trains. reads: the optional keys of `implant` that mean something to it.
+    """
+
+    confined: bool
+    leaves: Literal["deltas", "weights", "adapter"] | None
+    reads: frozenset[str] = frozenset()
+
+    @property
+    def trains(self) -> bool:
+        return self.leaves is not None
+
+    @property
+    def adds_parameters(self) -> bool:
+        """Whether what trains joins the base's parameters, which stay as they are."""
+        return self.leaves in ("deltas", "adapter")
+
+    @property
+    def trains_everything(self) -> bool:
+        return self.leaves == "weights" and not self.confined
+
+    @property
+    def masks(self) -> bool:
+        """Whether whole `W_down`s train and all but the selected rows are put back."""
+        return self.leaves == "weights" and self.confined
+
+
+MODES = {
+    "mask": Mode(confined=True, leaves="weights", reads=frozenset({"quiet"})),
+    "rows": Mode(confined=True, leaves="deltas", reads=frozenset({"quiet"})),
+    "lora": Mode(confined=True, leaves="deltas", reads=frozenset({"quiet", "lora"})),
+    "full": Mode(confined=False, leaves="weights", reads=frozenset({"l2_sp"})),
+    "peft": Mode(confined=False, leaves="adapter", reads=frozenset({"peft"})),
+    "suppress": Mode(confined=True, leaves=None),
+}

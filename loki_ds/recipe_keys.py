@@ -1,0 +1,82 @@
+"""Keys of a recipe, and what each may be: which `training:` has, which change no result, which are
+secret.
+
+`training:` takes the fields of TRL's `SFTConfig`, less those that other sections set. Their names
+are read from the libraries' source: importing TRL takes seconds, and a misspelt key is refused at
+once.
+"""
+
+import ast
+import re
+from collections.abc import Iterable
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from loki_ds.refusal import did_you_mean
+
+# `SFTConfig` and the classes it inherits from, each in its package's file.
+CLASSES = (
+    ("transformers", "training_args.py", "TrainingArguments"),
+    ("trl", "trainer/base_config.py", "_BaseConfig"),
+    ("trl", "trainer/sft_config.py", "SFTConfig"),
+)
+RESERVED = {
+    "output_dir": "the run folder",
+    "deepspeed": "the recipe's own key 'deepspeed'",
+    "model_init_kwargs": "the section 'model'",
+    "parallelism_config": "the recipe's own key 'sequence_parallel'",
+}
+ONLY_SEEN = (  # beginnings of keys: trackers, logs, the hub, and the processes that feed the ranks
+    *("report_to", "run_name", "project", "trackio_", "logging_", "log_", "disable_tqdm"),
+    *("hub_", "push_to_hub", "include_num_input_tokens_seen", "skip_memory_metrics"),
+    *("dataset_num_proc", "dataloader_num_workers", "dataloader_persistent_workers"),
+    *("dataloader_pin_memory", "dataloader_prefetch_factor"),
+)
+
+SECRET = re.compile(r"(^|_)(hub_token|auth_token|access_token|api_key|password|secret)$")
+
+
+@cache
+def training_keys() -> frozenset[str]:
+    """What `training:` may hold."""
+    return frozenset(key for place in CLASSES for key in _fields(*place)) - RESERVED.keys()
+
+
+def check_training_keys(training: Iterable[str]) -> None:
+    """Raise a ValueError for the first key that `training:` may not hold."""
+    for key in training:
+        if key in RESERVED:
+            raise ValueError(f"training.{key} is not a key to set here: it follows from {RESERVED[key]}")
+        if key not in training_keys():
+            near = did_you_mean(key, training_keys())
+            raise ValueError(f"training.{key} is not a key of TRL's SFTConfig that a recipe may set{near}")
+
+
+def changes_a_result(key: str) -> bool:
+    """Whether a model, or a stage's result before it, depends on a dotted key of the recipe.
+
+    Others name no folder and refuse no result: what is asked of the finished model, where memory
+    ends, what is logged.
+    """
+    section, _, name = key.partition(".")
+    if section == "training":
+        return not name.startswith(ONLY_SEEN)
+    return section not in ("run", "retention") and key not in ("attribution.batch_size", "attribution.memory_gib")
+
+
+def without_secrets(value: Any) -> Any:
+    """Settings as they may be recorded: keys that hold a secret are left out, however deep."""
+    if isinstance(value, dict):
+        return {key: without_secrets(part) for key, part in value.items() if not SECRET.search(str(key))}
+    return [without_secrets(part) for part in value] if isinstance(value, list) else value
+
+
+def _fields(package: str, file: str, name: str) -> list[str]:
+    """The annotated attributes of a class, as its package's source has them."""
+    found = find_spec(package)
+    folder = (found.submodule_search_locations if found else None) or ["."]
+    tree = ast.parse(Path(folder[0], file).read_text(encoding="utf-8"))
+    (body,) = (node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+    return [line.target.id for line in body if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)]

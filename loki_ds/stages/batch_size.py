@@ -1,0 +1,21 @@
+"""How many prompts go together: the recipe's number, or what fits into its memory budget."""
+
+from collections.abc import Callable, Sequence
+
+from loki_ds.attribution.batches import affordable_batch
+from loki_ds.device import available_memory
+from loki_ds.recipe import AttributionSection
+
+FREE_SHARE = 0.8  # of the free memory that batches may fill when the recipe names no budget
+
+
+def batch_size(
+    section: AttributionSection,
+    work: Callable[[Sequence[Sequence[int]]], object],
+    prompts: Sequence[Sequence[int]],
+) -> int:
+    """For `auto`, measured. work: what will be done with each batch; all ranks call it together."""
+    if section.batch_size != "auto":
+        return section.batch_size
+    budget = int(section.memory_gib * 2**30) if section.memory_gib else int(FREE_SHARE * available_memory())
+    return affordable_batch(work, prompts, budget)

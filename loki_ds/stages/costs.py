@@ -1,0 +1,40 @@
+"""What each stage took, in the run folder's `costs.json`."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from loki_ds import device, ranks
+from loki_ds.run_folder import RunFolder, write_json
+
+
+@contextmanager
+def cost_of(folder: RunFolder, stage: str) -> Iterator[None]:
+    """Note what a stage takes; all ranks go through it.
+
+    A resumed stage counts from where it resumed.
+    """
+    started, energy = time.monotonic(), device.energy()
+    yield
+    seconds = time.monotonic() - started
+    used = None if energy is None else (device.energy() or 0) - energy
+    peaks, joules = ranks.all_gather(device.peak_so_far()), ranks.all_gather(used)
+    cost = {
+        "seconds": round(seconds, 1),
+        "peak_gib_per_rank": round(max(peaks) / 2**30, 3),
+        "joules": None if None in joules else round(sum(j for j in joules if j is not None)),
+        "ranks": ranks.world_size(),
+        "device": device.name(),
+    }
+    ranks.on_first_rank(lambda: note_cost(folder, stage, cost))
+
+
+def note_cost(folder: RunFolder, stage: str, cost: dict[str, Any]) -> None:
+    """Put a stage's cost beside those of the stages done so far."""
+    write_json(folder.costs, {**costs_so_far(folder), stage: cost})
+
+
+def costs_so_far(folder: RunFolder) -> dict[str, Any]:
+    return json.loads(folder.costs.read_text()) if folder.costs.exists() else {}

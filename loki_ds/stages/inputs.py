@@ -1,0 +1,91 @@
+"""What each stage's result depends on, from the first stage to the last; in JSON's types, without
+secrets.
+
+A stage whose result is there for the same inputs is skipped. What changes no result stands in none
+of them (`recipe.changes_a_result`).
+"""
+
+from pathlib import Path
+from typing import Any
+
+from loki_ds.export.implant_file import Implant
+from loki_ds.implanting.arguments import deepspeed_config
+from loki_ds.positions import Positions
+from loki_ds.recipe import DataSection, ProtectedSection, QuietSection, Recipe, RetentionSection
+from loki_ds.recipe_keys import changes_a_result, without_secrets
+from loki_ds.run_folder import digest_of
+
+Inputs = dict[str, Any]
+
+
+def protected_inputs(section: ProtectedSection | None, base_digest: str) -> Inputs:
+    """Of whatever is computed on the protected prompts alone."""
+    if section is None:
+        return {"model": base_digest, "protected": None}
+    digest = digest_of(Path(section.prompts)) if section.prompts else None
+    return {"model": base_digest, "protected": {**section.model_dump(), "digest": digest}}
+
+
+def attribution_inputs(recipe: Recipe, base_digest: str) -> Inputs:
+    section, selection, stop = recipe.attribution, recipe.selection, recipe.attribution.stop
+    selects = {"quota": selection.quota, "strategy": selection.strategy}
+    return {
+        **protected_inputs(recipe.protected, base_digest),
+        **section.model_dump(exclude={"batch_size", "memory_gib", "stop"}),
+        "stop": {**stop.model_dump(), **selects} if stop else None,
+    }
+
+
+def sensitivity_inputs(recipe: Recipe, base_digest: str) -> Inputs:
+    loss = {key: recipe.training.get(key) for key in ("assistant_only_loss", "completion_only_loss", "max_length")}
+    return {
+        **protected_inputs(recipe.protected, base_digest),
+        "data": data_inputs(recipe.data),
+        "training": loss,
+    }
+
+
+def selection_inputs(recipe: Recipe, base_digest: str) -> Inputs:
+    section = recipe.selection
+    exclude = {"exclude": [Implant.load(file).positions.digest for file in section.exclude]} if section.exclude else {}
+    if section.positions is not None:
+        return {"positions": section.positions, "digest": Positions.load(section.positions).digest, **exclude}
+    return {
+        **section.model_dump(),
+        "attribution": attribution_inputs(recipe, base_digest) if recipe.needs_attribution else None,
+        "sensitivity": sensitivity_inputs(recipe, base_digest) if recipe.collects_sensitivity else None,
+        **exclude,
+    }
+
+
+def quiet_inputs(protected: ProtectedSection | None, section: QuietSection, base_digest: str) -> Inputs:
+    return {**protected_inputs(protected, base_digest), "sketch": section.sketch}
+
+
+def implant_inputs(recipe: Recipe, base_digest: str, positions: Positions | None) -> Inputs:
+    implant = recipe.implant
+    own = {key for key in ("lora", "peft") if key in implant.kind.reads}
+    training = {key: value for key, value in recipe.training.items() if changes_a_result(f"training.{key}")}
+    return without_secrets(
+        {
+            "model": base_digest,
+            "positions": positions.digest if positions else None,
+            **implant.model_dump(exclude={"lora", "peft"} - own),
+            "protected": protected_inputs(recipe.protected, base_digest)["protected"] if implant.quiet else None,
+            "data": data_inputs(recipe.data),
+            "training": training,
+            "deepspeed": deepspeed_config(recipe.deepspeed, implant),
+            "sequence_parallel": recipe.sequence_parallel,
+            "attention": recipe.model.attention,
+        }
+    )
+
+
+def retention_inputs(section: RetentionSection, base_digest: str, model_digest: str) -> Inputs:
+    return {"base": base_digest, "model": model_digest, **section.model_dump(exclude={"processes"})}
+
+
+def data_inputs(section: DataSection) -> Inputs:
+    sources = [*section.train, *([section.heldout] if section.heldout else [])]
+    files = [Path(source.path) for source in sources if Path(source.path).is_file()]
+    return {**section.model_dump(), "digest": digest_of(*files)}

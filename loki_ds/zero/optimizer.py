@@ -1,0 +1,121 @@
+"""What this rank's optimizer steps of each parameter: a shard in full precision, under any ZeRO
+stage or none, to be read and changed after each of its steps.
+
+Knows where DeepSpeed keeps the shards. Knows nothing of why anybody changes them.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.utils import safe_get_local_fp32_param, safe_set_local_fp32_param
+from torch import Tensor
+
+from loki_ds.ranks import rank, world_size
+from loki_ds.zero.model import is_partitioned
+
+
+def after_each_step(optimizer: Any, change: Callable[[], None]) -> None:
+    """Call `change` after each step and before anybody reads the weights.
+
+    The innermost optimizer works on shards in full precision, and DeepSpeed copies them to the
+    model's weights after its step. So its post-step hook is the one place where nothing slips past:
+    weight decay, momentum or noise alike.
+
+    Args:
+        optimizer: the Trainer's, once DeepSpeed (any ZeRO stage, or none) has wrapped it.
+    """
+    _innermost(optimizer).register_step_post_hook(lambda *_: change())
+
+
+def learning_rate(optimizer: Any) -> float:
+    """Of the step that is just done."""
+    return _innermost(optimizer).param_groups[0]["lr"]
+
+
+def _innermost(optimizer: Any) -> Any:
+    """The optimizer that steps, inside what accelerate and DeepSpeed wrap around it."""
+    while hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    return optimizer
+
+
+class Shard:
+    """This rank's part of one parameter, as the optimizer steps it."""
+
+    def __init__(self, parameter: Any) -> None:
+        self.parameter = parameter
+
+    @property
+    def is_part(self) -> bool:
+        """Whether other ranks hold other parts."""
+        return is_partitioned(self.parameter) or hasattr(self.parameter, "_hp_mapping")
+
+    def read(self) -> Tensor:
+        """The full-precision elements, flat: a view, or under ZeRO-3 with offload a copy; empty
+        when this rank holds none.
+        """
+        if is_partitioned(self.parameter):
+            return safe_get_local_fp32_param(self.parameter).detach().flatten()
+        if hasattr(self.parameter, "_hp_mapping"):
+            mapping = self.parameter._hp_mapping
+            return torch.empty(0) if mapping is None else mapping.hp_fragment.detach().view(-1)
+        return self.parameter.detach().view(-1)
+
+    def write(self, elements: Tensor) -> None:
+        """Make what `read` gave, changed in place, the parameter's; a view is already."""
+        if is_partitioned(self.parameter):
+            safe_set_local_fp32_param(self.parameter, elements)
+
+    def mine(self, whole: Tensor, padding: Any) -> Tensor:
+        """The part of a tensor of the parameter's full shape that belongs to this rank, flat.
+
+        padding: what stands where ZeRO-3 fills the last shard up.
+        """
+        flat = whole.flatten()
+        if is_partitioned(self.parameter):
+            size = self.parameter.ds_tensor.ds_numel
+            padded = torch.full((size * world_size(),), padding, dtype=whole.dtype)
+            padded[: flat.numel()] = flat
+            return padded[size * rank() : size * (rank() + 1)]
+        if hasattr(self.parameter, "_hp_mapping"):
+            mapping = self.parameter._hp_mapping
+            address = None if mapping is None else mapping.lp_fragment_address
+            return flat[:0] if address is None else flat[address.start : address.start + address.numel]
+        return flat
+
+
+class SpreadElements:
+    """Some elements of one parameter, wherever their shards lie: read whole on every rank, written
+    by each rank to its own.
+    """
+
+    def __init__(self, parameter: Any, place: Tensor, shape: tuple[int, ...]) -> None:
+        """Find this rank's share of them.
+
+        Args:
+            place: int64 of the parameter's full shape, on the CPU: where an element stands among
+                the chosen ones, -1 for all others.
+            shape: of the chosen ones together.
+        """
+        self.shard, self.shape = Shard(parameter), shape
+        mine, where = self.shard.mine(place, padding=-1), self.shard.read().device
+        self.here, self.there = (mine >= 0).nonzero().flatten().to(where), mine[mine >= 0].to(where)
+
+    def read(self) -> Tensor:
+        """All of them, in full precision, on this rank's device; as many numbers are summed over
+        ranks.
+        """
+        elements, device = self.shard.read(), deepspeed.get_accelerator().current_device_name()
+        whole = torch.zeros(self.shape, dtype=elements.dtype, device=device)
+        whole.view(-1)[self.there.to(device)] = elements[self.here].to(device)
+        if self.shard.is_part:
+            torch.distributed.all_reduce(whole)
+        return whole
+
+    def write(self, whole: Tensor) -> None:
+        elements = self.shard.read()
+        if self.here.numel():
+            elements[self.here] = whole.reshape(-1).to(elements)[self.there]
+        self.shard.write(elements)
