@@ -13,9 +13,6 @@ from loki_ds.modes import MODES, Mode
 from loki_ds.recipe_keys import check_training_keys
 from loki_ds.strategies import BY_SCORES, BY_SENSITIVITY, Strategy
 
-Rule = Literal["right", "left", "trapezoid", "gauss_legendre"]
-Target = Literal["probability", "logit"]
-
 
 class Section(BaseModel):
     """Part of a recipe: unknown keys and values of another type are refused."""
@@ -60,9 +57,7 @@ class ProtectedSection(Section):
 
 
 class StopSection(Section):
-    """Stop attributing when the rows selected on two halves of the prompts overlap by `overlap`;
-    looked at after every `every` prompts of each subject.
-    """
+    """Stop when the rows of two halves overlap by `overlap`; looked at `every` so many of each."""
 
     overlap: Annotated[float, Field(gt=0, le=1)]
     every: Annotated[int, Field(gt=0)] = 10
@@ -76,8 +71,8 @@ class AttributionSection(Section):
     """
 
     steps: Annotated[int, Field(gt=0)] = 7
-    rule: Rule = "right"
-    target: Target = "probability"
+    rule: Literal["right", "left", "trapezoid", "gauss_legendre"] = "right"
+    target: Literal["probability", "logit"] = "probability"
     multiply_by_value: bool = True
     batch_size: Annotated[int, Field(gt=0)] | Literal["auto"] = "auto"
     memory_gib: Annotated[float, Field(gt=0)] | None = None
@@ -85,9 +80,7 @@ class AttributionSection(Section):
 
 
 class SelectionSection(Section):
-    """Which rows may train: by strategy and quota, or from a positions file; `exclude` names
-    implant files whose rows stay theirs.
-    """
+    """Which rows may train: by strategy, or a file; `exclude` names implants that keep theirs."""
 
     strategy: Strategy = "layer_balanced"
     quota: Annotated[float, Field(gt=0, lt=100)] = 10.0
@@ -97,9 +90,7 @@ class SelectionSection(Section):
 
 
 class LowRankSection(Section):
-    """LoKI*: the rows' delta is `alpha/rank A B`; `init` is how B starts (A starts at zero), as
-    PEFT starts LoRA.
-    """
+    """LoKI*: the rows' delta is `alpha/rank A B`. A starts at zero, B by `init`, as PEFT's LoRA."""
 
     rank: Annotated[int, Field(gt=0)] = 16
     alpha: Annotated[float, Field(gt=0)] = 16.0
@@ -129,10 +120,11 @@ class QuietSection(Section):
 
 
 class ImplantSection(Section):
-    """How the selected rows train (DESIGN 5): `mask`, `rows`, or `lora`, a low rank of them.
+    """How the selected rows train: `mask`, `rows`, or `lora`, a low rank of them.
 
     `full` and `peft` are baselines; `suppress` trains nothing and sets the selected rows to zero
-    (the paper's S-H and S-L).
+    (the paper's S-H and S-L). `early_stopping`: after so many evaluations on held-out examples that
+    are no better than the best (it needs `training.load_best_model_at_end`).
 
     `l2_sp` makes `full` the baseline of that name: after each step the weights go back by
     `learning_rate * l2_sp` of their way.
@@ -165,9 +157,7 @@ class ImplantSection(Section):
 
 
 class SourceSection(Section):
-    """One set of examples: a local JSON, JSON Lines, Parquet or CSV file, or a hub id; `weight` is
-    its share in a mix.
-    """
+    """A local JSON, JSON Lines, Parquet or CSV file, or a hub id; `weight`: its share in a mix."""
 
     path: str
     name: str | None = None

@@ -22,7 +22,7 @@ from loki_ds.refusal import Refusal
 
 
 class RunFolder:
-    """Paths of one run, as DESIGN names them."""
+    """Paths of one run."""
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)

@@ -42,7 +42,7 @@ from loki_ds.planning.estimate import checkpoints, dry_step, dry_sweep, estimate
 from loki_ds.planning.partitioning import Setting, sweep_memory, sweep_traffic
 from loki_ds.recipe_file import load_recipe
 from loki_ds.selection import select_random
-from loki_ds.stages import Run
+from loki_ds.stages.run import Run
 from loki_ds.zero.model import Gatherer
 
 ROOT = Path(__file__).parents[2]

@@ -43,14 +43,6 @@ class Checkpoint:
                 "do so, or delete it"
             )
 
-    def check_on_nodes(self) -> None:
-        """Refuse another world size where the parts lie on nodes that share no folder."""
-        if self.other_world_size:
-            raise Refusal(
-                f"{self.folder}: written by {self.ranks} ranks, this run has {world_size()}, and its parts lie on "
-                f"nodes that share no folder; resume with {self.ranks}, or delete it"
-            )
-
     def micro_steps(self, at_once: int) -> int:
         """How many micro-steps of `at_once` examples (over all ranks) make a step of as many as
         before.
@@ -80,6 +72,22 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
         return Checkpoint(marks[-1].parent, **json.loads(marks[-1].read_text(encoding="utf-8")))
     except (ValueError, TypeError):
         raise Refusal(f"{marks[-1]}: not the mark of a checkpoint; delete {marks[-1].parent}") from None
+
+
+def check_on_nodes(checkpoint: Checkpoint | None, arguments: TrainingArguments, root: Path) -> None:
+    """Nodes that share no run folder must keep all of a checkpoint each, or none could resume from
+    it; another world size cannot at all.
+    """
+    if checkpoint is not None and checkpoint.other_world_size:
+        raise Refusal(
+            f"{checkpoint.folder}: written by {checkpoint.ranks} ranks, this run has {world_size()}, and its parts lie "
+            f"on nodes that share no folder; resume with {checkpoint.ranks}, or delete it"
+        )
+    if arguments.save_strategy != "no" and not arguments.save_on_each_node:
+        raise Refusal(
+            f"{root}: not the same folder on all nodes, so a checkpoint would be in pieces; set "
+            "training.save_on_each_node to true, use a shared file system, or save none (training.save_strategy=no)"
+        )
 
 
 class MarkWhole(TrainerCallback):

@@ -1,7 +1,7 @@
 """`rows` and `lora` mode: `W_down` stays frozen and a delta on the selected rows trains, zero at
 the start.
 
-The layer computes `y = x (W + D on rows S)^T` (DESIGN 5; the paper's LoKI Linear). The rows are put
+The layer computes `y = x (W + D on rows S)^T` (the paper's LoKI Linear). The rows are put
 inside the weight for one product forward and one back, and the gradient is `grad_y[..., S]^T x` for
 the selected rows only; two products and an addition measured slower
 (eval/reports/training_step.md). `lora` is the paper's LoKI*: `D = alpha/r A B`.

@@ -156,11 +156,18 @@ def traffic(step: MicroStep, setting: Setting, width: int, accumulation: int) ->
         return Traffic(trained, 0, trained)
     if setting.stage == 2:
         return Traffic(trained, 0, accumulation * trained)
-    gathers = sum(
-        size * (1 if soon and not (back and step.checkpointing) else 1 + back)
-        for size, soon, back in _reuse(step, setting)
-    )
+    gathers = sum(size * _times(soon, back, step.checkpointing) for size, soon, back in _reuse(step, setting))
     return Traffic(accumulation * width * gathers + small, accumulation * trained, 0)
+
+
+def _times(stays: bool, goes_back: bool, checkpointing: bool) -> int:
+    """How often a module is gathered in a micro-step: for its forward and, unless it stays whole
+    until then, for its backward; a checkpointed one runs forward again in between, so it cannot
+    stay.
+    """
+    if not goes_back or (stays and not checkpointing):
+        return 1
+    return 2
 
 
 def sweep_memory(batch: SweepBatch, setting: Setting, width: int) -> float:

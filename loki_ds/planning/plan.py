@@ -3,12 +3,14 @@ no weights are loaded, and nothing is drawn here.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from loki_ds.attribution.batches import LARGEST
 from loki_ds.attribution.sensitivity import EXAMPLES
@@ -17,7 +19,7 @@ from loki_ds.implanting.data import Examples, load_sample, tokens_and_loss
 from loki_ds.implanting.training import Method
 from loki_ds.model.anatomy import down_shapes
 from loki_ds.model.base import load_configuration, load_tokenizer
-from loki_ds.planning.dry_run import SweepBatch
+from loki_ds.planning.dry_run import MicroStep, SweepBatch
 from loki_ds.planning.estimate import GIB, Training, dry_step, dry_sweep, estimate
 from loki_ds.planning.hardware import USABLE, Gpu
 from loki_ds.planning.partitioning import Setting, sweep_memory, sweep_traffic
@@ -25,7 +27,7 @@ from loki_ds.positions import Positions
 from loki_ds.protected import load_protected
 from loki_ds.quiet.kept import load_moments
 from loki_ds.quiet.subspace import protected_subspace
-from loki_ds.recipe import ProtectedSection, QuietSection, Recipe, SelectionSection
+from loki_ds.recipe import AttributionSection, ProtectedSection, QuietSection, Recipe, SelectionSection
 from loki_ds.refusal import Refusal
 from loki_ds.run_folder import RunFolder
 from loki_ds.selection import rows_per_layer
@@ -108,22 +110,21 @@ def make_plan(recipe: Recipe, gpu: Gpu, ranks: int) -> Plan:
     positions = planned_positions(recipe.selection, shapes) if recipe.changes_rows else None
     deepspeed = deepspeed_config(recipe.deepspeed, recipe.implant)
     setting = Setting.of(deepspeed, ranks, config.get_text_config().hidden_size)
-    stages = list(_stages_before_training(recipe, config, tokenizer, setting, gpu))
-    training, alternatives, example, trainable = None, [], [], None
+    shape = TrainingShape.of(recipe.training, recipe.model.dtype, recipe.sequence_parallel)
+    stages: list[Stage] = []
+    quiet = recipe.implant.quiet
+    if recipe.protected is not None and (recipe.needs_attribution or recipe.collects_sensitivity or quiet):
+        prompts, sweep = _prompts(recipe.protected, tokenizer), partial(dry_sweep, config, recipe.model)
+        passes = Passes(prompts, sweep, recipe.attribution, setting, shape.bytes_per_number, gpu)
+        stages += [passes.attribution()] if recipe.needs_attribution else []
+        stages += [passes.sensitivity(shape.tokens)] if recipe.collects_sensitivity else []
+        stages += [passes.inputs(quiet, shapes)] if quiet else []
+    training, example, alternatives = None, [], []  # type: ignore[var-annotated]
     if mode.trains:
-        shape = TrainingShape.of(recipe.training, recipe.model.dtype, recipe.sequence_parallel)
+        dry = partial(dry_step, config, recipe.model, Method(recipe.implant, positions))
         frozen = 1 - positions.count / (d_model * len(shapes)) if positions and mode.masks else 0.0
-        method = Method(recipe.implant, positions)
-        steps = [dry_step(config, recipe.model, method, replace(shape, checkpointing=twice)) for twice in (False, True)]
-        training = estimate(steps[shape.checkpointing], setting, shape, mode, frozen)
-        alternatives = [
-            Alternative(
-                file, step.checkpointing, estimate(step, Setting.of(other, ranks, d_model), shape, mode, frozen)
-            )
-            for step in steps
-            for file, other in shipped_configurations()
-        ]
-        trainable = positions.count * d_ff if positions and mode.masks else training.trained
+        shipped = shipped_settings(ranks, config.get_text_config().hidden_size)
+        training, alternatives = _trainings(dry, shape, setting, shipped, partial(estimate, mode=mode, frozen=frozen))
         sample = load_sample(recipe.data, bool(recipe.training.get("assistant_only_loss", False)))
         stages += _training_stages(training, shape, shape.steps(recipe.training, sample.total, ranks), gpu)
         example = _marked(sample, tokenizer, recipe.training)
@@ -135,8 +136,8 @@ def make_plan(recipe: Recipe, gpu: Gpu, ranks: int) -> Plan:
         shapes=shapes,
         rows=[len(rows) for rows in positions.rows] if positions else None,
         over_all_layers=recipe.selection.positions is None and recipe.selection.strategy.startswith("global"),
-        trainable=trainable,
-        quiet=_quieted(recipe.implant.quiet, RunFolder(recipe.run), shapes) if recipe.implant.quiet else None,
+        trainable=positions.count * d_ff if positions and mode.masks else training.trained if training else None,
+        quiet=_quieted(quiet, RunFolder(recipe.run), shapes) if quiet else None,
         training=training,
         stages=stages,
         alternatives=alternatives,
@@ -154,8 +155,8 @@ def planned_positions(section: SelectionSection, shapes: list[tuple[int, int]]) 
     return Positions([list(range(rows_per_layer(section.quota, d_model))) for d_model, _ in shapes])
 
 
-def shipped_configurations() -> Iterator[tuple[str, dict]]:
-    """DeepSpeed's configurations beside the recipes: each file and what it says.
+def shipped_settings(ranks: int, hidden_size: int) -> Iterator[tuple[str, Setting]]:
+    """DeepSpeed's configurations beside the recipes: each file and what it means.
 
     Raises:
         Refusal: they are not where they are looked for.
@@ -163,69 +164,82 @@ def shipped_configurations() -> Iterator[tuple[str, dict]]:
     for name in CONFIGS:
         if not Path(name).exists():
             raise Refusal(f"{name}: not found from {Path.cwd()}; type the command in the project's folder")
-        yield name, json.loads(Path(name).read_text(encoding="utf-8"))
+        yield name, Setting.of(json.loads(Path(name).read_text(encoding="utf-8")), ranks, hidden_size)
 
 
 # --- the stages -----------------------------------------------------------------------------------
 
 
-def _stages_before_training(
-    recipe: Recipe, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, setting: Setting, gpu: Gpu
-) -> Iterator[Stage]:
-    """Attribution, sensitivity, and the protected inputs of a quiet implant, as the recipe asks
-    for.
+def _trainings(
+    dry: Callable[[TrainingShape], MicroStep],
+    shape: TrainingShape,
+    setting: Setting,
+    shipped: Iterable[tuple[str, Setting]],
+    estimated: Callable[[MicroStep, Setting, TrainingShape], Training],
+) -> tuple[Training, list[Alternative]]:
+    """The recipe's own setting, and every shipped one with activations kept and computed twice."""
+    steps = [dry(replace(shape, checkpointing=twice)) for twice in (False, True)]
+    others = [
+        Alternative(file, step.checkpointing, estimated(step, other, shape))
+        for step, (file, other) in product(steps, shipped)
+    ]
+    return estimated(steps[shape.checkpointing], setting, shape), others
+
+
+class Passes:
+    """The passes over the protected prompts, each prompt as long as the longest: batches as large
+    as fit, split over the ranks.
     """
-    if recipe.protected is None or not (
-        recipe.needs_attribution or recipe.collects_sensitivity or recipe.implant.quiet
-    ):
-        return
-    prompts = _prompts(recipe.protected, tokenizer)
-    batches = [dry_sweep(config, recipe.model, recipe.attribution, n, prompts.tokens) for n in (1, 2)]
-    width, shapes = TrainingShape.of({}, recipe.model.dtype).bytes_per_number, down_shapes(config)
-    asked = recipe.attribution.batch_size
-    size = asked if isinstance(asked, int) else _affordable(batches, setting, width, gpu)
-    if recipe.needs_attribution:
-        yield _attribution(prompts, size, batches, setting, width, gpu)
-    tokens, moved = prompts.total * prompts.tokens, width * batches[0].gathered * (setting.stage == 3)
-    turns = -(-prompts.total // (max(size, 1) * setting.ranks))
-    if recipe.collects_sensitivity:
-        shape = TrainingShape.of(recipe.training, recipe.model.dtype)
-        both = tokens + EXAMPLES * shape.tokens
-        amount = f"{prompts.total:,} prompts, {EXAMPLES} examples"
-        # forward, forward again with its graph, back to the inputs
-        yield _pass("sensitivity", amount, 3 * FORWARD * batches[0].total * both, 2 * turns * moved, setting, gpu)
-    if recipe.implant.quiet:
-        products = sum(FORWARD * d_ff * (recipe.implant.quiet.sketch or d_ff) for _, d_ff in shapes)
-        flops = tokens * (FORWARD * batches[0].total + products)
-        yield _pass("quiet", f"{prompts.total:,} prompts", flops, turns * moved / 2, setting, gpu)
 
+    def __init__(
+        self,
+        prompts: Prompts,
+        sweep: Callable[[AttributionSection, int, int], SweepBatch],
+        section: AttributionSection,
+        setting: Setting,
+        width: int,
+        gpu: Gpu,
+    ) -> None:
+        """Take the size of a batch that is asked for, or that fits.
 
-def _pass(name: str, amount: str, flops: float, gathered: float, setting: Setting, gpu: Gpu) -> Stage:
-    """A pass over prompts whose FLOPs the ranks share, each of which gathers so many bytes."""
-    of_rank, sent = flops / setting.ranks, gathered * (setting.ranks - 1) / setting.ranks
-    return Stage(name, amount, of_rank, sent, gpu.seconds(of_rank, sent, setting.ranks))
+        sweep: a batch of so many prompts of so many tokens; width: bytes of a number.
+        """
+        self.prompts, self.setting, self.width, self.gpu = prompts, setting, width, gpu
+        self.one, self.two = (sweep(section, n, prompts.tokens) for n in (1, 2))
+        room = USABLE * gpu.memory * GIB - sweep_memory(self.one, setting, width)
+        fits = min(LARGEST, int(room // max(1, self.two.peak - self.one.peak)) + 1)
+        self.size = section.batch_size if isinstance(section.batch_size, int) else fits
+        self.turns = -(-prompts.total // (max(1, self.size) * setting.ranks))
 
+    def attribution(self) -> Stage:
+        if self.size < 1:
+            return Stage("attribute", f"{self.prompts.total:,} prompts: one does not fit", None, None, None)
+        one, two, ranks = self.one, self.two, self.setting.ranks
+        flops = self.turns * (one.flops + (self.size - 1) * (two.flops - one.flops))
+        sent = self.turns * sweep_traffic(one, self.setting, self.width).wire(ranks)
+        assumed = " (assumed)" if self.prompts.assumed else ""
+        amount = f"{self.prompts.total:,} prompts of {self.prompts.tokens:,} tokens{assumed}, {self.size} at once"
+        return Stage("attribute", amount, flops, sent, self.gpu.seconds(flops, sent, ranks))
 
-def _affordable(batches: list[SweepBatch], setting: Setting, width: int, gpu: Gpu) -> int:
-    """Prompts of a batch that fits; below 1 when not even one does."""
-    one, two = batches
-    room = USABLE * gpu.memory * GIB - sweep_memory(one, setting, width)
-    return min(LARGEST, int(room // max(1, two.peak - one.peak)) + 1)
+    def sensitivity(self, tokens: int) -> Stage:
+        """Also over the new task's first examples, of so many tokens: forward, forward again with
+        its graph, back to the inputs.
+        """
+        both = self.prompts.total * self.prompts.tokens + EXAMPLES * tokens
+        amount = f"{self.prompts.total:,} prompts, {EXAMPLES} examples"
+        return self._pass("sensitivity", amount, 3 * FORWARD * self.one.total * both, way=2)
 
+    def inputs(self, section: QuietSection, shapes: list[tuple[int, int]]) -> Stage:
+        """For a quiet implant: forward, and each layer's product of its inputs."""
+        products = sum(FORWARD * d_ff * (section.sketch or d_ff) for _, d_ff in shapes)
+        flops = self.prompts.total * self.prompts.tokens * (FORWARD * self.one.total + products)
+        return self._pass("quiet", f"{self.prompts.total:,} prompts", flops, way=1)
 
-def _attribution(
-    prompts: Prompts, size: int, batches: list[SweepBatch], setting: Setting, width: int, gpu: Gpu
-) -> Stage:
-    """Batches as large as fit, every prompt as long as the longest."""
-    if size < 1:
-        return Stage("attribute", f"{prompts.total:,} prompts: one does not fit", None, None, None)
-    one, two = batches
-    turns = -(-prompts.total // (size * setting.ranks))
-    flops = turns * (one.flops + (size - 1) * (two.flops - one.flops))
-    sent = turns * sweep_traffic(one, setting, width).wire(setting.ranks)
-    assumed = " (assumed)" if prompts.assumed else ""
-    amount = f"{prompts.total:,} prompts of {prompts.tokens:,} tokens{assumed}, {size} at once"
-    return Stage("attribute", amount, flops, sent, gpu.seconds(flops, sent, setting.ranks))
+    def _pass(self, name: str, amount: str, flops: float, way: int) -> Stage:
+        """FLOPs of all ranks together; way: 1 for up the layers, 2 for up and down."""
+        ranks = self.setting.ranks
+        sent = self.turns * way / 2 * sweep_traffic(self.one, self.setting, self.width).wire(ranks)
+        return Stage(name, amount, flops / ranks, sent, self.gpu.seconds(flops / ranks, sent, ranks))
 
 
 def _training_stages(training: Training, shape: TrainingShape, steps: int, gpu: Gpu) -> list[Stage]:

@@ -91,7 +91,7 @@ def _advice(plan: Plan, training: Training) -> Iterator[RenderableType]:
     for file, checkpointing, other in plan.alternatives:
         seconds, fits, twice = other.seconds(plan.gpu), other.fits(plan.gpu), "twice" if checkpointing else ""
         memory = other.memory
-        table.add_row(file, twice, _gib(memory.peak), _gib(memory.host), _step(seconds), "yes" if fits else "no")
+        table.add_row(file, twice, _gib(memory.peak), _gib(memory.host), _time(seconds), "yes" if fits else "no")
         if fits:
             on = str(checkpointing).lower()
             fitting.append((seconds, f"deepspeed={file} training.activation_checkpointing={on}"))
@@ -132,11 +132,7 @@ def _tera(flops: float) -> str:
     return f"{flops / 1e15:,.3g} P" if flops < 1e18 else f"{flops / 1e18:,.3g} E"
 
 
-def _step(seconds: float) -> str:
-    return f"{seconds:.3g} s"
-
-
 def _time(seconds: float) -> str:
     if seconds < 90:
-        return _step(seconds)
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

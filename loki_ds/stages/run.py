@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from loki_ds import device, ranks
 from loki_ds.export.products import Base
 from loki_ds.implanting.arguments import training_arguments
-from loki_ds.implanting.checkpoints import newest_checkpoint
+from loki_ds.implanting.checkpoints import check_on_nodes, newest_checkpoint
 from loki_ds.implanting.data import check_chat_template, load_examples
 from loki_ds.implanting.supported import check_dtype
 from loki_ds.model.anatomy import down_shapes
@@ -48,7 +48,8 @@ class Run:
         self.training_arguments = training_arguments(recipe, self.folder.checkpoints, self.checkpoint)
         check_attention_installed(recipe.model.attention)
         self.shared = SharedFolder(self.folder)
-        self._check_checkpoints_are_found()
+        if not self.shared.by_all:
+            check_on_nodes(self.checkpoint, self.training_arguments, self.folder.root)
         self.base = locate_base(recipe.model)
         ranks.on_first_rank(
             lambda: check_dtype(self.base.folder, recipe.model.dtype, recipe.implant, self.training_arguments)
@@ -93,20 +94,6 @@ class Run:
             return
         work()
         ranks.on_first_rank(lambda: self.folder.finish(stage, inputs))
-
-    def _check_checkpoints_are_found(self) -> None:
-        """Nodes without a shared run folder must keep all of a checkpoint each, or none could
-        resume from it; other ranks cannot at all.
-        """
-        if self.shared.by_all:
-            return
-        if self.checkpoint is not None:
-            self.checkpoint.check_on_nodes()
-        if self.training_arguments.save_strategy != "no" and not self.training_arguments.save_on_each_node:
-            raise Refusal(
-                f"{self.folder.root}: not the same folder on all nodes, so a checkpoint would be in pieces; set "
-                "training.save_on_each_node to true, use a shared file system, or save none (training.save_strategy=no)"
-            )
 
     def _write_recipe(self) -> None:
         """Once: later calls in this folder either find the same inputs or are refused."""
