@@ -9,7 +9,9 @@ from loki_ds import ranks
 from loki_ds.implanting.watch import WatchedTrainer
 from loki_ds.recipe_file import load_recipe
 from loki_ds.refusal import shown_once
-from loki_ds.stages import Run, implant, select
+from loki_ds.stages.implant import implant
+from loki_ds.stages.run import Run
+from loki_ds.stages.select import select
 
 ROOT = Path(__file__).parents[2]
 
