@@ -31,6 +31,7 @@ test: $(READY)  ## lint, types, documentation and all tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 	$(MAKE) docs
 	$(ON_CPU) pytest
 
@@ -48,6 +49,7 @@ lint: $(READY)  ## format and lint in place
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 bench: $(READY)  ## attribution and training step against their baselines, the plan against measurement (about forty minutes on two idle cores)
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) captum

@@ -91,16 +91,19 @@ class _Merged:
         dotted, equals, value = text.partition("=")
         if not equals or not dotted:
             raise Refusal(f"override {text!r}: must be written key=value, for example selection.quota=20")
-        *parents, last = dotted.split(".")
-        section = self.values
-        for parent in parents:
-            section = section.setdefault(parent, {})
-            if not isinstance(section, dict):
-                raise Refusal(f"override {text!r}: {parent} is a single value, not a section")
         try:
-            section[last] = _parsed(value)
+            parsed = _parsed(value)
         except (yaml.YAMLError, RecursionError):
             raise Refusal(f"override {_short(text)!r}: the value {_short(value)!r} is not YAML") from None
+        *parents, last = dotted.split(".")
+        section: Any = self.values
+        for parent in parents:
+            section = _within(section, parent)
+            if not isinstance(section, dict | list):
+                raise Refusal(f"override {text!r}: {parent} is a single value, not a section")
+        if isinstance(section, list) and not (last.isdecimal() and int(last) < len(section)):
+            raise Refusal(f"override {text!r}: {parents[-1]} is a list of {len(section)}, {last} is none of its places")
+        section[int(last) if isinstance(section, list) else last] = parsed
         self._origins[dotted] = f"override {_short(text)!r}"
 
     def origin_of(self, key: str) -> Path | str | None:
@@ -125,6 +128,15 @@ class _Merged:
         if isinstance(value, dict):
             for name, part in value.items():
                 self._note(part, path, f"{key}.{name}")
+
+
+def _within(section: Any, name: str) -> Any:
+    """A part of a section, made where there is none, or one place of a list; None where it cannot
+    be.
+    """
+    if isinstance(section, dict):
+        return section.setdefault(name, {})
+    return section[int(name)] if name.isdecimal() and int(name) < len(section) else None
 
 
 def _name_suite(raw: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ RECIPES = sorted(ROOT.glob("recipes/*/*.yaml"))
 
 
 def test_every_recipe_was_found() -> None:
-    assert len(RECIPES) >= 18
+    assert len(RECIPES) == 33
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -48,6 +48,78 @@ def test_overrides_are_part_of_the_run_folders_name() -> None:
     assert recipe.run == "runs/tiny/loki+selection.quota=20+training.learning_rate=1e-4"
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        "retention.abilities=quick",
+        "retention.margin=0.02",
+        "training.report_to=tensorboard",
+        "training.logging_steps=1",
+        "training.hub_token=hf_secret",
+        "attribution.batch_size=8",
+    ],
+)
+def test_what_changes_no_result_names_no_folder(override: str) -> None:
+    recipe = load_recipe(ROOT / "recipes/tiny/loki.yaml", [override, "selection.quota=20"])
+    assert recipe.run == "runs/tiny/loki+selection.quota=20"
+
+
+def test_one_place_of_a_list_can_be_overridden(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text((ROOT / "recipes/tiny/replay.yaml").read_text())
+    assert load_recipe(path, ["data.train.1.weight=7"]).data.train[1].weight == 7
+    with pytest.raises(Refusal, match="train is a list of 2, 5 is none of its places"):
+        load_recipe(path, ["data.train.5=x"])
+
+
+def write(folder: Path, **files: str) -> None:
+    for name, text in files.items():
+        (folder / f"{name}.yaml").write_text(text)
+
+
+WHOLE = (
+    "model: {path: m}\nretention: {abilities: {tasks: [t]}}\nprotected: {prompts: p}\n"
+    "data: {train: d}\ntraining: {seed: 1, max_steps: 5}\n"
+)
+
+
+def test_a_recipe_stands_on_others_merged_from_left_to_right(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        whole=WHOLE,
+        longer="training: {max_steps: 9, learning_rate: 1e-3}\nselection: {quota: 5}\n",
+        own="base: [whole.yaml, longer.yaml]\nselection: {quota: 7}\nprotected: null\nimplant: {mode: full}\n",
+        above="base: own.yaml\nimplant: {l2_sp: 3.0}\n",
+    )
+    recipe = load_recipe(tmp_path / "above.yaml", ["training.seed=2"])
+    assert recipe.training == {"seed": 2, "max_steps": 9, "learning_rate": 1e-3}
+    assert (recipe.selection.quota, recipe.protected, recipe.implant.mode, recipe.implant.l2_sp) == (7, None, "full", 3)
+    assert recipe.run == f"runs/{tmp_path.name}/above+training.seed=2"
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        ({"own": "base: a.yaml\n", "a": WHOLE.replace("seed", "sed")}, r"a\.yaml: training\.sed is not a key"),
+        ({"own": "base: a.yaml\nselection: {quota: 0}\n", "a": WHOLE}, r"own\.yaml: selection\.quota is 0"),
+        ({"own": "base: a.yaml\n", "a": WHOLE + "implant: {lora: {rnk: 1}}\n"}, r"a\.yaml: implant\.lora\.rnk is not"),
+        ({"own": "base: a.yaml\n", "a": "base: own.yaml\n"}, r"own\.yaml: the key base leads back to this file"),
+        ({"own": "base: nowhere.yaml\n"}, r"nowhere\.yaml: the recipe cannot be read"),
+        ({"own": "base: {a: 1}\n"}, r"own\.yaml: base is .*, allowed is a recipe file or a list of them"),
+        ({"own": "base: a.yaml\n", "a": "- 1\n"}, r"a\.yaml: a recipe is a mapping"),
+    ],
+)
+def test_a_mistake_names_the_file_it_came_from(files: dict[str, str], says: str, tmp_path: Path) -> None:
+    write(tmp_path, **files)
+    with pytest.raises(Refusal, match=says):
+        load_recipe(tmp_path / "own.yaml")
+
+
+def test_an_override_is_named_as_such() -> None:
+    with pytest.raises(Refusal, match=r"^override 'selection\.quota=0': selection\.quota is 0"):
+        load_recipe(ROOT / "recipes/tiny/loki.yaml", ["selection.quota=0"])
+
+
 def test_the_run_folder_can_be_named() -> None:
     assert load_recipe(ROOT / "recipes/tiny/loki.yaml", ["run=/tmp/here"]).run == "/tmp/here"
 
@@ -65,7 +137,10 @@ def test_the_run_folder_can_be_named() -> None:
         ("attribution.steps=1.5", "attribution.steps is 1.5, allowed is a valid integer"),
         ("model.dtype=fp8", "model.dtype is 'fp8', allowed is 'float32', 'bfloat16' or 'float16'"),
         ("training.learning_rat=1", "training.learning_rat is not a key .* did you mean 'learning_rate'?"),
-        ("training.output_dir=x", "training.output_dir is not a key"),
+        ("training.output_dir=x", "training.output_dir is not a key to set here: it follows from the run folder"),
+        ("training.deepspeed=x", "it follows from the recipe's own key 'deepspeed'"),
+        ("base=recipes/tiny/full.yaml", "base is not a key of a recipe"),
+        ("implant={mode: rows, l2_sp: 1.0}", "implant.l2_sp needs implant.mode full, it is rows"),
         ("protected=null", "needs a protected set"),
         ("implant={mode: full, quiet: {}}", "implant.quiet needs implant.mode mask, rows or lora, it is full"),
         ("protected.tasks=[mmlu]", "protected needs one source"),

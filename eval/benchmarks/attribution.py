@@ -14,13 +14,10 @@ every figure says on how many it rests.
 
 import argparse
 import copy
-import json
-import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from importlib.metadata import version
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +34,10 @@ from loki_ds.device import available_memory, on_cpu, peak_memory
 from loki_ds.model.anatomy import decoder_layers, down_projection
 from loki_ds.planning.hardware import this_machines
 
-REPORTS = Path(__file__).parents[1] / "reports"
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from reporting import REPORTS, keep, listed, paragraph, table, where, write
+
 STEPS = 7
 TOGETHER = 4  # prompts that the sweep takes together, as a pass over a protected set does
 SUBJECTS, PER_SUBJECT, SHOTS_TOKENS, QUESTION_TOKENS = 57, 50, 500, 100  # the paper's protected set, five-shot
@@ -62,14 +62,13 @@ def main() -> None:
         print(sweep_peak(model, *arguments.peak_only))
         return
     if arguments.whole_pass:
-        write("attribution_pass", {**where(arguments), **time_whole_pass(model, arguments.subjects)})
+        keep("attribution_pass", {**setting(arguments), **time_whole_pass(model, arguments.subjects)})
         return
-    found = {**where(arguments), "compared": [compare(arguments, model, length) for length in arguments.lengths]}
-    found["cost"] = [
-        cost_of_sweep(arguments, *setting) for setting in ((128, 1.0, 7), (128, 0.5, 7), (128, 1.0, 14), (512, 1.0, 7))
-    ]
-    write("attribution", found)
-    (REPORTS / "attribution.md").write_text(as_markdown(found))
+    found = {**setting(arguments), "compared": [compare(arguments, model, length) for length in arguments.lengths]}
+    settings = ((128, 1.0, 7), (128, 0.5, 7), (128, 1.0, 14), (512, 1.0, 7))
+    found["cost"] = [cost_of_sweep(arguments, *one) for one in settings]
+    keep("attribution", found)
+    write_report(found)
     draw(found)
 
 
@@ -79,14 +78,15 @@ def build(config: Any, dtype: torch.dtype) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(config, dtype=dtype).eval().requires_grad_(False)
 
 
-def where(arguments: argparse.Namespace) -> dict[str, Any]:
-    device = (
-        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
-        if on_cpu()
-        else torch.cuda.get_device_name()
-    )
-    versions = {name: version(name) for name in ("torch", "transformers", "captum")}
-    return {"shape": arguments.shape, "dtype": arguments.dtype, "device": device, "versions": versions}
+def setting(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What is measured, and on what."""
+    made_with = where("torch", "transformers", "captum")
+    return {
+        "shape": arguments.shape,
+        "dtype": arguments.dtype,
+        "device": made_with.pop("device"),
+        "versions": made_with,
+    }
 
 
 # --- the three ways on one prompt -----------------------------------------------------------------
@@ -217,7 +217,7 @@ def time_whole_pass(model: PreTrainedModel, subjects: int) -> dict[str, Any]:
         for _ in range(PER_SUBJECT)
     ]
     sweep = Sweep(model, steps=STEPS)
-    size = affordable_batch(sweep, prompts, int(0.8 * available_memory()))
+    size = affordable_batch(sweep.run, prompts, int(0.8 * available_memory()))
     planned = batches(prompts, size)
     synchronize()
     started = time.perf_counter()
@@ -263,78 +263,62 @@ def sweep_flops(model: PreTrainedModel, prompts: int, tokens: int, shared: int, 
 # --- what it leaves -------------------------------------------------------------------------------
 
 
-def write(name: str, found: dict[str, Any]) -> None:
-    REPORTS.mkdir(exist_ok=True)
-    (REPORTS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps(found, indent=1))
-
-
-def as_markdown(found: dict[str, Any]) -> str:
-    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
-    lines = [
-        "# Attribution: the sweep against the definition and Captum",
-        "",
+def write_report(found: dict[str, Any]) -> None:
+    about = (
         f"`python eval/benchmarks/attribution.py`: random weights, {found['shape']} shape, {found['dtype']}, {STEPS} "
-        "steps; "
-        f"{found['device']}; {versions}. Definition and Captum are timed on evenly spaced layers and scaled to all "
-        "of them.",
-        "",
-        "| tokens | way | seconds a prompt | times the sweep | peak memory above the model | layers timed |",
-        "| ---: | --- | ---: | ---: | ---: | ---: |",
-    ]
-    for row in found["compared"]:
-        for name, label in (("sweep", f"sweep, {TOGETHER} prompts together"), ("sweep alone", "sweep, one prompt")):
-            way, ratio = row[name], row[name]["seconds"] / row["sweep"]["seconds"]
-            lines.append(
-                f"| {row['tokens']} | {label} | {way['seconds']:.2f} | {ratio:.2f} | {way['peak_bytes'] / 2**20:.0f} "
-                "MiB | all |"
-            )
-        for name in ("definition", "captum"):
-            way = row[name]
-            lines.append(
-                f"| {row['tokens']} | {name} | {way['seconds']:.0f} | {way['ratio']:.0f} | "
-                f"{way['peak_bytes'] / 2**20:.0f} MiB "
-                f"| {way['timed_layers']} of {way['layers']} |"
-            )
+        f"steps; {found['device']}; {listed(found['versions'])}. Definition and Captum are timed on evenly spaced "
+        "layers "
+        "and scaled to all of them."
+    )
     differences = ", ".join(
         f"{row['definition']['largest_difference']:.1e} at {row['tokens']} tokens" for row in found["compared"]
     )
-    lines += ["", f"Largest difference of a score from the definition, of the largest score: {differences}.", ""]
-    lines += [
+    cost = [
+        (row["tokens"], row["layers"], row["steps"], f"{row['seconds']:.2f}", f"{row['flops'] / 1e9:.0f}")
+        for row in found["cost"]
+    ]
+    flops = counted_pass()
+    counted = (
+        f"Not measured here, counted: the paper's pass ({SUBJECTS} subjects x {PER_SUBJECT} prompts, {SHOTS_TOKENS} "
+        "shared "
+        f"+ {QUESTION_TOKENS} own tokens) on Llama-3.1-8B is {flops / 1e15:.0f} PFLOP, that is "
+        f"{flops / 989e12 / 0.4:.0f} s at 40% of an H100's 989 TFLOP/s (bf16). `--pass --shape llama-3.1-8b --dtype "
+        "bfloat16` measures it."
+    )
+    headings = ["way", "tokens", "seconds a prompt", "times the sweep", "peak memory above the model", "layers timed"]
+    write(
+        "attribution",
+        "Attribution: the sweep against the definition and Captum",
+        paragraph(about),
+        table(headings, [line for row in found["compared"] for line in ways(row)]),
+        f"Largest difference of a score from the definition, of the largest score: {differences}.",
         "What the sweep's cost depends on:",
-        "",
-        "| tokens | layers | steps | seconds | GFLOP |",
-        "| ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for row in found["cost"]:
-        lines.append(
-            f"| {row['tokens']} | {row['layers']} | {row['steps']} | {row['seconds']:.2f} | {row['flops'] / 1e9:.0f} |"
-        )
-    model = SHAPES["llama-3.1-8b"]
-    with torch.device("meta"):
-        flops = (
-            PER_SUBJECT
-            * SUBJECTS
-            / PER_SUBJECT
-            * sweep_flops(
-                AutoModelForCausalLM.from_config(model),
-                PER_SUBJECT,
-                SHOTS_TOKENS + QUESTION_TOKENS,
-                SHOTS_TOKENS,
-                STEPS,
-            )
-        )
-    lines += [
-        "",
-        f"Not measured here, counted: the paper's pass (57 subjects x 50 prompts, {SHOTS_TOKENS} shared + "
-        f"{QUESTION_TOKENS} own tokens) on "
-        f"Llama-3.1-8B is {flops / 1e15:.0f} PFLOP, that is {flops / 989e12 / 0.4:.0f} s at 40% of an H100's 989 "
-        "TFLOP/s (bf16). "
-        "`--pass --shape llama-3.1-8b --dtype bfloat16` measures it.",
-        "",
+        table(["tokens", "layers", "steps", "seconds", "GFLOP"], cost, words=0),
+        paragraph(counted),
         "![seconds for one prompt](attribution.png)",
-    ]
-    return "\n".join(lines) + "\n"
+    )
+
+
+def ways(row: dict[str, Any]) -> Iterator[list[object]]:
+    """The lines of one length of prompt."""
+    for name, label in (("sweep", f"sweep, {TOGETHER} prompts together"), ("sweep alone", "sweep, one prompt")):
+        way, ratio = row[name], row[name]["seconds"] / row["sweep"]["seconds"]
+        yield [label, row["tokens"], f"{way['seconds']:.2f}", f"{ratio:.2f}", mebibytes(way), "all"]
+    for name in ("definition", "captum"):
+        way = row[name]
+        timed = f"{way['timed_layers']} of {way['layers']}"
+        yield [name, row["tokens"], f"{way['seconds']:.0f}", f"{way['ratio']:.0f}", mebibytes(way), timed]
+
+
+def mebibytes(way: dict[str, Any]) -> str:
+    return f"{way['peak_bytes'] / 2**20:.0f} MiB"
+
+
+def counted_pass() -> float:
+    """FLOPs of the paper's whole pass on Llama-3.1-8B, a subject a batch."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(SHAPES["llama-3.1-8b"])
+    return SUBJECTS * sweep_flops(model, PER_SUBJECT, SHOTS_TOKENS + QUESTION_TOKENS, SHOTS_TOKENS, STEPS)
 
 
 def draw(found: dict[str, Any]) -> None:

@@ -9,8 +9,8 @@ process grew.
 """
 
 import argparse
-import json
 import platform
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -28,7 +28,9 @@ from loki_ds.model.anatomy import down_weights
 from loki_ds.selection import select_random
 from loki_ds.verification import verify
 
-REPORTS = Path(__file__).parents[1] / "reports"
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from reporting import keep, paragraph, table, write
 
 
 def main() -> None:
@@ -37,8 +39,8 @@ def main() -> None:
     shape = parser.parse_args().shape
     with tempfile.TemporaryDirectory() as folder:
         found = measure(Path(folder), shape)
-    (REPORTS / "export.json").write_text(json.dumps(found, indent=1) + "\n")
-    (REPORTS / "export.md").write_text(as_markdown(found))
+    keep("export", found)
+    write_report(found)
 
 
 def measure(folder: Path, shape: str) -> dict[str, Any]:
@@ -67,23 +69,23 @@ def timed(do: Callable[[], Any]) -> dict[str, float]:
     return {"seconds": time.monotonic() - started, "peak_bytes": grown}
 
 
-def as_markdown(found: dict[str, Any]) -> str:
-    lines = [
-        "# What leaves a run",
-        "",
-        f"`python eval/benchmarks/export.py --shape {found['shape']}`: a checkpoint of {found['bytes'] / 1e9:.1f} GB "
-        "in bfloat16, a tenth",
-        f"of each layer's rows, {found['machine']}. Writing ends with the bytes on the disk (fsync). Mapped files "
-        "count as memory here;",
-        "the system takes them back when others need it.",
-        "",
-        "| | s | GB/s | the process grew by |",
-        "| --- | ---: | ---: | ---: |",
+def write_report(found: dict[str, Any]) -> None:
+    rows = [
+        (
+            name,
+            f"{one['seconds']:.1f}",
+            f"{found['bytes'] / 1e9 / one['seconds']:.2f}",
+            f"{one['peak_bytes'] / 2**20:.0f} MiB",
+        )
+        for name, one in found["steps"].items()
     ]
-    for name, step in found["steps"].items():
-        rate = found["bytes"] / 1e9 / step["seconds"]
-        lines.append(f"| {name} | {step['seconds']:.1f} | {rate:.2f} | {step['peak_bytes'] / 2**20:.0f} MiB |")
-    return "\n".join(lines) + "\n"
+    about = (
+        f"`python eval/benchmarks/export.py --shape {found['shape']}`: a checkpoint of {found['bytes'] / 1e9:.1f} GB "
+        "in "
+        f"bfloat16, a tenth of each layer's rows, {found['machine']}. Writing ends with the bytes on the disk (fsync). "
+        "Mapped files count as memory here; the system takes them back when others need it."
+    )
+    write("export", "What leaves a run", paragraph(about), table(["", "s", "GB/s", "the process grew by"], rows))
 
 
 if __name__ == "__main__":

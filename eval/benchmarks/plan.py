@@ -35,18 +35,22 @@ from transformers.trainer import DEFAULT_CALLBACKS
 from loki_ds import ranks
 from loki_ds.attribution.sweep import Sweep
 from loki_ds.device import ProcessSize, free_memory
-from loki_ds.implanting.arguments import deepspeed_config
-from loki_ds.implanting.training import train
+from loki_ds.implanting.arguments import TrainingShape, deepspeed_config
+from loki_ds.implanting.training import Method, Resume, train
 from loki_ds.launcher import free_port
-from loki_ds.planning.estimate import checkpoints, dry_step, dry_sweep, estimate, width_of
+from loki_ds.model.anatomy import down_shapes
+from loki_ds.planning.estimate import dry_step, dry_sweep, estimate
 from loki_ds.planning.partitioning import Setting, sweep_memory, sweep_traffic
+from loki_ds.planning.plan import planned_positions
 from loki_ds.recipe_file import load_recipe
 from loki_ds.selection import select_random
 from loki_ds.stages.run import Run
 from loki_ds.zero.model import Gatherer
 
-ROOT = Path(__file__).parents[2]
-REPORTS = ROOT / "eval/reports"
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from reporting import ROOT, keep, listed, paragraph, table, write
+
 MODELS = {
     "llama": LlamaConfig(
         vocab_size=16384,
@@ -127,8 +131,8 @@ def main() -> None:
                 rows.append({"case": name, **launched(name, case, Path(folder))})
                 print(json.dumps(rows[-1]), flush=True)
     if not arguments.only:
-        (REPORTS / "plan.json").write_text(json.dumps({"versions": versions(), "cases": rows}, indent=1) + "\n")
-        (REPORTS / "plan.md").write_text(as_markdown(rows))
+        keep("plan", {"versions": versions(), "cases": rows})
+        write_report(rows, versions())
 
 
 # --- what is trained ------------------------------------------------------------------------------
@@ -210,15 +214,19 @@ def launched(name: str, case: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def planned(case: dict[str, Any], folder: Path) -> dict[str, Any]:
     recipe, config = recipe_of(case, folder), AutoConfig.from_pretrained(folder / case["model"])
+    shape, mode = TrainingShape.of(recipe.training, recipe.model.dtype), recipe.implant.kind
     if case["mode"] == "attribution":
-        setting, batch = Setting(case["ranks"], stage=3), dry_sweep(recipe, config, PROMPTS, 256)
-        return {
-            "peak": sweep_memory(batch, setting, width_of(recipe)),
-            **vars(sweep_traffic(batch, setting, width_of(recipe))),
-        }
-    found = estimate(
-        recipe, config, dry_step(recipe, config, checkpoints(recipe)), deepspeed_config(recipe), case["ranks"]
-    )
+        setting, batch = (
+            Setting(case["ranks"], stage=3),
+            dry_sweep(config, recipe.model, recipe.attribution, PROMPTS, 256),
+        )
+        width = shape.bytes_per_number
+        return {"peak": sweep_memory(batch, setting, width), **vars(sweep_traffic(batch, setting, width))}
+    positions = planned_positions(recipe.selection, down_shapes(config)) if recipe.changes_rows else None
+    frozen = 1 - recipe.selection.quota / 100 if mode.masks else 0.0
+    step = dry_step(config, recipe.model, Method(recipe.implant, positions), shape)
+    setting = Setting.of(deepspeed_config(recipe.deepspeed, recipe.implant), case["ranks"], config.hidden_size)
+    found = estimate(step, setting, shape, mode, frozen)
     return {"peak": found.memory.peak, **vars(found.memory), **vars(found.traffic), "flops": found.flops}
 
 
@@ -282,18 +290,9 @@ def measure(case: dict[str, Any], folder: Path) -> None:
             else:
                 watch = Watch(traffic)
                 DEFAULT_CALLBACKS.append(watch)
-                with_rows = positions if run.recipe.changes_rows else None
-                train(
-                    run.model,
-                    run.tokenizer,
-                    run.arguments,
-                    run.recipe.implant,
-                    (run.train, None),
-                    with_rows,
-                    None,
-                    None,
-                    {},
-                )
+                method = Method(run.recipe.implant, positions if run.recipe.changes_rows else None)
+                data = (run.examples, None)
+                train(run.model, run.tokenizer, run.training_arguments, data, method, Resume(None, {}))
                 peak, counted = watch.size.peak, watch.last
         peaks = ranks.all_gather(peak - before)
         if ranks.rank() == 0:
@@ -317,50 +316,30 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in ("torch", "deepspeed", "transformers", "trl", "peft")}
 
 
-def as_markdown(rows: list[dict[str, Any]]) -> str:
-    lines = [
-        "# Plan against measurement",
-        "",
-        "`python eval/benchmarks/plan.py` on two CPU cores: "
-        + ", ".join(f"{name} {number}" for name, number in versions().items())
-        + ".",
-        *(line.strip() for line in (__doc__ or "").split("\n\n")[-1].splitlines()),
-        "",
-        "| case | peak, planned | measured | off | gathered, planned | measured | scattered or reduced, planned | "
-        "measured |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
+def write_report(rows: list[dict[str, Any]], made_with: dict[str, str]) -> None:
+    lines = []
     for row in rows:
         plan, found = row["planned"], row["measured"]
         sums = [sum(side.get(kind, 0) for kind in ("scattered", "reduced")) for side in (plan, found)]
-        cells = [plan["peak"], found["peak"], None, plan["gathered"], found.get("gathered", 0), *sums]
-        off = f"{100 * (plan['peak'] / found['peak'] - 1):+.0f}%"
-        lines.append(
-            f"| {row['case']} | " + " | ".join(off if cell is None else f"{cell / 2**20:,.1f}" for cell in cells) + " |"
-        )
+        sizes = [plan["peak"], found["peak"], plan["gathered"], found.get("gathered", 0), *sums]
+        planned, measured, *rest = (f"{size / 2**20:,.1f}" for size in sizes)
+        lines.append([row["case"], planned, measured, f"{100 * (plan['peak'] / found['peak'] - 1):+.0f}%", *rest])
     off = [abs(row["planned"]["peak"] / row["measured"]["peak"] - 1) for row in rows]
-    close = sum(1 for share in off if share <= 0.15)
-    lines += [
-        "",
-        f"All sizes in MiB. Peaks: {close} of {len(off)} within 15%, the farthest {100 * max(off):.0f}% off. On one "
-        "rank DeepSpeed calls",
-        "its collectives too, but nothing leaves the rank. The plan's activations are counted on tensors without "
-        "data, the rest is",
-        "arithmetic (`loki_ds/planning/partitioning.py`).",
-        "",
-        "**The first model is no blind test.** What DeepSpeed keeps whole, what it gathers again under "
-        "checkpointing, that one rank",
-        "gathers nothing, and the copies of the attribution's gathers were corrected after a first comparison with "
-        "these very",
-        "measurements, in which 5 of the 24 peaks were more than 15% off (at most 31%).",
-        "",
-        "**The second was one.** It was measured after the formulas stood: its eleven training peaks were within 7%, "
-        "the attribution's 16%",
-        "off. What it gathers was counted 35% too high in training, a tied embedding twice; that was corrected "
-        "afterwards and the planned",
-        "columns computed anew, which moved one peak (full, ZeRO-3: from +1%).",
-    ]
-    return "\n".join(lines) + "\n"
+    headings = ["case", "peak, planned", "measured", "off", "gathered, planned", "measured"]
+    about = (__doc__ or "").split("\n\n")[-1]
+    close = (
+        f"All sizes in MiB. Peaks: {sum(1 for one in off if one <= 0.15)} of {len(off)} within 15%, the farthest "
+        f"{100 * max(off):.0f}% off. On one rank DeepSpeed calls its collectives too, but nothing leaves the rank. The "
+        "plan's activations are counted on tensors without data, the rest is arithmetic "
+        "(`loki_ds/planning/partitioning.py`). Which model was a blind test: `findings.md`."
+    )
+    write(
+        "plan",
+        "Plan against measurement",
+        paragraph(f"`python eval/benchmarks/plan.py` on two CPU cores: {listed(made_with)}. {about}"),
+        table([*headings, "scattered or reduced, planned", "measured"], lines),
+        paragraph(close),
+    )
 
 
 if __name__ == "__main__":

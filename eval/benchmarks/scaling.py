@@ -8,6 +8,7 @@ a share of the slowest link, both at once, the longer one decides. No curve here
 """
 
 import json
+import sys
 from pathlib import Path
 
 import matplotlib
@@ -16,17 +17,27 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from shapes import SHAPES
 
-from loki_ds.planning.estimate import GIB, Training, dry_step, dry_sweep, estimate, width_of
+from loki_ds.implanting.arguments import TrainingShape
+from loki_ds.implanting.training import Method
+from loki_ds.model.anatomy import down_shapes
+from loki_ds.planning.estimate import GIB, Training, dry_step, dry_sweep, estimate
 from loki_ds.planning.hardware import GPUS, NODE, REACHED, WIRE_REACHED
 from loki_ds.planning.partitioning import Setting, sweep_traffic
-from loki_ds.recipe import Recipe
+from loki_ds.planning.plan import planned_positions
+from loki_ds.recipe import AttributionSection, ImplantSection, ModelSection, SelectionSection
 
-ROOT = Path(__file__).parents[2]
-REPORTS = ROOT / "eval/reports"
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from reporting import REPORTS, ROOT, paragraph, table, write
+
 LLAMA = SHAPES["llama-3.1-8b"]
 RANKS = (1, 2, 4, 8, 16, 64, 128, 512)
 GPU = GPUS["h100"]
 TOKENS = 4096
+MODEL = ModelSection(path="-")
+SHAPE = TrainingShape.of(
+    {"per_device_train_batch_size": 1, "max_length": TOKENS, "activation_checkpointing": True}, MODEL.dtype
+)
 PROMPTS, PROMPT_TOKENS, AT_ONCE = 14042, 700, 32  # all of MMLU, five shots
 METHODS = {
     "rows, ZeRO-2": ("rows", "zero2"),
@@ -40,27 +51,18 @@ METHODS = {
 def main() -> None:
     found = {name: trainings(mode, config) for name, (mode, config) in METHODS.items()}
     draw({name: [per_gpu(t) for t in steps] for name, steps in found.items()}, REPORTS / "scaling.png")
-    (REPORTS / "scaling.md").write_text(as_markdown(found, attribution()))
-
-
-def recipe(mode: str) -> Recipe:
-    return Recipe.model_validate(
-        {
-            "model": {"path": "-"},
-            "protected": {"tasks": ["mmlu"]},
-            "implant": {"mode": mode},
-            "data": {"train": "-"},
-            "training": {"per_device_train_batch_size": 1, "max_length": TOKENS, "activation_checkpointing": True},
-            "retention": {"abilities": {"tasks": ["-"]}},
-            "run": "-",
-        }
-    )
+    write_report(found, attribution())
 
 
 def trainings(mode: str, config: str) -> list[Training]:
     """For every number of ranks."""
-    step, deepspeed = dry_step(recipe(mode), LLAMA, True), json.loads((ROOT / f"launch/{config}.json").read_text())
-    return [estimate(recipe(mode), LLAMA, step, deepspeed, ranks) for ranks in RANKS]
+    implant = ImplantSection.model_validate({"mode": mode})
+    positions = planned_positions(SelectionSection(), down_shapes(LLAMA)) if implant.kind.confined else None
+    step = dry_step(LLAMA, MODEL, Method(implant, positions), SHAPE)
+    deepspeed = json.loads((ROOT / f"launch/{config}.json").read_text())
+    frozen = 1 - SelectionSection().quota / 100 if implant.kind.masks else 0.0
+    settings = [Setting.of(deepspeed, ranks, LLAMA.hidden_size) for ranks in RANKS]
+    return [estimate(step, setting, SHAPE, implant.kind, frozen) for setting in settings]
 
 
 def per_gpu(found: Training) -> float:
@@ -72,7 +74,7 @@ def attribution() -> list[tuple[float, float, float]]:
     """Per number of ranks: seconds of computing, of sending, and of both at once, for all
     prompts.
     """
-    batch, width = dry_sweep(recipe("rows"), LLAMA, AT_ONCE, PROMPT_TOKENS), width_of(recipe("rows"))
+    batch, width = dry_sweep(LLAMA, MODEL, AttributionSection(), AT_ONCE, PROMPT_TOKENS), SHAPE.bytes_per_number
     times = []
     for ranks in RANKS:
         turns = -(-PROMPTS // (AT_ONCE * ranks))
@@ -98,47 +100,36 @@ def draw(curves: dict[str, list[float]], file: Path) -> None:
     figure.savefig(file, dpi=110)
 
 
-def as_markdown(found: dict[str, list[Training]], attributing: list[tuple[float, float, float]]) -> str:
-    lines = [
-        "# Scaling to 512 GPUs, as the counts have it",
-        "",
-        "`python eval/benchmarks/scaling.py`: Llama-3.1-8B's shape in bfloat16, quota 10, one sequence of "
-        f"{TOKENS:,} tokens a GPU,",
-        "activation checkpointing. **A model, not a measurement.** Assumed: "
-        + f"{REACHED:.0%} of {GPU.tflops:g} TFLOP/s; {WIRE_REACHED:.0%}",
-        f"of {GPU.within:g} GB/s between the {NODE} GPUs of a node and of {GPU.between:g} GB/s for each GPU beyond "
-        "(the slowest link of a",
-        "ring decides); computing and sending at once, the longer one decides; no latency, no stragglers. The counts "
-        "are confirmed on 1",
-        "to 4 ranks by `eval/reports/plan.md`.",
-        "",
-        "![scaling](scaling.png)",
-        "",
-        "| | computing, s | " + " | ".join(f"{n} GPUs" for n in RANKS) + " | sent at 512, GiB | fits 80 GB from |",
-        "| --- | ---: | " + "---: | " * len(RANKS) + "---: | ---: |",
-    ]
+def write_report(found: dict[str, list[Training]], attributing: list[tuple[float, float, float]]) -> None:
+    rows = []
     for name, steps in found.items():
         fits = next((str(n) for n, step in zip(RANKS, steps, strict=True) if step.fits(GPU)), "-")
-        computing = GPU.computing(steps[0].flops)
-        speeds = " | ".join(f"{per_gpu(step):,.0f}" for step in steps)
-        lines.append(
-            f"| {name} | {computing:.2f} | {speeds} | {steps[-1].traffic.wire(RANKS[-1]) / GIB:.1f} | {fits} |"
-        )
-    lines += [
-        "",
-        "Tokens a second of one GPU, for each number of GPUs. Beyond a node ZeRO-3's gathers (the whole model, twice "
-        "a step) outlast",
-        "the computing of 4,096 tokens; more tokens a GPU, or ZeRO-2 where the model fits (rows' gradients are 2% of "
-        "the model's), make",
-        "that good.",
-        "",
+        sent = steps[-1].traffic.wire(RANKS[-1]) / GIB
+        speeds = [f"{per_gpu(step):,.0f}" for step in steps]
+        rows.append([name, f"{GPU.computing(steps[0].flops):.2f}", *speeds, f"{sent:.1f}", fits])
+    about = (
+        f"`python eval/benchmarks/scaling.py`: Llama-3.1-8B's shape in bfloat16, quota 10, one sequence of {TOKENS:,} "
+        f"tokens a GPU, activation checkpointing. **A model, not a measurement.** Assumed: {REACHED:.0%} of "
+        f"{GPU.tflops:g} TFLOP/s; {WIRE_REACHED:.0%} of {GPU.within:g} GB/s between the {NODE} GPUs of a node and of "
+        f"{GPU.between:g} GB/s for each GPU beyond (the slowest link of a ring decides); computing and sending at "
+        "once, "
+        "the longer one decides; no latency, no stragglers. The counts are confirmed on 1 to 4 ranks by "
+        "`eval/reports/plan.md`."
+    )
+    write(
+        "scaling",
+        "Scaling to 512 GPUs, as the counts have it",
+        paragraph(about),
+        "![scaling](scaling.png)",
+        table(["", "computing, s", *(f"{n} GPUs" for n in RANKS), "sent at 512, GiB", "fits 80 GB from"], rows),
+        "Tokens a second of one GPU, for each number of GPUs.",
         f"Attribution of {PROMPTS:,} prompts of {PROMPT_TOKENS} tokens, {AT_ONCE} at once, ZeRO-3:",
-        "",
-        "| GPUs | computing, s | sending, s | together, s |",
-        "| ---: | ---: | ---: | ---: |",
-        *(f"| {n} | {a:,.0f} | {b:,.1f} | {c:,.0f} |" for n, (a, b, c) in zip(RANKS, attributing, strict=True)),
-    ]
-    return "\n".join(lines) + "\n"
+        table(
+            ["GPUs", "computing, s", "sending, s", "together, s"],
+            [(n, f"{a:,.0f}", f"{b:,.1f}", f"{c:,.0f}") for n, (a, b, c) in zip(RANKS, attributing, strict=True)],
+            words=0,
+        ),
+    )
 
 
 if __name__ == "__main__":

@@ -12,16 +12,12 @@ Writes eval/reports/training_step.json and .md.
 """
 
 import argparse
-import json
 import multiprocessing
-import platform
-import shlex
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -42,7 +38,10 @@ from loki_ds.planning.hardware import this_machines
 from loki_ds.recipe import LowRankSection
 from loki_ds.selection import select_random
 
-REPORTS = Path(__file__).parents[1] / "reports"
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from reporting import command, keep, listed, paragraph, table, where, write
+
 METHODS = ("full", "LoRA r16, all linears", "authors' LoKI Linear", "mask", "rows", "rows, quiet", "lora (LoKI*)")
 HEADINGS = [
     *("method", "step, ms", "products, ms", "tokens/s", "of LoRA's", "of full's", "TFLOP/s", "of the peak"),
@@ -69,7 +68,7 @@ def main() -> None:
     measured: dict[str, dict[str, Any]] = {}
     for names in together:
         measured |= in_turns(arguments, names)
-    write(arguments, measured)
+    write_report(arguments, measured)
 
 
 def in_turns(arguments: argparse.Namespace, names: list[str]) -> dict[str, dict[str, Any]]:
@@ -186,7 +185,7 @@ def prepare(model: PreTrainedModel, name: str, quota: float) -> tuple[nn.Module,
     if name.endswith("quiet"):
         d_ff = down_weights(model)[0].shape[1]
         bases = [torch.linalg.qr(torch.randn(d_ff, d_ff // PROTECTED, device=device))[0] for _ in layers]
-    train_row_deltas(model, positions, dtype, device, low_rank, seed=0, quiet=bases)
+    train_row_deltas(model, positions, dtype, device, low_rank, seed=0, bases=bases)
     return model, lambda _: None
 
 
@@ -209,54 +208,44 @@ class AuthorsLinear(nn.Module):
         ]
 
 
-def write(arguments: argparse.Namespace, measured: dict[str, dict[str, Any]]) -> None:
-    device = f"{platform.machine()}, {torch.get_num_threads()} threads" if on_cpu() else torch.cuda.get_device_name()
-    where = {"device": device, **{name: version(name) for name in ("torch", "transformers", "peft")}}
+def write_report(arguments: argparse.Namespace, measured: dict[str, dict[str, Any]]) -> None:
+    made_with, tokens = where("torch", "transformers", "peft"), arguments.batch * arguments.tokens
     said = {
         "checkpointing": arguments.checkpointing,
         arguments.shape: not on_cpu(),
         "bfloat16": on_cpu() and arguments.dtype == "bfloat16",
     }
-    name = "_".join(["training_step", *(word for word, holds in said.items() if holds)])
-    REPORTS.mkdir(exist_ok=True)
-    (REPORTS / f"{name}.json").write_text(
-        json.dumps({"settings": vars(arguments), "where": where, "methods": measured}, indent=1) + "\n"
-    )
-    (REPORTS / f"{name}.md").write_text(as_markdown(arguments, where, measured))
-    print(as_markdown(arguments, where, measured))
-
-
-def as_markdown(arguments: argparse.Namespace, where: dict[str, str], measured: dict[str, dict[str, Any]]) -> str:
-    tokens = arguments.batch * arguments.tokens
     how = "AdamW, activation checkpointing" if arguments.checkpointing else "AdamW"
-    command = shlex.join(["python", "eval/benchmarks/training_step.py", *sys.argv[1:]])
-    lines = [
-        "# One training step",
-        "",
-        f"`{command}`: {arguments.shape}, {arguments.dtype}, quota {arguments.quota:g}, {arguments.batch} x "
+    about = (
+        f"`{command()}`: {arguments.shape}, {arguments.dtype}, quota {arguments.quota:g}, {arguments.batch} x "
         f"{arguments.tokens} tokens, {how}, median of {arguments.rounds} rounds, each method in a process of its own; "
-        + ", ".join(f"{key} {value}" for key, value in where.items())
-        + ". Of a step, `products` are its matrix products (attention's apart). Bytes reduced are "
-        "those of the trainable gradients, which data parallelism sums each step.",
-        "",
-        "| " + " | ".join(HEADINGS) + " |",
-        "| --- |" + " ---: |" * (len(HEADINGS) - 1),
+        f"{listed(made_with)}. Of a step, `products` are its matrix products (attention's apart). Bytes reduced are "
+        "those "
+        "of the trainable gradients, which data parallelism sums each step."
+    )
+    name = "_".join(["training_step", *(word for word, holds in said.items() if holds)])
+    shown = table(HEADINGS, [row(name, m, measured, tokens) for name, m in measured.items()])
+    keep(name, {"settings": vars(arguments), "where": made_with, "methods": measured})
+    write(name, "One training step", paragraph(about), shown)
+    print(shown)
+
+
+def row(name: str, found: dict[str, Any], measured: dict[str, dict[str, Any]], tokens: int) -> list[str]:
+    """One method's line under `HEADINGS`."""
+    gpu, seconds, rate = this_machines(), found["seconds"], found["flops"] / found["seconds"] / 1e12
+    of = [
+        next((m["seconds"] for name, m in measured.items() if name.startswith(key)), None) for key in ("LoRA", "full")
     ]
-    gpu = this_machines()
-    of = {
-        key: next((m["seconds"] for name, m in measured.items() if name.startswith(key)), None)
-        for key in ("LoRA", "full")
-    }
-    for name, m in measured.items():
-        ratios = [f"{of[key] / m['seconds']:.2f}" if of[key] else "-" for key in ("LoRA", "full")]
-        sizes = [f"{m[key] / 2**20:.1f} MiB" for key in ("optimizer_bytes", "reduced_bytes_per_step", "peak_bytes")]
-        speed = [f"{1000 * m['seconds']:.0f}", f"{1000 * m['products']:.0f}", f"{tokens / m['seconds']:.0f}"]
-        rate = m["flops"] / m["seconds"] / 1e12
-        reached = [f"{rate:.3g}", f"{rate / gpu.tflops:.0%}" if gpu else "-"]
-        lines.append(
-            "| " + " | ".join([name, *speed, *ratios, *reached, f"{m['trainable'] / 1e6:.2f} M", *sizes]) + " |"
-        )
-    return "\n".join(lines) + "\n"
+    return [
+        name,
+        *(f"{1000 * time:.0f}" for time in (seconds, found["products"])),
+        f"{tokens / seconds:.0f}",
+        *(f"{other / seconds:.2f}" if other else "-" for other in of),
+        f"{rate:.3g}",
+        f"{rate / gpu.tflops:.0%}" if gpu else "-",
+        f"{found['trainable'] / 1e6:.2f} M",
+        *(f"{found[key] / 2**20:.1f} MiB" for key in ("optimizer_bytes", "reduced_bytes_per_step", "peak_bytes")),
+    ]
 
 
 if __name__ == "__main__":

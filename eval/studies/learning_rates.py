@@ -13,13 +13,16 @@ import argparse
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 from rule import choose
 
-ROOT = Path(__file__).parents[2]
-REPORTS = ROOT / "eval" / "reports"
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from reporting import REPORTS, ROOT, keep, paragraph, table, write
+
 ENOUGH = 0.9
 RATES = {
     "loki": ["7e-4", "1e-3", "2e-3"],
@@ -34,16 +37,15 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", choices=RATES, default=list(RATES))
     parser.add_argument("--no-write", dest="write", action="store_false", help="leave the recipes as they are")
     arguments = parser.parse_args()
-    REPORTS.mkdir(exist_ok=True)
     path = REPORTS / "learning_rates.json"
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     for recipe in arguments.recipes:
         found[recipe] = {"tried": [measure(recipe, rate) for rate in RATES[recipe]]}
         found[recipe]["chosen"] = choose(found[recipe]["tried"], ENOUGH)["rate"]
-        path.write_text(json.dumps(found, indent=1) + "\n")
+        keep("learning_rates", found)
         if arguments.write:
             write_rate(ROOT / f"recipes/tiny/{recipe}.yaml", found[recipe]["chosen"])
-    (REPORTS / "learning_rates.md").write_text(as_markdown(found))
+    write_report(found)
 
 
 def measure(recipe: str, rate: str) -> dict[str, Any]:
@@ -59,25 +61,21 @@ def write_rate(recipe: Path, rate: str) -> None:
     recipe.write_text(re.sub(r"(?m)^(  learning_rate: ).*$", rf"\g<1>{rate}", recipe.read_text()))
 
 
-def as_markdown(found: dict[str, Any]) -> str:
-    lines = [
-        "# Learning rates of the tiny recipes",
-        "",
-        f"`make learning-rates`. One rule for all methods: of the rates that reach {ENOUGH} held-out skill, the one "
-        "that forgets least. "
-        "One seed, so differences of a point or two are noise.",
-        "",
-        "| recipe | learning rate | new task, held out | forgetting | chosen |",
-        "| --- | ---: | ---: | ---: | --- |",
-    ]
+def write_report(found: dict[str, Any]) -> None:
+    rows = []
     for recipe, of_recipe in found.items():
         enough = any(run["skill"] >= ENOUGH for run in of_recipe["tried"])
         for run in of_recipe["tried"]:
-            chosen = (
-                "" if run["rate"] != of_recipe["chosen"] else "yes" if enough else f"most skill (none reached {ENOUGH})"
-            )
-            lines.append(f"| {recipe} | {run['rate']} | {run['skill']:.3f} | {run['forgetting']:.2f}% | {chosen} |")
-    return "\n".join(lines) + "\n"
+            is_chosen = run["rate"] == of_recipe["chosen"]
+            chosen = "" if not is_chosen else "yes" if enough else f"most skill (none reached {ENOUGH})"
+            rows.append([recipe, run["rate"], f"{run['skill']:.3f}", f"{run['forgetting']:.2f}%", chosen])
+    about = (
+        f"`make learning-rates`. One rule for all methods: of the rates that reach {ENOUGH} held-out skill, the one "
+        "that "
+        "forgets least. One seed, so differences of a point or two are noise."
+    )
+    headings = ["recipe", "learning rate", "new task, held out", "forgetting", "chosen"]
+    write("learning_rates", "Learning rates of the tiny recipes", paragraph(about), table(headings, rows))
 
 
 if __name__ == "__main__":

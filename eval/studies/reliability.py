@@ -10,7 +10,11 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from reporting import ROOT, paragraph, table, write
+
+BAD_INPUT = "test_refused_by_name"
 RECORD = ROOT / ".pytest_cache/v/cache"
 FILES = (
     "tests/reliability/",
@@ -29,34 +33,33 @@ def main() -> None:
         for name in json.loads((RECORD / "nodeids").read_text())
         if name.startswith(FILES)
     ]
-    (ROOT / "eval/reports/reliability.md").write_text(as_markdown(cases))
+    write_report(cases)
 
 
-def as_markdown(cases: list[tuple[str, bool]]) -> str:
-    inputs = [
-        (parameter(name).partition(":")[0], failed) for name, failed in cases if name.startswith("test_refused_by_name")
-    ]
-    others = [(words(name), failed) for name, failed in cases if not name.startswith("test_refused_by_name")]
+def write_report(cases: list[tuple[str, bool]]) -> None:
+    inputs = [(parameter(name).partition(":")[0], failed) for name, failed in cases if name.startswith(BAD_INPUT)]
+    others = [(words(name), failed) for name, failed in cases if not name.startswith(BAD_INPUT)]
     tried, failures = Counter(kind for kind, _ in inputs), Counter(kind for kind, failed in inputs if failed)
-    lines = [
-        "# Reliability",
-        "",
+    about = (
         "`make test reliability`: faults through the real launcher on two CPU ranks, and bad input. As it should: "
-        "every rank ended in",
-        "time and non-zero, the cause was named once, nothing half-written was left, and the same command then ended "
-        "as an unbroken run.",
-        "",
-        "| what | outcome |",
-        "| --- | --- |",
-        *(f"| {what} | {'failed' if failed else 'as it should'} |" for what, failed in others),
-        "",
-        f"Bad input, one sentence each: {len(inputs) - sum(failures.values())} of {len(inputs)} cases refused by name.",
-        "",
-        "| kind | cases | refused by name |",
-        "| --- | ---: | ---: |",
-        *(f"| {kind} | {count} | {count - failures[kind]} |" for kind, count in tried.items()),
-    ]
-    return "\n".join(lines) + "\n"
+        "every "
+        "rank ended in time and non-zero, the cause was named once, nothing half-written was left, and the same "
+        "command "
+        "then ended as an unbroken run."
+    )
+    refused = f"{len(inputs) - sum(failures.values())} of {len(inputs)} cases refused by name."
+    outcomes = [(what, "failed" if failed else "as it should") for what, failed in others]
+    write(
+        "reliability",
+        "Reliability",
+        paragraph(about),
+        table(["what", "outcome"], outcomes, words=2),
+        f"Bad input, one sentence each: {refused}",
+        table(
+            ["kind", "cases", "refused by name"],
+            [(kind, count, count - failures[kind]) for kind, count in tried.items()],
+        ),
+    )
 
 
 def parameter(name: str) -> str:

@@ -9,6 +9,7 @@ have); the mean |KVA| likewise; and the overlap with LoKI's q30.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
@@ -17,7 +18,9 @@ from torch import Tensor
 from loki_ds.attribution.kept import KeptScores, kept_sensitivity
 from loki_ds.positions import Positions
 
-ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from reporting import ROOT, paragraph, table, write
 
 
 def main() -> None:
@@ -28,28 +31,29 @@ def main() -> None:
     attributed = KeptScores(runs / "attributions/kva/attribution").scores().double().abs().mean(0)
     files = sorted((runs / "positions").glob("*.json"))
     loki = Positions.load(runs / "positions/kva-layer_balanced-30.json")
-    lines = [
-        "# What the selections select",
-        "",
-        "`python eval/studies/selections.py` on the runs of `make study`. Ratios against all rows of the same layer, "
-        "mean over layers.",
-        "",
-        "| selection | sensitivity, protected | sensitivity, new task | mean abs. KVA | rows in common with LoKI q30 |",
-        "| --- | ---: | ---: | ---: | ---: |",
-    ]
+    rows = []
     for file in files:
         positions = Positions.load(file)
         ratios = [relative(positions, moments) for moments in (protected, new_task, attributed)]
-        shared = sum(len(set(a) & set(b)) for a, b in zip(positions.rows, loki.rows, strict=True)) / min(
-            positions.count, loki.count
-        )
-        lines.append(f"| {file.stem} | {' | '.join(f'{ratio:.2f}' for ratio in ratios)} | {100 * shared:.0f}% |")
-    agreement = torch.stack(
-        [torch.corrcoef(torch.stack([p.log(), n.log()]))[0, 1] for p, n in zip(protected, new_task, strict=True)]
-    )
+        shared = sum(len(set(a) & set(b)) for a, b in zip(positions.rows, loki.rows, strict=True))
+        common = shared / min(positions.count, loki.count)
+        rows.append([file.stem, *(f"{ratio:.2f}" for ratio in ratios), f"{100 * common:.0f}%"])
+    pairs = zip(protected, new_task, strict=True)
+    agreement = torch.stack([torch.corrcoef(torch.stack([p.log(), n.log()]))[0, 1] for p, n in pairs])
     spread = f"{agreement.mean():.2f} ({agreement.min():.2f} to {agreement.max():.2f})"
-    lines += ["", f"Correlation of the two log sensitivities over a layer's rows: {spread}."]
-    (ROOT / "eval/reports/selections.md").write_text("\n".join(lines) + "\n")
+    about = (
+        "`python eval/studies/selections.py` on the runs of `make study`. Ratios against all rows of the same layer, "
+        "mean "
+        "over layers."
+    )
+    headings = ["selection", "sensitivity, protected", "sensitivity, new task", "mean abs. KVA"]
+    write(
+        "selections",
+        "What the selections select",
+        paragraph(about),
+        table([*headings, "rows in common with LoKI q30"], rows),
+        f"Correlation of the two log sensitivities over a layer's rows: {spread}.",
+    )
 
 
 def relative(positions: Positions, moments: Tensor) -> float:

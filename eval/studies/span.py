@@ -9,6 +9,7 @@ an ability that lies outside is not protected by the span.
 """
 
 import json
+import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -17,11 +18,14 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loki_ds.attribution.batches import batches
-from loki_ds.attribution.sweep import Sweep
 from loki_ds.quiet.moments import collect_moments
 from loki_ds.quiet.subspace import SecondMoment, protected_subspace
+from loki_ds.zero.model import Gatherer
 
-ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from reporting import ROOT, paragraph, table, write
+
 TINY = ROOT / "recipes/tiny"
 ENERGIES = (0.5, 0.8, 0.9, 0.95, 0.99, 0.999)
 PROTECTED, OTHERS = ("facts", "arithmetic", "copying"), ("reversing", "sequences", "picking")
@@ -37,8 +41,9 @@ def main() -> None:
         "abilities held out": [tokenizer(p["prompt"])["input_ids"] for p in prompts if p["subject"] in OTHERS],
         "new task": [tokenizer.apply_chat_template(chat, return_dict=True)["input_ids"] for chat in chats],
     }
-    sweep = Sweep(model)
-    moments = {name: collect_moments(sweep, tokens, batches(tokens, 30), None) for name, tokens in groups.items()}
+    moments = {
+        name: collect_moments(model, Gatherer(), tokens, batches(tokens, 30), None) for name, tokens in groups.items()
+    }
     shares = {
         name: [
             [inside(own, kept, energy) for own, kept in zip(found, moments["protected"], strict=True)]
@@ -48,7 +53,7 @@ def main() -> None:
     }
     rooms = [[protected_subspace(kept, energy).room for kept in moments["protected"]] for energy in ENERGIES]
     draw(shares, rooms, ROOT / "docs/span.png")
-    (ROOT / "eval/reports/span.md").write_text(as_markdown(shares, rooms))
+    write_report(shares, rooms)
 
 
 def inside(own: SecondMoment, protected: SecondMoment, energy: float) -> float:
@@ -84,21 +89,18 @@ def draw(shares: dict[str, list[list[float]]], rooms: list[list[float]], path: P
     figure.savefig(path, dpi=110)
 
 
-def as_markdown(shares: dict[str, list[list[float]]], rooms: list[list[float]]) -> str:
-    lines = [
-        "# What the protected span holds",
-        "",
-        "`python eval/studies/span.py`, tiny world: span from facts, arithmetic and copying; share of each group's "
-        "own FFN-input energy",
-        "inside it, mean over layers (least to most in brackets); room: directions left to the implant.",
-        "",
-        f"| energy | {' | '.join(shares)} | room |",
-        "| --- |" + " --- |" * (len(shares) + 1),
+def write_report(shares: dict[str, list[list[float]]], rooms: list[list[float]]) -> None:
+    rows = [
+        [f"{energy:g}", *(spread(by_energy[i]) for by_energy in shares.values()), spread(rooms[i])]
+        for i, energy in enumerate(ENERGIES)
     ]
-    for i, energy in enumerate(ENERGIES):
-        cells = [spread(by_energy[i]) for by_energy in shares.values()]
-        lines.append(f"| {energy:g} | {' | '.join(cells)} | {spread(rooms[i])} |")
-    return "\n".join(lines) + "\n"
+    about = (
+        "`python eval/studies/span.py`, tiny world: span from facts, arithmetic and copying; share of each group's own "
+        "FFN-input energy inside it, mean over layers (least to most in brackets); room: directions left to the "
+        "implant."
+    )
+    headings = ["energy", *shares, "room"]
+    write("span", "What the protected span holds", paragraph(about), table(headings, rows, words=len(headings)))
 
 
 def spread(layers: list[float]) -> str:

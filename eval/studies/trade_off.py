@@ -27,8 +27,10 @@ from rule import choose
 
 from loki_ds.report.pictures import trade_off
 
-ROOT = Path(__file__).parents[2]
-REPORTS = ROOT / "eval" / "reports"
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from reporting import REPORTS, ROOT, keep, paragraph, table, write
+
 Cell = dict[str, Any]
 
 
@@ -45,8 +47,8 @@ def main() -> None:
         for second in (False, True):  # what is implanted after another implant has to wait for it
             methods = {key: method for key, method in study["methods"].items() if ("after" in method) == second}
             found |= sweep(methods, study, runs, found, pool)
-            REPORTS.joinpath(f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
-    (REPORTS / f"{name}.md").write_text(as_markdown(study, name, found))
+            keep(name, found)
+    write_report(study, name, found)
     drawn = {key: cells for key, cells in found.items() if not study["methods"][key].get("apart")}
     trade_off(
         {key: _first_seed(cells, study) for key, cells in drawn.items()}, study["enough"], REPORTS / f"{name}.png"
@@ -179,58 +181,54 @@ def _first_seed(cells: Iterable[Cell], study: dict[str, Any]) -> list[Cell]:
     return [cell for cell in cells if cell["seed"] == study["seeds"][0]]
 
 
-def as_markdown(study: dict[str, Any], name: str, found: dict[str, list[Cell]]) -> str:
-    total = sum(cell["seconds"] for cells in found.values() for cell in cells)
-    count = sum(map(len, found.values()))
-    lines = [
-        f"# {study['title']}",
-        "",
-        f"`python eval/studies/trade_off.py eval/studies/{name}.yaml` ({count} runs, {total / 60:.0f} core minutes). "
-        f"{study['about']}",
-        "",
-    ]
-    lines += [
-        f"Chosen: of the settings that reach {study['enough']} held-out skill, the one that forgets least. Mean over "
-        "seeds (range).",
-        "",
-    ]
+def write_report(study: dict[str, Any], name: str, found: dict[str, list[Cell]]) -> None:
+    total, count = sum(cell["seconds"] for cells in found.values() for cell in cells), sum(map(len, found.values()))
     groups = study.get("groups", {})
-    names = ["new task", "forgetting", *(f"forgetting, {group}" for group in groups)]
-    lines += [
+    columns = ["new task", "forgetting", *(f"forgetting, {group}" for group in groups)]
+    about = (
+        f"`python eval/studies/trade_off.py eval/studies/{name}.yaml` ({count} runs, {total / 60:.0f} core minutes). "
+        f"{study['about']}"
+    )
+    rule = (
+        f"Chosen: of the settings that reach {study['enough']} held-out skill, the one that forgets least. Mean over "
+        "seeds "
+        "(range). What the figures say: `findings.md`."
+    )
+    every = [
+        [key, f"{_setting(study['methods'][key])} {cell['value']}", *_figures([cell], groups)]
+        for key, cells in found.items()
+        for cell in _first_seed(cells, study)
+    ]
+    write(
+        name,
+        study["title"],
+        paragraph(about),
+        paragraph(rule),
         f"![skill against forgetting]({name}.png)",
-        "",
-        f"| method | setting | seeds | {' | '.join(names)} |",
-        "| --- | --- | ---: |" + " ---: |" * len(names),
-    ]
-    for key, cells in found.items():
-        chosen = chosen_of(cells, study)
-        same = [cell for cell in cells if cell["value"] == chosen["value"]]
-        columns = [
-            _spread([cell["skill"] for cell in same], "{:.3f}"),
-            _spread([cell["forgetting"] for cell in same], "{:.2f}%"),
-        ]
-        columns += [_spread([_forgotten(cell, tasks) for cell in same], "{:.2f}%") for tasks in groups.values()]
-        enough = "" if chosen["skill"] >= study["enough"] else " (not enough skill at any)"
-        lines.append(
-            f"| {key} | {_setting(study['methods'][key])} {chosen['value']}{enough} | {len(same)} | "
-            f"{' | '.join(columns)} |"
-        )
-    lines += [
-        "",
+        table(
+            ["method", "setting", "seeds", *columns],
+            [_chosen_row(key, study, cells) for key, cells in found.items()],
+            2,
+        ),
         "## Every setting, first seed",
-        "",
-        f"| method | setting | {' | '.join(names)} |",
-        "| --- | --- |" + " ---: |" * len(names),
-    ]
-    for key, cells in found.items():
-        for cell in _first_seed(cells, study):
-            shown = [
-                f"{cell['skill']:.3f}",
-                f"{cell['forgetting']:.2f}%",
-                *(f"{_forgotten(cell, tasks):.2f}%" for tasks in groups.values()),
-            ]
-            lines.append(f"| {key} | {_setting(study['methods'][key])} {cell['value']} | {' | '.join(shown)} |")
-    return "\n".join([*lines, "", study.get("findings", "").strip(), ""])
+        table(["method", "setting", *columns], every, words=2),
+    )
+
+
+def _chosen_row(key: str, study: dict[str, Any], cells: list[Cell]) -> list[object]:
+    """A method at the setting it chose, over its seeds."""
+    chosen = chosen_of(cells, study)
+    same = [cell for cell in cells if cell["value"] == chosen["value"]]
+    enough = "" if chosen["skill"] >= study["enough"] else " (not enough skill at any)"
+    setting = f"{_setting(study['methods'][key])} {chosen['value']}{enough}"
+    return [key, setting, len(same), *_figures(same, study.get("groups", {}))]
+
+
+def _figures(cells: list[Cell], groups: dict[str, list[str]]) -> list[str]:
+    """Skill, forgetting, and forgetting of each group of tasks."""
+    by_group = [_spread([_forgotten(cell, tasks) for cell in cells], "{:.2f}%") for tasks in groups.values()]
+    skill, forgetting = ([cell[key] for cell in cells] for key in ("skill", "forgetting"))
+    return [_spread(skill, "{:.3f}"), _spread(forgetting, "{:.2f}%"), *by_group]
 
 
 def _spread(values: list[float], form: str) -> str:

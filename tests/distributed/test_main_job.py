@@ -59,10 +59,31 @@ def test_a_finished_run_is_shown_and_not_redone(finished: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*.safetensors")} == before
 
 
+def test_a_finished_run_is_evaluated_again_without_being_trained_again(finished: Path) -> None:
+    """Other tasks, another margin, another tracker: both reports are kept, `report/` is the last
+    one.
+    """
+    first = (finished / "report/report.json").read_text()
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*.safetensors")}
+    other = ["retention.abilities.tasks=[tiny_facts]", "retention.margin=0.2", "training.logging_steps=1"]
+    again = launch(*FEW, f"run={finished}", *other)
+    assert again.status == 0, again.output
+    assert "evaluating the implanted model" in again.output
+    report = json.loads((finished / "report/report.json").read_text())
+    assert ([task["task"] for task in report["tasks"]], report["margin"]) == (["tiny_facts"], 0.2)
+    back = launch(*FEW, f"run={finished}", "attribution.memory_gib=3")
+    assert back.status == 0, back.output
+    assert "evaluating" not in back.output
+    assert (finished / "report/report.json").read_text() == first
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*.safetensors")} == before
+    settings = [json.loads(file.read_text())["margin"] for file in finished.glob("retention/*/settings.json")]
+    assert sorted(settings) == [0.01, 0.2]
+
+
 def test_the_folders_own_recipe_can_be_run_again(finished: Path, tmp_path: Path) -> None:
     recipe = load_recipe(finished / "recipe.yaml", [f"run={tmp_path}"])
     assert recipe.training["max_steps"] == 3
-    assert recipe.retention.abilities.limit == 8
+    assert recipe.retention.abilities[0].limit == 8
 
 
 def test_other_settings_in_the_same_folder_are_refused(finished: Path) -> None:
