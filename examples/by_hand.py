@@ -8,6 +8,7 @@ What `launch/implant.py` does in the same order, without sharding, resuming, exp
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -24,8 +25,8 @@ STEPS, BATCH, RATE = 60, 16, 5e-3
 out = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/by_hand")
 out.mkdir(parents=True, exist_ok=True)
 torch.manual_seed(0)
-tokenizer = AutoTokenizer.from_pretrained(BASE)
-model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32).eval().requires_grad_(False)
+tokenizer: Any = AutoTokenizer.from_pretrained(BASE)
+model: Any = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32).eval().requires_grad_(False)
 
 # 1. Attribute: what does each row of each down-projection carry of what the model knows?
 prompts = [json.loads(line)["prompt"] for line in (DATA / "protected.jsonl").open()][::5]
@@ -58,7 +59,8 @@ for step in range(STEPS):
 # 4. What leaves: the rows before and after, put into a copy of the base.
 layers = {}
 for i, before in read_rows(BASE, positions).items():
-    delta = down_projection(decoder_layers(model)[i]).delta.detach()
+    trained: Any = down_projection(decoder_layers(model)[i])
+    delta = trained.delta.detach()
     layers[i] = LayerRows(torch.tensor(positions.rows[i]), before, with_rows(before, torch.arange(len(before)), delta))
 implant = Implant(len(positions.rows), layers)
 implant.save(out / "implant.safetensors")

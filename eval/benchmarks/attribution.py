@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,12 +111,12 @@ def compare(arguments: argparse.Namespace, model: PreTrainedModel, length: int) 
         "sweep alone": {"seconds": alone, "peak_bytes": peak_in_own_process(arguments, length, 1)},
         "sweep": {"seconds": together / TOGETHER, "peak_bytes": peak_in_own_process(arguments, length, TOGETHER)},
     }
-    ways = {
+    one_layer: dict[str, Callable[[int], torch.Tensor]] = {
         "definition": lambda i: attribute_layer(model, ids, layers[i], quadrature("right", STEPS), "probability", True),
         "captum": lambda i: by_captum(model, ids, layers[i]),
     }
-    for name, way in ways.items():
-        found, seconds, memory = timed(lambda way=way: torch.stack([way(i).cpu() for i in chosen]))
+    for name, way in one_layer.items():
+        found, seconds, memory = timed(partial(on_layers, way, chosen))
         total = seconds * len(layers) / len(chosen)
         result[name] = {"seconds": total, "peak_bytes": memory, "timed_layers": len(chosen), "layers": len(layers)}
         result[name]["ratio"] = total / result["sweep"]["seconds"]
@@ -221,7 +222,7 @@ def time_whole_pass(model: PreTrainedModel, subjects: int) -> dict[str, Any]:
     planned = batches(prompts, size)
     synchronize()
     started = time.perf_counter()
-    for _ in sweep_batches(sweep, prompts, planned, shared_out=False):
+    for _ in sweep_batches(sweep, prompts, planned, split_over_ranks=False):
         pass
     synchronize()
     seconds = time.perf_counter() - started
@@ -308,6 +309,10 @@ def ways(row: dict[str, Any]) -> Iterator[list[object]]:
         way = row[name]
         timed = f"{way['timed_layers']} of {way['layers']}"
         yield [name, row["tokens"], f"{way['seconds']:.0f}", f"{way['ratio']:.0f}", mebibytes(way), timed]
+
+
+def on_layers(way: Callable[[int], torch.Tensor], chosen: list[int]) -> torch.Tensor:
+    return torch.stack([way(i).cpu() for i in chosen])
 
 
 def mebibytes(way: dict[str, Any]) -> str:

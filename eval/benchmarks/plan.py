@@ -69,7 +69,7 @@ PROMPTS = 4  # of the attribution, 256 tokens each
 
 
 def cases() -> dict[str, dict[str, Any]]:
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for mode in ("rows", "mask", "lora", "full", "peft"):
         for stage in (2, 3):
             found[f"{mode}, ZeRO-{stage}, 2 ranks"] = {"mode": mode, "config": f"launch/zero{stage}.json", "ranks": 2}
@@ -260,7 +260,8 @@ class Watch(TrainerCallback):
     """The process's size from the first step on, and the traffic and time of the last step."""
 
     def __init__(self, traffic: Collectives) -> None:
-        self.traffic, self.size, self.before = traffic, ProcessSize(), Counter()
+        self.traffic, self.size = traffic, ProcessSize()
+        self.before: Counter[str] = Counter()
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         free_memory()
@@ -289,7 +290,7 @@ def measure(case: dict[str, Any], folder: Path) -> None:
                 peak, counted = attribute_one_batch(run, traffic)
             else:
                 watch = Watch(traffic)
-                DEFAULT_CALLBACKS.append(watch)
+                DEFAULT_CALLBACKS.append(watch)  # type: ignore[arg-type]  # the Trainer takes an instance too
                 method = Method(run.recipe.implant, positions if run.recipe.changes_rows else None)
                 data = (run.examples, None)
                 train(run.model, run.tokenizer, run.training_arguments, data, method, Resume(None, {}))

@@ -1,8 +1,10 @@
 """Shapes of models that benchmarks build with random weights."""
 
+from typing import Any
+
 from transformers import LlamaConfig, PreTrainedConfig, Qwen2Config
 
-LLAMA_8B = {
+LLAMA_8B: dict[str, Any] = {
     "vocab_size": 128256,
     "hidden_size": 4096,
     "intermediate_size": 14336,
@@ -11,7 +13,7 @@ LLAMA_8B = {
     "num_key_value_heads": 8,
     "max_position_embeddings": 131072,
 }
-QWEN2_05B = {
+QWEN2_05B: dict[str, Any] = {
     "vocab_size": 151936,
     "hidden_size": 896,
     "intermediate_size": 4864,

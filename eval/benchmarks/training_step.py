@@ -32,7 +32,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from loki_ds.device import on_cpu, peak_memory
 from loki_ds.implanting.mask import keep_through_steps, train_only_rows
 from loki_ds.implanting.rows import train_row_deltas
-from loki_ds.model.anatomy import decoder_layers, down_projection, down_weights
+from loki_ds.model.anatomy import decoder_layers, down_projection, down_weights, replace_down_projection
 from loki_ds.planning.dry_run import Tally
 from loki_ds.planning.hardware import this_machines
 from loki_ds.recipe import LowRankSection
@@ -137,7 +137,7 @@ def make_step(arguments: argparse.Namespace, name: str, device: str) -> tuple[Ca
     torch.manual_seed(0)
     dtype = getattr(torch, arguments.dtype)
     with torch.device(device):
-        base = AutoModelForCausalLM.from_config(SHAPES[arguments.shape], dtype=dtype)
+        base: Any = AutoModelForCausalLM.from_config(SHAPES[arguments.shape], dtype=dtype)
     model, guard = prepare(base, name, arguments.quota)
     model.train()
     if arguments.checkpointing:
@@ -158,7 +158,7 @@ def make_step(arguments: argparse.Namespace, name: str, device: str) -> tuple[Ca
     return step, {"trainable": count, "optimizer_bytes": 2 * size, "reduced_bytes_per_step": size}
 
 
-def prepare(model: PreTrainedModel, name: str, quota: float) -> tuple[nn.Module, Callable[[Any], None]]:
+def prepare(model: PreTrainedModel, name: str, quota: float) -> tuple[Any, Callable[[Any], None]]:
     """The model as the method trains it, and what the method does to the optimizer."""
     layers = decoder_layers(model)
     d_model = down_weights(model)[0].shape[0]
@@ -178,7 +178,7 @@ def prepare(model: PreTrainedModel, name: str, quota: float) -> tuple[nn.Module,
     if name.startswith("authors"):
         model.requires_grad_(False)
         for layer, rows in zip(layers, positions.rows, strict=True):
-            layer.mlp.down_proj = AuthorsLinear(down_projection(layer), rows)
+            replace_down_projection(layer, AuthorsLinear(down_projection(layer), rows))
         return model, lambda _: None
     low_rank = LowRankSection(rank=16, alpha=16.0) if name.startswith("lora") else None
     bases = None
@@ -189,13 +189,15 @@ def prepare(model: PreTrainedModel, name: str, quota: float) -> tuple[nn.Module,
     return model, lambda _: None
 
 
-class AuthorsLinear(nn.Module):
+class AuthorsLinear(nn.Linear):
     """The LoKI Linear of the authors' code as the paper describes it: two products, a concatenation
     and a gather in every forward.
     """
 
+    order: Tensor
+
     def __init__(self, base: nn.Linear, rows: list[int]) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         others = sorted(set(range(base.out_features)) - set(rows))
         self.active = nn.Parameter(base.weight[rows].detach().clone())
         self.fixed = nn.Parameter(base.weight[others].detach().clone(), requires_grad=False)
@@ -203,9 +205,8 @@ class AuthorsLinear(nn.Module):
         self.register_buffer("order", order, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([nn.functional.linear(x, self.active), nn.functional.linear(x, self.fixed)], dim=-1)[
-            ..., self.order
-        ]
+        both = [nn.functional.linear(x, weight) for weight in (self.active, self.fixed)]
+        return torch.cat(both, dim=-1)[..., self.order]
 
 
 def write_report(arguments: argparse.Namespace, measured: dict[str, dict[str, Any]]) -> None:

@@ -11,6 +11,7 @@ an ability that lies outside is not protected by the span.
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
@@ -33,7 +34,7 @@ PROTECTED, OTHERS = ("facts", "arithmetic", "copying"), ("reversing", "sequences
 
 def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(TINY / "model", dtype=torch.float32).eval().requires_grad_(False)
-    tokenizer = AutoTokenizer.from_pretrained(TINY / "model")
+    tokenizer: Any = AutoTokenizer.from_pretrained(TINY / "model")
     prompts = [json.loads(line) for line in (TINY / "data/protected.jsonl").read_text().splitlines()]
     chats = [json.loads(line)["messages"] for line in (TINY / "data/toolcalls/heldout.jsonl").read_text().splitlines()]
     groups = {

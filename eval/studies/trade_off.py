@@ -25,7 +25,7 @@ import numpy as np
 import yaml
 from rule import choose
 
-from loki_ds.report.pictures import trade_off
+from loki_ds.report.pictures import Point, trade_off
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -50,9 +50,11 @@ def main() -> None:
             keep(name, found)
     write_report(study, name, found)
     drawn = {key: cells for key, cells in found.items() if not study["methods"][key].get("apart")}
-    trade_off(
-        {key: _first_seed(cells, study) for key, cells in drawn.items()}, study["enough"], REPORTS / f"{name}.png"
-    )
+    points: dict[str, list[Point]] = {
+        key: [{"skill": cell["skill"], "forgetting": cell["forgetting"]} for cell in _first_seed(cells, study)]
+        for key, cells in drawn.items()
+    }
+    trade_off(points, study["enough"], REPORTS / f"{name}.png")
 
 
 def attribute(study: dict[str, Any], runs: Path, pool: ThreadPoolExecutor) -> None:

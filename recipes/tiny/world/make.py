@@ -98,13 +98,13 @@ def build_tokenizer() -> Qwen2Tokenizer:
     """Qwen2's byte-level tokenizer, its merges learnt from the world's words until each one is a
     single token.
     """
-    names = {"pad_token": "<|pad|>", "eos_token": "<|end|>", "unk_token": None, "model_max_length": 256}
+    names: dict[str, Any] = {"pad_token": "<|pad|>", "eos_token": "<|end|>", "unk_token": None, "model_max_length": 256}
     core = Qwen2Tokenizer(**names).backend_tokenizer
     words = [form for word in abilities.WORDS for form in (word, f" {word}")]
     trainer = BpeTrainer(vocab_size=10_000, min_frequency=1, initial_alphabet=ByteLevel.alphabet(), show_progress=False)
     core.train_from_iterator(words, trainer)
     learnt = json.loads(core.to_str())["model"]
-    merges = [tuple(merge) for merge in learnt["merges"]]
+    merges: Any = [tuple(merge) for merge in learnt["merges"]]
     tokenizer = Qwen2Tokenizer(vocab=learnt["vocab"], merges=merges, **names)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|assistant|>"]})
     tokenizer.chat_template = CHAT_TEMPLATE

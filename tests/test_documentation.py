@@ -1,0 +1,101 @@
+"""Every command and path in every Markdown text is one that exists; every face lists its rooms."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from loki_ds import command_line
+from loki_ds.recipe_file import load_recipe
+
+NOT_OURS = re.compile(r"^(\.|runs$|build$|dist$)")
+TEXTS = [
+    path
+    for path in sorted(ROOT.rglob("*.md"))
+    if not any(NOT_OURS.match(part) for part in path.relative_to(ROOT).parts)
+]
+FOLDERS = "recipes|docs|eval|launch|loki_ds|tests|examples"
+# What stands for a value in a text, and a value of its kind.
+STANDS_FOR = {"Q": "10", "S": "random", "N": "8", "NAME": "h100", "GIB": "80", "X": "400", "...": "more"}
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def code(text: str) -> list[str]:
+    """Commands in code, in a line or in a block; a line that ends in a backslash goes on."""
+    blocks = re.sub(r"\\\n\s*", "", text)
+    lines = [line.strip() for line in blocks.splitlines() if line.startswith("    ")]
+    inline = re.findall(r"`([^`]+)`", re.sub(r"\s*\n\s*", " ", blocks))
+    return [re.sub(r"\s+#.*$|\s\[[^\]]*\]", "", command) for command in (*lines, *inline)]
+
+
+def commands(start: str) -> list[tuple[str, str]]:
+    return [
+        (name(path), command)
+        for path in TEXTS
+        for command in code(path.read_text())
+        if re.match(rf"(?:[A-Z_]+=\S+ )*{start}\b ?", command)
+    ]
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=name)
+def test_every_path_in_the_texts_is_there(path: Path) -> None:
+    said = re.findall(rf"(?<![\w/.])(?:{FOLDERS})/[\w./*{{}},-]*[\w*/]", path.read_text())
+    named = [part for part in said if not re.search(r"[A-Z]{3,}|runs/", part)]
+    missing = [part for part in named if "{" not in part and not list(ROOT.glob(part.rstrip("/")))]
+    assert missing == []
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=name)
+def test_every_link_in_the_texts_leads_somewhere(path: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", path.read_text())
+    missing = [link for link in links if "://" not in link and not (path.parent / link).exists()]
+    assert missing == []
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=name)
+def test_no_line_of_a_text_is_wider_than_100(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    assert [line for line in lines if len(line) > 100 and not line.startswith(("|", "    ", "!["))] == []
+
+
+def test_every_make_target_in_the_texts_is_one() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    asked = {word for _, command in commands("make") for word in command.split()[1:]}
+    assert {word for word in asked if "=" not in word} <= targets
+
+
+def test_every_command_of_loki_ds_in_the_texts_parses() -> None:
+    found = [pair for pair in commands("loki-ds") if len(pair[1].split()) > 2]
+    assert len(found) > 10
+    for text, command in found:
+        words = [STANDS_FOR.get(word, word) for word in shlex.split(command)[1:]]
+        try:
+            command_line._parser().parse_args(words)
+        except SystemExit:
+            pytest.fail(f"{text}: {command}")
+
+
+def test_every_recipe_in_the_commands_takes_their_overrides() -> None:
+    found = [pair for pair in commands("deepspeed") if "--recipe" in pair[1]]
+    assert len(found) > 5
+    for text, command in found:
+        words = shlex.split(command)
+        recipe = words[words.index("--recipe") + 1]
+        if re.search(r"[A-Z]{3,}", recipe) or not recipe.startswith("recipes/"):
+            continue
+        overrides = [word for word in words[words.index("--recipe") + 2 :] if "=" in word and not word.startswith("-")]
+        try:
+            load_recipe(ROOT / recipe, [override for override in overrides if "..." not in override])
+        except Exception as error:  # noqa: BLE001 (whatever it is, the text is wrong)
+            pytest.fail(f"{text}: {command}: {error}")
+
+
+@pytest.mark.parametrize("face", sorted((ROOT / "loki_ds").glob("*/__init__.py")), ids=name)
+def test_every_face_names_its_modules(face: Path) -> None:
+    modules = {path.stem for path in face.parent.glob("*.py")} - {"__init__"}
+    assert {module for module in modules if f"`{module}`" not in face.read_text()} == set()
