@@ -55,4 +55,4 @@ def full_disks_refused() -> Iterator[None]:
         if getattr(error, "errno", None) not in FULL and not any(os.strerror(code) in str(error) for code in FULL):
             raise
         place = getattr(error, "filename", None) or "the folder written to"
-        raise Refusal(f"{place}: no room to write ({error}); make room, and the same command goes on") from None
+        raise Refusal(f"{place}: no room to write ({error}); make room, and the same command resumes") from None

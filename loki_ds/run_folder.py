@@ -88,7 +88,7 @@ class RunFolder:
         stored = self._read().get(stage)
         if stored is None:
             return False
-        check_made_from(self.root, stage, stored, inputs)
+        check_same_inputs(self.root, stage, stored, inputs)
         return True
 
     def has(self, stage: str) -> bool:
@@ -128,7 +128,7 @@ class RunFolder:
         return found
 
 
-def check_made_from(place: Path, stage: str, stored: dict[str, Any], inputs: dict[str, Any]) -> None:
+def check_same_inputs(place: Path, stage: str, stored: dict[str, Any], inputs: dict[str, Any]) -> None:
     """Refuse, by the name of what differs, a stage's result at `place` that was made from other
     inputs.
     """

@@ -124,3 +124,48 @@ def test_mistakes_are_one_sentence(run: Path, arguments: list[str], says: str) -
     assert done.returncode == 2
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--version"],
+        ["--help"],
+        ["pln"],
+        ["plan", "recipes/tiny/loki.yaml", "selection.quotta=1"],
+        ["plan", "recipes/tiny/loki.yaml", "training.learning_rat=1"],
+        ["select", "runs/x", "--quota", "0", "--out", "p.json"],
+    ],
+    ids=" ".join,
+)
+def test_what_needs_no_model_loads_no_library_that_does(arguments: list[str]) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "loki_ds.command_line", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines() if "|" in line}
+    assert "loki_ds" in loaded
+    assert loaded.isdisjoint({"torch", "transformers", "deepspeed", "trl", "datasets", "numpy", "rich"})
+
+
+def test_a_full_disk_is_one_sentence_in_any_command(tmp_path: Path) -> None:
+    Positions([[0], [1]]).save(tmp_path / "p.json")
+    build("llama", torch.float32).save_pretrained(tmp_path / "base")
+    rows = {
+        1: LayerRows(
+            torch.tensor([3]), read_rows(tmp_path / "base", Positions([[], [3], [], []]))[1], torch.ones(1, 48)
+        )
+    }
+    Implant(4, rows).save(tmp_path / "i.safetensors")
+    words = [
+        sys.executable,
+        "-m",
+        "loki_ds.command_line",
+        "apply",
+        *(str(tmp_path / n) for n in ("base", "i.safetensors", "out")),
+    ]
+    limited = ["bash", "-c", 'ulimit -f 8 && exec "$@"', "bash", *words]
+    done = subprocess.run(limited, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    (said,) = [line for line in done.stderr.splitlines() if line.startswith("loki-ds: ")]
+    assert "no room to write" in said
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()

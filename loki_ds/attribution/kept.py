@@ -1,5 +1,5 @@
 """Kept scores: every prompt's attribution in safetensors shards beside a manifest, so that a killed
-pass goes on where it was.
+pass resumes where it was.
 
 Scores are stored in float16 after division by each (prompt, layer)'s largest absolute score, which
 is stored in float32: two bytes a node (MMLU's 2,850 prompts on 32 layers of 4,096: 0.75 GB), and
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from loki_ds.attribution.sweep import Swept
 from loki_ds.refusal import Refusal
-from loki_ds.run_folder import check_made_from, write_json, written_whole
+from loki_ds.run_folder import check_same_inputs, write_json, written_whole
 
 
 class KeptScores:
@@ -29,13 +29,13 @@ class KeptScores:
         self.manifest = folder / "manifest.json"
 
     def open_for(self, inputs: dict[str, Any]) -> None:
-        """Begin a pass with these inputs, or go on with one.
+        """Begin a pass with these inputs, or resume one.
 
         Raises:
             Refusal: the folder holds a pass over other inputs.
         """
         if self.manifest.exists():
-            check_made_from(self.folder, "attribution", self.read()["inputs"], inputs)
+            check_same_inputs(self.folder, "attribution", self.read()["inputs"], inputs)
         else:
             write_json(self.manifest, {"inputs": inputs})
 

@@ -13,7 +13,7 @@ from loki_ds.implanting.training import Method, Resume, train
 from loki_ds.positions import Positions
 from loki_ds.quiet.certificate import certify, strongest
 from loki_ds.refusal import Refusal
-from loki_ds.run_folder import check_made_from, write_json
+from loki_ds.run_folder import check_same_inputs, write_json
 from loki_ds.stages.costs import cost_of
 from loki_ds.stages.inputs import Inputs, implant_inputs
 from loki_ds.stages.quiet import Quiet, quiet
@@ -34,7 +34,7 @@ def implant(run: Run, positions: Positions | None) -> None:
 def _implant(run: Run, positions: Positions | None, inputs: Inputs) -> None:
     section, trained, protected = run.recipe.implant, None, None
     if run.checkpoint is not None:
-        check_made_from(run.checkpoint.folder, "implant", run.checkpoint.inputs, inputs)
+        check_same_inputs(run.checkpoint.folder, "implant", run.checkpoint.inputs, inputs)
     if section.quiet:
         protected = quiet(run, section.quiet)
     if section.kind.trains:
