@@ -19,9 +19,11 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from loki_ds.model.base import UNRENDERABLE
 from loki_ds.recipe import ProtectedSection
 from loki_ds.refusal import Refusal, did_you_mean
 from loki_ds.tasks import task_manager
+from loki_ds.text_files import json_lines
 
 
 class ProtectedPrompt(NamedTuple):
@@ -125,36 +127,32 @@ def _place(source: _Source) -> str:
 
 def _from_file(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[_Source]:
     sources = []
-    for line, row in enumerate(_read_lines(path), start=1):
-        if not isinstance(row, dict) or not ("prompt" in row or "messages" in row):
-            raise Refusal(f"{path}: line {line} has neither 'prompt' nor 'messages'")
-        sources.append(_Source(str(row.get("subject", "")), line, partial(_tokens, row, tokenizer)))
+    for line, row in json_lines(path, "protected set"):
+        place = f"{path}: line {line}"
+        _check_prompt(row, place)
+        sources.append(_Source(str(row.get("subject", "")), line, partial(_tokens, row, tokenizer, place)))
     return sources
 
 
-def _read_lines(path: Path) -> list[Any]:
+def _check_prompt(row: Any, place: str) -> None:
+    """Refuse a row that has neither a text nor a conversation."""
+    if not isinstance(row, dict) or not ("prompt" in row or "messages" in row):
+        raise Refusal(f"{place} has neither 'prompt' nor 'messages'")
+    if "prompt" in row and not isinstance(row["prompt"], str):
+        raise Refusal(f"{place} has {row['prompt']!r} in 'prompt', allowed is text")
+    if "prompt" not in row and not (isinstance(row["messages"], list) and row["messages"]):
+        raise Refusal(f"{place} has {row['messages']!r} in 'messages', allowed is a list of turns")
+
+
+def _tokens(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, place: str) -> list[int]:
+    if "prompt" in row:
+        return tokenizer(row["prompt"])["input_ids"]
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise Refusal(f"{path}: the protected set cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise Refusal(f"{path}: the protected set is not UTF-8 text") from None
-    rows = []
-    for line, content in enumerate(text.splitlines(), start=1):
-        try:
-            rows.append(json.loads(content))
-        except ValueError:
-            raise Refusal(f"{path}: line {line} is not JSON") from None
-    return rows
-
-
-def _tokens(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    text = (
-        row["prompt"]
-        if "prompt" in row
-        else tokenizer.apply_chat_template(row["messages"], add_generation_prompt=True, tokenize=False)
-    )
-    return tokenizer(text, add_special_tokens="prompt" in row)["input_ids"]
+        text = tokenizer.apply_chat_template(row["messages"], add_generation_prompt=True, tokenize=False)
+    except UNRENDERABLE as error:
+        said = " ".join(str(error).split())[:200]
+        raise Refusal(f"{place} is refused by the chat template: {said}") from None
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 # --- lm-eval tasks --------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from loki_ds.implanting.rows import with_rows
 from loki_ds.model.files import down_names, open_weights
 from loki_ds.positions import Positions
 from loki_ds.recipe import ModelSection
-from loki_ds.run_folder import RunFolder, remove
+from loki_ds.run_folder import RunFolder, remove, written_whole
 
 
 class Base(NamedTuple):
@@ -49,6 +49,13 @@ def write_model(trained: Trained | None, base: Base, positions: Positions | None
     remove(folder.model)
     apply_to_checkpoint(base.folder, implant, folder.model)
     return implant
+
+
+def export_template(template: str | None, model: Path) -> None:
+    """The chat template that trained, where it is not the base's own."""
+    if template is not None:
+        with written_whole(model / "chat_template.jinja") as aside:
+            aside.write_text(template, encoding="utf-8")
 
 
 def implant_of(trained: Deltas | None, base: Base, positions: Positions) -> Implant:

@@ -16,6 +16,7 @@ from accelerate.utils import DeepSpeedSequenceParallelConfig
 from trl import SFTConfig
 
 from loki_ds.device import on_cpu
+from loki_ds.examples.choice import RENDERING
 from loki_ds.implanting.checkpoints import Checkpoint
 from loki_ds.implanting.supported import check_deepspeed, sequence_groups
 from loki_ds.ranks import world_size
@@ -130,7 +131,8 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
         settings["eval_strategy"] = "no"
     if recipe.sequence_parallel > 1:
         settings |= _sequence_parallel(recipe.sequence_parallel, recipe.model.attention)
-    return {**settings, **recipe.training}
+    # What renders the examples is not TRL's: they come to it as tokens (`loki_ds.examples`).
+    return {**settings, **{key: value for key, value in recipe.training.items() if key not in RENDERING}}
 
 
 def _sequence_parallel(ranks_per_sequence: int, attention: str) -> dict[str, Any]:

@@ -20,7 +20,6 @@ from loki_ds.implanting.watch import TokensPerSecond, WatchedTrainer, WatchGradi
 from loki_ds.positions import Positions
 from loki_ds.ranks import on_first_rank
 from loki_ds.recipe import ImplantSection
-from loki_ds.refusal import Refusal
 from loki_ds.zero.checkpoints import repartition
 from loki_ds.zero.model import device_of, model_dtype
 
@@ -102,7 +101,7 @@ def train(
 ) -> SFTTrainer:
     """Train to the end, from a checkpoint of an interrupted run if there is one.
 
-    examples: to train on, and held-out ones (evaluated when `arguments` say so).
+    examples: tokens and labels to train on, and held-out ones (evaluated when `arguments` say so).
 
     Raises:
         Refusal: another number of ranks wrote the checkpoint in a way that these cannot take up.
@@ -123,7 +122,6 @@ def train(
         peft_config=peft_config(section.peft) if section.kind.leaves == "adapter" else None,
         callbacks=[*callbacks, TokensPerSecond(), MarkWhole(examples_per_step(arguments), resume.inputs)],
     )
-    check_something_is_learnt(trainer.train_dataset, arguments.max_length)
     trainer.add_callback(WatchGradients(model))
     if checkpoint is not None:
         log.info("implant: resuming from %s, written by %d ranks", checkpoint.folder, checkpoint.ranks)
@@ -137,16 +135,3 @@ def _trained(trainer: SFTTrainer) -> list[str]:
     """Names of the parameters that train."""
     model: Any = trainer.model
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-
-
-def check_something_is_learnt(rows: Dataset, max_length: int | None) -> None:
-    """Refuse data in which the cut-off leaves no token to learn.
-
-    rows: as TRL has rendered, cut and masked them.
-    """
-    mask = next((name for name in ("assistant_masks", "completion_mask") if name in rows.column_names), None)
-    if mask is not None and not any(any(row) for row in rows[mask]):
-        raise Refusal(
-            f"data.train: after the cut at training.max_length {max_length} no example has a token left that is "
-            "trained on"
-        )

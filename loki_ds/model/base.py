@@ -6,12 +6,15 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from jinja2 import TemplateError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from loki_ds.recipe import ModelSection
 from loki_ds.refusal import Refusal
 
+# What a chat template raises on a conversation it was not made for.
+UNRENDERABLE = (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError)
 # What transformers raises on files it cannot make sense of.
 UNREADABLE = (OSError, ValueError, KeyError, AttributeError, TypeError)
 WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]  # of a model on the hub

@@ -2,7 +2,6 @@
 and MRR from `ir_measures`.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
@@ -11,6 +10,8 @@ from typing import Any, NamedTuple
 import ir_measures
 import numpy as np
 from datasets import load_dataset
+
+from loki_ds.text_files import json_lines, lines_of
 
 MEASURES = {"ndcg@10": ir_measures.nDCG @ 10, "map": ir_measures.AP, "mrr": ir_measures.RR}
 
@@ -31,11 +32,11 @@ def load_beir(source: str, split: str = "test") -> Beir:
     """
     folder = Path(source)
     if folder.is_dir():
-        corpus, queries = (_lines(folder / f"{name}.jsonl") for name in ("corpus", "queries"))
-        judgements: Any = [
-            line.split("\t")
-            for line in (folder / "qrels" / f"{split}.tsv").read_text(encoding="utf-8").splitlines()[1:]
-        ]
+        corpus, queries = (
+            [row for _, row in json_lines(folder / f"{name}.jsonl", name)] for name in ("corpus", "queries")
+        )
+        _, *lines = lines_of(folder / "qrels" / f"{split}.tsv", "judgements")
+        judgements: Any = [line.split("\t") for _, line in lines]
     else:
         corpus, queries = load_dataset(source, "corpus")["corpus"], load_dataset(source, "queries")["queries"]
         judgements = [
@@ -79,10 +80,6 @@ def expected_score(log_likelihoods: Sequence[float]) -> float:
     """
     probabilities = np.exp(np.array(log_likelihoods) - np.max(log_likelihoods))
     return float((probabilities * np.arange(1, len(probabilities) + 1)).sum() / probabilities.sum())
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def _passage(row: Mapping[str, Any]) -> str:

@@ -14,8 +14,11 @@ from transformers import PreTrainedTokenizerBase
 
 from loki_ds.attribution.batches import LARGEST
 from loki_ds.attribution.sensitivity import EXAMPLES
+from loki_ds.examples.choice import Rendering, make_rendering
+from loki_ds.examples.layouts import NotUnderstood
+from loki_ds.examples.rendering import NOT_LEARNT
+from loki_ds.examples.whole import examples_in, examples_of
 from loki_ds.implanting.arguments import TrainingShape, deepspeed_config
-from loki_ds.implanting.data import Examples, load_sample, tokens_and_loss
 from loki_ds.implanting.training import Method
 from loki_ds.model.anatomy import down_shapes
 from loki_ds.model.base import load_configuration, load_tokenizer
@@ -27,13 +30,14 @@ from loki_ds.positions import Positions
 from loki_ds.protected import load_protected
 from loki_ds.quiet.kept import load_moments
 from loki_ds.quiet.subspace import protected_subspace
-from loki_ds.recipe import AttributionSection, ProtectedSection, QuietSection, Recipe, SelectionSection
+from loki_ds.recipe import AttributionSection, DataSection, ProtectedSection, QuietSection, Recipe, SelectionSection
 from loki_ds.refusal import Refusal
 from loki_ds.run_folder import RunFolder
 from loki_ds.selection import rows_per_layer
 
 ASSUMED = (1000, 1024)  # prompts and their tokens, where the protected set is tasks that would have to be fetched
 CONFIGS = ("launch/zero2.json", "launch/zero3.json", "launch/zero3_offload.json")  # from the fastest to the thriftiest
+LOOKED_AT = 1000  # rows of a source, for what they ask of the chat template
 FORWARD = 2  # FLOPs of a parameter for each token
 
 
@@ -125,9 +129,10 @@ def make_plan(recipe: Recipe, gpu: Gpu, ranks: int) -> Plan:
         frozen = 1 - positions.count / (d_model * len(shapes)) if positions and mode.masks else 0.0
         shipped = shipped_settings(ranks, config.get_text_config().hidden_size)
         training, alternatives = _trainings(dry, shape, setting, shipped, partial(estimate, mode=mode, frozen=frozen))
-        sample = load_sample(recipe.data, bool(recipe.training.get("assistant_only_loss", False)))
-        stages += _training_stages(training, shape, shape.steps(recipe.training, sample.total, ranks), gpu)
-        example = _marked(sample, tokenizer, recipe.training)
+        stages += _training_stages(training, shape, shape.steps(recipe.training, examples_in(recipe.data), ranks), gpu)
+        example = _marked(
+            recipe.data, make_rendering(recipe.data, recipe.training, tokenizer, recipe.model.path, LOOKED_AT)
+        )
     return Plan(
         model=recipe.model.path,
         run=recipe.run,
@@ -269,12 +274,16 @@ def _quieted(section: QuietSection, folder: RunFolder, shapes: list[tuple[int, i
     return Quieted(section.energy, room, 4 * d_ff * d_ff * len(shapes) / 10)
 
 
-def _marked(sample: Examples, tokenizer: PreTrainedTokenizerBase, training: dict) -> list[tuple[str, bool]]:
+def _marked(data: DataSection, rendering: Rendering) -> list[tuple[str, bool]]:
     """The first example as the model will see it, in pieces, and whether each is trained on."""
-    tokens, learnt = tokens_and_loss(sample.first, tokenizer, training)
+    number, first = next(examples_of(data.train[0]))
+    try:
+        rendered = rendering.renderer.render(first)
+    except NotUnderstood as problem:
+        raise Refusal(f"{data.train[0].path}: line {number} {problem}") from None
     pieces: list[tuple[list[int], bool]] = []
-    for token, trained in zip(tokens, map(bool, learnt), strict=True):
-        if not pieces or pieces[-1][1] != trained:
-            pieces.append(([], trained))
+    for token, label in zip(rendered.input_ids, rendered.labels, strict=True):
+        if not pieces or pieces[-1][1] != (label != NOT_LEARNT):
+            pieces.append(([], label != NOT_LEARNT))
         pieces[-1][0].append(token)
-    return [(str(tokenizer.decode(piece)), trained) for piece, trained in pieces]
+    return [(str(rendering.renderer.tokenizer.decode(piece)), trained) for piece, trained in pieces]

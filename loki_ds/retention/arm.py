@@ -61,6 +61,7 @@ def _model(request: Request) -> Any:
 
     settings = {
         "pretrained": request.model,
+        "tokenizer": request.tokenizer,
         "dtype": request.dtype,
         "trust_remote_code": request.trust_remote_code,
     }

@@ -17,6 +17,7 @@ class Request(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str
+    tokenizer: str | None  # its folder, where it is not the model's
     dtype: str
     device: str
     trust_remote_code: bool

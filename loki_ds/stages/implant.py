@@ -8,7 +8,7 @@ from typing import Any
 from loki_ds import ranks
 from loki_ds.export.collect import Trained, collect
 from loki_ds.export.implant_file import Implant
-from loki_ds.export.products import changes_of, save_implant, write_model
+from loki_ds.export.products import changes_of, export_template, save_implant, write_model
 from loki_ds.implanting.training import Method, Resume, train
 from loki_ds.positions import Positions
 from loki_ds.quiet.certificate import certify, strongest
@@ -50,7 +50,8 @@ def _train(run: Run, method: Method, inputs: Inputs) -> Trained:
     log.info("implant: %s mode on %d examples", method.section.mode, len(run.examples))
     run.model.set_attn_implementation(run.recipe.model.attention)
     examples, resume = (run.examples, run.heldout), Resume(run.checkpoint, inputs)
-    trainer = train(run.model, run.tokenizer, run.training_arguments, examples, method, resume)
+    tokenizer = run.rendering.renderer.tokenizer if run.rendering else run.tokenizer
+    trainer = train(run.model, tokenizer, run.training_arguments, examples, method, resume)
     if ranks.rank() == 0:
         write_json(run.folder.training_log, trainer.state.log_history)
     trained = collect(trainer, run.model, method.section.kind, run.folder)
@@ -62,6 +63,7 @@ def _train(run: Run, method: Method, inputs: Inputs) -> Trained:
 def _export(run: Run, positions: Positions | None, trained: Trained | None, protected: Quiet | None) -> None:
     """Model, verification, implant file and adapter, from what was gathered. Rank 0's work."""
     made = write_model(trained, run.base, positions, run.folder)
+    export_template(run.rendering.exported_template if run.rendering else None, run.folder.model)
     _verify(run, positions, _certificate(run, made, protected) if protected and made else None)
     if made is not None:
         save_implant(made, trained, run.base, run.down_shapes[0][0], run.folder)

@@ -5,9 +5,13 @@ A stage whose result is there for the same inputs is skipped. What changes no re
 of them (`recipe.changes_a_result`).
 """
 
+import hashlib
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from loki_ds.examples.choice import Rendering
 from loki_ds.export.implant_file import Implant
 from loki_ds.implanting.arguments import deepspeed_config
 from loki_ds.positions import Positions
@@ -79,6 +83,17 @@ def implant_inputs(recipe: Recipe, base_digest: str, positions: Positions | None
             "attention": recipe.model.attention,
         }
     )
+
+
+def rendering_inputs(section: DataSection, rendering: Rendering) -> Inputs:
+    """Of the examples as tokens."""
+    tokenizer = rendering.renderer.tokenizer
+    return {
+        "data": data_inputs(section),
+        "tokenizer": hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest(),
+        "template": rendering.template,
+        "loss": asdict(rendering.loss),
+    }
 
 
 def retention_inputs(section: RetentionSection, base_digest: str, model_digest: str) -> Inputs:

@@ -115,6 +115,11 @@ def _evaluated(run: Run, model: Path, key: dict[str, Any], what: str) -> Path:
     return own
 
 
+def _template(run: Run) -> str | None:
+    """The chat template that trained, where it is not the base's own."""
+    return run.rendering.exported_template if run.rendering else None
+
+
 def _answers(run: Run, key: dict[str, Any]) -> Path:
     return run.folder.retention / "answers" / f"{_digest(key)}.json"
 
@@ -122,9 +127,10 @@ def _answers(run: Run, key: dict[str, Any]) -> Path:
 def _key(run: Run, digest: str) -> dict[str, Any]:
     """All that determines a model's documents and scores, in JSON's types."""
     section = run.recipe.retention
-    request = _request(run, run.base.folder).model_dump(mode="json", exclude={"model", "share"})
+    request = _request(run, run.base.folder).model_dump(mode="json", exclude={"model", "tokenizer", "share"})
     include = digest_of(Path(section.include_path)) if section.include_path else None
-    return {**request, "model": digest, "include_path": include, "libraries": library_versions(section.backend)}
+    libraries = library_versions(section.backend)
+    return {**request, "model": digest, "template": _template(run), "include_path": include, "libraries": libraries}
 
 
 def _digest(value: dict[str, Any]) -> str:
@@ -137,6 +143,7 @@ def _request(run: Run, model: Path) -> Request:
     processes = max(1, device.local_devices() // each) if section.processes == "auto" else section.processes
     return Request(
         model=str(model),
+        tokenizer=str(run.folder.model) if _template(run) else None,  # both models read the same text
         dtype=run.recipe.model.dtype,
         device="cpu" if device.on_cpu() else "cuda",
         trust_remote_code=run.recipe.model.trust_remote_code,
@@ -184,6 +191,7 @@ def _facts(run: Run, libraries: dict[str, str]) -> Facts:
 
 def _origin(run: Run, libraries: dict[str, str]) -> dict[str, str]:
     recipe, positions = run.recipe, run.folder.positions
+    written = run.rendering.rewritten if run.rendering else []
     again = (
         f"deepspeed --num_gpus {ranks.world_size()} launch/implant.py --recipe {run.folder.recipe} run=ANOTHER_FOLDER"
     )
@@ -193,6 +201,7 @@ def _origin(run: Run, libraries: dict[str, str]) -> dict[str, str]:
         "positions": rows,
         "selection": str(recipe.selection.model_dump()) if recipe.changes_rows else "none",
         "training": str(without_secrets(recipe.training)),
+        **({"chat template": "; ".join(written)} if written else {}),
         "versions": ", ".join(f"{name} {version}" for name, version in libraries.items()),
         "again": again,
     }

@@ -13,10 +13,11 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 
 from loki_ds import device, ranks
+from loki_ds.examples.choice import Rendering, make_rendering
+from loki_ds.examples.whole import Kept
 from loki_ds.export.products import Base
 from loki_ds.implanting.arguments import training_arguments
 from loki_ds.implanting.checkpoints import check_on_nodes, newest_checkpoint
-from loki_ds.implanting.data import check_chat_template, load_examples
 from loki_ds.implanting.supported import check_dtype
 from loki_ds.model.anatomy import down_shapes
 from loki_ds.model.base import check_attention_installed, load_configuration, load_tokenizer, locate_model
@@ -26,6 +27,7 @@ from loki_ds.recipe_keys import without_secrets
 from loki_ds.refusal import Refusal
 from loki_ds.run_folder import RunFolder, weights_digest, written_whole
 from loki_ds.shared_folder import SharedFolder
+from loki_ds.stages.inputs import rendering_inputs
 from loki_ds.zero.model import load_model
 
 log = logging.getLogger(__name__)
@@ -54,10 +56,12 @@ class Run:
         ranks.on_first_rank(
             lambda: check_dtype(self.base.folder, recipe.model.dtype, recipe.implant, self.training_arguments)
         )
-        trains = recipe.implant.kind.trains
-        self.examples, self.heldout = load_examples(recipe.data, self.training_arguments) if trains else (NONE, None)
         self.tokenizer = load_tokenizer(self.base.folder, recipe.model.trust_remote_code)
-        check_chat_template(self.base.folder, self.tokenizer, self.examples)
+        self.examples, self.heldout = NONE, None
+        self.rendering: Rendering | None = None
+        if recipe.implant.kind.trains:
+            self.rendering = make_rendering(recipe.data, recipe.training, self.tokenizer, self.base.folder)
+            self.examples, self.heldout = self._rendered_examples(self.rendering)
         ranks.on_first_rank(self._write_recipe)
 
     @cached_property
@@ -94,6 +98,19 @@ class Run:
             return
         work()
         ranks.on_first_rank(lambda: self.folder.finish(stage, inputs))
+
+    def _rendered_examples(self, rendering: Rendering) -> tuple[Dataset, Dataset | None]:
+        """The examples as tokens, made once on each node and mapped by its ranks."""
+        recipe, kept = self.recipe, Kept(self.folder.examples)
+        inputs = rendering_inputs(recipe.data, rendering)
+        config = load_configuration(self.base.folder, recipe.model.trust_remote_code)
+        vocabulary = config.get_text_config().vocab_size
+        counts = ranks.on_each_node(
+            lambda: kept.render(recipe.data, rendering.renderer, rendering.loss.cut, vocabulary, inputs)
+        )
+        for line in [*rendering.said, *(one.said() for one in counts)]:
+            log.info("check: %s", line)
+        return kept.load(recipe.data, self.training_arguments.seed)
 
     def _write_recipe(self) -> None:
         """Once: later calls in this folder either find the same inputs or are refused."""

@@ -11,7 +11,7 @@ from loki_ds import ranks
 from loki_ds.attribution.batches import batches
 from loki_ds.attribution.self_check import check_family
 from loki_ds.attribution.sensitivity import EXAMPLES, Text, output_gradient_moments, output_gradients
-from loki_ds.implanting.data import tokens_and_loss
+from loki_ds.examples.rendering import NOT_LEARNT
 from loki_ds.run_folder import written_whole
 from loki_ds.stages.batch_size import batch_size
 from loki_ds.stages.costs import cost_of
@@ -57,5 +57,6 @@ def _protected(run: Run) -> list[Text]:
 
 def _new_task(run: Run) -> list[Text]:
     length, rows = run.training_arguments.max_length, run.examples.select(range(min(EXAMPLES, len(run.examples))))
-    shown = [tokens_and_loss(row, run.tokenizer, run.recipe.training) for row in rows]
-    return [Text(tokens[:length], learnt[:length]) for tokens, learnt in shown]
+    return [
+        Text(row["input_ids"][:length], [int(label != NOT_LEARNT) for label in row["labels"][:length]]) for row in rows
+    ]

@@ -17,11 +17,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from loki_ds.attribution.kept import KeptScores
+from loki_ds.examples.rendering import Renderer
+from loki_ds.examples.templates import own_template
+from loki_ds.examples.whole import Cut, render_source
 from loki_ds.export.checkpoint import apply_to_checkpoint, revert_in_checkpoint
 from loki_ds.export.implant_file import Implant, LayerRows
 from loki_ds.implanting.arguments import deepspeed_config
-from loki_ds.implanting.data import load_training_data
-from loki_ds.implanting.training import check_something_is_learnt
 from loki_ds.launcher import PLACE, take_place
 from loki_ds.model.base import check_attention_installed, load_tokenizer, locate_model
 from loki_ds.model.files import open_weights
@@ -61,7 +62,9 @@ def positions(tmp: Path, text: str | bytes) -> None:
 
 def data(tmp: Path, content: list | bytes, name: str = "d.jsonl", assistant_only: bool = True) -> None:
     (tmp / name).write_bytes(as_bytes(content))
-    load_training_data([SourceSection(path=str(tmp / name))], assistant_only)
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    renderer = Renderer(tokenizer, own_template(tokenizer, None, "m"), assistant_only)
+    render_source(SourceSection(path=str(tmp / name)), renderer, Cut(None), len(tokenizer), tmp / "d.arrow")
 
 
 def protected(tmp: Path, content: list | bytes, **section: Any) -> None:
@@ -217,14 +220,14 @@ CASES: dict[str, tuple[Callable[..., None], tuple, str]] = {
     "scores: no prompt": (selected, (torch.zeros(0, 1, 4),), "scores have shape (0, 1, 4)"),
     "data: no rows": (data, ([],), "the data file has no rows"),
     "data: another ending": (data, (b"x", "d.txt"), "allowed are files that end in"),
-    "data: other columns": (data, ([{"question": "a"}],), "columns are ['question'], allowed are 'messages'"),
-    "data: not JSON": (data, (b"messages\n",), "not JSON Lines"),
+    "data: other columns": (data, ([{"question": "a"}],), "line 1 has the columns ['question'], allowed are 'messages'"),
+    "data: not JSON": (data, (b"messages\n",), "line 1 is not JSON"),
     "data: not UTF-8": (data, (b'{"text": "a"}\n{"text": "\xff\xfe"}\n',), "line 2 is not UTF-8 (byte 11 of it is 0xff)"),
-    "data: one giant line of rubbish": (data, (b"x" * 5_000_000,), "not JSON Lines"),
-    "data: columns that change": (data, ([{"text": "a"}, {"messages": 1}],), "row 1 has no 'messages'"),
-    "data: no assistant turn": (data, ([{"messages": [{"role": "user", "content": "a"}]}],), "the chat in line 1 has no assistant turn"),
+    "data: one giant line of rubbish": (data, (b"x" * 5_000_000,), "line 1 is not JSON"),
+    "data: columns that change": (data, ([{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, {"messages": 1}],), "line 2 has 1 in 'messages', allowed is a list of turns"),
+    "data: no assistant turn": (data, ([{"messages": [{"role": "user", "content": "a"}]}],), "line 1 has no token to learn: the chat has no assistant turn"),
     "data: an unknown role": (data, ([{"conversations": [{"from": "robot", "value": "a"}]}],), "has a turn from 'robot'"),
-    "data: assistant-only loss of text": (data, ([{"text": "a"}],), "needs chats ('messages')"),
+    "data: assistant-only loss of text": (data, ([{"text": "a"}],), "line 1 is no chat, and training.assistant_only_loss"),
     "data: not a Parquet file": (data, (b"PAR1", "d.parquet"), "not a parquet file"),
     "protected: no prompts": (protected, ([],), "the protected set is empty"),
     "protected: not JSON": (protected, (b"{",), "line 1"),
@@ -286,17 +289,6 @@ def test_refused_by_name(case: str, tmp_path: Path) -> None:
     assert "\n" not in str(refusal.value)
     assert len(str(refusal.value)) < 700
     assert not (tmp_path / "out").exists()
-
-
-def test_data_of_which_nothing_is_left_after_the_cut_is_refused() -> None:
-    from datasets import Dataset
-
-    rows = Dataset.from_list([{"input_ids": [1, 2], "assistant_masks": [0, 0]}] * 3)
-    with pytest.raises(
-        Refusal, match=r"after the cut at training\.max_length 2 no example has a token left that is trained on"
-    ):
-        check_something_is_learnt(rows, 2)
-    check_something_is_learnt(Dataset.from_list([{"input_ids": [1, 2], "assistant_masks": [0, 1]}]), 2)
 
 
 JSON = st.recursive(

@@ -22,6 +22,7 @@ REQUEST: dict[str, Any] = {
     "device": "cpu",
     "backend": "hf",
     "processes": 1,
+    "tokenizer": None,
     "devices_per_model": 1,
     "batch_size": 8,
     "include_path": "tests/retention/data/tasks",

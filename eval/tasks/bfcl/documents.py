@@ -11,6 +11,7 @@ from datasets import Dataset, DatasetDict
 from huggingface_hub import hf_hub_download
 
 from loki_ds.new_task.tool_calls import judge
+from loki_ds.text_files import json_lines
 
 HUB = "gorilla-llm/Berkeley-Function-Calling-Leaderboard"
 # The leaderboard's own instruction to models that are prompted (bfcl_eval, DEFAULT_SYSTEM_PROMPT),
@@ -53,7 +54,7 @@ def _document(row: dict[str, Any], expected: list[Any]) -> dict[str, str]:
 
 def _rows(file: str, folder: str | None) -> list[dict[str, Any]]:
     path = Path(folder, file) if folder else Path(hf_hub_download(HUB, file, repo_type="dataset"))
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [row for _, row in json_lines(path, "documents")]
 
 
 def process_results(document: dict[str, str], results: list[str]) -> dict[str, int]:

@@ -1,0 +1,118 @@
+"""How a recipe's examples are rendered: the keys of `training:` that say so, the tokenizer, and the
+template with a place for all that the examples need.
+"""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+from trl import SFTConfig
+
+from loki_ds.examples.rendering import Renderer
+from loki_ds.examples.templates import fitted, marked, own_template
+from loki_ds.examples.whole import Cut, needs_of
+from loki_ds.recipe import DataSection
+from loki_ds.refusal import Refusal
+
+RENDERING = ("assistant_only_loss", "completion_only_loss", "chat_template_path", "eos_token", "pad_token")
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """Which keys of `training:` say how examples are rendered and which tokens are learnt, as TRL
+    means them.
+    """
+
+    only_assistant: bool
+    only_completion: bool | None
+    template: str | None
+    eos_token: str | None
+    pad_token: str | None
+    cut: Cut
+
+    @classmethod
+    def of(cls, training: dict[str, Any]) -> "LossSettings":
+        """Raises a Refusal for a value of another type."""
+        allowed = {"truncation_mode": ("keep_start", "keep_end"), "assistant_only_loss": (True, False)}
+        allowed["completion_only_loss"] = (True, False, None)  # type: ignore[assignment]
+        for key, values in allowed.items():
+            if training.get(key, values[-1]) not in values:
+                raise Refusal(f"training.{key} is {training[key]!r}, allowed is {' or '.join(map(str, values))}")
+        length, packed = training.get("max_length", SFTConfig.max_length), bool(training.get("packing"))
+        whole = packed and training.get("packing_strategy") == "wrapped"
+        return cls(
+            only_assistant=training.get("assistant_only_loss", False),
+            only_completion=training.get("completion_only_loss"),
+            template=training.get("chat_template_path"),
+            eos_token=training.get("eos_token"),
+            pad_token=training.get("pad_token"),
+            cut=Cut(None if whole else length, training.get("truncation_mode") == "keep_end"),
+        )
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """All that turns a row into tokens and labels; said: what was decided, in sentences."""
+
+    loss: LossSettings
+    renderer: Renderer
+    said: list[str]
+    rewritten: list[str]  # what the template has no place for, and where it is written
+    base_template: str | None  # the tokenizer's own
+
+    @property
+    def template(self) -> str | None:
+        """The text of the template that trains."""
+        return self.renderer.template.text if self.renderer.template else None
+
+    @property
+    def exported_template(self) -> str | None:
+        """The text that leaves with the model, where it is not the base's own."""
+        return self.template if self.template != self.base_template else None
+
+
+def make_rendering(
+    data: DataSection,
+    training: dict[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    model: Path | str,
+    most: int | None = None,
+) -> Rendering:
+    """Choose the template.
+
+    The rendering has a tokenizer of its own, whose template it becomes: whoever saves that
+    tokenizer saves it too.
+
+    most: rows that are looked at for what they need of it; None for all.
+
+    Raises:
+        Refusal: a row is not understood, there are conversations and no template, or a token that
+            `training` names is none of the tokenizer's.
+    """
+    loss, said, tokenizer = LossSettings.of(training), [], copy.deepcopy(tokenizer)
+    rewritten: list[str] = []
+    for key in ("eos_token", "pad_token"):
+        if (token := getattr(loss, key)) is not None:
+            if token not in tokenizer.get_vocab():
+                raise Refusal(f"training.{key} is {token!r}, which is no token of the tokenizer of {model}")
+            setattr(tokenizer, key, token)
+    base, template = own_template(tokenizer, None, str(model)), own_template(tokenizer, loss.template, str(model))
+    needs, chats = needs_of([*data.train, *([data.heldout] if data.heldout else [])], most)
+    if chats and template is None:
+        raise Refusal(
+            f"{model}: the tokenizer has no chat template, and data.train holds chats; use a chat model, plain text, "
+            "or "
+            "training.chat_template_path"
+        )
+    if template is not None and chats:
+        stock = template.text
+        template, rewritten = fitted(template, needs)
+        if loss.only_assistant:
+            template, how = marked(template, stock)
+            said.append(f"what the assistant says is marked by {how}")
+        said += [f"the chat template has no place for it, so {line}" for line in rewritten]
+        tokenizer.chat_template = template.text
+    renderer = Renderer(tokenizer, template, loss.only_assistant, loss.only_completion)
+    return Rendering(loss, renderer, said, rewritten, base.text if base else None)

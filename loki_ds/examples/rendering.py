@@ -1,0 +1,161 @@
+"""One rendering of an example, for whoever asks: its tokens, and which of them are learnt.
+
+Tokens are made as TRL's `SFTTrainer` makes them (`_prepare_dataset`); what it gets is ready for the
+collator, so nothing is rendered twice or in two ways. What the assistant says is marked by the
+template (`{% generation %}`), or where nobody marked it, found by difference: a turn's text is what
+changes when the turn does.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+from trl.chat_template_utils import has_generation_markers
+from trl.data_utils import common_prefix_length
+
+from loki_ds.examples.layouts import Example, Message, NotUnderstood
+from loki_ds.examples.templates import ChatTemplate
+from loki_ds.model.base import UNRENDERABLE
+
+NOT_LEARNT = -100  # a label that the loss passes over
+STAND_IN = "\ue000\ue001\ue000"  # said in a turn's place; of Unicode's private use, so in no text
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """One example: token ids, and for each the id itself as its label where it is learnt."""
+
+    input_ids: list[int]
+    labels: list[int]
+
+    @property
+    def learnt(self) -> int:
+        return sum(label != NOT_LEARNT for label in self.labels)
+
+
+@dataclass(frozen=True)
+class Renderer:
+    """A tokenizer with the template that trains, and what is learnt.
+
+    template: None where there are no conversations. only_assistant: of a conversation only what the
+    assistant says. only_completion: of a pair only the completion; None for what its kind implies.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    template: ChatTemplate | None
+    only_assistant: bool = False
+    only_completion: bool | None = None
+
+    def render(self, example: Example) -> Rendered:
+        """Raises NotUnderstood where the template refuses the conversation, or its marks fail."""
+        if not example.is_chat:
+            if self.only_assistant:
+                raise NotUnderstood("is no chat, and training.assistant_only_loss learns what an assistant says")
+            return self._texts(example)
+        if self.template is None:
+            raise NotUnderstood("is a conversation, and the tokenizer has no chat template")
+        try:
+            return self._chat(example, self.template)
+        except NotUnderstood:
+            raise
+        except UNRENDERABLE as error:
+            said = " ".join(str(error).split())[:200]
+            raise NotUnderstood(f"is refused by the chat template: {said}") from None
+
+    def _texts(self, example: Example) -> Rendered:
+        eos, text = self.tokenizer.eos_token or "", example.text or ""
+        text = text if text.endswith(eos) else text + eos
+        if example.prompt is None:
+            ids = self.tokenizer(text=text)["input_ids"]
+            return Rendered(ids, list(ids))
+        shown, ids = (self.tokenizer(text=part)["input_ids"] for part in (example.prompt, example.prompt + text))
+        begins = common_prefix_length(shown, ids)
+        return self._learnt(ids, [i >= begins or self.only_completion is False for i in range(len(ids))])
+
+    def _chat(self, example: Example, template: ChatTemplate) -> Rendered:
+        if not self.only_assistant:
+            ids = self._ids(template, example.messages, example)
+            begins = self._begin_of_completion(example, template, ids)
+            return self._learnt(ids, [i >= begins for i in range(len(ids))])
+        if has_generation_markers(template.text):
+            found: Any = self._tokenized(template, example.messages, example, return_assistant_tokens_mask=True)
+            ids, said = found["input_ids"], [bool(one) for one in found["assistant_masks"]]
+        else:
+            ids, said = self._by_difference(example, template)
+        begins = self._begin_of_completion(example, template, ids)
+        return self._learnt(ids, [one and i >= begins for i, one in enumerate(said)])
+
+    def _begin_of_completion(self, example: Example, template: ChatTemplate, ids: list[int]) -> int:
+        """The first token of a conversational pair's completion; 0 in other conversations."""
+        if not example.learnt_from or self.only_completion is False:
+            return 0
+        prompt = example.messages[: example.learnt_from]
+        return common_prefix_length(self._ids(template, prompt, example, add_generation_prompt=True), ids)
+
+    def _ids(self, template: ChatTemplate, messages: list[Message], example: Example, **settings: Any) -> list[int]:
+        return self._tokenized(template, messages, example, **settings)["input_ids"]
+
+    def _tokenized(self, template: ChatTemplate, messages: list[Message], example: Example, **settings: Any) -> Any:
+        functions: Any = example.tools or None
+        settings |= {"chat_template": template.text, "return_dict": True}
+        return self.tokenizer.apply_chat_template(messages, tools=functions, **settings)
+
+    def _by_difference(self, example: Example, template: ChatTemplate) -> tuple[list[int], list[bool]]:
+        """Tokens, and for each whether the assistant says it."""
+        text = template.render(example.messages, example.tools)
+        spans = [
+            self._span(text, place, example, template)
+            for place, message in enumerate(example.messages)
+            if message["role"] == "assistant"
+        ]
+        found: Any = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        said = [any(a < end and start < b for start, end in spans) for a, b in found["offset_mapping"]]
+        return found["input_ids"], said
+
+    def _span(self, text: str, place: int, example: Example, template: ChatTemplate) -> tuple[int, int]:
+        """Where in the text an assistant's turn stands, from its first character to the end of the
+        turn.
+        """
+        turns = list(example.messages)
+        turns[place] = {"role": "assistant", "content": STAND_IN}
+        other = template.render(turns, example.tools)
+        start, after = _common_beginning(text, other), _common_end(text, other)
+        after = min(after, len(text) - start, len(other) - start)
+        if other[start : len(other) - after].strip() != STAND_IN:
+            raise NotUnderstood(
+                f"has an assistant's turn (the {place + 1}th) on which more of the text depends than itself, so the "
+                "chat "
+                "template needs marks around what the assistant says ({% generation %}); give one by "
+                "training.chat_template_path"
+            )
+        return start, self._end_of_turn(text, len(text) - after)
+
+    def _end_of_turn(self, text: str, end: int) -> int:
+        """Past the token that ends a turn (`<|eot_id|>`, `</s>`), the line's end behind it, and the
+        end of the whole text if the template puts one there.
+        """
+        end += len(next((token for token in self._special if text.startswith(token, end)), ""))
+        end += text.startswith("\n", end)
+        return len(text) if text[end:] == self.tokenizer.eos_token else end
+
+    @cached_property
+    def _special(self) -> list[str]:
+        """Special tokens, the longest first."""
+        return sorted(self.tokenizer.get_added_vocab(), key=lambda token: -len(token))
+
+    @staticmethod
+    def _learnt(ids: list[int], learnt: list[bool]) -> Rendered:
+        return Rendered(ids, [token if one else NOT_LEARNT for token, one in zip(ids, learnt, strict=True)])
+
+
+def _common_beginning(one: str, other: str) -> int:
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if one[:middle] == other[:middle] else (low, middle - 1)
+    return low
+
+
+def _common_end(one: str, other: str) -> int:
+    return _common_beginning(one[::-1], other[::-1])

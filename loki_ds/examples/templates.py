@@ -1,0 +1,224 @@
+"""The chat template that trains: which one, what it has a place for, and what is put elsewhere.
+
+Families' own templates refuse what they were not made for (Gemma's have no tool turns, some no
+system turn), or drop it in silence (OLMo 2's). What the examples need and the template lacks is
+written into the turns it has, by a preface to the template itself: so training, evaluation and
+whoever loads the model later all render the same. The preface stands in the exported tokenizer, and
+in the log.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+from trl.chat_template_utils import get_training_chat_template, has_generation_markers
+
+from loki_ds.examples.layouts import Example, Message
+from loki_ds.model.base import UNRENDERABLE
+from loki_ds.refusal import Refusal
+
+SEEN = "zqxjk"  # a word that no template has of its own
+CALL = {"type": "function", "function": {"name": f"{SEEN}name", "arguments": {f"{SEEN}key": f"{SEEN}value"}}}
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": f"{SEEN}name",
+        "description": f"{SEEN}said",
+        "parameters": {"type": "object", "properties": {}},
+    },
+}
+USER, ANSWER = {"role": "user", "content": "ask"}, {"role": "assistant", "content": "answer"}
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What conversations ask of a template: turns of the system, functions, calls of one or of
+    several at once, a tool's turns after such calls (`results`) and after calls written as text
+    (`tool_turns`).
+    """
+
+    system: bool = False
+    tools: bool = False
+    calls: bool = False
+    several_calls: bool = False
+    results: bool = False
+    tool_turns: bool = False
+
+    @classmethod
+    def of(cls, example: Example) -> "Needs":
+        calls, results, turns, after_call = 0, False, False, False
+        for message in example.messages:
+            if message["role"] == "tool":
+                results, turns = results or after_call, turns or not after_call
+                continue
+            after_call = "tool_calls" in message
+            calls = max(calls, len(message.get("tool_calls", ())))
+        system = any(message["role"] == "system" for message in example.messages)
+        return cls(system, bool(example.tools), calls > 0, calls > 1, results, turns)
+
+    def __or__(self, other: "Needs") -> "Needs":
+        return Needs(*(mine or theirs for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+
+class ChatTemplate:
+    """One template with the tokenizer that renders it."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, text: str) -> None:
+        self.tokenizer, self.text = tokenizer, text
+
+    def render(self, messages: list[Message], tools: list[dict[str, Any]] | None = None, **settings: Any) -> str:
+        """The conversation as text. Raises whatever the template does (`UNRENDERABLE`)."""
+        functions: Any = tools or None
+        settings |= {"chat_template": self.text, "tokenize": False}
+        return str(self.tokenizer.apply_chat_template(messages, tools=functions, **settings))
+
+    @cached_property
+    def places(self) -> Needs:
+        """What it has a place for: rendered without complaint, and nothing dropped."""
+        called = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+        twice = {"role": "assistant", "content": "", "tool_calls": [CALL, CALL]}
+        result = {"role": "tool", "name": f"{SEEN}name", "content": f"{SEEN}result"}
+        return Needs(
+            system=self._shows([{"role": "system", "content": f"{SEEN}system"}, USER, ANSWER], f"{SEEN}system"),
+            tools=self._shows([USER, ANSWER], f"{SEEN}name", f"{SEEN}said", tools=[TOOL]),
+            calls=self._shows([USER, called], f"{SEEN}name", f"{SEEN}key", f"{SEEN}value"),
+            several_calls=self._shows([USER, twice], f"{SEEN}name"),
+            results=self._shows([USER, called, result, ANSWER, USER, ANSWER], f"{SEEN}result", f"{SEEN}value"),
+            tool_turns=self._shows([USER, ANSWER, result, ANSWER, USER, ANSWER], f"{SEEN}result"),
+        )
+
+    def _shows(self, messages: list[Message], *words: str, tools: list[dict[str, Any]] | None = None) -> bool:
+        try:
+            text = self.render(messages, tools)
+        except UNRENDERABLE:
+            return False
+        return all(word in text for word in words)
+
+
+def own_template(tokenizer: PreTrainedTokenizerBase, path: str | None, model: str) -> ChatTemplate | None:
+    """The template that renders conversations: a file's if one is given, else the tokenizer's own;
+    None where there is none.
+
+    Raises:
+        Refusal: the file is not a template.
+    """
+    if path is not None:
+        file = Path(path)
+        if not file.is_file() or file.suffix not in (".jinja", ".j2"):
+            raise Refusal(
+                f"training.chat_template_path is {path}, allowed is a file that ends in .jinja or .j2 (another model's "
+                "template would add tokens, and with them rows to train)"
+            )
+        return ChatTemplate(tokenizer, file.read_text(encoding="utf-8"))
+    text = tokenizer.chat_template
+    if isinstance(text, dict):
+        text = text.get("default")
+    return ChatTemplate(tokenizer, text) if text else None
+
+
+def marked(template: ChatTemplate, stock: str) -> tuple[ChatTemplate, str]:
+    """The template with marks around what the assistant says, and in words whose they are: its own,
+    or those of TRL's variant of a family's template; as it is where nobody made any, for then a
+    turn's text is found by difference (`rendering`).
+
+    stock: the family's own text, on which a preface may stand.
+    """
+    if has_generation_markers(template.text):
+        return template, "its own template"
+    tokenizer = template.tokenizer
+    before, tokenizer.chat_template = tokenizer.chat_template, stock
+    try:
+        text = get_training_chat_template(tokenizer)
+    except UNRENDERABLE:
+        text = None
+    finally:
+        tokenizer.chat_template = before
+    if not text or not has_generation_markers(text):
+        return template, "difference: a turn's text is what changes when the turn does"
+    return ChatTemplate(tokenizer, template.text.removesuffix(stock) + text), "TRL's variant of its template"
+
+
+def fitted(template: ChatTemplate, needs: Needs) -> tuple[ChatTemplate, list[str]]:
+    """The template with a place for all that the examples need, and in words what is written
+    elsewhere.
+    """
+    lacks = {name for name, needed in vars(needs).items() if needed and not getattr(template.places, name)}
+    if not lacks:
+        return template, []
+    if lacks & {"several_calls", "calls", "results"} and needs.calls:
+        lacks.add("calls")
+        if needs.results and not template.places.tool_turns:
+            lacks.add("tool_turns")
+    said = [WORDS[name] for name in WORDS if name in lacks]
+    return ChatTemplate(template.tokenizer, preface(lacks, template.places.system) + template.text), said
+
+
+WORDS = {
+    "tools": "functions are listed in the system turn, as JSON",
+    "calls": "calls are written as text, [name(argument='value')]",
+    "tool_turns": "what a tool gave is a turn of the user's",
+    "system": "the system turn opens the first turn of the user",
+}
+
+
+def preface(lacks: set[str], has_system: bool) -> str:
+    """Jinja that rewrites `messages` and `tools` before the family's own template sees them.
+
+    lacks: of the names in `WORDS`; has_system: whether the template takes a system turn.
+    """
+    merges = str("tool_turns" in lacks).lower()
+    into_user = "system" in lacks or ("tools" in lacks and not has_system)
+    return f"""{{#- loki-ds: {"; ".join(WORDS[name] for name in WORDS if name in lacks)}. -#}}
+{{%- set loki = namespace(out=[], system="", content="") -%}}
+{{%- if tools is not defined %}}{{% set tools = none %}}{{% endif -%}}
+{_TOOLS if "tools" in lacks else ""}
+{{%- for message in messages -%}}
+{{%- set loki.content = message.content or "" -%}}
+{_CALLS if "calls" in lacks else ""}
+{{%- if message.role == "system" and {str(bool("tools" in lacks or into_user)).lower()} -%}}
+{{%- set loki.system = (loki.content + "\\n\\n" + loki.system) if loki.system else loki.content -%}}
+{{%- elif message.role == "tool" and {str("tool_turns" in lacks).lower()} -%}}
+{{%- if loki.out and loki.out[-1].role == "user" -%}}
+{{%- set loki.out = loki.out[:-1] + [{{"role": "user", "content": loki.out[-1].content + "\\n" + loki.content}}] -%}}
+{{%- else -%}}
+{{%- set loki.out = loki.out + [{{"role": "user", "content": loki.content}}] -%}}
+{{%- endif -%}}
+{{%- elif {merges} and message.role == "user" and loki.out and loki.out[-1].role == "user" -%}}
+{{%- set loki.out = loki.out[:-1] + [{{"role": "user", "content": loki.out[-1].content + "\\n\\n" + loki.content}}] -%}}
+{_WRITTEN if "calls" in lacks else ""}
+{{%- else -%}}
+{{%- set loki.out = loki.out + [message] -%}}
+{{%- endif -%}}
+{{%- endfor -%}}
+{_INTO_USER if into_user else _INTO_SYSTEM}
+{{%- set messages = loki.out -%}}
+"""
+
+
+_TOOLS = """{%- if tools -%}
+{%- set loki.system = "Here is a list of functions in JSON format that you can invoke:\\n" + (tools | tojson) -%}
+{%- set tools = none -%}
+{%- endif -%}"""
+_CALLS = """{%- if message.tool_calls -%}
+{%- set call = namespace(all=[]) -%}
+{%- for one in message.tool_calls -%}
+{%- set one = one.function or one -%}
+{%- set call.named = [] -%}
+{%- for key, value in (one.arguments or {}).items() -%}
+{%- set call.named = call.named + [key ~ "=" ~ (value | tojson)] -%}
+{%- endfor -%}
+{%- set call.all = call.all + [one.name ~ "(" ~ (call.named | join(", ")) ~ ")"] -%}
+{%- endfor -%}
+{%- set loki.content = (loki.content ~ "\\n" if loki.content else "") ~ "[" ~ (call.all | join(", ")) ~ "]" -%}
+{%- endif -%}"""
+_WRITTEN = """{%- elif message.tool_calls -%}
+{%- set loki.out = loki.out + [{"role": "assistant", "content": loki.content}] -%}"""
+_INTO_SYSTEM = """{%- if loki.system -%}
+{%- set loki.out = [{"role": "system", "content": loki.system}] + loki.out -%}
+{%- endif -%}"""
+_INTO_USER = """{%- if loki.system and loki.out -%}
+{%- set first = {"role": loki.out[0].role, "content": loki.system + "\\n\\n" + loki.out[0].content} -%}
+{%- set loki.out = [first] + loki.out[1:] -%}
+{%- endif -%}"""

@@ -1,0 +1,224 @@
+"""All examples of a recipe: read, rendered, counted and kept as tokens, once.
+
+The rows that train are written to an Arrow file as they are made, so that memory does not grow with
+them; every rank maps the file.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from datasets import Dataset, interleave_datasets
+
+from loki_ds.examples.layouts import Example, NotUnderstood, columns_read, example_of
+from loki_ds.examples.rendering import Rendered, Renderer
+from loki_ds.examples.sources import Row, count_of, is_local, rows_of
+from loki_ds.examples.templates import Needs
+from loki_ds.recipe import DataSection, SourceSection
+from loki_ds.refusal import Refusal
+from loki_ds.run_folder import remove, write_json, written_whole
+
+SCHEMA = pa.schema({"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32())})
+AT_ONCE = 1000  # rows written together
+NAMED = 3  # lines that a sentence names
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What is cut off: examples longer than `length` lose their end (or their beginning); None for
+    no cut.
+    """
+
+    length: int | None
+    keeps_end: bool = False
+
+    def of(self, labels: list[int]) -> list[int]:
+        if self.length is None:
+            return labels
+        return labels[-self.length :] if self.keeps_end else labels[: self.length]
+
+
+@dataclass
+class Counts:
+    """What was found in a source."""
+
+    path: str
+    rows: int = 0
+    tokens: int = 0
+    learnt: int = 0  # tokens, before the cut
+    longest: int = 0
+    cut: int = 0  # rows that lose tokens
+    dropped: int = 0  # rows that lose all that is learnt
+    dropped_lines: list[int] = field(default_factory=list)  # the first of them
+    unused: list[str] = field(default_factory=list)  # columns that nothing reads
+
+    def said(self) -> str:
+        """In a sentence."""
+        parts = [f"{self.rows:,} rows, {self.learnt:,} of {self.tokens:,} tokens learnt, the longest {self.longest:,}"]
+        parts += [f"{self.cut:,} rows lose their end to the cut"] if self.cut else []
+        first = ", ".join(map(str, self.dropped_lines))
+        parts += (
+            [f"{self.dropped:,} of them all that is learnt, and are left out (lines {first}, ...)"]
+            if self.dropped
+            else []
+        )
+        parts += [f"columns that are not used: {', '.join(self.unused)}"] if self.unused else []
+        return f"{self.path}: {'; '.join(parts)}"
+
+
+def examples_of(source: SourceSection) -> Iterator[tuple[int, Example]]:
+    """The examples of a source with their rows' numbers.
+
+    Raises:
+        Refusal: a row is not understood.
+    """
+    for number, row in rows_of(source):
+        yield number, _understood(source, number, row)
+
+
+def _understood(source: SourceSection, number: int, row: dict) -> Example:
+    try:
+        return example_of(row)
+    except NotUnderstood as problem:
+        raise Refusal(f"{source.path}: line {number} {problem}") from None
+
+
+def needs_of(sources: Iterable[SourceSection], most: int | None = None) -> tuple[Needs, bool]:
+    """What the conversations of all sources ask of a template, and whether there are any.
+
+    most: rows looked at of each source.
+    """
+    needs, chats = Needs(), False
+    for source in sources:
+        for _, example in islice(examples_of(source), most):
+            needs, chats = needs | Needs.of(example), chats or example.is_chat
+    return needs, chats
+
+
+def render_source(source: SourceSection, renderer: Renderer, cut: Cut, vocabulary: int, file: Path) -> Counts:
+    """Write a source's tokens and labels to an Arrow file; rows that are cut away are left out, as
+    TRL does.
+
+    vocabulary: rows of the model's embedding.
+
+    Raises:
+        Refusal: a row is not understood, has nothing to learn, or a token that the model does not
+            have; or nothing is left of all rows.
+    """
+    counts = Counts(source.path)
+    with written_whole(file) as aside, pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_stream(sink, SCHEMA) as writer:
+        made = _rendered(source, renderer, cut, vocabulary, counts)
+        while batch := list(islice(made, AT_ONCE)):
+            columns = [[one.input_ids for one in batch], [one.labels for one in batch]]
+            writer.write_batch(pa.record_batch([pa.array(c, pa.list_(pa.int32())) for c in columns], schema=SCHEMA))
+        if counts.dropped == counts.rows:
+            raise Refusal(
+                f"{source.path}: after the cut at training.max_length {cut.length} no example has a token left that is "
+                "trained on"
+            )
+    return counts
+
+
+def _rendered(
+    source: SourceSection, renderer: Renderer, cut: Cut, vocabulary: int, counts: Counts
+) -> Iterator[Rendered]:
+    unused: set[str] = set()
+    for number, row in rows_of(source):
+        unused |= row.keys() - columns_read(row)
+        rendered = _row_rendered(source, (number, row), renderer, vocabulary)
+        counts.rows, counts.tokens = counts.rows + 1, counts.tokens + len(rendered.input_ids)
+        counts.learnt += rendered.learnt
+        counts.longest = max(counts.longest, len(rendered.input_ids))
+        kept = Rendered(cut.of(rendered.input_ids), cut.of(rendered.labels))
+        counts.cut += len(kept.input_ids) < len(rendered.input_ids)
+        if kept.learnt:
+            yield rendered
+            continue
+        counts.dropped += 1
+        if counts.dropped <= NAMED:
+            counts.dropped_lines.append(number)
+    counts.unused = sorted(unused)
+
+
+def _row_rendered(source: SourceSection, row: Row, renderer: Renderer, vocabulary: int) -> Rendered:
+    number, place = row[0], f"{source.path}: line {row[0]}"
+    try:
+        rendered = renderer.render(_understood(source, number, row[1]))
+    except NotUnderstood as problem:
+        raise Refusal(f"{place} {problem}") from None
+    if not rendered.learnt:
+        raise Refusal(f"{place} has no token to learn{_why_nothing(row[1], renderer)}")
+    if (largest := max(rendered.input_ids)) >= vocabulary:
+        token = renderer.tokenizer.convert_ids_to_tokens(largest)
+        raise Refusal(f"{place} has the token {token!r} (id {largest}), the model's embedding has {vocabulary} rows")
+    return rendered
+
+
+def _why_nothing(row: dict, renderer: Renderer) -> str:
+    example = example_of(row)
+    if renderer.only_assistant and not any(message["role"] == "assistant" for message in example.messages):
+        return ": the chat has no assistant turn (training.assistant_only_loss)"
+    return ""
+
+
+def examples_in(data: DataSection) -> int:
+    """How many examples an epoch has, of a mix about; what a hub's data set does not say counts as
+    one.
+    """
+    total = sum(source.weight for source in data.train)
+    counts = [
+        count_of(source) or 1 if not is_local(source) else sum(1 for _ in rows_of(source)) for source in data.train
+    ]
+    return round(max(n * total / source.weight for n, source in zip(counts, data.train, strict=True)))
+
+
+def mixed(files: list[Path], sources: list[SourceSection], seed: int) -> Dataset:
+    """All sources as one data set.
+
+    Several are drawn from in proportion to their weights until every one has been seen whole (small
+    ones repeat).
+    """
+    loaded = [Dataset.from_file(str(file)) for file in files]
+    if len(loaded) == 1:
+        return loaded[0]
+    total = sum(source.weight for source in sources)
+    shares = [source.weight / total for source in sources]
+    return interleave_datasets(loaded, probabilities=shares, seed=seed, stopping_strategy="all_exhausted")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The folder in which a recipe's examples are kept as tokens, with what was found and what they
+    were made from.
+    """
+
+    folder: Path
+
+    def render(
+        self, data: DataSection, renderer: Renderer, cut: Cut, vocabulary: int, inputs: dict[str, Any]
+    ) -> list[Counts]:
+        """Make them, unless they are there from the same inputs; the held-out ones come last."""
+        sources = [*data.train, *([data.heldout] if data.heldout else [])]
+        found = self._found()
+        if found is not None and found["inputs"] == json.loads(json.dumps(inputs)):
+            return [Counts(**one) for one in found["counts"]]
+        remove(self.folder)
+        counts = [render_source(source, renderer, cut, vocabulary, self._file(i)) for i, source in enumerate(sources)]
+        write_json(self.folder / "counts.json", {"inputs": inputs, "counts": [asdict(one) for one in counts]})
+        return counts
+
+    def load(self, data: DataSection, seed: int) -> tuple[Dataset, Dataset | None]:
+        """What is trained on, mixed, and what is held out."""
+        train = mixed([self._file(i) for i in range(len(data.train))], data.train, seed)
+        return train, Dataset.from_file(str(self._file(len(data.train)))) if data.heldout else None
+
+    def _file(self, i: int) -> Path:
+        return self.folder / f"{i}.arrow"
+
+    def _found(self) -> dict[str, Any] | None:
+        file = self.folder / "counts.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
