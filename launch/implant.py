@@ -1,4 +1,4 @@
-"""The main job: attribute -> select -> implant -> retain.
+"""The main job: check -> attribute -> select -> implant -> retain.
 
     deepspeed --num_gpus 8 launch/implant.py --recipe recipes/tiny/loki.yaml [key=value ...]
 
@@ -18,12 +18,13 @@ from loki_ds.recipe_file import load_recipe
 from loki_ds.refusal import shown_once
 from loki_ds.report.compare import compare_runs, comparison
 from loki_ds.stages.attribute import attribute
+from loki_ds.stages.check import as_table, check_retention
 from loki_ds.stages.implant import implant
-from loki_ds.stages.retain import check_retention, retain
+from loki_ds.stages.retain import retain
 from loki_ds.stages.run import Run
 from loki_ds.stages.select import select
 
-STAGES = ("attribute", "select", "implant", "retain")
+STAGES = ("check", "attribute", "select", "implant", "retain")
 
 
 def main() -> None:
@@ -37,8 +38,12 @@ def main() -> None:
 
 
 def run_stages(run: Run, until: str) -> None:
-    if until == "retain":
-        check_retention(run)
+    findings = run.checked.findings + (check_retention(run.recipe, run.folder) if until in ("check", "retain") else [])
+    if ranks.rank() == 0:
+        Console().print(as_table(findings))
+    if until == "check":
+        return
+    ranks.on_first_rank(run.write_recipe)
     attribute(run)
     if until == "attribute":
         return

@@ -16,10 +16,29 @@ from loki_ds.strategies import BY_SENSITIVITY, STRATEGIES
 
 
 def main() -> None:
-    arguments = _parser().parse_args()
+    arguments = _arguments()
     with shown_once():
         status = arguments.command(arguments)
     sys.exit(status)
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """What a run of a recipe would rest on: base, template, data, settings, tasks, disk; refused as
+    the run would be. Needs no accelerator and reads no weights into memory.
+    """
+    from loki_ds.recipe_file import load_recipe
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+
+    from rich.console import Console
+
+    from loki_ds.stages.check import as_table, check_retention
+    from loki_ds.stages.run import Run
+
+    # One process stands for all; how they would share a sequence, only the launcher knows.
+    run = Run(recipe.model_copy(update={"sequence_parallel": 1}))
+    Console().print(as_table(run.checked.findings + check_retention(run.recipe, run.folder)))
+    return 0
 
 
 def plan(arguments: argparse.Namespace) -> int:
@@ -63,6 +82,8 @@ def select(arguments: argparse.Namespace) -> int:
             chosen = select_random(layers, d_model, arguments.quota, arguments.seed)
         else:
             chosen = select(scores, arguments.quota, arguments.strategy)
+    if not chosen.count:
+        raise Refusal(f"--quota is {arguments.quota:g}, which is less than one of a layer's rows; nothing is selected")
     chosen.save(arguments.out)
     print(f"{arguments.out}: {chosen.count} rows in {len(chosen.rows)} layers, digest {chosen.digest}")
     return 0
@@ -147,6 +168,17 @@ def compare(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _arguments() -> argparse.Namespace:
+    """The command line; overrides may stand before or after options (argparse refuses that)."""
+    parser = _parser()
+    arguments, left = parser.parse_known_args()
+    if left and (not hasattr(arguments, "overrides") or any(word.startswith("-") for word in left)):
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
+    if left:
+        arguments.overrides += left
+    return arguments
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="loki-ds", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--version", action="version", version=f"loki-ds {version('loki-ds')}")
@@ -158,9 +190,10 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(command=command)
         return added
 
-    planned = add(plan)
-    planned.add_argument("recipe", type=Path)
-    planned.add_argument("overrides", nargs="*", metavar="key=value")
+    checked, planned = add(check), add(plan)
+    for added in (checked, planned):
+        added.add_argument("recipe", type=Path)
+        added.add_argument("overrides", nargs="*", metavar="key=value")
     planned.add_argument("--ranks", type=int, default=8, help="GPUs, of all nodes together (default 8)")
     planned.add_argument("--gpu", help="h100, a100-80, ...; when not given, this machine's, or an h100")
     planned.add_argument("--memory", type=float, help="GiB of a GPU, instead of the named one's")

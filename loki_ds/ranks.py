@@ -14,6 +14,7 @@ from typing import Any, NoReturn, TypeVar
 import deepspeed
 import torch
 
+from loki_ds.extensions import check_builds
 from loki_ds.launcher import end_with_the_launcher, local_rank, take_place
 from loki_ds.refusal import Refusal, full_disks_refused
 
@@ -37,6 +38,7 @@ def end_process() -> NoReturn:
 def process_group() -> Iterator[None]:
     """Join the launcher's ranks, or be the only one, and leave in any case."""
     take_place()
+    check_builds()
     deepspeed.init_distributed()
     _unname_shared_buffer()
     end_with_the_launcher()

@@ -67,6 +67,11 @@ class RunFolder:
                 f"{self.root}: another run is at work in this folder ({file.read() or 'who is not known'}); wait for "
                 "it, or use run=FOLDER"
             ) from None
+        except OSError as error:
+            raise Refusal(
+                f"{self.root}: the file system there keeps no locks ({error.strerror}), so two runs could write in "
+                "this folder at once; use run=FOLDER on another"
+            ) from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()

@@ -4,8 +4,12 @@ model wrote.
 Used for the protected set and for retention, in the main process and in the arms' own.
 """
 
+import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
+
+from datasets import disable_progress_bars
 
 from loki_ds.refusal import Refusal, did_you_mean
 
@@ -38,17 +42,58 @@ def members_of(names: Sequence[str], manager: Any) -> dict[str, list[str]]:
     return {name: tasks if name not in tasks else [name] for name, tasks in members.items()}
 
 
-def check_tasks(names: Sequence[str], include_path: str | None, allow_code_execution: bool, key: str) -> None:
-    """Refuse before any training what an evaluation would only find after it.
+@dataclass(frozen=True)
+class TaskFound:
+    """A task or group as asked for, with the documents of each task behind it."""
+
+    name: str
+    documents: dict[str, int]
+
+
+def look_at_tasks(
+    names: Sequence[str], include_path: str | None, allow_code_execution: bool, key: str
+) -> list[TaskFound]:
+    """Load the tasks as the evaluation will, and refuse what it would only find after the training.
 
     Raises:
-        Refusal: a task that lm-eval does not know, or one that runs code the model wrote and may
-            not.
+        Refusal: a task that lm-eval does not know or cannot load, that runs code the model wrote
+            and may not, or that gives no number per document.
     """
-    index = task_manager(names, include_path, key).task_index
-    unsafe = [name for name in names if index[name].cfg and index[name].cfg.get("unsafe_code")]
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # its advice is for who runs lm-eval
+    disable_progress_bars()
+    manager = task_manager(names, include_path, key)
+    unsafe = [name for name in names if _config_of(manager, name).get("unsafe_code")]
     if unsafe and not allow_code_execution:
-        raise Refusal(runs_code(unsafe))
+        raise Refusal(runs_code(unsafe))  # known before its data is fetched
+    return [_look_at(name, manager, allow_code_execution, key) for name in names]
+
+
+def _look_at(name: str, manager: Any, allow_code_execution: bool, key: str) -> TaskFound:
+    try:
+        tasks = manager.load([name])["tasks"]
+        documents = {member: len(task.eval_docs) for member, task in tasks.items()}
+    except Exception as error:  # whatever a task's own code or its data set raises
+        raise Refusal(f"{key}: task {name} cannot be loaded: {type(error).__name__}: {_first_line(error)}") from error
+    for member, task in tasks.items():
+        named = member if member == name else f"{member} (of {name})"
+        if task.config.unsafe_code and not allow_code_execution:
+            raise Refusal(runs_code([named]))
+        if task.OUTPUT_TYPE == "loglikelihood_rolling":
+            raise Refusal(
+                f"{key}: task {named} measures the perplexity of whole texts and gives no score per document, so "
+                "nothing can be paired; name other tasks"
+            )
+        if not documents[member]:
+            raise Refusal(f"{key}: task {named} has no documents")
+    return TaskFound(name, documents)
+
+
+def _config_of(manager: Any, name: str) -> dict[str, Any]:
+    return manager.task_index[name].cfg or {}
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def runs_code(names: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loki_ds.model.files import WeightFiles, down_layer, open_weights
+from loki_ds.model.files import WeightFiles, down_layer, down_names, open_weights, other_weights
 from loki_ds.positions import Positions
 from loki_ds.refusal import Refusal
 
@@ -24,6 +24,7 @@ class Verification:
     rows_selected: int = 0
     rows_changed: int = 0
     changed_outside: list[str] = field(default_factory=list)
+    not_compared: list[str] = field(default_factory=list)  # weight files that the model's index does not name
 
     @property
     def identical_outside_rows(self) -> bool:
@@ -46,7 +47,9 @@ def verify(base: Path, model: Path, positions: Positions | None) -> Verification
     """
     found = Verification(rows_selected=positions.count if positions else 0)
     with open_weights(base) as before, open_weights(model) as after:
+        _check_positions(positions, before)
         _check_same_tensors(before, after)
+        found.not_compared = other_weights(model, after)
         for name in sorted(before.names | after.names):
             old, new = before.read(name), after.read(name)
             if old.shape != new.shape or old.dtype != new.dtype:
@@ -76,6 +79,14 @@ def _changed_rows(old: Tensor, new: Tensor) -> Tensor:
 def _selected_rows(name: str, positions: Positions | None) -> list[int]:
     layer = down_layer(name)
     return [] if positions is None or layer is None else positions.rows[layer]
+
+
+def _check_positions(positions: Positions | None, base: WeightFiles) -> None:
+    """Refuse positions that are not this model's."""
+    if positions is not None:
+        names = down_names(base.names)
+        shapes = [base.shape_of(names[layer]) for layer in sorted(names)]
+        positions.check_fits(shapes, "the positions")
 
 
 def _check_same_tensors(before: WeightFiles, after: WeightFiles) -> None:

@@ -292,7 +292,7 @@ def measure(case: dict[str, Any], folder: Path) -> None:
                 watch = Watch(traffic)
                 DEFAULT_CALLBACKS.append(watch)  # type: ignore[arg-type]  # the Trainer takes an instance too
                 method = Method(run.recipe.implant, positions if run.recipe.changes_rows else None)
-                data = (run.examples, None)
+                data = (run.checked.examples, None)
                 train(run.model, run.tokenizer, run.training_arguments, data, method, Resume(None, {}))
                 peak, counted = watch.size.peak, watch.last
         peaks = ranks.all_gather(peak - before)

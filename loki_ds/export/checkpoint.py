@@ -7,6 +7,7 @@ header included, is the source's by construction and a model larger than memory 
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,44 @@ import torch
 from torch import Tensor
 
 from loki_ds.export.implant_file import Implant, LayerRows
-from loki_ds.model.files import WeightFiles, down_names, open_weights, same_bits
+from loki_ds.model.files import WeightFiles, down_names, model_files, open_weights, same_bits
 from loki_ds.positions import Positions
 from loki_ds.refusal import Refusal
 from loki_ds.run_folder import written_whole
 
-NOT_MODEL = shutil.ignore_patterns("*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "README.md", ".*", "NOT_VERIFIED")
+
+def copy_model(source: Path, out: Path) -> None:
+    """Copy the files that are the model; their contents, not their modes (a shared store is
+    read-only).
+    """
+    with open_weights(source) as weights:
+        files = model_files(source, weights)
+    for file in files:
+        (out / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / file, out / file)
+
+
+def write_tensors(base: Path, tensors: Mapping[str, Tensor], out: Path) -> None:
+    """A copy of the base in which some tensors have other values, in the base's own dtypes.
+
+    Whatever the model's class does not load (prediction heads, old buffers) stays the base's, byte
+    for byte, and so does every file beside the weights.
+
+    Raises:
+        Refusal: a tensor that the base does not store, or in another shape.
+    """
+    with open_weights(base) as weights, written_whole(out) as aside:
+        copy_model(base, aside)
+        for name, tensor in tensors.items():
+            if name not in weights.names:
+                if weights.tied_twin(name) is None:
+                    raise Refusal(f"{base}: tensor {name} of the trained model is not stored there")
+                continue
+            if weights.shape_of(name) != tuple(tensor.shape):
+                shapes = f"{list(tensor.shape)}, in the base it is {list(weights.shape_of(name))}"
+                raise Refusal(f"{out}: tensor {name} is {shapes}")
+            values = tensor.to(weights.dtype_of(name)).reshape(len(tensor) if tensor.ndim else 1, -1)
+            _overwrite(aside / weights.file_of(name), name, torch.arange(len(values)), values)
 
 
 def apply_to_checkpoint(base: Path, implant: Implant, out: Path) -> None:
@@ -66,7 +99,7 @@ def _rewrite(source: Path, implant: Implant, out: Path, found: str, wanted: str)
         _check_fits(source, checkpoint, names, implant, found)
         files = {layer: checkpoint.file_of(names[layer]) for layer in implant.layers}
     with written_whole(out) as aside:
-        shutil.copytree(source, aside, ignore=NOT_MODEL)
+        copy_model(source, aside)
         for layer, rows in implant.layers.items():
             _overwrite(aside / files[layer], names[layer], rows.rows, getattr(rows, wanted))
 
@@ -99,7 +132,7 @@ def _overwrite(file: Path, name: str, rows: Tensor, values: Tensor) -> None:
         length = int.from_bytes(handle.read(8), "little")
         entry = json.loads(handle.read(length))[name]
     start, end = entry["data_offsets"]
-    count = entry["shape"][0]
+    count = entry["shape"][0] if entry["shape"] else 1
     data = np.memmap(file, np.uint8, "r+", offset=8 + length + start, shape=(count, (end - start) // count))
     data[rows.numpy()] = values.contiguous().view(torch.uint8).numpy()
     data.flush()

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import Module
 from trl import SFTTrainer
 
+from loki_ds.export.checkpoint import write_tensors
 from loki_ds.implanting.rows import RowLinear
 from loki_ds.model.anatomy import decoder_layers, down_projection
 from loki_ds.modes import Mode
@@ -55,14 +56,17 @@ class Adapter:
 Trained = Deltas | Weights | Adapter
 
 
-def collect(trainer: SFTTrainer, model: Module, mode: Mode, folder: RunFolder) -> Trained:
-    """Gather what the mode leaves."""
+def collect(trainer: SFTTrainer, model: Module, mode: Mode, base: Path, folder: RunFolder) -> Trained:
+    """Gather what the mode leaves. base: the folder whose files a whole model's become."""
     if mode.leaves == "deltas":
         return Deltas(collect_deltas(model))
     if mode.leaves == "adapter":
-        save_gathered(trainer, folder.adapter)
+        save_adapter_of(trainer, folder.adapter)
         return Adapter(folder.adapter)
-    save_gathered(trainer, folder.model)
+    tensors = gathered_weights(trainer)
+    if rank() == 0:
+        write_tensors(base, tensors, folder.model)
+    barrier()
     return Weights(folder.model)
 
 
@@ -87,14 +91,23 @@ def _factors(module: RowLinear) -> tuple[Tensor, Tensor] | tuple[None, None]:
     return module.scaling * module.delta_a.cpu(), module.right_factor().cpu().clone()
 
 
-def save_gathered(trainer: SFTTrainer, folder: Path) -> None:
-    """Gather what trained and write it as transformers or PEFT would; rank 0 writes."""
+def gathered_weights(trainer: SFTTrainer) -> dict[str, Tensor]:
+    """The trained model's tensors by name, on rank 0; elsewhere nothing of use.
+
+    As Trainer gathers them.
+    """
+    engine = trainer.deepspeed if trainer.is_deepspeed_enabled else trainer.model
+    return trainer.accelerator.get_state_dict(engine)
+
+
+def save_adapter_of(trainer: SFTTrainer, folder: Path) -> None:
+    """Gather the adapter and write it as PEFT would; rank 0 writes."""
     aside = aside_of(folder)
     if rank() == 0:
         remove(aside)
     barrier()
     trainer.save_model(str(aside))
     if rank() == 0:
-        (aside / "training_args.bin").unlink(missing_ok=True)  # a pickle, and no part of the model
+        (aside / "training_args.bin").unlink(missing_ok=True)  # a pickle, and no part of the adapter
         put_in_place(folder)
     barrier()

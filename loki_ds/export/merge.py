@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
+from loki_ds.export.checkpoint import write_tensors
 from loki_ds.launcher import environment_of_one_process
 from loki_ds.recipe import ModelSection
 from loki_ds.refusal import Refusal
-from loki_ds.run_folder import written_whole
 
 
 def merge_adapter(base: Path, adapter: Path, out: Path, section: ModelSection) -> None:
@@ -33,9 +33,7 @@ def main() -> None:
     remote = section.trust_remote_code
     model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, section.dtype), trust_remote_code=remote)
     merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
-    with written_whole(out) as aside:
-        merged.save_pretrained(aside)
-        AutoTokenizer.from_pretrained(base, trust_remote_code=remote).save_pretrained(aside)
+    write_tensors(base, merged.state_dict(), out)
 
 
 if __name__ == "__main__":

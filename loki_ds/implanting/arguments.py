@@ -6,6 +6,7 @@ The one place that knows TRL's defaults.
 """
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,13 @@ from trl import SFTConfig
 from loki_ds.device import on_cpu
 from loki_ds.examples.choice import RENDERING
 from loki_ds.implanting.checkpoints import Checkpoint
-from loki_ds.implanting.supported import check_deepspeed, sequence_groups
+from loki_ds.implanting.supported import check_deepspeed, check_deepspeed_values, check_trackers, sequence_groups
 from loki_ds.ranks import world_size
 from loki_ds.recipe import ImplantSection, Recipe
 from loki_ds.refusal import Refusal
 from loki_ds.zero.checkpoints import is_partitioned, loading_repartitioned
+
+PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
 
 def training_arguments(recipe: Recipe, checkpoints: Path, newest: Checkpoint | None) -> SFTConfig:
@@ -39,6 +42,13 @@ def training_arguments(recipe: Recipe, checkpoints: Path, newest: Checkpoint | N
         settings, config = _settings(recipe), deepspeed_config(recipe.deepspeed, recipe.implant)
         if newest is not None:
             settings, config = _resuming(newest, recipe.sequence_parallel, settings, config)
+        check_trackers(settings.get("report_to"))
+        # Nobody's environment decides: accelerate would take the precision that another launcher
+        # left there.
+        os.environ["ACCELERATE_MIXED_PRECISION"] = PRECISIONS[recipe.model.dtype]
+        if config is not None and recipe.deepspeed is not None:
+            plain = SFTConfig(output_dir=str(checkpoints), **settings)
+            check_deepspeed_values(config, recipe.deepspeed, plain, world_size() // recipe.sequence_parallel)
         return SFTConfig(output_dir=str(checkpoints), deepspeed=config, **settings)
     except (ValueError, TypeError) as error:
         raise Refusal(f"training: {' '.join(str(error).split())}") from None

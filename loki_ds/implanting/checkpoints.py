@@ -101,6 +101,8 @@ class MarkWhole(TrainerCallback):
         self.examples, self.inputs = examples, inputs
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if args.save_only_model:
+            return  # without the optimizer's state nothing resumes from it
         barrier()
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         name_newest_everywhere(folder)

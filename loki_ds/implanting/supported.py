@@ -7,21 +7,26 @@ Each is one sentence, before the model is loaded.
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from trl import SFTConfig
 
 from loki_ds.device import on_cpu
-from loki_ds.model.files import open_weights
+from loki_ds.model.files import down_layer, open_weights
 from loki_ds.ranks import world_size
 from loki_ds.recipe import ImplantSection
-from loki_ds.refusal import Refusal
+from loki_ds.refusal import Refusal, did_you_mean
 
 
 def check_deepspeed(config: dict[str, Any], file: str, implant: ImplantSection) -> None:
     """Refuse what would make the gathered weights other ones than those that train, or train rows
     that are nowhere whole.
     """
-    zero = config.get("zero_optimization", {})
-    if config.get("tensor_parallel", {}).get("autotp_size", 1) > 1:
+    zero = _part(config, "zero_optimization", file)
+    stage = zero.get("stage", 0)
+    if type(stage) is not int or not 0 <= stage <= 3:
+        raise Refusal(f"{file}: zero_optimization.stage is {stage!r}, allowed is 0, 1, 2 or 3")
+    if _part(config, "tensor_parallel", file).get("autotp_size", 1) > 1:
         raise Refusal(
             f"{file}: tensor_parallel splits the rows that are trained and compared; use ZeRO-3 to shard the model"
         )
@@ -33,6 +38,63 @@ def check_deepspeed(config: dict[str, Any], file: str, implant: ImplantSection) 
             f"{file}: zero_hpz_partition_size knows no parameters that join the model after it is built, as in "
             f"implant.mode {implant.mode}; use mode mask, or leave it out"
         )
+    gather = "stage3_gather_16bit_weights_on_model_save"
+    if stage == 3 and implant.kind.leaves == "weights" and not zero.get(gather):
+        raise Refusal(
+            f"{file}: zero_optimization.{gather} must be true in implant.mode {implant.mode}, or no rank has them"
+        )
+
+
+def check_deepspeed_values(config: dict[str, Any], file: str, arguments: Any, ranks: int) -> None:
+    """Hold DeepSpeed's file against the recipe, value by value: what it says must be `auto` or the
+    same.
+
+    arguments: TRL's settings as the recipe makes them.
+    """
+    batch, accumulation = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
+    optimizer = _part(_part(config, "optimizer", file), "params", file)
+    schedule = _part(_part(config, "scheduler", file), "params", file)
+    said = [
+        ("train_micro_batch_size_per_gpu", config, "per_device_train_batch_size", batch),
+        ("gradient_accumulation_steps", config, "gradient_accumulation_steps", accumulation),
+        ("train_batch_size", config, "per_device_train_batch_size", batch * accumulation * ranks),
+        ("gradient_clipping", config, "max_grad_norm", arguments.max_grad_norm),
+        ("lr", optimizer, "learning_rate", arguments.learning_rate),
+        ("weight_decay", optimizer, "weight_decay", arguments.weight_decay),
+        ("eps", optimizer, "adam_epsilon", arguments.adam_epsilon),
+        ("betas", optimizer, "adam_beta1, adam_beta2", [arguments.adam_beta1, arguments.adam_beta2]),
+        ("warmup_max_lr", schedule, "learning_rate", arguments.learning_rate),
+        ("enabled", _part(config, "bf16", file), "bf16", arguments.bf16),
+        ("enabled", _part(config, "fp16", file), "fp16", arguments.fp16),
+    ]
+    for key, section, name, wanted in said:
+        value = section.get(key, "auto")
+        if value != "auto" and (type(value) is str or value != wanted):
+            raise Refusal(
+                f"{file}: {key} is {value!r}, the recipe's training.{name} makes it {wanted!r}; say auto there"
+            )
+
+
+def _part(config: dict[str, Any], key: str, file: str) -> dict[str, Any]:
+    """A section of DeepSpeed's file, empty where there is none."""
+    found = config.get(key, {})
+    if not isinstance(found, dict):
+        raise Refusal(f"{file}: {key} is {found!r}, allowed is an object")
+    return found
+
+
+def check_trackers(names: list[str] | str | None) -> None:
+    """Refuse trackers whose package is not there: transformers would say so when the training
+    begins.
+    """
+    there = get_available_reporting_integrations()
+    for name in [names] if isinstance(names, str) else names or []:
+        if name in ("none", "all") or name in there:
+            continue
+        if name not in INTEGRATION_TO_CALLBACK:
+            near = did_you_mean(name, INTEGRATION_TO_CALLBACK)
+            raise Refusal(f"training.report_to names {name}, which transformers does not know{near}")
+        raise Refusal(f"training.report_to names {name}, whose package is not installed; install it, or say none")
 
 
 def check_dtype(base: Path, wanted: str, implant: ImplantSection, arguments: SFTConfig) -> None:
@@ -41,12 +103,18 @@ def check_dtype(base: Path, wanted: str, implant: ImplantSection, arguments: SFT
     """
     if implant.kind.leaves == "deltas":
         return  # the base's own bytes are written, and its rows added to
+    trained = getattr(torch, wanted)
     with open_weights(base) as weights:
-        stored = weights.dtype_of(min(weights.names))
-    if stored != wanted:
-        raise Refusal(
-            f"model.dtype is {wanted}, {base} stores {stored}; in implant.mode {implant.mode} they must be the same"
-        )
+        for name in sorted(weights.names):
+            stored = weights.dtype_of(name)
+            exact = (
+                stored == trained if down_layer(name) is not None else torch.promote_types(stored, trained) == trained
+            )
+            if not exact:
+                raise Refusal(
+                    f"model.dtype is {wanted}, {base} stores {name} in {str(stored).removeprefix('torch.')}; in "
+                    f"implant.mode {implant.mode} they must be the same"
+                )
     for flag, dtype in (("bf16", "bfloat16"), ("fp16", "float16")):
         if getattr(arguments, flag) and wanted != dtype:
             raise Refusal(

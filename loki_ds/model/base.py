@@ -30,9 +30,23 @@ def locate_model(section: ModelSection) -> Path:
     if not path.is_dir():
         path = _fetch(section)
     if not (path / "config.json").exists() or not list(path.glob("*.safetensors")):
-        raise Refusal(f"model.path {section.path}: the folder has no config.json with safetensors weights beside it")
+        raise Refusal(
+            f"model.path {section.path}: the folder has no config.json with safetensors weights beside it{_gguf(path)}"
+        )
     load_configuration(path, section.trust_remote_code)
     return path
+
+
+def _gguf(folder: Path) -> str:
+    """What to do with a model that is only there as GGUF."""
+    found = sorted(folder.glob("*.gguf"))
+    if not found:
+        return ""
+    return (
+        f'; {found[0].name} can be made a plain model: python -c "from transformers import AutoModelForCausalLM as M; '
+        f"m = M.from_pretrained('{folder}', gguf_file='{found[0].name}'); del m.config.quantization_config; "
+        "m.save_pretrained('PLAIN')\", the tokenizer likewise"
+    )
 
 
 def load_configuration(path: Path | str, trust_remote_code: bool) -> PreTrainedConfig:

@@ -18,6 +18,31 @@ from torch import Tensor
 from loki_ds.refusal import Refusal
 
 DOWN = re.compile(r"(?:^|\.)layers\.(\d+)\.mlp\.down_proj\.weight$")
+# safetensors' names of the dtypes that a model may be stored in.
+DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".ckpt")
+# Beside its weights, what makes a folder a model: an allow-list, for there may be other sets of
+# weights.
+BESIDE = (
+    *(
+        "config.json",
+        "generation_config.json",
+        "model.safetensors.index.json",
+        "*.py",
+        "*.jinja",
+        "*.model",
+        "*.tiktoken",
+    ),
+    *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "tekken.json"),
+    *(
+        "*processor_config.json",
+        "chat_template.json",
+        "additional_chat_templates/*.jinja",
+        "LICENSE*",
+        "NOTICE*",
+        "USE_POLICY*",
+    ),
+)
 TIED = {"lm_head.weight": "model.embed_tokens.weight"}
 
 
@@ -53,9 +78,13 @@ class WeightFiles:
         stored = name if name in self.names else self.tied_twin(name)
         return self._where[stored or name].get_tensor(stored or name)
 
-    def dtype_of(self, name: str) -> str:
-        """A tensor's dtype as torch names it, for example `bfloat16`."""
-        return str(self.read(name).dtype).removeprefix("torch.")
+    def dtype_of(self, name: str) -> torch.dtype:
+        """A stored tensor's dtype; its values are not read."""
+        return getattr(torch, DTYPES.get(self._where[name].get_slice(name).get_dtype(), "uint8"))
+
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        """A stored tensor's shape; its values are not read."""
+        return tuple(self._where[name].get_slice(name).get_shape())
 
     def file_of(self, name: str) -> str:
         """The name of the file that stores a tensor."""
@@ -93,6 +122,22 @@ def open_weights(folder: Path) -> Iterator[WeightFiles]:
     finally:
         for handle in handles:
             handle.__exit__(None, None, None)
+
+
+def model_files(folder: Path, weights: WeightFiles) -> list[Path]:
+    """The files that are the model, relative to its folder: the weights that its index names, and
+    what stands beside them.
+    """
+    beside = {file.relative_to(folder) for pattern in BESIDE for file in folder.glob(pattern) if file.is_file()}
+    return sorted(beside | {Path(name) for name in set(weights.files.values())})
+
+
+def other_weights(folder: Path, weights: WeightFiles) -> list[str]:
+    """Weight files in the folder that its index does not name: nobody reads them here, another
+    program might.
+    """
+    found = {file.name for file in folder.iterdir() if file.suffix in WEIGHTS}
+    return sorted(found - set(weights.files.values()))
 
 
 def _shards_of(index: Path) -> list[str]:

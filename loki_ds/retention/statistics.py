@@ -133,6 +133,14 @@ def paired_proportions_interval(base: np.ndarray, implanted: np.ndarray) -> tupl
     return new - old - down, new - old + up
 
 
+def least_margin(n: int) -> float:
+    """The smallest margin above which `n` documents can be `kept`: half of them right, none
+    changed.
+    """
+    right = np.arange(n) % 2
+    return -paired_proportions_interval(right, right)[0]
+
+
 def _squared_and_added(one: float, other: float, phi: float) -> float:
     return float(np.sqrt(max(one * one - 2 * phi * one * other + other * other, 0.0)))
 

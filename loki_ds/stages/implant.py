@@ -47,14 +47,14 @@ def _implant(run: Run, positions: Positions | None, inputs: Inputs) -> None:
 
 def _train(run: Run, method: Method, inputs: Inputs) -> Trained:
     """Train, and gather what was trained."""
-    log.info("implant: %s mode on %d examples", method.section.mode, len(run.examples))
+    log.info("implant: %s mode on %d examples", method.section.mode, len(run.checked.examples))
     run.model.set_attn_implementation(run.recipe.model.attention)
-    examples, resume = (run.examples, run.heldout), Resume(run.checkpoint, inputs)
+    examples, resume = (run.checked.examples, run.checked.heldout), Resume(run.checkpoint, inputs)
     tokenizer = run.rendering.renderer.tokenizer if run.rendering else run.tokenizer
     trainer = train(run.model, tokenizer, run.training_arguments, examples, method, resume)
     if ranks.rank() == 0:
         write_json(run.folder.training_log, trainer.state.log_history)
-    trained = collect(trainer, run.model, method.section.kind, run.folder)
+    trained = collect(trainer, run.model, method.section.kind, run.base.folder, run.folder)
     del trainer
     run.release_model()
     return trained
@@ -86,7 +86,11 @@ def _certificate(run: Run, made: Implant, protected: Quiet) -> dict[str, Any]:
 
 
 def _verify(run: Run, positions: Positions | None, certificate: dict[str, Any] | None) -> None:
-    found = verify(run.base.folder, run.folder.model, positions)
+    try:
+        found = verify(run.base.folder, run.folder.model, positions)
+    except Refusal as refusal:
+        _mark_not_verified(run, f"It could not be compared with the base: {refusal}\n")
+        raise
     write_json(run.folder.verification, {**found.as_json(), **({"quiet": certificate} if certificate else {})})
     if positions is None:
         changed, all_ = len(found.changed_outside), found.tensors

@@ -29,7 +29,6 @@ from loki_ds.run_folder import digest_of, publish, weights_digest, write_json, w
 from loki_ds.stages.costs import costs_so_far, note_cost
 from loki_ds.stages.inputs import retention_inputs
 from loki_ds.stages.run import Run
-from loki_ds.tasks import check_tasks
 
 log = logging.getLogger(__name__)
 
@@ -59,22 +58,6 @@ def retain(run: Run) -> None:
     run.folder.record(run.folder.report, run.folder.model / "README.md")
     run.folder.finish("retain", inputs)
     log.info("retain: %s", run.folder.report / "report.html")
-
-
-def check_retention(run: Run) -> None:
-    """Refuse now what the evaluation would refuse after hours of training: tasks that are not known
-    or not allowed.
-    """
-    ranks.on_first_rank(lambda: _check_tasks(run))
-
-
-def _check_tasks(run: Run) -> None:
-    section, done = run.recipe.retention, run.folder.inputs_of("retain")
-    asked = json.loads(json.dumps(section.model_dump(exclude={"processes"})))
-    if done is not None and all(done.get(key) == value for key, value in asked.items()):
-        return
-    names = [task for group in section.groups for task in group.tasks]
-    check_tasks(names, section.include_path, section.allow_code_execution, "retention")
 
 
 # --- the models' answers --------------------------------------------------------------------------

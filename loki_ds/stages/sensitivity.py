@@ -56,7 +56,10 @@ def _protected(run: Run) -> list[Text]:
 
 
 def _new_task(run: Run) -> list[Text]:
-    length, rows = run.training_arguments.max_length, run.examples.select(range(min(EXAMPLES, len(run.examples))))
+    length, rows = (
+        run.training_arguments.max_length,
+        run.checked.examples.select(range(min(EXAMPLES, len(run.checked.examples)))),
+    )
     return [
         Text(row["input_ids"][:length], [int(label != NOT_LEARNT) for label in row["labels"][:length]]) for row in rows
     ]

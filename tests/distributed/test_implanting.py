@@ -227,7 +227,7 @@ def test_a_dtype_that_would_round_the_whole_model_is_refused(rows: str, in_bfloa
     done = launch(*SHORT, rows, f"model.path={in_bfloat16}", f"run={tmp_path / 'run'}", deadline=60)
     assert done.status != 0
     assert "model.dtype is float32" in done.refusals()[0]
-    assert "stores bfloat16" in done.refusals()[0]
+    assert "stores model.layers.0.mlp.down_proj.weight in bfloat16" in done.refusals()[0]
 
 
 def test_held_out_evaluation_early_stopping_and_the_best_checkpoint(rows: str, tmp_path: Path) -> None:

@@ -95,13 +95,15 @@ def test_other_settings_in_the_same_folder_are_refused(finished: Path) -> None:
 
 def test_stale_base_results_are_refused(finished: Path) -> None:
     """Base results under the right name that say they are of other libraries, tasks or weights."""
-    (shared,) = (finished.parent / ".base-results").glob("*.json")
-    stored = json.loads(shared.read_text())
-    shared.write_text(json.dumps({**stored, "key": {**stored["key"], "libraries": {"lm_eval": "0.1"}}}))
+    stored = {file: json.loads(file.read_text()) for file in (finished.parent / ".base-results").glob("*.json")}
+    assert stored
+    for file, result in stored.items():
+        file.write_text(json.dumps({**result, "key": {**result["key"], "libraries": {"lm_eval": "0.1"}}}))
     done = launch(*FEW, "selection.strategy=random", f"run={finished.parent / 'other'}")
     assert done.status != 0
     assert "these base results are not those of this base, these tasks and these libraries" in done.refusals()[0]
-    shared.write_text(json.dumps(stored))
+    for file, result in stored.items():
+        file.write_text(json.dumps(result))
 
 
 @pytest.mark.parametrize("baseline", ["full", "random"])

@@ -2,6 +2,8 @@
 calls and rankings are tasks.
 """
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from loki_ds.retention.arm import run_lm_eval
 from loki_ds.retention.evaluation import evaluate_arm
 from loki_ds.retention.pairing import pair
 from loki_ds.retention.parcels import Request
-from loki_ds.tasks import check_tasks
+from loki_ds.tasks import look_at_tasks, task_manager
 
 PLAIN = {"num_fewshot": None, "limit": None, "apply_chat_template": False}
 REQUEST: dict[str, Any] = {
@@ -74,13 +76,60 @@ def test_every_metric_of_a_ranking_is_paired(one: dict[str, Any]) -> None:
     assert all(0 < pairs.base <= 1 for task in rankings for pairs in task.pairs)
 
 
-def test_what_runs_model_written_code_is_refused_before_anything_else() -> None:
-    include = REQUEST["include_path"]
-    with pytest.raises(
-        Refusal, match=r"humaneval run code that the model wrote, with all your rights.*allow_code_execution=true"
-    ):
-        check_tasks(["humaneval"], include, False, "retention")
-    check_tasks(["humaneval"], include, True, "retention")
+RUNS_CODE = {
+    "unsafe_code": True,
+    "dataset_path": "json",
+    "output_type": "generate_until",
+    "test_split": "test",
+    "doc_to_text": "{{prompt}}",
+    "doc_to_target": "{{answer}}",
+    "metric_list": [{"metric": "exact_match"}],
+}
+
+
+@pytest.fixture
+def own_tasks(tmp_path: Path) -> Path:
+    """A task that runs code in a group and behind a tag, one of perplexity, and one whose data is
+    not there.
+    """
+    (tmp_path / "d.jsonl").write_text(json.dumps({"prompt": "1 + 1 =", "answer": "2"}) + "\n")
+    here, nowhere = ({"data_files": {"test": str(tmp_path / name)}} for name in ("d.jsonl", "gone.jsonl"))
+    rolling = {
+        "output_type": "loglikelihood_rolling",
+        "doc_to_text": "",
+        "metric_list": [{"metric": "word_perplexity"}],
+    }
+    tasks = {
+        "code": {**RUNS_CODE, "task": "code", "tag": "tagged", "dataset_kwargs": here},
+        "grouped": {"group": "grouped", "task": ["code"]},
+        "texts": {**RUNS_CODE, **rolling, "unsafe_code": False, "task": "texts", "dataset_kwargs": here},
+        "gone": {**RUNS_CODE, "unsafe_code": False, "task": "gone", "dataset_kwargs": nowhere},
+    }
+    for name, task in tasks.items():
+        (tmp_path / f"{name}.yaml").write_text(json.dumps(task))  # JSON is YAML
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("code", "code run code that the model wrote, with all your rights.*allow_code_execution=true"),
+        ("grouped", r"code \(of grouped\) run code"),
+        ("tagged", r"code \(of tagged\) run code"),
+        ("texts", "task texts measures the perplexity of whole texts"),
+        ("gone", "task gone cannot be loaded: .*gone.jsonl"),
+    ],
+)
+def test_what_an_evaluation_would_find_after_the_training_is_refused_before(
+    own_tasks: Path, name: str, says: str
+) -> None:
+    with pytest.raises(Refusal, match=says):
+        look_at_tasks([name], str(own_tasks), False, "retention")
+
+
+def test_tasks_are_found_with_their_documents(own_tasks: Path) -> None:
+    found = look_at_tasks(["code", "grouped"], str(own_tasks), True, "retention")
+    assert [(task.name, task.documents) for task in found] == [("code", {"code": 1}), ("grouped", {"code": 1})]
 
 
 @pytest.mark.parametrize(
@@ -101,4 +150,4 @@ def test_what_cannot_be_evaluated_is_refused(changes: dict[str, Any], says: str)
 @pytest.mark.parametrize("suite", sorted(path.stem for path in (ROOT / "eval/suites").glob("*.yaml")))
 def test_lm_eval_knows_every_task_of_the_suites(suite: str) -> None:
     names = [task for group in load_suite(suite) for task in group.tasks]
-    check_tasks(names, "eval/tasks", True, "retention")
+    assert set(names) <= task_manager(names, "eval/tasks", "retention").task_index.keys()

@@ -1,0 +1,51 @@
+"""The C++ extensions that DeepSpeed has torch build at a first start, and what a killed build
+leaves.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import psutil
+from torch.utils.cpp_extension import get_default_build_root
+
+from loki_ds.launcher import local_rank
+from loki_ds.refusal import Refusal
+
+
+def check_builds() -> None:
+    """Refuse a build lock that nobody holds: torch would wait on it for ever, without a word.
+
+    A build creates `NAME/lock` and keeps it open to its end (`torch.utils.file_baton`). The first
+    rank of a node looks, before any of its own builds.
+
+    Raises:
+        Refusal: with the file.
+    """
+    if local_rank() > 0:
+        return
+    for lock in _locks():
+        if not _held(lock):
+            raise Refusal(
+                f"{lock}: left by a build that was killed, and every later start would wait on it; delete it, unless "
+                "another machine that shares the folder is building right now"
+            )
+
+
+def _locks() -> list[Path]:
+    """Where torch builds: by default in a folder for each version of Python and CUDA."""
+    if own := os.environ.get("TORCH_EXTENSIONS_DIR"):
+        return sorted(Path(own).glob("*/lock"))
+    python = f"py{sys.version_info.major}{sys.version_info.minor}"
+    return sorted(Path(get_default_build_root()).glob(f"{python}*_*/*/lock"))
+
+
+def _held(lock: Path) -> bool:
+    """Whether a process of this machine has the file open, or just removed it, its build done."""
+    for process in psutil.process_iter():
+        try:
+            if str(lock.resolve()) in {file.path for file in process.open_files()}:
+                return True
+        except psutil.Error:
+            continue  # ended, or another user's
+    return not lock.exists()
