@@ -117,6 +117,14 @@ def test_plan_says_what_fits_another_node() -> None:
         (["positions", "{run}/nowhere.json", "b.json"], "the positions file cannot be read"),
         (["report", "{run}"], "no report there"),
         (["plan", "nowhere.yaml"], "the recipe cannot be read"),
+        (["check", "nowhere.yaml"], "the recipe cannot be read"),
+        (
+            ["check", "recipes/tiny/loki.yaml", "run={run}/c", "model.path=nowhere"],
+            "model.path nowhere: no such folder",
+        ),
+        (["select", "{run}", "--quota", "0.1", "--out", "{run}/none.json"], "--quota is 0.1, which is less than one"),
+        (["plan", "recipes/tiny/loki.yaml", "--rank", "2", "--quota", "3"], "unrecognized arguments: --quota 3"),
+        (["report", "{run}", "selection.quota=2"], "unrecognized arguments: selection.quota=2"),
     ],
 )
 def test_mistakes_are_one_sentence(run: Path, arguments: list[str], says: str) -> None:
@@ -124,6 +132,30 @@ def test_mistakes_are_one_sentence(run: Path, arguments: list[str], says: str) -
     assert done.returncode == 2
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--ranks", "2", "selection.quota=20"],
+        ["selection.quota=20", "--ranks", "2"],
+        ["--ranks=2", "selection.quota=20"],
+    ],
+    ids=" ".join,
+)
+def test_overrides_stand_before_or_after_options(arguments: list[str]) -> None:
+    done = loki_ds("plan", ROOT / "recipes/tiny/loki.yaml", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "150 (25 in layer 0)" in done.stdout
+    assert "2 x " in done.stdout
+
+
+def test_check_says_what_a_run_would_rest_on(tmp_path: Path) -> None:
+    done = loki_ds("check", ROOT / "recipes/tiny/loki.yaml", f"run={tmp_path / 'run'}", "data.heldout=null")
+    assert done.returncode == 0, done.stderr
+    for said in ("qwen2", "3,000 rows", "tiny_toolcalls: 300 documents", "marked by its own template"):
+        assert said in done.stdout
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock", "examples"]
 
 
 @pytest.mark.parametrize(

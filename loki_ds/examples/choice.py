@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig
+from trl.chat_template_utils import has_generation_markers
 
 from loki_ds.examples.rendering import Renderer
 from loki_ds.examples.templates import fitted, marked, own_template
@@ -107,8 +108,14 @@ def make_rendering(
             "training.chat_template_path"
         )
     if template is not None and chats:
+        if not template.shows_text:
+            raise Refusal(
+                f"{model}: the chat template shows nothing of a turn whose content is text (those of models for "
+                "pictures want parts); give one that does by training.chat_template_path"
+            )
         stock = template.text
-        template, rewritten = fitted(template, needs)
+        by_difference = loss.only_assistant and not has_generation_markers(marked(template, stock)[0].text)
+        template, rewritten = fitted(template, needs, by_difference)
         if loss.only_assistant:
             template, how = marked(template, stock)
             said.append(f"what the assistant says is marked by {how}")

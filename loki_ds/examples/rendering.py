@@ -19,7 +19,6 @@ from loki_ds.examples.templates import ChatTemplate
 from loki_ds.model.base import UNRENDERABLE
 
 NOT_LEARNT = -100  # a label that the loss passes over
-STAND_IN = "\ue000\ue001\ue000"  # said in a turn's place; of Unicode's private use, so in no text
 
 
 @dataclass(frozen=True)
@@ -117,19 +116,14 @@ class Renderer:
         """Where in the text an assistant's turn stands, from its first character to the end of the
         turn.
         """
-        turns = list(example.messages)
-        turns[place] = {"role": "assistant", "content": STAND_IN}
-        other = template.render(turns, example.tools)
-        start, after = _common_beginning(text, other), _common_end(text, other)
-        after = min(after, len(text) - start, len(other) - start)
-        if other[start : len(other) - after].strip() != STAND_IN:
+        span = template.span(text, place, example.messages, example.tools)
+        if span is None:
             raise NotUnderstood(
                 f"has an assistant's turn (the {place + 1}th) on which more of the text depends than itself, so the "
-                "chat "
-                "template needs marks around what the assistant says ({% generation %}); give one by "
+                "chat template needs marks around what the assistant says ({% generation %}); give one by "
                 "training.chat_template_path"
             )
-        return start, self._end_of_turn(text, len(text) - after)
+        return span[0], self._end_of_turn(text, span[1])
 
     def _end_of_turn(self, text: str, end: int) -> int:
         """Past the token that ends a turn (`<|eot_id|>`, `</s>`), the line's end behind it, and the
@@ -147,15 +141,3 @@ class Renderer:
     @staticmethod
     def _learnt(ids: list[int], learnt: list[bool]) -> Rendered:
         return Rendered(ids, [token if one else NOT_LEARNT for token, one in zip(ids, learnt, strict=True)])
-
-
-def _common_beginning(one: str, other: str) -> int:
-    low, high = 0, min(len(one), len(other))
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if one[:middle] == other[:middle] else (low, middle - 1)
-    return low
-
-
-def _common_end(one: str, other: str) -> int:
-    return _common_beginning(one[::-1], other[::-1])

@@ -19,6 +19,7 @@ from loki_ds.examples.layouts import Example, Message
 from loki_ds.model.base import UNRENDERABLE
 from loki_ds.refusal import Refusal
 
+STAND_IN = "\ue000\ue001\ue000"  # said in a turn's place; of Unicode's private use, so in no text
 SEEN = "zqxjk"  # a word that no template has of its own
 CALL = {"type": "function", "function": {"name": f"{SEEN}name", "arguments": {f"{SEEN}key": f"{SEEN}value"}}}
 TOOL = {
@@ -29,7 +30,9 @@ TOOL = {
         "parameters": {"type": "object", "properties": {}},
     },
 }
-USER, ANSWER = {"role": "user", "content": "ask"}, {"role": "assistant", "content": "answer"}
+USER, ANSWER = {"role": "user", "content": f"{SEEN}ask"}, {"role": "assistant", "content": f"{SEEN}answer"}
+CALLED = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+RESULT = {"role": "tool", "name": f"{SEEN}name", "content": f"{SEEN}result"}
 
 
 @dataclass(frozen=True)
@@ -74,19 +77,49 @@ class ChatTemplate:
         settings |= {"chat_template": self.text, "tokenize": False}
         return str(self.tokenizer.apply_chat_template(messages, tools=functions, **settings))
 
+    def span(
+        self, text: str, place: int, messages: list[Message], tools: list[dict[str, Any]] | None = None
+    ) -> tuple[int, int] | None:
+        """Where in the conversation's text the turn at `place` stands, found by difference; None
+        where more of the text depends on that turn, or another turn is written inside it.
+        """
+        turns = list(messages)
+        turns[place] = {"role": "assistant", "content": STAND_IN}
+        other = self.render(turns, tools)
+        start, after = _common_beginning(text, other), _common_end(text, other)
+        after = min(after, len(text) - start, len(other) - start)
+        if other[start : len(other) - after].strip() != STAND_IN:
+            return None
+        outside = f"{text[:start]}{STAND_IN}{text[len(text) - after :]}"
+        others = [message["content"] for message in messages if message["role"] != "assistant"]
+        if any(content in text and content not in outside for content in others):
+            return None
+        return start, len(text) - after
+
+    @cached_property
+    def shows_text(self) -> bool:
+        """Whether it shows turns whose content is text; those of models for pictures want parts."""
+        return self._shows([USER, ANSWER], USER["content"], ANSWER["content"])
+
+    @cached_property
+    def calls_stand_alone(self) -> bool:
+        """Whether a turn that calls is found by difference; not where what a tool gave is written
+        into it.
+        """
+        messages: list[Message] = [USER, CALLED, RESULT, ANSWER]
+        return self.span(self.render(messages), 1, messages) is not None
+
     @cached_property
     def places(self) -> Needs:
         """What it has a place for: rendered without complaint, and nothing dropped."""
-        called = {"role": "assistant", "content": "", "tool_calls": [CALL]}
-        twice = {"role": "assistant", "content": "", "tool_calls": [CALL, CALL]}
-        result = {"role": "tool", "name": f"{SEEN}name", "content": f"{SEEN}result"}
+        twice = {**CALLED, "tool_calls": [CALL, CALL]}
         return Needs(
             system=self._shows([{"role": "system", "content": f"{SEEN}system"}, USER, ANSWER], f"{SEEN}system"),
             tools=self._shows([USER, ANSWER], f"{SEEN}name", f"{SEEN}said", tools=[TOOL]),
-            calls=self._shows([USER, called], f"{SEEN}name", f"{SEEN}key", f"{SEEN}value"),
+            calls=self._shows([USER, CALLED], f"{SEEN}name", f"{SEEN}key", f"{SEEN}value"),
             several_calls=self._shows([USER, twice], f"{SEEN}name"),
-            results=self._shows([USER, called, result, ANSWER, USER, ANSWER], f"{SEEN}result", f"{SEEN}value"),
-            tool_turns=self._shows([USER, ANSWER, result, ANSWER, USER, ANSWER], f"{SEEN}result"),
+            results=self._shows([USER, CALLED, RESULT, ANSWER, USER, ANSWER], f"{SEEN}result", f"{SEEN}value"),
+            tool_turns=self._shows([USER, ANSWER, RESULT, ANSWER, USER, ANSWER], f"{SEEN}result"),
         )
 
     def _shows(self, messages: list[Message], *words: str, tools: list[dict[str, Any]] | None = None) -> bool:
@@ -140,14 +173,18 @@ def marked(template: ChatTemplate, stock: str) -> tuple[ChatTemplate, str]:
     return ChatTemplate(tokenizer, template.text.removesuffix(stock) + text), "TRL's variant of its template"
 
 
-def fitted(template: ChatTemplate, needs: Needs) -> tuple[ChatTemplate, list[str]]:
+def fitted(template: ChatTemplate, needs: Needs, by_difference: bool = False) -> tuple[ChatTemplate, list[str]]:
     """The template with a place for all that the examples need, and in words what is written
     elsewhere.
+
+    by_difference: what the assistant says is found so, and calls must stand alone for that.
     """
     lacks = {name for name, needed in vars(needs).items() if needed and not getattr(template.places, name)}
+    if by_difference and needs.calls and "calls" not in lacks and not template.calls_stand_alone:
+        lacks.add("calls")
     if not lacks:
         return template, []
-    if lacks & {"several_calls", "calls", "results"} and needs.calls:
+    if lacks & {"several_calls", "calls", "results"} and needs.calls:  # written as text
         lacks.add("calls")
         if needs.results and not template.places.tool_turns:
             lacks.add("tool_turns")
@@ -222,3 +259,15 @@ _INTO_USER = """{%- if loki.system and loki.out -%}
 {%- set first = {"role": loki.out[0].role, "content": loki.system + "\\n\\n" + loki.out[0].content} -%}
 {%- set loki.out = [first] + loki.out[1:] -%}
 {%- endif -%}"""
+
+
+def _common_beginning(one: str, other: str) -> int:
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if one[:middle] == other[:middle] else (low, middle - 1)
+    return low
+
+
+def _common_end(one: str, other: str) -> int:
+    return _common_beginning(one[::-1], other[::-1])

@@ -2,85 +2,23 @@
 found by difference just where TRL's own marks are.
 """
 
-from functools import cache
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import trl
 from conftest import ROOT
 from datasets import Dataset
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from published import CALLS, TEMPLATES, TOOLACE, template, tokenizer
+from transformers import AutoTokenizer
 from trl import SFTConfig, SFTTrainer
+from trl.chat_template_utils import has_generation_markers
 
 from loki_ds.examples.layouts import NotUnderstood, example_of
 from loki_ds.examples.rendering import NOT_LEARNT, Renderer
 from loki_ds.examples.templates import ChatTemplate, Needs, fitted, marked, own_template
 
-TEMPLATES = Path(trl.__file__).parent / "chat_templates"
-# Tokens that families' templates name: what ends a turn must be one token, or it is text like any
-# other.
-SPECIAL = (
-    "<s> </s> <|eot_id|> <|start_header_id|> <|end_header_id|> <|im_start|> <|im_end|> <start_of_turn> <end_of_turn> "
-    "<|end|> <|endoftext|> <|END_OF_TURN_TOKEN|> [INST] [/INST]"
-).split()
-ENDS = {"llama": "<|eot_id|>", "qwen": "<|im_end|>", "phi": "<|endoftext|>", "lfm2": "<|im_end|>"}
-# Shapes that are published and that TRL does not carry.
-OLMO2 = (
-    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'system' %}{{ '<|system|>\n' + "
-    "message['content'] + '\n' }}{% elif message['role'] == 'user' %}{{ '<|user|>\n' + message['content'] + '\n' }}"
-    "{% elif message['role'] == 'assistant' %}{{ '<|assistant|>\n' + message['content'] + eos_token }}"
-    "{% if not loop.last %}{{ '\n' }}{% endif %}{% endif %}{% if loop.last and add_generation_prompt %}"
-    "{{ '<|assistant|>\n' }}{% endif %}{% endfor %}"
-)
-MISTRAL = (
-    "{{ bos_token }}{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
-    "{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}"
-    "{% elif message['role'] == 'assistant' %}{{ ' ' + message['content'] + eos_token }}{% endif %}{% endfor %}"
-)
 PLAIN = {"messages": [{"role": "user", "content": "copy a b"}, {"role": "assistant", "content": "a b"}]}
 TWICE = {"messages": [*PLAIN["messages"], {"role": "user", "content": "again"}, {"role": "assistant", "content": "a"}]}
-TOOLACE = {
-    "system": "functions: f",
-    "conversations": [
-        {"from": "user", "value": "call f"},
-        {"from": "assistant", "value": "[f(a=1)]"},
-        {"from": "tool", "value": "[1]"},
-        {"from": "assistant", "value": "one"},
-        {"from": "user", "value": "thanks"},
-        {"from": "assistant", "value": "welcome"},
-    ],
-}
-CALLS = {
-    "messages": [
-        {"role": "user", "content": "call f"},
-        {
-            "role": "assistant",
-            "content": None,
-            "tool_calls": [{"function": {"name": name, "arguments": {"a": 1}}} for name in ("f", "g")],
-        },
-        {"role": "tool", "name": "f", "content": "[1]"},
-        {"role": "assistant", "content": "one"},
-    ],
-    "tools": [{"name": "f", "description": "does it", "parameters": {"type": "object", "properties": {}}}],
-}
-
-
-@cache
-def tokenizer(end: str = "</s>") -> PreTrainedTokenizerBase:
-    made = AutoTokenizer.from_pretrained(ROOT / "recipes/tiny/model")
-    made.add_tokens(SPECIAL, special_tokens=True)
-    made.bos_token, made.eos_token = "<s>", end
-    return made
-
-
-def template(name: str) -> ChatTemplate:
-    """A family's own: TRL's copy of it, or the published shape."""
-    text = {"olmo2": OLMO2, "mistral": MISTRAL}.get(name) or (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")
-    end = next((token for family, token in ENDS.items() if name.startswith(family)), "</s>")
-    return ChatTemplate(tokenizer(end), text)
 
 
 def learnt(row: dict[str, Any], one: ChatTemplate) -> str:
@@ -154,6 +92,35 @@ def test_by_difference_is_what_trl_marks(name: str, row: dict[str, Any]) -> None
 )
 def test_templates_that_nobody_marked_learn_the_answers_with_their_ends(name: str, said: str) -> None:
     assert learnt(TWICE, template(name)) == said
+
+
+# Those of models for pictures want parts of text, and are refused (tests/stages/test_check.py).
+FOR_PICTURES = {"idefics3", "llava_next", "smolvlm"}
+ALL = [
+    path.stem
+    for path in sorted(TEMPLATES.glob("*.jinja"))
+    if not path.stem.endswith("_training") and path.stem not in FOR_PICTURES
+]
+
+
+@pytest.mark.parametrize("row", [TWICE, TOOLACE, CALLS], ids=["chat", "ToolACE", "calls"])
+@pytest.mark.parametrize("name", [*ALL, "olmo2", "mistral"])
+def test_every_published_template_learns_the_answers_and_nothing_else(name: str, row: dict[str, Any]) -> None:
+    example, stock = example_of(row), template(name)
+    by_difference = not has_generation_markers(marked(stock, stock.text)[0].text)
+    one, _ = fitted(stock, Needs.of(example), by_difference)
+    found = learnt(row, marked(one, stock.text)[0])
+    for message in example.messages:
+        if message["role"] == "assistant":
+            assert message["content"] in found
+            assert all(call["function"]["name"] in found for call in message.get("tool_calls", ()))
+        else:
+            assert message["content"] not in found
+
+
+@pytest.mark.parametrize("name", sorted(FOR_PICTURES))
+def test_templates_of_models_for_pictures_show_no_text(name: str) -> None:
+    assert not template(name).shows_text
 
 
 def test_a_turn_on_which_other_text_depends_is_refused() -> None:

@@ -1,0 +1,243 @@
+"""The first stage: what would fail later is one sentence here, before anything is made."""
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import trl
+from conftest import ROOT
+from safetensors.torch import load_file, save_file
+
+from loki_ds.recipe_file import load_recipe
+from loki_ds.refusal import Refusal
+from loki_ds.retention.statistics import least_margin
+from loki_ds.stages.check import check_retention, check_room
+from loki_ds.stages.run import Run
+
+MODEL = ROOT / "recipes/tiny/model"
+TEMPLATES = Path(trl.__file__).parent / "chat_templates"
+CHAT = {"messages": [{"role": "user", "content": "2 + 2"}, {"role": "assistant", "content": "4"}]}
+DOWN = "model.layers.{}.mlp.down_proj.weight"
+Spoilt = Callable[[Path], Any]
+
+
+def started(tmp_path: Path, *overrides: str, rows: list[dict] | None = None) -> Run:
+    """A run of the tiny recipe up to its first product, on a few chats, on a copy of its model."""
+    if not (tmp_path / "model").exists():
+        shutil.copytree(MODEL, tmp_path / "model")
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows or [CHAT]))
+    own = [f"data.train={tmp_path / 'd.jsonl'}", "data.heldout=null", f"model.path={tmp_path / 'model'}"]
+    return Run(load_recipe(ROOT / "recipes/tiny/loki.yaml", [*own, f"run={tmp_path / 'run'}", *overrides]))
+
+
+def tensors(edit: Callable[[dict[str, torch.Tensor]], Any]) -> Spoilt:
+    def spoil(folder: Path) -> None:
+        stored = load_file(folder / "model.safetensors")
+        edit(stored)
+        save_file(stored, folder / "model.safetensors", {"format": "pt"})
+
+    return spoil
+
+
+def config(**changes: Any) -> Spoilt:
+    def spoil(folder: Path) -> None:
+        found = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**found, **changes}))
+
+    return spoil
+
+
+def pointer(folder: Path) -> None:
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 5\n")
+
+
+def shards(folder: Path) -> None:
+    """An index that names a shard whose download did not end."""
+    names = dict.fromkeys(load_file(folder / "model.safetensors"), "model-00001-of-00002.safetensors")
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    names[DOWN.format(5)] = "model-00002-of-00002.safetensors"
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+
+
+def only_gguf(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "tiny-Q8_0.gguf")
+
+
+FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
+BASES: dict[str, tuple[Spoilt, str]] = {
+    "FP8": (config(quantization_config=FP8), r"the weights are quantized \(fp8\).*dequantize\(\)"),
+    "GPTQ": (config(quantization_config={"quant_method": "gptq", "bits": 4}), r"the weights are quantized \(gptq\)"),
+    "bitsandbytes": (
+        config(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
+        r"the weights are quantized \(bitsandbytes\)",
+    ),
+    "eight-bit tensors and no word of them": (
+        tensors(lambda t: t.update({DOWN.format(0): t[DOWN.format(0)].to(torch.float8_e4m3fn)})),
+        r"tensor model.layers.0.mlp.down_proj.weight is stored in",
+    ),
+    "only GGUF": (only_gguf, r"tiny-Q8_0.gguf can be made a plain model: python -c"),
+    "git-lfs pointer": (pointer, r"model.safetensors: a pointer of git-lfs"),
+    "missing shard": (shards, r"model-00002-of-00002.safetensors"),
+    "another shape": (
+        tensors(lambda t: t.update({DOWN.format(2): t[DOWN.format(2)][:, :-1].contiguous()})),
+        r"tensor model.layers.2.mlp.down_proj.weight is \[128, 383\], config.json asks for \[128, 384\]",
+    ),
+    "rows rounded": (
+        tensors(lambda t: t.update({DOWN.format(3): t[DOWN.format(3)].bfloat16()})),
+        r"stores model.layers.3.mlp.down_proj.weight in bfloat16",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BASES)
+def test_a_base_that_cannot_be_trained_or_written_again_is_refused(case: str, tmp_path: Path) -> None:
+    shutil.copytree(MODEL, tmp_path / "model")
+    spoil, says = BASES[case]
+    spoil(tmp_path / "model")
+    with pytest.raises(Refusal, match=says):
+        started(tmp_path)
+    assert not (tmp_path / "run/examples").exists()
+
+
+def zero3(**changes: Any) -> dict[str, Any]:
+    plain = json.loads((ROOT / "launch/zero3.json").read_text())
+    inside = {key: value for key, value in changes.items() if key.startswith("stage")}
+    return {**plain, **changes, "zero_optimization": {**plain["zero_optimization"], **inside}}
+
+
+GATHER = {"stage3_gather_16bit_weights_on_model_save": False}
+OFF = {"enabled": False}
+DEEPSPEED: dict[str, tuple[Any, str]] = {
+    "no gather on save": (zero3(**GATHER), "gather_16bit_weights_on_model_save must be true in implant.mode mask"),
+    "stage as text": (zero3(stage="3"), "zero_optimization.stage is '3', allowed is 0, 1, 2 or 3"),
+    "stage 4": (zero3(stage=4), "zero_optimization.stage is 4"),
+    "stage true": (zero3(stage=True), "zero_optimization.stage is True"),
+    "null": ({"zero_optimization": None}, "zero_optimization is None, allowed is an object"),
+    "a list": ({**zero3(), "bf16": []}, r"bf16 is \[\], allowed is an object"),
+    "another rate": (
+        {**zero3(), "optimizer": {"type": "AdamW", "params": {"lr": 3e-5}}},
+        r"lr is 3e-05, the recipe's training.learning_rate makes it 0.002; say auto there",
+    ),
+    "another decay": (
+        {**zero3(), "optimizer": {"type": "AdamW", "params": {"weight_decay": 0.3}}},
+        "weight_decay is 0.3, the recipe's training.weight_decay makes it 0.1",
+    ),
+    "another batch": ({**zero3(), "train_micro_batch_size_per_gpu": 8}, "train_micro_batch_size_per_gpu is 8, .* 16"),
+    "a batch as text": ({**zero3(), "train_micro_batch_size_per_gpu": "16"}, "per_gpu is '16', .* makes it 16"),
+    "a global batch": ({**zero3(), "train_batch_size": 7}, "train_batch_size is 7, .* makes it 16"),
+    "accumulation": ({**zero3(), "gradient_accumulation_steps": 4}, "gradient_accumulation_steps is 4, .* makes it 1"),
+    "clipping": ({**zero3(), "gradient_clipping": 0.5}, "gradient_clipping is 0.5, .* makes it 1.0"),
+    "bfloat16": ({**zero3(), "bf16": {"enabled": True}}, "enabled is True, the recipe's training.bf16 makes it False"),
+    "float16 as text": ({**zero3(), "fp16": {"enabled": "true"}}, "enabled is 'true'"),
+}
+
+
+@pytest.mark.parametrize("case", DEEPSPEED)
+def test_deepspeeds_file_is_held_against_the_recipe(case: str, tmp_path: Path) -> None:
+    values, says = DEEPSPEED[case]
+    (tmp_path / "z.json").write_text(json.dumps(values))
+    with pytest.raises(Refusal, match=f"z.json: .*{says}"):
+        started(tmp_path, f"deepspeed={tmp_path / 'z.json'}")
+
+
+def test_values_that_say_the_same_as_the_recipe_are_taken(tmp_path: Path) -> None:
+    same = {"train_micro_batch_size_per_gpu": 16, "gradient_clipping": 1.0, "bf16": OFF, "fp16": OFF}
+    (tmp_path / "z.json").write_text(json.dumps({**zero3(), **same}))
+    assert started(tmp_path, f"deepspeed={tmp_path / 'z.json'}").training_arguments.gradient_accumulation_steps == 1
+
+
+def test_a_mode_that_leaves_no_whole_model_needs_no_gather(tmp_path: Path) -> None:
+    (tmp_path / "z.json").write_text(json.dumps(zero3(**GATHER)))
+    assert started(tmp_path, f"deepspeed={tmp_path / 'z.json'}", "implant.mode=rows").checked.examples
+
+
+@pytest.mark.parametrize(
+    ("tracker", "says"),
+    [
+        ("wandb", "training.report_to names wandb, whose package is not installed"),
+        ("[none, mlflow]", "training.report_to names mlflow, whose package is not installed"),
+        ("wandbb", "training.report_to names wandbb, which transformers does not know; did you mean 'wandb'"),
+        ("[tensorbord]", "training.report_to names tensorbord, .* did you mean 'tensorboard'"),
+    ],
+)
+def test_a_tracker_that_is_not_there_is_refused(tracker: str, says: str, tmp_path: Path) -> None:
+    with pytest.raises(Refusal, match=says):
+        started(tmp_path, f"training.report_to={tracker}")
+
+
+def test_nobodys_environment_decides_the_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert not started(tmp_path).training_arguments.bf16
+    assert os.environ["ACCELERATE_MIXED_PRECISION"] == "no"
+
+
+def test_a_template_that_shows_no_text_is_refused(tmp_path: Path) -> None:
+    """LLaVA's, Idefics' and SmolVLM's want parts of text and pictures."""
+    template = TEMPLATES / "smolvlm.jinja"
+    with pytest.raises(Refusal, match="the chat template shows nothing of a turn whose content is text"):
+        started(tmp_path, f"training.chat_template_path={template}")
+
+
+DATA: dict[str, tuple[list[dict], list[str], str]] = {
+    "no assistant turn": ([CHAT, {"messages": CHAT["messages"][:1]}], [], "line 2 has no token to learn"),
+    "null content": ([{"messages": [CHAT["messages"][0], {"role": "assistant", "content": None}]}], [], "line 1"),
+    "a number as content": ([{"messages": [CHAT["messages"][0], {"role": "assistant", "content": 4}]}], [], "line 1"),
+    "all cut away": ([CHAT], ["training.max_length=2"], "after the cut at training.max_length 2 no example"),
+    "no such role": ([{"messages": [{"role": "critic", "content": "x"}]}], [], "line 1 .*critic"),
+    "nothing known": ([{"question": "2 + 2", "reply": "4"}], [], "line 1"),
+}
+
+
+@pytest.mark.parametrize("case", DATA)
+def test_data_is_refused_by_line(case: str, tmp_path: Path) -> None:
+    rows, overrides, says = DATA[case]
+    with pytest.raises(Refusal, match=says):
+        started(tmp_path, *overrides, rows=rows)
+    assert not (tmp_path / "run/examples/counts.json").exists()
+
+
+def test_what_it_found_and_made(tmp_path: Path) -> None:
+    run = started(tmp_path, rows=[CHAT, CHAT])
+    found = dict(run.checked.findings)
+    assert found["base"].startswith(f"{tmp_path / 'model'}: qwen2, ")
+    assert "2 rows" in found["data"]
+    assert len(run.checked.examples) == 2
+    assert not (tmp_path / "run/recipe.yaml").exists()  # a check by hand does not say how many ranks will train
+
+
+def test_tasks_are_looked_at_with_the_margin(tmp_path: Path) -> None:
+    run = started(tmp_path, "retention.abilities.limit=50")
+    found = [said for what, said in check_retention(run.recipe, run.folder) if what == "task"]
+    assert found[0].startswith("tiny_facts: 50 documents, too few to show it kept at retention.margin 0.01 (from 0.0")
+    assert found[-1] == "tiny_toolcalls: 300 documents"
+
+
+@pytest.mark.parametrize("n", [20, 80, 164, 1000])
+def test_the_least_margin_is_where_kept_begins(n: int) -> None:
+    """Against Wilson's interval at a half, by hand: with nothing changed Newcombe's has its phi."""
+    z = 1.959963984540054
+    half = z * (1 / (4 * n) + z * z / (4 * n * n)) ** 0.5 / (1 + z * z / n)  # of Wilson's interval
+    phi = (n * n / 4 - n / 2) / (n * n / 4)
+    assert least_margin(n) == pytest.approx(half * (2 - 2 * phi) ** 0.5, rel=1e-9)
+
+
+def test_a_disk_without_room_for_the_result_is_refused(tmp_path: Path) -> None:
+    check_room(tmp_path, shutil.disk_usage(tmp_path).free // 2)
+    with pytest.raises(Refusal, match=r"GiB are free there, the result takes .*; make room, or use run=FOLDER"):
+        check_room(tmp_path, 2 * shutil.disk_usage(tmp_path).free)
+
+
+def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", without)
+    with pytest.raises(Refusal, match=r"the file system there keeps no locks .No locks available."):
+        started(tmp_path)
