@@ -8,7 +8,13 @@ from typing import Any, NamedTuple
 
 from datasets import Dataset
 from torch import Tensor
-from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import (
+    EarlyStoppingCallback,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+)
 from trl import SFTConfig, SFTTrainer
 
 from loki_ds.implanting.arguments import examples_per_step
@@ -107,6 +113,9 @@ def train(
         Refusal: another number of ranks wrote the checkpoint in a way that these cannot take up.
     """
     section, checkpoint = method.section, resume.checkpoint
+    # Saved with every checkpoint, and transformers saves no invalid one, as many models have. The
+    # base's own file leaves with the result.
+    model.generation_config = GenerationConfig()
     callbacks = prepare(model, method, arguments.seed)
     if arguments.gradient_checkpointing and not section.kind.trains_everything:
         # or a checkpointed layer, whose inputs are frozen, would pass nothing back

@@ -1,7 +1,9 @@
-"""One recipe of every family, run as it stands on a tiny random model of that family with its own
-chat format.
+"""One recipe of every family, run as it stands on a tiny random model of that family with the
+family's own chat template and its newest, on rows as ToolACE and the reranker's set have them.
 """
 
+import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,56 +11,35 @@ import pytest
 import torch
 import transformers
 import yaml
+from datasets import Dataset
+from published import CALLS, RERANKER, TOOLACE, template
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from distributed.conftest import ROOT, launch_all
+from loki_ds.examples.rendering import NOT_LEARNT
 
-MESSAGE = "{% for m in messages %}"
-LAST = "{% endfor %}{% if add_generation_prompt %}OPEN{% endif %}"
-
-
-def chat_format(opening: str, closing: str, user: str | None = None) -> str:
-    """A family's chat format with the assistant's part marked; `user` is how the user's turn opens
-    where roles are not spelt out.
-    """
-    others = user or opening.replace("ROLE", "{{ m['role'] }}")
-    assistant = opening.replace("ROLE", "assistant")
-    turn = (
-        "{% if m['role'] == 'assistant' %}"
-        + assistant
-        + "{% generation %}{{ m['content'] }}"
-        + closing
-        + "{% endgeneration %}"
-    )
-    return (
-        MESSAGE
-        + turn
-        + "{% else %}"
-        + others
-        + "{{ m['content'] }}"
-        + closing
-        + "{% endif %}"
-        + LAST.replace("OPEN", assistant)
-    )
-
-
-# The class of the configuration, what sets the family apart, and its chat format.
-FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
-    "llama3": ("LlamaConfig", {}, chat_format("<|start_header_id|>ROLE<|end_header_id|>\n\n", "<|eot_id|>")),
-    "qwen2.5": ("Qwen2Config", {"tie_word_embeddings": True}, chat_format("<|im_start|>ROLE\n", "<|im_end|>\n")),
-    "qwen3": ("Qwen3Config", {"head_dim": 8}, chat_format("<|im_start|>ROLE\n", "<|im_end|>\n")),
-    "mistral": ("MistralConfig", {}, chat_format(" ", "</s>", user="[INST] ")),
-    "gemma3": (
-        "Gemma3TextConfig",
-        {"head_dim": 8, "sliding_window": 16},
-        chat_format("<start_of_turn>ROLE\n", "<end_of_turn>\n"),
-    ),
-    "olmo2": ("Olmo2Config", {}, chat_format("<|ROLE|>\n", "\n")),
+LLAMA, QWEN3 = ("LlamaConfig", {}), ("Qwen3Config", {"head_dim": 8})
+GEMMA3 = ("Gemma3TextConfig", {"head_dim": 8, "sliding_window": 16})
+# The recipes' folder, the class of the configuration with what sets the family apart, and the
+# template.
+FAMILIES: dict[str, tuple[str, tuple[str, dict[str, Any]], str]] = {
+    "llama 3.1": ("llama3", LLAMA, "llama3_1"),
+    "llama 3.2": ("llama3", LLAMA, "llama3_2"),
+    "qwen 2.5": ("qwen2.5", ("Qwen2Config", {"tie_word_embeddings": True}), "qwen2_5"),
+    "qwen 3": ("qwen3", QWEN3, "qwen3"),
+    "qwen 3.8": ("qwen3", QWEN3, "qwen3_8"),
+    "mistral": ("mistral", ("MistralConfig", {}), "mistral"),
+    "gemma 3": ("gemma3", GEMMA3, "gemma3"),
+    "gemma 4": ("gemma3", GEMMA3, "gemma4_v5"),
+    "olmo 2": ("olmo2", ("Olmo2Config", {}), "olmo2"),
 }
 
 
 def test_every_family_folder_is_here() -> None:
-    assert {path.name for path in (ROOT / "recipes").iterdir() if path.is_dir()} == {*FAMILIES, "tiny"}
+    assert {path.name for path in (ROOT / "recipes").iterdir() if path.is_dir()} == {
+        *(recipes for recipes, _, _ in FAMILIES.values()),
+        "tiny",
+    }
 
 
 @pytest.fixture(scope="module")
@@ -67,27 +48,30 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     `FAMILY-model`.
     """
     folder = tmp_path_factory.mktemp("families")
+    for name, rows in {"toolace": [TOOLACE, CALLS], "reranker": [RERANKER]}.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows * 20))
     cases, recipes = {}, {}
-    for family in FAMILIES:
+    for family, (recipe, _, _) in FAMILIES.items():
         make_model(family, folder / f"{family}-model")
-        recipes[family] = sorted((ROOT / "recipes" / family).glob("*-q10.yaml"))[0]
+        recipes[family] = sorted((ROOT / "recipes" / recipe).glob("*-q10.yaml"))[0]
         cases[family] = [
             f"model.path={folder / f'{family}-model'}",
             "protected.tasks=[tiny_facts, tiny_copying]",
             f"protected.include_path={ROOT / 'eval/tasks/tiny'}",
             "protected.per_subject=3",
-            f"data.train={ROOT / 'recipes/tiny/data/toolcalls/heldout.jsonl'}",
+            f"data.train=[{{path: {folder / 'toolace.jsonl'}}}, {{path: {folder / 'reranker.jsonl'}}}]",
             "training.max_steps=2",
-            "training.max_length=128",
+            "training.max_length=2048",
         ]
     launch_all(folder, cases, recipes)
     return folder
 
 
 def make_model(family: str, folder: Path) -> None:
-    config_class, own, template = FAMILIES[family]
-    tokenizer = AutoTokenizer.from_pretrained(ROOT / "recipes/tiny/model")
-    tokenizer.chat_template = template
+    _, (config_class, own), name = FAMILIES[family]
+    one = template(name)
+    tokenizer = copy.deepcopy(one.tokenizer)
+    tokenizer.chat_template = one.text
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
     sizes = {
@@ -112,3 +96,18 @@ def test_a_recipe_of_the_family_runs(family: str, runs: Path) -> None:
     )
     changed = [name for name, value in after.state_dict().items() if not value.equal(before.state_dict()[name])]
     assert changed == ["model.layers.0.mlp.down_proj.weight", "model.layers.1.mlp.down_proj.weight"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_trained_are_the_answers_by_the_template_that_leaves_with_the_model(family: str, runs: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(runs / family / "model")
+    rows = [Dataset.from_file(str(runs / family / f"examples/{place}.arrow"))[0] for place in (0, 1)]
+    said = [tokenizer.decode([label for label in row["labels"] if label != NOT_LEARNT]) for row in rows]
+    assert all(part in said[0] for part in ("[f(a=1)]", "one", "welcome"))
+    assert "[1]" not in said[0]
+    assert said[1].strip().startswith(("3", "<think>\n\n</think>\n\n3"))
+    turns = [
+        {"role": "system", "content": "functions: f"},
+        *({"role": one["from"], "content": one["value"]} for one in TOOLACE["conversations"]),
+    ]
+    assert tokenizer.apply_chat_template(turns, return_dict=True)["input_ids"] == rows[0]["input_ids"]
