@@ -58,12 +58,17 @@ def _unname_shared_buffer() -> None:
     Path("/dev/shm", name).unlink(missing_ok=True)
 
 
+def joined() -> bool:
+    """Whether this process is one of the ranks of a job (`process_group`)."""
+    return torch.distributed.is_initialized()
+
+
 def rank() -> int:
-    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+    return torch.distributed.get_rank() if joined() else 0
 
 
 def world_size() -> int:
-    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    return torch.distributed.get_world_size() if joined() else 1
 
 
 def on_first_rank(compute: Callable[[], Result]) -> Result:

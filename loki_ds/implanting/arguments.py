@@ -20,7 +20,7 @@ from loki_ds.device import on_cpu
 from loki_ds.examples.choice import RENDERING
 from loki_ds.implanting.checkpoints import Checkpoint
 from loki_ds.implanting.supported import check_deepspeed, check_deepspeed_values, check_trackers, sequence_groups
-from loki_ds.ranks import world_size
+from loki_ds.ranks import joined, world_size
 from loki_ds.recipe import ImplantSection, Recipe
 from loki_ds.refusal import Refusal
 from loki_ds.zero.checkpoints import is_partitioned, loading_repartitioned
@@ -48,7 +48,8 @@ def training_arguments(recipe: Recipe, checkpoints: Path, newest: Checkpoint | N
         os.environ["ACCELERATE_MIXED_PRECISION"] = PRECISIONS[recipe.model.dtype]
         if config is not None and recipe.deepspeed is not None:
             plain = SFTConfig(output_dir=str(checkpoints), **settings)
-            check_deepspeed_values(config, recipe.deepspeed, plain, world_size() // recipe.sequence_parallel)
+            groups = world_size() // recipe.sequence_parallel if joined() else None
+            check_deepspeed_values(config, recipe.deepspeed, plain, groups)
         return SFTConfig(output_dir=str(checkpoints), deepspeed=config, **settings)
     except (ValueError, TypeError) as error:
         raise Refusal(f"training: {' '.join(str(error).split())}") from None

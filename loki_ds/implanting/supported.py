@@ -45,30 +45,33 @@ def check_deepspeed(config: dict[str, Any], file: str, implant: ImplantSection) 
         )
 
 
-def check_deepspeed_values(config: dict[str, Any], file: str, arguments: Any, ranks: int) -> None:
+def check_deepspeed_values(config: dict[str, Any], file: str, arguments: SFTConfig, groups: int | None) -> None:
     """Hold DeepSpeed's file against the recipe, value by value: what it says must be `auto` or the
     same.
 
-    arguments: TRL's settings as the recipe makes them.
+    arguments: TRL's settings as the recipe makes them. groups: ranks that take examples of their
+    own; None where nobody knows yet, as in a check by hand.
     """
     batch, accumulation = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
-    optimizer = _part(_part(config, "optimizer", file), "params", file)
-    schedule = _part(_part(config, "scheduler", file), "params", file)
-    said = [
-        ("train_micro_batch_size_per_gpu", config, "per_device_train_batch_size", batch),
-        ("gradient_accumulation_steps", config, "gradient_accumulation_steps", accumulation),
-        ("train_batch_size", config, "per_device_train_batch_size", batch * accumulation * ranks),
-        ("gradient_clipping", config, "max_grad_norm", arguments.max_grad_norm),
-        ("lr", optimizer, "learning_rate", arguments.learning_rate),
-        ("weight_decay", optimizer, "weight_decay", arguments.weight_decay),
-        ("eps", optimizer, "adam_epsilon", arguments.adam_epsilon),
-        ("betas", optimizer, "adam_beta1, adam_beta2", [arguments.adam_beta1, arguments.adam_beta2]),
-        ("warmup_max_lr", schedule, "learning_rate", arguments.learning_rate),
-        ("enabled", _part(config, "bf16", file), "bf16", arguments.bf16),
-        ("enabled", _part(config, "fp16", file), "fp16", arguments.fp16),
-    ]
-    for key, section, name, wanted in said:
-        value = section.get(key, "auto")
+    recipes: dict[str, tuple[str, Any]] = {
+        "train_micro_batch_size_per_gpu": ("per_device_train_batch_size", batch),
+        "gradient_accumulation_steps": ("gradient_accumulation_steps", accumulation),
+        **({"train_batch_size": ("per_device_train_batch_size", batch * accumulation * groups)} if groups else {}),
+        "gradient_clipping": ("max_grad_norm", arguments.max_grad_norm),
+        "optimizer.params.lr": ("learning_rate", arguments.learning_rate),
+        "optimizer.params.weight_decay": ("weight_decay", arguments.weight_decay),
+        "optimizer.params.eps": ("adam_epsilon", arguments.adam_epsilon),
+        "optimizer.params.betas": ("adam_beta1 with adam_beta2", [arguments.adam_beta1, arguments.adam_beta2]),
+        "scheduler.params.warmup_max_lr": ("learning_rate", arguments.learning_rate),
+        "bf16.enabled": ("bf16", arguments.bf16),
+        "fp16.enabled": ("fp16", arguments.fp16),
+    }
+    for key, (name, wanted) in recipes.items():
+        *parts, last = key.split(".")
+        section = config
+        for part in parts:
+            section = _part(section, part, file)
+        value = section.get(last, "auto")
         if value != "auto" and (type(value) is str or value != wanted):
             raise Refusal(
                 f"{file}: {key} is {value!r}, the recipe's training.{name} makes it {wanted!r}; say auto there"

@@ -3,9 +3,11 @@ hanging.
 """
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from distributed.conftest import launch
 
@@ -14,6 +16,7 @@ CASES = {
     "quota out of range": (["selection.quota=100"], "selection.quota is 100, allowed is less than 100"),
     "missing model": (["model.path=nowhere/model"], "model.path nowhere/model: no such folder"),
     "no assistant turn": (["data.train={chats}"], "line 1 has no token to learn: the chat has no assistant turn"),
+    "another whole batch": (["deepspeed={zero}"], "train_batch_size is 16, the recipe's .* makes it 32; say auto"),
     "positions of another model": (["selection.positions={positions}"], "the positions have 1 layers, the model has 6"),
 }
 
@@ -23,11 +26,13 @@ def test_refused_once_on_two_ranks(case: str, tmp_path: Path) -> None:
     (tmp_path / "chats.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "hello"}]}))
     (tmp_path / "positions.json").write_text("[[0]]")
     overrides, says = CASES[case]
-    files = {"chats": tmp_path / "chats.jsonl", "positions": tmp_path / "positions.json"}
+    zero = {**json.loads((ROOT / "launch/zero3.json").read_text()), "train_batch_size": 16}
+    (tmp_path / "zero.json").write_text(json.dumps(zero))
+    files = {name: next(tmp_path.glob(f"{name}.*")) for name in ("chats", "positions", "zero")}
     done = launch(*(override.format(**files) for override in overrides), f"run={tmp_path / 'run'}", deadline=120)
     assert done.status != 0
     assert len(done.refusals()) == 1, done.output
-    assert says in done.refusals()[0]
+    assert re.search(says, done.refusals()[0])
     assert "Traceback" not in done.output
     assert (
         done.seconds < 100
