@@ -2,6 +2,8 @@
 mistake.
 """
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -148,6 +150,16 @@ def test_overrides_stand_before_or_after_options(arguments: list[str]) -> None:
     assert done.returncode == 0, done.stderr
     assert "150 (25 in layer 0)" in done.stdout
     assert "2 x " in done.stdout
+
+
+def test_plan_is_refused_for_quantized_weights(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "recipes/tiny/model", tmp_path / "model")
+    config = json.loads((tmp_path / "model/config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (tmp_path / "model/config.json").write_text(json.dumps(config))
+    done = loki_ds("plan", ROOT / "recipes/tiny/loki.yaml", f"model.path={tmp_path / 'model'}")
+    assert done.returncode == 2
+    assert "by config.json the weights are quantized (gptq)" in done.stderr
 
 
 def test_check_says_what_a_run_would_rest_on(tmp_path: Path) -> None:

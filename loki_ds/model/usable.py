@@ -17,7 +17,7 @@ from loki_ds.zero.model import unsharded
 LFS = b"version https://git-lfs"
 PLAIN = (
     'python -c "from transformers import AutoModelForCausalLM as M; '
-    "M.from_pretrained('{path}'{how}).dequantize().save_pretrained('PLAIN')\""
+    "M.from_pretrained('{path}').dequantize().save_pretrained('PLAIN')\""
 )
 
 
@@ -27,21 +27,22 @@ def check_usable(folder: Path, config: PreTrainedConfig, trust_remote_code: bool
     Raises:
         Refusal: with the tensor or the file.
     """
-    _check_plain(folder, config)
+    check_plain(folder, config)
     _check_fetched(folder)
     with open_weights(folder) as weights:
         _check_tensors(folder, weights, config, trust_remote_code)
 
 
-def _check_plain(folder: Path, config: PreTrainedConfig) -> None:
+def check_plain(model: Path | str, config: PreTrainedConfig) -> None:
+    """Refuse quantized weights, by the configuration alone. model: a folder, or a hub id."""
     quantized = getattr(config, "quantization_config", None) or getattr(
         config.get_text_config(), "quantization_config", None
     )
     if quantized:
         method = quantized.get("quant_method", "?") if isinstance(quantized, dict) else type(quantized).__name__
         raise Refusal(
-            f"{folder / 'config.json'}: the weights are quantized ({method}), so no row can be trained and written as "
-            f"it was; use the plain model, or make one: {PLAIN.format(path=folder, how='')}, the tokenizer beside it"
+            f"{model}: by config.json the weights are quantized ({method}), so no row can be trained and written as it "
+            f"was; use the plain model, or make one: {PLAIN.format(path=model)}, the tokenizer beside it"
         )
 
 

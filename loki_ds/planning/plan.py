@@ -22,6 +22,7 @@ from loki_ds.implanting.arguments import TrainingShape, deepspeed_config
 from loki_ds.implanting.training import Method
 from loki_ds.model.anatomy import down_shapes
 from loki_ds.model.base import load_configuration, load_tokenizer
+from loki_ds.model.usable import check_plain
 from loki_ds.planning.dry_run import MicroStep, SweepBatch
 from loki_ds.planning.estimate import GIB, Training, dry_step, dry_sweep, estimate
 from loki_ds.planning.hardware import USABLE, Gpu
@@ -109,6 +110,7 @@ def make_plan(recipe: Recipe, gpu: Gpu, ranks: int) -> Plan:
     """
     remote, mode = recipe.model.trust_remote_code, recipe.implant.kind
     config = load_configuration(recipe.model.path, remote)
+    check_plain(recipe.model.path, config)
     tokenizer, shapes = load_tokenizer(recipe.model.path, remote), down_shapes(config)
     d_model, d_ff = shapes[0]
     positions = planned_positions(recipe.selection, shapes) if recipe.changes_rows else None
