@@ -24,25 +24,10 @@ WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".
 # Beside its weights, what makes a folder a model: an allow-list, for there may be other sets of
 # weights.
 BESIDE = (
-    *(
-        "config.json",
-        "generation_config.json",
-        "model.safetensors.index.json",
-        "*.py",
-        "*.jinja",
-        "*.model",
-        "*.tiktoken",
-    ),
-    *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "tekken.json"),
-    *(
-        "*processor_config.json",
-        "chat_template.json",
-        "additional_chat_templates/*.jinja",
-        "LICENSE*",
-        "NOTICE*",
-        "USE_POLICY*",
-    ),
-)
+    "config.json generation_config.json model.safetensors.index.json *.py *.jinja additional_chat_templates/*.jinja "
+    "tokenizer*.json special_tokens_map.json added_tokens.json vocab.* merges.txt tekken.json *.model *.tiktoken "
+    "*processor_config.json chat_template.json LICENSE* NOTICE* USE_POLICY*"
+).split()
 TIED = {"lm_head.weight": "model.embed_tokens.weight"}
 
 

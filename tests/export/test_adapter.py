@@ -2,11 +2,13 @@
 the layers have.
 """
 
+import json
 from pathlib import Path
 
 import torch
 from conftest import build
 from peft import PeftModel
+from safetensors.torch import load_file
 from torch import Tensor
 
 from loki_ds.export.adapter import from_low_rank, from_rows, save_adapter
@@ -50,3 +52,22 @@ def test_low_rank_factors_stay_low_rank(tmp_path: Path) -> None:
     save_adapter({NAME.format(0): factors}, "base", tmp_path / "adapter")
     merged = PeftModel.from_pretrained(base, str(tmp_path / "adapter")).merge_and_unload()
     assert torch.allclose(down_weights(merged)[0], down_weights(changed)[0], atol=1e-5)
+
+
+def test_any_engine_reads_it(tmp_path: Path) -> None:
+    """By `r` and `lora_alpha` alone: the layers' own scaling is that of the whole, and what is not
+    said is PEFT's default.
+    """
+    factors = {NAME.format(i): from_rows(ROWS[i], d, 32) for i, d in deltas(48).items()}
+    save_adapter(factors, "base", tmp_path / "adapter")
+    config = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
+    assert config["r"] == config["lora_alpha"] == 3
+    assert config.keys().isdisjoint({"rank_pattern", "alpha_pattern", "loftq_config", "use_dora"})
+    tensors = load_file(tmp_path / "adapter/adapter_model.safetensors")
+    for layer, delta in deltas(48).items():
+        name = f"base_model.model.{NAME.format(layer)}"
+        a, b = tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"]
+        assert (a.shape, b.shape) == ((3, 48), (32, 3))
+        expected = torch.zeros(32, 48)
+        expected[ROWS[layer]] = delta
+        assert (b @ a).equal(expected)
