@@ -6,6 +6,7 @@ is never used on a file.
 """
 
 import json
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,23 +20,35 @@ def read_text(file: Path, what: str) -> str:
     Raises:
         Refusal: it cannot be read, or is not UTF-8; it names the line.
     """
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise Refusal(f"{file}: the {what} cannot be read: {error.strerror}") from None
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        at = error.start - (content.rfind(b"\n", 0, error.start) + 1) + 1
-        raise Refusal(f"{file}: line {line} is not UTF-8 (byte {at} of it is {content[error.start]:#04x})") from None
+    return "".join(line for _, line in _decoded_lines(file, what))
 
 
 def lines_of(file: Path, what: str) -> Iterator[tuple[int, str]]:
-    """Lines that are not blank, with their numbers from 1."""
-    for number, line in enumerate(read_text(file, what).split("\n"), start=1):
+    """Lines that are not blank, with their numbers from 1, one at a time.
+
+    Raises:
+        Refusal: as `read_text`.
+    """
+    for number, line in _decoded_lines(file, what):
         if line.strip():
-            yield number, line.removesuffix("\r")
+            yield number, line.removesuffix("\n").removesuffix("\r")
+
+
+def _decoded_lines(file: Path, what: str) -> Iterator[tuple[int, str]]:
+    try:
+        with file.open("rb") as handle:  # as bytes, lines end at a newline and nowhere else
+            for number, line in enumerate(handle, start=1):
+                yield number, _decoded(file, number, line.removeprefix(BOM_UTF8) if number == 1 else line)
+    except OSError as error:
+        raise Refusal(f"{file}: the {what} cannot be read: {error.strerror}") from None
+
+
+def _decoded(file: Path, number: int, line: bytes) -> str:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        found = f"byte {error.start + 1} of it is {line[error.start]:#04x}"
+        raise Refusal(f"{file}: line {number} is not UTF-8 ({found})") from None
 
 
 def json_lines(file: Path, what: str) -> Iterator[tuple[int, Any]]:

@@ -17,7 +17,7 @@ from pyarrow import ArrowInvalid
 
 from loki_ds.recipe import SourceSection
 from loki_ds.refusal import Refusal
-from loki_ds.text_files import json_lines, read_text
+from loki_ds.text_files import json_lines, lines_of, read_text
 
 READERS = (".json", ".jsonl", ".parquet", ".csv")
 
@@ -67,18 +67,22 @@ def _rows(source: SourceSection, file: Path) -> Iterator[Row]:
 
 def _json(file: Path) -> Iterator[Row]:
     """JSON Lines, or one JSON list of objects."""
-    text = read_text(file, "data file")
-    if text.lstrip().startswith("["):
-        try:
-            rows = list(enumerate(json.loads(text), start=1))
-        except ValueError as error:
-            raise Refusal(f"{file}: not a JSON list of objects ({error})") from None
-    else:
-        rows = list(json_lines(file, "data file"))
-    for number, row in rows:
+    for number, row in _json_list(file) if _is_json_list(file) else json_lines(file, "data file"):
         if not isinstance(row, dict):
             raise Refusal(f"{file}: line {number} is {json.dumps(row)[:40]}, allowed is an object with named columns")
         yield number, row
+
+
+def _is_json_list(file: Path) -> bool:
+    _, first = next(lines_of(file, "data file"), (0, ""))
+    return first.lstrip().startswith("[")
+
+
+def _json_list(file: Path) -> Iterator[tuple[int, Any]]:
+    try:
+        yield from enumerate(json.loads(read_text(file, "data file")), start=1)
+    except ValueError as error:
+        raise Refusal(f"{file}: not a JSON list of objects ({error})") from None
 
 
 def _csv(file: Path) -> Iterator[Row]:

@@ -222,7 +222,7 @@ CASES: dict[str, tuple[Callable[..., None], tuple, str]] = {
     "data: another ending": (data, (b"x", "d.txt"), "allowed are files that end in"),
     "data: other columns": (data, ([{"question": "a"}],), "line 1 has the columns ['question'], allowed are 'messages'"),
     "data: not JSON": (data, (b"messages\n",), "line 1 is not JSON"),
-    "data: not UTF-8": (data, (b'{"text": "a"}\n{"text": "\xff\xfe"}\n',), "line 2 is not UTF-8 (byte 11 of it is 0xff)"),
+    "data: not UTF-8": (data, (b'{"text": "a"}\n{"text": "\xff\xfe"}\n', "d.jsonl", False), "line 2 is not UTF-8 (byte 11 of it is 0xff)"),
     "data: one giant line of rubbish": (data, (b"x" * 5_000_000,), "line 1 is not JSON"),
     "data: columns that change": (data, ([{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, {"messages": 1}],), "line 2 has 1 in 'messages', allowed is a list of turns"),
     "data: no assistant turn": (data, ([{"messages": [{"role": "user", "content": "a"}]}],), "line 1 has no token to learn: the chat has no assistant turn"),
