@@ -1,0 +1,57 @@
+"""A fault in each part of the front door, in a recipe of each family: one sentence within seconds,
+non-zero, and nothing left behind.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import trl
+
+from distributed.conftest import ROOT, launch
+from distributed.test_families import FAMILIES, make_model
+
+PICTURES = Path(trl.__file__).parent / "chat_templates/smolvlm.jinja"
+ROW = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+NULL = {"messages": [ROW["messages"][0], {"role": "assistant", "content": None}]}
+# What is wrong, by the overrides that make it so and the sentence it becomes.
+FAULTS: dict[str, tuple[str, list[str], str]] = {
+    "data": ("llama 3.1", ["data.train={tmp}/null.jsonl"], "null.jsonl: line 2 has None as the content of turn 2"),
+    "template": ("gemma 3", [f"training.chat_template_path={PICTURES}"], "the chat template shows nothing of a turn"),
+    "base": ("qwen 2.5", ["model.path={tmp}/quantized"], "by config.json the weights are quantized (awq)"),
+    "settings": (
+        "qwen 3",
+        ["deepspeed={tmp}/zero.json"],
+        "gradient_clipping is 7, the recipe's training.max_grad_norm",
+    ),
+    "machine": ("olmo 2", ["run=/proc/run"], "/proc/run: the run folder cannot be written"),
+    "tasks": (
+        "mistral",
+        ["retention.abilities=[{{tasks: [mmul]}}]"],
+        "lm-eval knows no task 'mmul'; did you mean 'mmlu'?",
+    ),
+}
+
+
+@pytest.mark.parametrize("part", FAULTS)
+def test_a_fault_is_one_sentence_before_anything_is_made(part: str, tmp_path: Path) -> None:
+    family, overrides, says = FAULTS[part]
+    make_model(family, tmp_path / "model")
+    make_model(family, tmp_path / "quantized")
+    config = json.loads((tmp_path / "quantized/config.json").read_text())
+    config["quantization_config"] = {"quant_method": "awq", "bits": 4}
+    (tmp_path / "quantized/config.json").write_text(json.dumps(config))
+    for name, rows in {"good": [ROW], "null": [ROW, NULL]}.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    zero = json.loads((ROOT / "launch/zero3.json").read_text())
+    (tmp_path / "zero.json").write_text(json.dumps({**zero, "gradient_clipping": 7}))
+    recipe = sorted((ROOT / "recipes" / FAMILIES[family][0]).glob("*-q10.yaml"))[0]
+    own = [f"model.path={tmp_path / 'model'}", f"data.train={tmp_path / 'good.jsonl'}", f"run={tmp_path / 'run'}"]
+    faulty = [override.format(tmp=tmp_path) for override in overrides]
+    done = launch(*own, *faulty, recipe=recipe, deadline=120)
+    assert done.status != 0
+    assert len(done.refusals()) == 1, done.output
+    assert says in done.refusals()[0]
+    assert "Traceback" not in done.output
+    assert done.seconds < 100  # on two cores that may have other work; alone about 10
+    assert {path.name for path in (tmp_path / "run").glob("*")} <= {".lock", "examples"}
