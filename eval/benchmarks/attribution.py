@@ -268,8 +268,7 @@ def write_report(found: dict[str, Any]) -> None:
     about = (
         f"`python eval/benchmarks/attribution.py`: random weights, {found['shape']} shape, {found['dtype']}, {STEPS} "
         f"steps; {found['device']}; {listed(found['versions'])}. Definition and Captum are timed on evenly spaced "
-        "layers "
-        "and scaled to all of them."
+        "layers and scaled to all of them."
     )
     differences = ", ".join(
         f"{row['definition']['largest_difference']:.1e} at {row['tokens']} tokens" for row in found["compared"]
@@ -281,8 +280,7 @@ def write_report(found: dict[str, Any]) -> None:
     flops = counted_pass()
     counted = (
         f"Not measured here, counted: the paper's pass ({SUBJECTS} subjects x {PER_SUBJECT} prompts, {SHOTS_TOKENS} "
-        "shared "
-        f"+ {QUESTION_TOKENS} own tokens) on Llama-3.1-8B is {flops / 1e15:.0f} PFLOP, that is "
+        f"shared + {QUESTION_TOKENS} own tokens) on Llama-3.1-8B is {flops / 1e15:.0f} PFLOP, that is "
         f"{flops / 989e12 / 0.4:.0f} s at 40% of an H100's 989 TFLOP/s (bf16). `--pass --shape llama-3.1-8b --dtype "
         "bfloat16` measures it."
     )

@@ -81,9 +81,8 @@ def write_report(found: dict[str, Any]) -> None:
     ]
     about = (
         f"`python eval/benchmarks/export.py --shape {found['shape']}`: a checkpoint of {found['bytes'] / 1e9:.1f} GB "
-        "in "
-        f"bfloat16, a tenth of each layer's rows, {found['machine']}. Writing ends with the bytes on the disk (fsync). "
-        "Mapped files count as memory here; the system takes them back when others need it."
+        f"in bfloat16, a tenth of each layer's rows, {found['machine']}. Writing ends with the bytes on the disk "
+        "(fsync). Mapped files count as memory here; the system takes them back when others need it."
     )
     write("export", "What leaves a run", paragraph(about), table(["", "s", "GB/s", "the process grew by"], rows))
 

@@ -112,8 +112,7 @@ def write_report(found: dict[str, list[Training]], attributing: list[tuple[float
         f"tokens a GPU, activation checkpointing. **A model, not a measurement.** Assumed: {REACHED:.0%} of "
         f"{GPU.tflops:g} TFLOP/s; {WIRE_REACHED:.0%} of {GPU.within:g} GB/s between the {NODE} GPUs of a node and of "
         f"{GPU.between:g} GB/s for each GPU beyond (the slowest link of a ring decides); computing and sending at "
-        "once, "
-        "the longer one decides; no latency, no stragglers. The counts are confirmed on 1 to 4 ranks by "
+        "once, the longer one decides; no latency, no stragglers. The counts are confirmed on 1 to 4 ranks by "
         "`eval/reports/plan.md`."
     )
     write(

@@ -221,8 +221,7 @@ def write_report(arguments: argparse.Namespace, measured: dict[str, dict[str, An
         f"`{command()}`: {arguments.shape}, {arguments.dtype}, quota {arguments.quota:g}, {arguments.batch} x "
         f"{arguments.tokens} tokens, {how}, median of {arguments.rounds} rounds, each method in a process of its own; "
         f"{listed(made_with)}. Of a step, `products` are its matrix products (attention's apart). Bytes reduced are "
-        "those "
-        "of the trainable gradients, which data parallelism sums each step."
+        "those of the trainable gradients, which data parallelism sums each step."
     )
     name = "_".join(["training_step", *(word for word, holds in said.items() if holds)])
     shown = table(HEADINGS, [row(name, m, measured, tokens) for name, m in measured.items()])

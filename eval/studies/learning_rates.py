@@ -71,8 +71,7 @@ def write_report(found: dict[str, Any]) -> None:
             rows.append([recipe, run["rate"], f"{run['skill']:.3f}", f"{run['forgetting']:.2f}%", chosen])
     about = (
         f"`make learning-rates`. One rule for all methods: of the rates that reach {ENOUGH} held-out skill, the one "
-        "that "
-        "forgets least. One seed, so differences of a point or two are noise."
+        "that forgets least. One seed, so differences of a point or two are noise."
     )
     headings = ["recipe", "learning rate", "new task, held out", "forgetting", "chosen"]
     write("learning_rates", "Learning rates of the tiny recipes", paragraph(about), table(headings, rows))

@@ -42,10 +42,8 @@ def write_report(cases: list[tuple[str, bool]]) -> None:
     tried, failures = Counter(kind for kind, _ in inputs), Counter(kind for kind, failed in inputs if failed)
     about = (
         "`make test reliability`: faults through the real launcher on two CPU ranks, and bad input. As it should: "
-        "every "
-        "rank ended in time and non-zero, the cause was named once, nothing half-written was left, and the same "
-        "command "
-        "then ended as an unbroken run."
+        "every rank ended in time and non-zero, the cause was named once, nothing half-written was left, and the same "
+        "command then ended as an unbroken run."
     )
     refused = f"{len(inputs) - sum(failures.values())} of {len(inputs)} cases refused by name."
     outcomes = [(what, "failed" if failed else "as it should") for what, failed in others]

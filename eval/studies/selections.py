@@ -43,8 +43,7 @@ def main() -> None:
     spread = f"{agreement.mean():.2f} ({agreement.min():.2f} to {agreement.max():.2f})"
     about = (
         "`python eval/studies/selections.py` on the runs of `make study`. Ratios against all rows of the same layer, "
-        "mean "
-        "over layers."
+        "mean over layers."
     )
     headings = ["selection", "sensitivity, protected", "sensitivity, new task", "mean abs. KVA"]
     write(

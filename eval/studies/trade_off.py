@@ -193,8 +193,7 @@ def write_report(study: dict[str, Any], name: str, found: dict[str, list[Cell]])
     )
     rule = (
         f"Chosen: of the settings that reach {study['enough']} held-out skill, the one that forgets least. Mean over "
-        "seeds "
-        "(range). What the figures say: `findings.md`."
+        "seeds (range). What the figures say: `findings.md`."
     )
     every = [
         [key, f"{_setting(study['methods'][key])} {cell['value']}", *_figures([cell], groups)]

@@ -104,8 +104,7 @@ def make_rendering(
     if chats and template is None:
         raise Refusal(
             f"{model}: the tokenizer has no chat template, and data.train holds chats; use a chat model, plain text, "
-            "or "
-            "training.chat_template_path"
+            "or training.chat_template_path"
         )
     if template is not None and chats:
         if not template.shows_text:

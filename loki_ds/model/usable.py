@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 
 import torch
+from torch.nn import Module
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from loki_ds.model.files import WeightFiles, open_weights
@@ -21,8 +22,11 @@ PLAIN = (
 )
 
 
-def check_usable(folder: Path, config: PreTrainedConfig, trust_remote_code: bool) -> None:
+def check_usable(folder: Path, config: PreTrainedConfig, trust_remote_code: bool, written_whole: bool) -> None:
     """Refuse a base that is quantized, not whole, or not what its class wants.
+
+    written_whole: whether all of the class's tensors will be written into a copy of the files, and
+    so must stand there under their names.
 
     Raises:
         Refusal: with the tensor or the file.
@@ -30,7 +34,11 @@ def check_usable(folder: Path, config: PreTrainedConfig, trust_remote_code: bool
     check_plain(folder, config)
     _check_fetched(folder)
     with open_weights(folder) as weights:
-        _check_tensors(folder, weights, config, trust_remote_code)
+        _check_dtypes(folder, weights)
+        model = _empty(config, trust_remote_code)
+        _check_shapes(folder, weights, model)
+        if written_whole:
+            _check_names(folder, weights, model)
 
 
 def check_plain(model: Path | str, config: PreTrainedConfig) -> None:
@@ -54,20 +62,34 @@ def _check_fetched(folder: Path) -> None:
                 raise Refusal(f"{file}: a pointer of git-lfs, not the weights; fetch them (git lfs pull)")
 
 
-def _check_tensors(folder: Path, weights: WeightFiles, config: PreTrainedConfig, trust_remote_code: bool) -> None:
-    """Compare names and shapes with the class; tensors that it does not load are carried along as
-    they are.
-    """
+def _check_dtypes(folder: Path, weights: WeightFiles) -> None:
     for name in sorted(weights.names):
         dtype = weights.dtype_of(name)
         if not dtype.is_floating_point and name.endswith(".weight"):
             raise Refusal(
                 f"{folder}: tensor {name} is stored in {dtype}, allowed are float64, float32, float16, bfloat16"
             )
+
+
+def _empty(config: PreTrainedConfig, trust_remote_code: bool) -> Module:
+    """The model's class without data."""
     with unsharded(), torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+
+
+def _check_shapes(folder: Path, weights: WeightFiles, model: Module) -> None:
+    """Tensors that the class does not load are carried along as they are."""
     for name, parameter in model.named_parameters():
         if name in weights.names and weights.shape_of(name) != tuple(parameter.shape):
             stored = list(weights.shape_of(name))
             raise Refusal(f"{folder}: tensor {name} is {stored}, config.json asks for {list(parameter.shape)}")
+
+
+def _check_names(folder: Path, weights: WeightFiles, model: Module) -> None:
+    for name in model.state_dict():
+        if name not in weights.names and weights.tied_twin(name) is None:
+            raise Refusal(
+                f"{folder}: tensor {name}, which the model's class has, is not stored under that name, so what trains "
+                "could not be written back; use implant.mode rows"
+            )

@@ -45,8 +45,7 @@ def sketch_width(sizes: Sequence[int], budget: int, asked: int | None) -> int | 
         )
         raise Refusal(
             f"implant.quiet: second moments of {len(sizes)} layers with d_ff {max(sizes)} take {whole:.1f} GiB on "
-            "each rank, "
-            f"{NARROWEST} directions of them {narrow:.2f}; {there:.2f} GiB are there"
+            f"each rank, {NARROWEST} directions of them {narrow:.2f}; {there:.2f} GiB are there"
         )
     return width
 

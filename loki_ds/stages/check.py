@@ -104,7 +104,9 @@ def _locate_base(section: ModelSection) -> Base:
 def _look_at_base(
     recipe: Recipe, base: Base, config: PreTrainedConfig, folder: RunFolder, arguments: SFTConfig
 ) -> Findings:
-    check_usable(base.folder, config, recipe.model.trust_remote_code)
+    check_usable(
+        base.folder, config, recipe.model.trust_remote_code, recipe.implant.kind.leaves in ("weights", "adapter")
+    )
     check_dtype(base.folder, recipe.model.dtype, recipe.implant, arguments)
     with open_weights(base.folder) as weights:
         files = model_files(base.folder, weights)

@@ -16,14 +16,26 @@ from torch.nn import Module
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.integrations import deepspeed as hf_deepspeed
 
+from loki_ds.refusal import Refusal
+
 
 def load_model(folder: Path, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
     """Load a causal language model from `folder`, frozen, in eval mode, on this rank's device.
 
     Under a live ZeRO-3 configuration (Trainer's arguments hold one) transformers builds it
     partitioned from the start.
+
+    Raises:
+        Refusal: a tensor of the class that is not there; transformers would make one at random.
     """
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=trust_remote_code)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True
+    )
+    model, found = loaded
+    if missing := sorted(found["missing_keys"]):
+        raise Refusal(
+            f"{folder}: not there of what config.json asks for: {', '.join(missing[:3])} ({len(missing)} in all)"
+        )
     if not is_sharded(model):
         model.to(deepspeed.get_accelerator().current_device_name())
     return model.eval().requires_grad_(False)

@@ -34,6 +34,7 @@ from loki_ds.refusal import Refusal
 from loki_ds.run_folder import RunFolder
 from loki_ds.selection import select
 from loki_ds.verification import verify
+from loki_ds.zero.model import load_model
 
 MODEL = ROOT / "recipes/tiny/model"
 SHAPES = [(128, 384)] * 6
@@ -96,6 +97,10 @@ def index(names: Any) -> Callable[[Path], Any]:
 
 def located(folder: Path) -> None:
     locate_model(load_recipe(ROOT / "recipes/tiny/loki.yaml", [f"model.path={folder}"]).model)
+
+
+def loaded(folder: Path) -> None:
+    load_model(folder, torch.float32)
 
 
 def implant_of(rows: list[int], base: torch.Tensor | None = None) -> Implant:
@@ -233,6 +238,7 @@ CASES: dict[str, tuple[Callable[..., None], tuple, str]] = {
     "protected: not JSON": (protected, (b"{",), "line 1"),
     "protected: an empty prompt": (protected, ([{"prompt": ""}],), "is an empty prompt"),
     "protected: neither prompt nor chat": (protected, ([{"text": "a"}],), "line 1"),
+    "weights: a tensor that transformers would make up": (checkpoint, (changed(lambda t: t.pop("model.layers.1.self_attn.q_proj.weight")), loaded), "not there of what config.json asks for: model.layers.1.self_attn.q_proj.weight (1 in all)"),
     "model: weights cut off": (checkpoint, (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:5000]),), "not a whole safetensors checkpoint"),
     "model: not safetensors": (checkpoint, (lambda f: (f / "model.safetensors").write_bytes(b"\x80\x04pickle"),), "not a whole safetensors checkpoint"),
     "model: another dtype": (checkpoint, (changed(lambda t: t.update({"model.norm.weight": t["model.norm.weight"].half()})),), "torch.float16 [128], in the base it is torch.float32"),

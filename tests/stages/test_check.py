@@ -89,6 +89,10 @@ BASES: dict[str, tuple[Spoilt, str]] = {
         tensors(lambda t: t.update({DOWN.format(2): t[DOWN.format(2)][:, :-1].contiguous()})),
         r"tensor model.layers.2.mlp.down_proj.weight is \[128, 383\], config.json asks for \[128, 384\]",
     ),
+    "a tensor that is not there": (
+        tensors(lambda t: t.pop("model.layers.1.self_attn.q_proj.weight")),
+        r"tensor model.layers.1.self_attn.q_proj.weight, which the model's class has, is not stored",
+    ),
     "rows rounded": (
         tensors(lambda t: t.update({DOWN.format(3): t[DOWN.format(3)].bfloat16()})),
         r"stores model.layers.3.mlp.down_proj.weight in bfloat16",
