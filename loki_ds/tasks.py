@@ -5,7 +5,7 @@ Used for the protected set and for retention, in the main process and in the arm
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,18 +36,40 @@ def task_manager(names: Sequence[str], include_path: str | None, key: str) -> An
     return manager
 
 
-def members_of(names: Sequence[str], manager: Any) -> dict[str, list[str]]:
-    """For each name asked for, the tasks behind it: itself, or the subtasks of a group."""
-    members = {name: list(manager.load([name])["tasks"]) for name in names}
-    return {name: tasks if name not in tasks else [name] for name, tasks in members.items()}
+def members_of(name: str, manager: Any) -> dict[str, Any]:
+    """lm-eval's tasks behind a name, by their own: itself, or the subtasks of a group or tag."""
+    tasks = dict(manager.load([name])["tasks"])
+    return {name: tasks[name]} if name in tasks else tasks
+
+
+def unpaired_metrics(task: Any) -> dict[str, str]:
+    """Those of an lm-eval task's metrics that say nothing of a document, or the opposite of what
+    the report would: by name, with the reason.
+    """
+    higher, reasons = task.higher_is_better(), {}
+    for name, aggregation in task.aggregation().items():
+        if not _is_mean(aggregation):
+            reasons[name] = "is no mean over documents"
+        elif higher.get(name) is False:
+            reasons[name] = "is better when lower"
+    return reasons
+
+
+def _is_mean(aggregation: Callable[[list[float]], float]) -> bool:
+    """Tasks bring aggregations of their own, so it is tried and not looked up."""
+    try:
+        return [aggregation([0.0, 1.0, 1.0, 1.0]), aggregation([0.25])] == [0.75, 0.25]
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):  # it wants pairs or lists
+        return False
 
 
 @dataclass(frozen=True)
 class TaskFound:
-    """A task or group as asked for, with the documents of each task behind it."""
+    """A task or group as asked for, with the documents of each task behind it and its metrics."""
 
     name: str
     documents: dict[str, int]
+    metrics: list[str]
 
 
 def look_at_tasks(
@@ -70,7 +92,7 @@ def look_at_tasks(
 
 def _look_at(name: str, manager: Any, allow_code_execution: bool, key: str) -> TaskFound:
     try:
-        tasks = manager.load([name])["tasks"]
+        tasks = members_of(name, manager)
         documents = {member: len(task.eval_docs) for member, task in tasks.items()}
     except Exception as error:  # whatever a task's own code or its data set raises
         raise Refusal(f"{key}: task {name} cannot be loaded: {type(error).__name__}: {_first_line(error)}") from error
@@ -85,7 +107,11 @@ def _look_at(name: str, manager: Any, allow_code_execution: bool, key: str) -> T
             )
         if not documents[member]:
             raise Refusal(f"{key}: task {named} has no documents")
-    return TaskFound(name, documents)
+        unpaired, declared = unpaired_metrics(task), list(task.aggregation())
+        if not declared or not unpaired.keys() < set(declared):
+            reasons = ", ".join(f"{metric} {why}" for metric, why in unpaired.items()) or "it declares none"
+            raise Refusal(f"{key}: task {named} has no metric that can be paired by document: {reasons}")
+    return TaskFound(name, documents, [metric for metric in declared if metric not in unpaired])
 
 
 def _config_of(manager: Any, name: str) -> dict[str, Any]:

@@ -14,10 +14,11 @@ from typing import Any
 import pyarrow as pa
 from datasets import Dataset, interleave_datasets
 
-from loki_ds.examples.layouts import Example, NotUnderstood, columns_read, example_of
+from loki_ds.examples.layouts import Example, columns_read, example_of
 from loki_ds.examples.rendering import Rendered, Renderer
 from loki_ds.examples.sources import Row, count_of, is_local, rows_of
 from loki_ds.examples.templates import Needs
+from loki_ds.examples.turns import NotUnderstood
 from loki_ds.recipe import DataSection, SourceSection
 from loki_ds.refusal import Refusal
 from loki_ds.run_folder import remove, write_json, written_whole

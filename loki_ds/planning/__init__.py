@@ -2,6 +2,6 @@
 ranks.
 
 `dry_run` runs the recipe's own work on tensors without data, `partitioning` says what ZeRO makes of
-it, `hardware` knows GPUs, `estimate` puts the three together for one setting, `plan` for a whole
-recipe, and `table` shows it. No weights are loaded.
+it, `hardware` knows GPUs, `estimate` puts the three together for one setting, `passes` for each
+stage, `plan` for a whole recipe, and `table` shows it. No weights are loaded.
 """

@@ -19,6 +19,7 @@ def tables(plan: Plan) -> Iterator[RenderableType]:
     yield _stages_table(plan)
     if plan.training is not None:
         yield from _advice(plan, plan.training)
+        yield from (Text(f"Template: {line}") for line in plan.template)
         yield _example(plan.example)
 
 

@@ -22,7 +22,7 @@ from loki_ds.recipe import TaskGroup
 from loki_ds.refusal import Refusal, shown_once
 from loki_ds.retention.parcels import ArmResult, Request, Sample, TaskSamples
 from loki_ds.run_folder import write_json
-from loki_ds.tasks import members_of, runs_code, task_manager
+from loki_ds.tasks import members_of, runs_code, task_manager, unpaired_metrics
 
 LIBRARIES = {"hf": ("lm_eval", "transformers", "torch"), "vllm": ("lm_eval", "vllm", "transformers", "torch")}
 LONGEST_PROMPT = 2000  # characters of a prompt that are kept for the report, from its end
@@ -51,8 +51,8 @@ def run_lm_eval(request: Request) -> ArmResult:
             task_manager=manager,
             bootstrap_iters=0,
         )
-        for name, members in members_of(group.tasks, manager).items():
-            found[name] = _merged(name, members, results)
+        for name in group.tasks:
+            found[name] = _merged(name, members_of(name, manager), results)
     return {"tasks": found, "tokenizer": _tokenizer_digest(model), "libraries": library_versions(request.backend)}
 
 
@@ -105,10 +105,10 @@ def _evaluate(simple_evaluate: Any, request: Request, model: Any, **settings: An
         raise Refusal(runs_code(settings["tasks"])) from None
 
 
-def _merged(name: str, members: list[str], results: Any) -> TaskSamples:
+def _merged(name: str, members: dict[str, Any], results: Any) -> TaskSamples:
     """One task's result; a group's subtasks as one task whose documents come in clusters."""
     samples = {member: results["samples"][member] for member in members if member in results["samples"]}
-    metrics = {member: _metrics(found[0]) for member, found in samples.items()}
+    metrics = {member: _metrics(found[0], members[member]) for member, found in samples.items()}
     if len({metrics[member][0] for member in samples}) > 1:
         raise Refusal(f"task {name}: its subtasks do not share one metric ({metrics}); name the subtasks instead")
     first_filter = {member: found[0]["filter"] for member, found in samples.items()}
@@ -125,9 +125,11 @@ def _merged(name: str, members: list[str], results: Any) -> TaskSamples:
     }
 
 
-def _metrics(sample: dict[str, Any]) -> list[str]:
-    """The metrics that give every document a number, the task's main one first."""
-    return [metric for metric in sample["metrics"] if isinstance(sample[metric], bool | int | float | np.number)]
+def _metrics(sample: dict[str, Any], task: Any) -> list[str]:
+    """The metrics that give every document a number to be paired, the task's main one first."""
+    unpaired = unpaired_metrics(task)
+    numbers = [metric for metric in sample["metrics"] if isinstance(sample[metric], bool | int | float | np.number)]
+    return [metric for metric in numbers if metric not in unpaired]
 
 
 def _sample_result(sample: dict[str, Any], metrics: list[str], cluster: str | None) -> Sample:

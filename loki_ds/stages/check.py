@@ -158,8 +158,8 @@ def _in_words(task: TaskFound, limit: int | None, margin: float) -> str:
     """A task, its documents, and whether they can show at all that the task was kept."""
     asked = sum(min(limit or count, count) for count in task.documents.values())
     if len(task.documents) > 1:
-        return f"{task.name}: {asked:,} documents in {len(task.documents)} subtasks"
-    said = f"{task.name}: {asked:,} documents"
+        return f"{task.name}: {asked:,} documents in {len(task.documents)} subtasks, by {task.metrics[0]}"
+    said = f"{task.name}: {asked:,} documents by {task.metrics[0]}"
     if (least := least_margin(asked)) > margin:
         seen = f"from {least:.3f} on, half of them right and none changed"
         said += f", too few to show it kept at retention.margin {margin:g} ({seen})"

@@ -13,9 +13,10 @@ from transformers import AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 from trl.chat_template_utils import has_generation_markers
 
-from loki_ds.examples.layouts import NotUnderstood, example_of
+from loki_ds.examples.layouts import example_of
 from loki_ds.examples.rendering import NOT_LEARNT, Renderer
 from loki_ds.examples.templates import ChatTemplate, Needs, fitted, marked, own_template
+from loki_ds.examples.turns import NotUnderstood
 
 PLAIN = {"messages": [{"role": "user", "content": "copy a b"}, {"role": "assistant", "content": "a b"}]}
 TWICE = {"messages": [*PLAIN["messages"], {"role": "user", "content": "again"}, {"role": "assistant", "content": "a"}]}

@@ -15,7 +15,7 @@ from loki_ds.retention.arm import run_lm_eval
 from loki_ds.retention.evaluation import evaluate_arm
 from loki_ds.retention.pairing import pair
 from loki_ds.retention.parcels import Request
-from loki_ds.tasks import look_at_tasks, task_manager
+from loki_ds.tasks import TaskFound, look_at_tasks, task_manager
 
 PLAIN = {"num_fewshot": None, "limit": None, "apply_chat_template": False}
 REQUEST: dict[str, Any] = {
@@ -99,10 +99,17 @@ def own_tasks(tmp_path: Path) -> Path:
         "doc_to_text": "",
         "metric_list": [{"metric": "word_perplexity"}],
     }
+    error = {"metric": "exact_match", "aggregation": "mean", "higher_is_better": False}
+    lower = {"metric_list": [error, {"metric": "bleu"}]}
+    # As LAMBADA has them: the perplexity first.
+    perplexity = {"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False}
+    several = {"output_type": "loglikelihood", "metric_list": [perplexity, {"metric": "acc"}]}
     tasks = {
         "code": {**RUNS_CODE, "task": "code", "tag": "tagged", "dataset_kwargs": here},
         "grouped": {"group": "grouped", "task": ["code"]},
         "texts": {**RUNS_CODE, **rolling, "unsafe_code": False, "task": "texts", "dataset_kwargs": here},
+        "lower": {**RUNS_CODE, **lower, "unsafe_code": False, "task": "lower", "dataset_kwargs": here},
+        "several": {**RUNS_CODE, **several, "unsafe_code": False, "task": "several", "dataset_kwargs": here},
         "gone": {**RUNS_CODE, "unsafe_code": False, "task": "gone", "dataset_kwargs": nowhere},
     }
     for name, task in tasks.items():
@@ -117,6 +124,7 @@ def own_tasks(tmp_path: Path) -> Path:
         ("grouped", r"code \(of grouped\) run code"),
         ("tagged", r"code \(of tagged\) run code"),
         ("texts", "task texts measures the perplexity of whole texts"),
+        ("lower", "task lower has no metric .*: exact_match is better when lower, bleu is no mean over documents"),
         ("gone", "task gone cannot be loaded: .*gone.jsonl"),
     ],
 )
@@ -128,8 +136,19 @@ def test_what_an_evaluation_would_find_after_the_training_is_refused_before(
 
 
 def test_tasks_are_found_with_their_documents(own_tasks: Path) -> None:
-    found = look_at_tasks(["code", "grouped"], str(own_tasks), True, "retention")
-    assert [(task.name, task.documents) for task in found] == [("code", {"code": 1}), ("grouped", {"code": 1})]
+    found = look_at_tasks(["code", "grouped", "several"], str(own_tasks), True, "retention")
+    assert found == [
+        TaskFound("code", {"code": 1}, ["exact_match"]),
+        TaskFound("grouped", {"code": 1}, ["exact_match"]),
+        TaskFound("several", {"several": 1}, ["acc"]),
+    ]
+
+
+def test_the_main_metric_of_lambada_is_its_accuracy(own_tasks: Path) -> None:
+    group = {**PLAIN, "tasks": ["several"]}
+    found = run_lm_eval(request(groups=[group], include_path=str(own_tasks)))
+    assert found["tasks"]["several"]["metrics"] == ["acc"]
+    assert found["tasks"]["several"]["samples"][0]["scores"] in ([0.0], [1.0])
 
 
 @pytest.mark.parametrize(

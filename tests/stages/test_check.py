@@ -228,8 +228,10 @@ def test_what_it_found_and_made(tmp_path: Path) -> None:
 def test_tasks_are_looked_at_with_the_margin(tmp_path: Path) -> None:
     run = started(tmp_path, "retention.abilities.limit=50")
     found = [said for what, said in check_retention(run.recipe, run.folder) if what == "task"]
-    assert found[0].startswith("tiny_facts: 50 documents, too few to show it kept at retention.margin 0.01 (from 0.0")
-    assert found[-1] == "tiny_toolcalls: 300 documents"
+    assert found[0].startswith(
+        "tiny_facts: 50 documents by exact_match, too few to show it kept at retention.margin 0.01 (from 0.0"
+    )
+    assert found[-1] == "tiny_toolcalls: 300 documents by exact_match"
 
 
 @pytest.mark.parametrize("n", [20, 80, 164, 1000])

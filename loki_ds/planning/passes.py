@@ -1,0 +1,114 @@
+"""How much each stage of a run does on a rank: the passes over the protected prompts, and the
+training.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from loki_ds.attribution.batches import LARGEST
+from loki_ds.attribution.sensitivity import EXAMPLES
+from loki_ds.implanting.arguments import TrainingShape
+from loki_ds.planning.dry_run import SweepBatch
+from loki_ds.planning.estimate import GIB, Training
+from loki_ds.planning.hardware import USABLE, Gpu
+from loki_ds.planning.partitioning import Setting, sweep_memory, sweep_traffic
+from loki_ds.protected import load_protected
+from loki_ds.recipe import AttributionSection, ProtectedSection, QuietSection
+
+ASSUMED = (1000, 1024)  # prompts and their tokens, where the protected set is tasks that would have to be fetched
+FORWARD = 2  # FLOPs of a parameter for each token
+
+
+class Stage(NamedTuple):
+    """One stage of the work: how much there is of it, FLOPs and bytes sent of one rank, and
+    seconds.
+    """
+
+    name: str
+    amount: str
+    flops: float | None
+    sent: float | None
+    seconds: float | None
+
+
+class Prompts(NamedTuple):
+    """The protected prompts: how many, the longest one's tokens, and whether that is assumed."""
+
+    total: int
+    tokens: int
+    assumed: bool = False
+
+
+class Passes:
+    """The passes over the protected prompts, each prompt as long as the longest: batches as large
+    as fit, split over the ranks.
+    """
+
+    def __init__(
+        self,
+        prompts: Prompts,
+        sweep: Callable[[AttributionSection, int, int], SweepBatch],
+        section: AttributionSection,
+        setting: Setting,
+        width: int,
+        gpu: Gpu,
+    ) -> None:
+        """Take the size of a batch that is asked for, or that fits.
+
+        sweep: a batch of so many prompts of so many tokens; width: bytes of a number.
+        """
+        self.prompts, self.setting, self.width, self.gpu = prompts, setting, width, gpu
+        self.one, self.two = (sweep(section, n, prompts.tokens) for n in (1, 2))
+        room = USABLE * gpu.memory * GIB - sweep_memory(self.one, setting, width)
+        fits = min(LARGEST, int(room // max(1, self.two.peak - self.one.peak)) + 1)
+        self.size = section.batch_size if isinstance(section.batch_size, int) else fits
+        self.turns = -(-prompts.total // (max(1, self.size) * setting.ranks))
+
+    def attribution(self) -> Stage:
+        if self.size < 1:
+            return Stage("attribute", f"{self.prompts.total:,} prompts: one does not fit", None, None, None)
+        one, two, ranks = self.one, self.two, self.setting.ranks
+        flops = self.turns * (one.flops + (self.size - 1) * (two.flops - one.flops))
+        sent = self.turns * sweep_traffic(one, self.setting, self.width).wire(ranks)
+        assumed = " (assumed)" if self.prompts.assumed else ""
+        amount = f"{self.prompts.total:,} prompts of {self.prompts.tokens:,} tokens{assumed}, {self.size} at once"
+        return Stage("attribute", amount, flops, sent, self.gpu.seconds(flops, sent, ranks))
+
+    def sensitivity(self, tokens: int) -> Stage:
+        """Also over the new task's first examples, of so many tokens: forward, forward again with
+        its graph, back to the inputs.
+        """
+        both = self.prompts.total * self.prompts.tokens + EXAMPLES * tokens
+        amount = f"{self.prompts.total:,} prompts, {EXAMPLES} examples"
+        return self._pass("sensitivity", amount, 3 * FORWARD * self.one.total * both, way=2)
+
+    def inputs(self, section: QuietSection, shapes: list[tuple[int, int]]) -> Stage:
+        """For a quiet implant: forward, and each layer's product of its inputs."""
+        products = sum(FORWARD * d_ff * (section.sketch or d_ff) for _, d_ff in shapes)
+        flops = self.prompts.total * self.prompts.tokens * (FORWARD * self.one.total + products)
+        return self._pass("quiet", f"{self.prompts.total:,} prompts", flops, way=1)
+
+    def _pass(self, name: str, amount: str, flops: float, way: int) -> Stage:
+        """FLOPs of all ranks together; way: 1 for up the layers, 2 for up and down."""
+        ranks = self.setting.ranks
+        sent = self.turns * way / 2 * sweep_traffic(self.one, self.setting, self.width).wire(ranks)
+        return Stage(name, amount, flops / ranks, sent, self.gpu.seconds(flops / ranks, sent, ranks))
+
+
+def training_stages(training: Training, shape: TrainingShape, steps: int, gpu: Gpu) -> list[Stage]:
+    seconds, sent = training.seconds(gpu), training.traffic.wire(training.setting.ranks)
+    batch = f"{shape.accumulation} x {shape.sequences} sequences of {shape.tokens:,} tokens"
+    return [
+        Stage("implant, a step", batch, training.flops, sent, seconds),
+        Stage("implant", f"{steps:,} steps", training.flops * steps, sent * steps, seconds * steps),
+    ]
+
+
+def prompts_of(section: ProtectedSection, tokenizer: PreTrainedTokenizerBase) -> Prompts:
+    """As they are, or assumed where they are not at hand."""
+    if section.prompts is None:
+        return Prompts(*ASSUMED, assumed=True)
+    tokens = load_protected(section, tokenizer).tokens
+    return Prompts(len(tokens), max(map(len, tokens)))
