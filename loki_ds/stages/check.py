@@ -22,6 +22,7 @@ from loki_ds.implanting.supported import check_dtype
 from loki_ds.model.base import check_attention_installed, load_configuration, load_tokenizer, locate_model
 from loki_ds.model.files import model_files, open_weights
 from loki_ds.model.usable import check_usable
+from loki_ds.modes import Mode
 from loki_ds.recipe import ModelSection, Recipe
 from loki_ds.refusal import Refusal
 from loki_ds.retention.statistics import least_margin
@@ -112,20 +113,29 @@ def _look_at_base(
         files = model_files(base.folder, weights)
         dtypes = sorted({str(weights.dtype_of(name)).removeprefix("torch.") for name in weights.names})
     size = sum((base.folder / file).stat().st_size for file in files)
-    room = 0 if folder.model.exists() else size
+    room = 0 if folder.model.exists() else size * (1 + whole_models_kept(recipe.implant.kind, arguments))
     check_room(folder.root, room)
     return [
         ("base", f"{base.folder}: {config.model_type}, {size / GIB:.2f} GiB, stored in {', '.join(dtypes)}"),
-        ("run folder", f"{folder.root}: the result takes {room / GIB:.2f} of {_free(folder.root) / GIB:.1f} GiB free"),
+        ("run folder", f"{folder.root}: takes at least {room / GIB:.2f} of {_free(folder.root) / GIB:.1f} GiB free"),
     ]
 
 
+def whole_models_kept(mode: Mode, arguments: SFTConfig) -> int:
+    """How many checkpoints with a whole model will lie there at once, at least; what optimizers
+    keep beside it is not counted.
+    """
+    if arguments.save_strategy == "no" or mode.leaves != "weights":
+        return 0
+    return arguments.save_total_limit or 1
+
+
 def check_room(folder: Path, wanted: int) -> None:
-    """Refuse a disk without `wanted` bytes free for the result, which is as large as the base."""
+    """Refuse a disk without `wanted` bytes free for the result and its checkpoints."""
     if (free := _free(folder)) < wanted:
         raise Refusal(
-            f"{folder}: {free / GIB:.2f} GiB are free there, the result takes {wanted / GIB:.2f}; make room, or use "
-            "run=FOLDER"
+            f"{folder}: {free / GIB:.2f} GiB are free there, the run takes at least {wanted / GIB:.2f}; make room, or "
+            "use run=FOLDER"
         )
 
 
