@@ -21,13 +21,14 @@ DOWN = re.compile(r"(?:^|\.)layers\.(\d+)\.mlp\.down_proj\.weight$")
 # safetensors' names of the dtypes that a model may be stored in.
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".ckpt")
+INDEX = "model.safetensors.index.json"
 # Beside its weights, what makes a folder a model: an allow-list, for there may be other sets of
-# weights.
+# weights with their indices and settings. A tokenizer's code may have files of any name.
 BESIDE = (
-    "config.json generation_config.json model.safetensors.index.json *.py *.jinja additional_chat_templates/*.jinja "
-    "tokenizer*.json special_tokens_map.json added_tokens.json vocab.* merges.txt tekken.json *.model *.tiktoken "
-    "*processor_config.json chat_template.json LICENSE* NOTICE* USE_POLICY*"
+    "*.json *.txt *.model *.tiktoken *.bpe *.spm *.py *.jinja additional_chat_templates/*.jinja LICENSE* NOTICE* "
+    "USE_POLICY*"
 ).split()
+OF_OTHERS = "*.index.json params.json adapter_config.json trainer_state.json".split()
 TIED = {"lm_head.weight": "model.embed_tokens.weight"}
 
 
@@ -92,7 +93,7 @@ class WeightFiles:
 @contextmanager
 def open_weights(folder: Path) -> Iterator[WeightFiles]:
     """All safetensors shards that the folder's index names, or its single file."""
-    weights, index = WeightFiles(folder), folder / "model.safetensors.index.json"
+    weights, index = WeightFiles(folder), folder / INDEX
     shards = _shards_of(index) if index.exists() else ["model.safetensors"]
     handles = []
     try:
@@ -114,7 +115,8 @@ def model_files(folder: Path, weights: WeightFiles) -> list[Path]:
     what stands beside them.
     """
     beside = {file.relative_to(folder) for pattern in BESIDE for file in folder.glob(pattern) if file.is_file()}
-    return sorted(beside | {Path(name) for name in set(weights.files.values())})
+    of_others = {file for file in beside if file.name != INDEX and any(map(file.match, OF_OTHERS))}
+    return sorted((beside - of_others) | {Path(name) for name in set(weights.files.values())})
 
 
 def other_weights(folder: Path, weights: WeightFiles) -> list[str]:

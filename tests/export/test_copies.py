@@ -20,6 +20,7 @@ from loki_ds.verification import verify
 MODEL = ROOT / "recipes/tiny/model"
 NORM = "model.norm.weight"
 HEAD = "model.mtp.0.weight"  # a prediction head, which the class of a causal model does not load
+OF_OTHERS = ("params.json", "consolidated.safetensors.index.json", "pytorch_model.bin.index.json")
 OTHERS = ("consolidated.safetensors", "pytorch_model.bin", "model.gguf", "tf_model.h5", "flax_model.msgpack")
 
 
@@ -38,6 +39,9 @@ def base(tmp_path: Path) -> Path:
     for name in OTHERS:
         (folder / name).write_bytes((folder / "model.safetensors").read_bytes())
     (folder / "LICENSE").write_text("Apache 2.0")
+    (folder / "words.json").write_text("{}")  # of a tokenizer in code
+    for name in OF_OTHERS:
+        (folder / name).write_text("{}")
     (folder / ".cache").mkdir()
     for file in [*folder.iterdir(), folder]:
         file.chmod(0o555 if file.is_dir() else 0o444)
@@ -53,8 +57,8 @@ def test_tensors_are_written_in_and_the_rest_is_the_bases(base: Path, tmp_path: 
         assert tensor.dtype == before[name].dtype
         assert tensor.equal(new[name].to(tensor.dtype) if name in new else before[name]), name
     files = {file.name for file in (tmp_path / "out").iterdir()}
-    assert files.isdisjoint([*OTHERS, ".cache"])
-    assert {"generation_config.json", "LICENSE", "tokenizer.json", "config.json"} <= files
+    assert files.isdisjoint([*OTHERS, *OF_OTHERS, ".cache", "README.md"])
+    assert {"generation_config.json", "LICENSE", "words.json", "tokenizer.json", "config.json"} <= files
     assert (tmp_path / "out/generation_config.json").read_text() == (base / "generation_config.json").read_text()
     assert all(os.access(tmp_path / "out" / name, os.W_OK) for name in files)
     assert not verify(base, tmp_path / "out", None).not_compared
