@@ -6,6 +6,7 @@ template (`{% generation %}`), or where nobody marked it, found by difference: a
 changes when the turn does.
 """
 
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -31,7 +32,7 @@ class Rendered:
 
     @property
     def learnt(self) -> int:
-        return sum(label != NOT_LEARNT for label in self.labels)
+        return len(self.labels) - self.labels.count(NOT_LEARNT)
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,11 @@ class Renderer:
             if message["role"] == "assistant"
         ]
         found: Any = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        said = [any(a < end and start < b for start, end in spans) for a, b in found["offset_mapping"]]
+        begins, ends = zip(*found["offset_mapping"], strict=True)
+        said = [False] * len(begins)
+        for start, end in spans:
+            first, last = bisect_right(ends, start), bisect_left(begins, end)  # tokens that lie in it, if only in part
+            said[first:last] = [True] * (last - first)
         return found["input_ids"], said
 
     def _span(self, text: str, place: int, example: Example, template: ChatTemplate) -> tuple[int, int]:
