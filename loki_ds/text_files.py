@@ -59,6 +59,17 @@ def json_lines(file: Path, what: str) -> Iterator[tuple[int, Any]]:
     """
     for number, line in lines_of(file, what):
         try:
-            yield number, json.loads(line)
+            value = json.loads(line)
         except (ValueError, RecursionError):
             raise Refusal(f"{file}: line {number} is not JSON") from None
+        if "\\ud" in line.lower() and not _is_text(value):
+            raise Refusal(f"{file}: line {number} holds half of a surrogate pair, which is no text")
+        yield number, value
+
+
+def _is_text(value: Any) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

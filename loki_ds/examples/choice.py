@@ -107,10 +107,10 @@ def make_rendering(
             "or training.chat_template_path"
         )
     if template is not None and chats:
-        if not template.shows_text:
+        if template.complaint is not None:
             raise Refusal(
-                f"{model}: the chat template shows nothing of a turn whose content is text (those of models for "
-                "pictures want parts); give one that does by training.chat_template_path"
+                f"{loss.template or model}: the chat template shows no turns of text: {template.complaint}; give one "
+                "that does by training.chat_template_path"
             )
         stock = template.text
         by_difference = loss.only_assistant and not has_generation_markers(marked(template, stock)[0].text)

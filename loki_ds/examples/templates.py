@@ -98,9 +98,15 @@ class ChatTemplate:
         return start, len(text) - after
 
     @cached_property
-    def shows_text(self) -> bool:
-        """Whether it shows turns whose content is text; those of models for pictures want parts."""
-        return self._shows([USER, ANSWER], USER["content"], ANSWER["content"])
+    def complaint(self) -> str | None:
+        """Why it shows no turns whose content is text; None where it does."""
+        try:
+            text = self.render([USER, ANSWER])
+        except UNRENDERABLE as error:
+            return " ".join(str(error).split())
+        if USER["content"] in text and ANSWER["content"] in text:
+            return None
+        return "their content is dropped, as by those of models for pictures, which want parts"
 
     @cached_property
     def calls_stand_alone(self) -> bool:

@@ -1,7 +1,8 @@
 """Implant: train the selected rows of every `W_down` on the new task and nothing else.
 
-`arguments` turns the recipe into TRL's configuration, `supported` says what it cannot be, `data`
-reads the new task. `rows` trains a delta on the rows alone (modes `rows` and `lora`), `mask` the
-whole `W_down` with all other rows put back; `baselines` are what they are compared with. `training`
-runs it, `watch` stops it when its numbers go wrong, `checkpoints` resumes it.
+`arguments` turns the recipe into TRL's configuration, `settings` holds it against what TRL
+declares, `supported` says what a training cannot be. `rows` trains a delta on the rows alone (modes
+`rows` and `lora`), `mask` the whole `W_down` with all other rows put back; `baselines` are what
+they are compared with. `training` runs it, `watch` stops it when its numbers go wrong,
+`checkpoints` resumes it.
 """

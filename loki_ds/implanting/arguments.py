@@ -19,7 +19,8 @@ from trl import SFTConfig
 from loki_ds.device import on_cpu
 from loki_ds.examples.choice import RENDERING
 from loki_ds.implanting.checkpoints import Checkpoint
-from loki_ds.implanting.supported import check_deepspeed, check_deepspeed_values, check_trackers, sequence_groups
+from loki_ds.implanting.settings import check_settings
+from loki_ds.implanting.supported import check_deepspeed, check_deepspeed_values, sequence_groups
 from loki_ds.ranks import joined, world_size
 from loki_ds.recipe import ImplantSection, Recipe
 from loki_ds.refusal import Refusal
@@ -38,11 +39,11 @@ def training_arguments(recipe: Recipe, checkpoints: Path, newest: Checkpoint | N
         Refusal: a value that TRL or transformers does not take, a missing DeepSpeed configuration,
             or ranks that cannot resume.
     """
+    check_settings(recipe)
     try:
         settings, config = _settings(recipe), deepspeed_config(recipe.deepspeed, recipe.implant)
         if newest is not None:
             settings, config = _resuming(newest, recipe.sequence_parallel, settings, config)
-        check_trackers(settings.get("report_to"))
         # Nobody's environment decides: accelerate would take the precision that another launcher
         # left there.
         os.environ["ACCELERATE_MIXED_PRECISION"] = PRECISIONS[recipe.model.dtype]

@@ -8,32 +8,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from trl import SFTConfig
 
 from loki_ds.device import on_cpu
 from loki_ds.model.files import down_layer, open_weights
 from loki_ds.ranks import world_size
 from loki_ds.recipe import ImplantSection
-from loki_ds.refusal import Refusal, did_you_mean
+from loki_ds.refusal import Refusal
+from loki_ds.zero.configuration import check_zero
 
 
 def check_deepspeed(config: dict[str, Any], file: str, implant: ImplantSection) -> None:
     """Refuse what would make the gathered weights other ones than those that train, or train rows
     that are nowhere whole.
     """
-    zero = _part(config, "zero_optimization", file)
-    stage = zero.get("stage", 0)
-    if type(stage) is not int or not 0 <= stage <= 3:
-        raise Refusal(f"{file}: zero_optimization.stage is {stage!r}, allowed is 0, 1, 2 or 3")
-    if _part(config, "tensor_parallel", file).get("autotp_size", 1) > 1:
+    if _part(config, "tensor_parallel", file).get("autotp_size", 1) not in (0, 1):
         raise Refusal(
             f"{file}: tensor_parallel splits the rows that are trained and compared; use ZeRO-3 to shard the model"
         )
+    if "zero_optimization" not in config:
+        raise Refusal(f"{file}: zero_optimization is missing, allowed is an object with a stage from 0 to 3")
+    zero = _part(config, "zero_optimization", file)
+    check_zero(zero, file)
+    stage = zero.get("stage", 0)
+    if type(stage) is not int or not 0 <= stage <= 3:
+        raise Refusal(f"{file}: zero_optimization.stage is {stage!r}, allowed is 0, 1, 2 or 3")
     for key in ("zero_quantized_weights", "zero_quantized_nontrainable_weights"):
         if zero.get(key):
             raise Refusal(f"{file}: {key} gathers rounded weights, so no byte could be verified; leave it out")
-    if zero.get("zero_hpz_partition_size", 1) > 1 and implant.kind.leaves == "deltas":
+    if zero.get("zero_hpz_partition_size", 1) != 1 and implant.kind.leaves == "deltas":
         raise Refusal(
             f"{file}: zero_hpz_partition_size knows no parameters that join the model after it is built, as in "
             f"implant.mode {implant.mode}; use mode mask, or leave it out"
@@ -84,20 +87,6 @@ def _part(config: dict[str, Any], key: str, file: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise Refusal(f"{file}: {key} is {found!r}, allowed is an object")
     return found
-
-
-def check_trackers(names: list[str] | str | None) -> None:
-    """Refuse trackers whose package is not there: transformers would say so when the training
-    begins.
-    """
-    there = get_available_reporting_integrations()
-    for name in [names] if isinstance(names, str) else names or []:
-        if name in ("none", "all") or name in there:
-            continue
-        if name not in INTEGRATION_TO_CALLBACK:
-            near = did_you_mean(name, INTEGRATION_TO_CALLBACK)
-            raise Refusal(f"training.report_to names {name}, which transformers does not know{near}")
-        raise Refusal(f"training.report_to names {name}, whose package is not installed; install it, or say none")
 
 
 def check_dtype(base: Path, wanted: str, implant: ImplantSection, arguments: SFTConfig) -> None:

@@ -5,19 +5,21 @@ sentence.
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, StrictDataclassError
 from jinja2 import TemplateError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
+from loki_ds.model.files import BESIDE
 from loki_ds.recipe import ModelSection
 from loki_ds.refusal import Refusal
 
 # What a chat template raises on a conversation it was not made for.
 UNRENDERABLE = (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError)
 # What transformers raises on files it cannot make sense of.
-UNREADABLE = (OSError, ValueError, KeyError, AttributeError, TypeError)
-WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]  # of a model on the hub
+UNREADABLE = (OSError, ValueError, KeyError, AttributeError, TypeError, StrictDataclassError)
+WANTED = ["*.safetensors", *BESIDE]  # of a model on the hub
+UNWANTED = ["consolidated*", "original/*"]  # other sets of weights
 
 
 def locate_model(section: ModelSection) -> Path:
@@ -92,7 +94,9 @@ def check_attention_installed(name: str) -> None:
 
 def _fetch(section: ModelSection) -> Path:
     try:
-        return Path(snapshot_download(section.path, revision=section.revision, allow_patterns=WANTED))
+        return Path(
+            snapshot_download(section.path, revision=section.revision, allow_patterns=WANTED, ignore_patterns=UNWANTED)
+        )
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError):
         raise Refusal(
             f"model.path {section.path}: no such folder, and no model of that name could be fetched from the hub"

@@ -18,8 +18,12 @@ from torch import Tensor
 from loki_ds.refusal import Refusal
 
 DOWN = re.compile(r"(?:^|\.)layers\.(\d+)\.mlp\.down_proj\.weight$")
-# safetensors' names of the dtypes that a model may be stored in.
-DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+# safetensors' names of dtypes, as torch has them.
+DTYPES = {
+    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
+    **{"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "BOOL": torch.bool, "U8": torch.uint8},
+    **{"I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64},
+}
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".ckpt")
 INDEX = "model.safetensors.index.json"
 # Beside its weights, what makes a folder a model: an allow-list, for there may be other sets of
@@ -66,7 +70,7 @@ class WeightFiles:
 
     def dtype_of(self, name: str) -> torch.dtype:
         """A stored tensor's dtype; its values are not read."""
-        return getattr(torch, DTYPES.get(self._where[name].get_slice(name).get_dtype(), "uint8"))
+        return DTYPES.get(self._where[name].get_slice(name).get_dtype(), torch.uint8)
 
     def shape_of(self, name: str) -> tuple[int, ...]:
         """A stored tensor's shape; its values are not read."""

@@ -15,6 +15,7 @@ from loki_ds.model.files import WeightFiles, open_weights
 from loki_ds.refusal import Refusal
 from loki_ds.zero.model import unsharded
 
+TRAINABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 LFS = b"version https://git-lfs"
 PLAIN = (
     'python -c "from transformers import AutoModelForCausalLM as M; '
@@ -35,7 +36,7 @@ def check_usable(folder: Path, config: PreTrainedConfig, trust_remote_code: bool
     _check_fetched(folder)
     with open_weights(folder) as weights:
         _check_dtypes(folder, weights)
-        model = _empty(config, trust_remote_code)
+        model = _empty(folder, config, trust_remote_code)
         _check_shapes(folder, weights, model)
         if written_whole:
             _check_names(folder, weights, model)
@@ -65,17 +66,20 @@ def _check_fetched(folder: Path) -> None:
 def _check_dtypes(folder: Path, weights: WeightFiles) -> None:
     for name in sorted(weights.names):
         dtype = weights.dtype_of(name)
-        if not dtype.is_floating_point and name.endswith(".weight"):
-            raise Refusal(
-                f"{folder}: tensor {name} is stored in {dtype}, allowed are float64, float32, float16, bfloat16"
-            )
+        if dtype not in TRAINABLE and name.endswith(".weight"):
+            stored, allowed = (str(one).removeprefix("torch.") for one in (dtype, ", ".join(map(str, TRAINABLE))))
+            raise Refusal(f"{folder}: tensor {name} is stored in {stored}, allowed are {allowed.replace('torch.', '')}")
 
 
-def _empty(config: PreTrainedConfig, trust_remote_code: bool) -> Module:
+def _empty(folder: Path, config: PreTrainedConfig, trust_remote_code: bool) -> Module:
     """The model's class without data."""
-    with unsharded(), torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    try:
+        with unsharded(), torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except Exception as error:  # whatever a class raises on sizes that do not fit
+        said = " ".join(str(error).split())[:300]
+        raise Refusal(f"{folder / 'config.json'}: no causal language model can be built from it: {said}") from error
 
 
 def _check_shapes(folder: Path, weights: WeightFiles, model: Module) -> None:

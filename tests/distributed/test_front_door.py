@@ -17,7 +17,7 @@ NULL = {"messages": [ROW["messages"][0], {"role": "assistant", "content": None}]
 # What is wrong, by the overrides that make it so and the sentence it becomes.
 FAULTS: dict[str, tuple[str, list[str], str]] = {
     "data": ("llama 3.1", ["data.train={tmp}/null.jsonl"], "null.jsonl: line 2 has None as the content of turn 2"),
-    "template": ("gemma 3", [f"training.chat_template_path={PICTURES}"], "the chat template shows nothing of a turn"),
+    "template": ("gemma 3", [f"training.chat_template_path={PICTURES}"], "the chat template shows no turns of text"),
     "base": ("qwen 2.5", ["model.path={tmp}/quantized"], "by config.json the weights are quantized (awq)"),
     "settings": (
         "qwen 3",

@@ -82,6 +82,16 @@ BASES: dict[str, tuple[Spoilt, str]] = {
         tensors(lambda t: t.update({DOWN.format(0): t[DOWN.format(0)].to(torch.float8_e4m3fn)})),
         r"tensor model.layers.0.mlp.down_proj.weight is stored in",
     ),
+    "int8": (
+        tensors(lambda t: t.update({DOWN.format(0): t[DOWN.format(0)].to(torch.int8)})),
+        "model.layers.0.mlp.down_proj.weight is stored in int8, allowed are float64, float32, float16, bfloat16",
+    ),
+    "more layers than it has": (config(num_hidden_layers=7), r"config.json: not a configuration .*num_hidden_layers"),
+    "a vocabulary that does not hold its own padding": (config(vocab_size=9), "no causal language model can be built"),
+    "quantized in a part": (
+        config(text_config={"quantization_config": {"quant_method": "awq"}}),
+        "config.json: no causal language model can be built from it",
+    ),
     "only GGUF": (only_gguf, r"tiny-Q8_0.gguf can be made a plain model: python -c"),
     "git-lfs pointer": (pointer, r"model.safetensors: a pointer of git-lfs"),
     "missing shard": (shards, r"model-00002-of-00002.safetensors"),
@@ -124,6 +134,19 @@ DEEPSPEED: dict[str, tuple[Any, str]] = {
     "stage 4": (zero3(stage=4), "zero_optimization.stage is 4"),
     "stage true": (zero3(stage=True), "zero_optimization.stage is True"),
     "null": ({"zero_optimization": None}, "zero_optimization is None, allowed is an object"),
+    "no ZeRO": ({"train_batch_size": "auto"}, "zero_optimization is missing"),
+    "offload as text": (
+        zero3(stage3_x=1) | {"zero_optimization": {"stage": 3, "offload_optimizer": "cpu"}},
+        "zero_optimization.offload_optimizer is 'cpu'",
+    ),
+    "a bucket as text": (
+        {"zero_optimization": {"stage": 2, "reduce_bucket_size": "big"}},
+        "zero_optimization.reduce_bucket_size is 'big'",
+    ),
+    "a key that ZeRO does not know": (
+        {"zero_optimization": {"stage": 2, "stage3_gather": True}},
+        "zero_optimization.stage3_gather",
+    ),
     "a list": ({**zero3(), "bf16": []}, r"bf16 is \[\], allowed is an object"),
     "another rate": (
         {**zero3(), "optimizer": {"type": "AdamW", "params": {"lr": 3e-5}}},
@@ -194,8 +217,51 @@ def test_nobodys_environment_decides_the_precision(tmp_path: Path, monkeypatch: 
 def test_a_template_that_shows_no_text_is_refused(tmp_path: Path) -> None:
     """LLaVA's, Idefics' and SmolVLM's want parts of text and pictures."""
     template = TEMPLATES / "smolvlm.jinja"
-    with pytest.raises(Refusal, match="the chat template shows nothing of a turn whose content is text"):
+    with pytest.raises(
+        Refusal, match=r"smolvlm\.jinja: the chat template shows no turns of text: their content is dropped"
+    ):
         started(tmp_path, f"training.chat_template_path={template}")
+
+
+SETTINGS = {
+    "training.max_length=abc": "training.max_length is 'abc', allowed is a whole number or null",
+    "training.max_length=0": "training.max_length is 0, allowed is more than 0",
+    "training.max_length=-5": "training.max_length is -5, allowed is more than 0",
+    "training.max_length=12.5": "training.max_length is 12.5",
+    "training.packing=maybe": "training.packing is 'maybe', allowed is true or false",
+    "training.learning_rate=fast": "training.learning_rate is 'fast', allowed is a number",
+    "training.per_device_train_batch_size=0": "training.per_device_train_batch_size is 0, allowed is more than 0",
+    "training.seed=x": "training.seed is 'x', allowed is a whole number",
+    "training.report_to=3": "training.report_to is 3, allowed is null or text",
+    "training.optim=adamm": "adamm is not a valid OptimizerNames",
+    "training.save_steps=0": "training.save_steps is 0",
+    "training.push_to_hub=true": "training.push_to_hub is True, allowed is nothing; publish model/",
+    "training.fsdp=full_shard": "training.fsdp is 'full_shard', allowed is nothing; DeepSpeed's file says",
+    "training.use_liger_kernel=true": "the package liger-kernel is not installed",
+    "training.eval_strategy=steps": "training.eval_strategy is steps, and there is no data.heldout",
+    "training.load_best_model_at_end=true": "training.load_best_model_at_end needs training.eval_strategy",
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_settings_are_what_trl_declares(setting: str, tmp_path: Path) -> None:
+    with pytest.raises(Refusal, match=SETTINGS[setting]):
+        started(tmp_path, setting)
+
+
+@pytest.mark.parametrize(("text", "says"), [("{% for %}", "Expected an expression"), ("", "their content is dropped")])
+def test_a_file_that_is_no_template_is_refused(text: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "t.jinja").write_text(text)
+    with pytest.raises(Refusal, match=rf"t.jinja: the chat template shows no turns of text: {says}"):
+        started(tmp_path, f"training.chat_template_path={tmp_path / 't.jinja'}")
+
+
+def test_a_template_by_path_serves_a_base_without_one(tmp_path: Path) -> None:
+    shutil.copytree(MODEL, tmp_path / "model")
+    (tmp_path / "model/chat_template.jinja").rename(tmp_path / "t.jinja")
+    run = started(tmp_path, f"training.chat_template_path={tmp_path / 't.jinja'}")
+    assert run.rendering is not None
+    assert run.rendering.exported_template == (tmp_path / "t.jinja").read_text()
 
 
 DATA: dict[str, tuple[list[dict], list[str], str]] = {
@@ -204,6 +270,7 @@ DATA: dict[str, tuple[list[dict], list[str], str]] = {
     "a number as content": ([{"messages": [CHAT["messages"][0], {"role": "assistant", "content": 4}]}], [], "line 1"),
     "all cut away": ([CHAT], ["training.max_length=2"], "after the cut at training.max_length 2 no example"),
     "no such role": ([{"messages": [{"role": "critic", "content": "x"}]}], [], "line 1 .*critic"),
+    "half a surrogate pair": ([{"text": "\ud800"}], ["training.assistant_only_loss=false"], "line 1 holds half of a"),
     "nothing known": ([{"question": "2 + 2", "reply": "4"}], [], "line 1"),
 }
 

@@ -1,0 +1,74 @@
+"""The recipe's `training:` held against what TRL declares: types, ranges, and what has no place
+here.
+
+TRL and transformers would take most of it and fail when the training begins, or when it ends.
+"""
+
+from enum import Enum
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+from transformers.utils import is_liger_kernel_available
+from trl import SFTConfig
+
+from loki_ds.recipe import Recipe
+from loki_ds.refusal import Refusal, did_you_mean
+
+ABOVE_ZERO = (
+    "max_length per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps num_train_epochs "
+    "save_steps eval_steps logging_steps save_total_limit"
+).split()
+ELSEWHERE = {
+    "push_to_hub": "publish model/ once it is verified (hf upload)",
+    "fsdp": "DeepSpeed's file says how the model is sharded",
+    "deepspeed": "the recipe's own key deepspeed names the file",
+}
+
+
+def check_settings(recipe: Recipe) -> None:
+    """Refuse the first setting that the training could not use."""
+    training, declared = recipe.training, get_type_hints(SFTConfig)
+    for key, value in training.items():
+        if key in ELSEWHERE and value:
+            raise Refusal(f"training.{key} is {value!r}, allowed is nothing; {ELSEWHERE[key]}")
+        if key in declared and not _fits(value, declared[key]):
+            raise Refusal(f"training.{key} is {value!r}, allowed is {_named(declared[key])}")
+        if key in ABOVE_ZERO and value is not None and not value > 0:
+            raise Refusal(f"training.{key} is {value!r}, allowed is more than 0")
+    if training.get("eval_strategy", "no") not in ("no", False) and recipe.data.heldout is None:
+        raise Refusal(f"training.eval_strategy is {training['eval_strategy']}, and there is no data.heldout")
+    if training.get("load_best_model_at_end") and training.get("eval_strategy", "no") == "no":
+        raise Refusal("training.load_best_model_at_end needs training.eval_strategy, or no checkpoint is the best")
+    if training.get("use_liger_kernel") and not is_liger_kernel_available():
+        raise Refusal("training.use_liger_kernel is true, and the package liger-kernel is not installed")
+    check_trackers(training.get("report_to"))
+
+
+def _fits(value: Any, declared: Any) -> bool:
+    """Whether a value is of the declared type; text is never read as a number."""
+    try:
+        read = TypeAdapter(declared).validate_python(value)
+    except ValidationError:
+        return False
+    return not isinstance(value, str) or isinstance(read, str | Enum)
+
+
+def _named(declared: Any) -> str:
+    names = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "None": "null"}
+    said = declared.__name__ if isinstance(declared, type) else str(declared)
+    return " or ".join(names.get(part.strip(), part.strip()) for part in said.split("|"))
+
+
+def check_trackers(names: list[str] | str | None) -> None:
+    """Refuse trackers whose package is not there: transformers would say so when the training
+    begins.
+    """
+    there = get_available_reporting_integrations()
+    for name in [names] if isinstance(names, str) else names or []:
+        if name in ("none", "all") or name in there:
+            continue
+        if name not in INTEGRATION_TO_CALLBACK:
+            near = did_you_mean(name, INTEGRATION_TO_CALLBACK)
+            raise Refusal(f"training.report_to names {name}, which transformers does not know{near}")
+        raise Refusal(f"training.report_to names {name}, whose package is not installed; install it, or say none")
