@@ -85,6 +85,7 @@ def test_on_gpus_the_groups_are_told_apart(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_with_a_best_checkpoint_only_as_many_ranks_go_on(tmp_path: Path) -> None:
-    recipe = load_recipe("recipes/tiny/loki.yaml", ["training.load_best_model_at_end=true"])
+    best = ["training.load_best_model_at_end=true", "training.eval_strategy=steps", "training.save_strategy=steps"]
+    recipe = load_recipe("recipes/tiny/loki.yaml", best)
     with pytest.raises(Refusal, match="only 8 can resume, for the best one may be of that time"):
         training_arguments(recipe, tmp_path, Checkpoint(tmp_path, ranks=8, examples=32, inputs={}))
