@@ -28,6 +28,11 @@ class Mode(NamedTuple):
         return self.leaves in ("deltas", "adapter")
 
     @property
+    def rewrites_model(self) -> bool:
+        """Whether a whole model is written into a copy of the base, tensor by tensor."""
+        return self.leaves in ("weights", "adapter")
+
+    @property
     def trains_everything(self) -> bool:
         return self.leaves == "weights" and not self.confined
 

@@ -179,14 +179,15 @@ Source = Annotated[SourceSection, BeforeValidator(_named)]
 
 
 class DataSection(Section):
-    """The new task.
-
-    Rows are chats (`messages`, with `tools` if any), `prompt`/`completion` pairs, plain `text`,
-    ShareGPT or Alpaca. A source may be given by its path alone.
-    """
+    """The new task: chats, pairs or texts. A source may be given by its path alone."""
 
     train: Annotated[list[Source], BeforeValidator(_one_or_more)] = []
     heldout: Source | None = None
+
+    @property
+    def sources(self) -> list[SourceSection]:
+        """All that is read, what is held out last."""
+        return [*self.train, *([self.heldout] if self.heldout else [])]
 
 
 class TaskGroup(Section):
@@ -229,8 +230,7 @@ class RetentionSection(Section):
 class Recipe(Section):
     """One run, resolved.
 
-    `run` is the run folder; `sequence_parallel` ranks share each sequence (DeepSpeed's Ulysses),
-    for long ones.
+    `run` is the run folder; `sequence_parallel` ranks share each sequence, for long ones.
     """
 
     model: ModelSection

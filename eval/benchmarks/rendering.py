@@ -25,7 +25,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
 from loki_ds.examples.choice import make_rendering
-from loki_ds.examples.whole import Kept
+from loki_ds.examples.whole import Kept, needs_of
 from loki_ds.recipe import DataSection, SourceSection
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
@@ -93,7 +93,9 @@ def tokenizer(template: str) -> PreTrainedTokenizerBase:
 def check(folder: Path, family: str) -> dict[str, float]:
     before, started = peak(), time.perf_counter()
     section, core = DataSection(train=[SourceSection(path=str(folder / "rows.jsonl"))]), tokenizer(family)
-    rendering = make_rendering(section, {"assistant_only_loss": True, "max_length": None}, core, "the tiny model")
+    rendering = make_rendering(
+        needs_of(section.sources), {"assistant_only_loss": True, "max_length": None}, core, "the tiny model"
+    )
     Kept(folder / "kept").render(section, rendering.renderer, rendering.loss.cut, len(core), {})
     return {"seconds": time.perf_counter() - started, "mib": (peak() - before) / MIB}
 

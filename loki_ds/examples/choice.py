@@ -12,9 +12,8 @@ from trl import SFTConfig
 from trl.chat_template_utils import has_generation_markers
 
 from loki_ds.examples.rendering import Renderer
-from loki_ds.examples.templates import fitted, marked, own_template
-from loki_ds.examples.whole import Cut, needs_of
-from loki_ds.recipe import DataSection
+from loki_ds.examples.templates import Needs, fitted, marked, own_template
+from loki_ds.examples.whole import Cut
 from loki_ds.refusal import Refusal
 
 RENDERING = ("assistant_only_loss", "completion_only_loss", "chat_template_path", "eos_token", "pad_token")
@@ -75,22 +74,22 @@ class Rendering:
 
 
 def make_rendering(
-    data: DataSection,
+    needed: tuple[Needs, bool],
     training: dict[str, Any],
     tokenizer: PreTrainedTokenizerBase,
     model: Path | str,
-    most: int | None = None,
 ) -> Rendering:
     """Choose the template.
 
     The rendering has a tokenizer of its own, whose template it becomes: whoever saves that
     tokenizer saves it too.
 
-    most: rows that are looked at for what they need of it; None for all.
+    needed: what the examples ask of the template, and whether there are conversations
+        (`whole.needs_of`).
 
     Raises:
-        Refusal: a row is not understood, there are conversations and no template, or a token that
-            `training` names is none of the tokenizer's.
+        Refusal: there are conversations and no template that shows them, or a token that `training`
+            names is none of the tokenizer's.
     """
     loss, said, tokenizer = LossSettings.of(training), [], copy.deepcopy(tokenizer)
     rewritten: list[str] = []
@@ -100,7 +99,7 @@ def make_rendering(
                 raise Refusal(f"training.{key} is {token!r}, which is no token of the tokenizer of {model}")
             setattr(tokenizer, key, token)
     base, template = own_template(tokenizer, None, str(model)), own_template(tokenizer, loss.template, str(model))
-    needs, chats = needs_of([*data.train, *([data.heldout] if data.heldout else [])], most)
+    needs, chats = needed
     if chats and template is None:
         raise Refusal(
             f"{model}: the tokenizer has no chat template, and data.train holds chats; use a chat model, plain text, "

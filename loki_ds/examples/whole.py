@@ -203,12 +203,13 @@ class Kept:
         self, data: DataSection, renderer: Renderer, cut: Cut, vocabulary: int, inputs: dict[str, Any]
     ) -> list[Counts]:
         """Make them, unless they are there from the same inputs; the held-out ones come last."""
-        sources = [*data.train, *([data.heldout] if data.heldout else [])]
         found = self._found()
         if found is not None and found["inputs"] == json.loads(json.dumps(inputs)):
             return [Counts(**one) for one in found["counts"]]
         remove(self.folder)
-        counts = [render_source(source, renderer, cut, vocabulary, self._file(i)) for i, source in enumerate(sources)]
+        counts = [
+            render_source(source, renderer, cut, vocabulary, self._file(i)) for i, source in enumerate(data.sources)
+        ]
         write_json(self.folder / "counts.json", {"inputs": inputs, "counts": [asdict(one) for one in counts]})
         return counts
 

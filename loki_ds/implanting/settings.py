@@ -22,7 +22,6 @@ ABOVE_ZERO = (
 ELSEWHERE = {
     "push_to_hub": "publish model/ once it is verified (hf upload)",
     "fsdp": "DeepSpeed's file says how the model is sharded",
-    "deepspeed": "the recipe's own key deepspeed names the file",
 }
 
 

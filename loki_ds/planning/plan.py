@@ -13,7 +13,7 @@ from typing import NamedTuple
 from loki_ds.examples.choice import Rendering, make_rendering
 from loki_ds.examples.rendering import NOT_LEARNT
 from loki_ds.examples.turns import NotUnderstood
-from loki_ds.examples.whole import examples_in, examples_of
+from loki_ds.examples.whole import examples_in, examples_of, needs_of
 from loki_ds.implanting.arguments import TrainingShape, deepspeed_config
 from loki_ds.implanting.training import Method
 from loki_ds.model.anatomy import down_shapes
@@ -108,7 +108,8 @@ def make_plan(recipe: Recipe, gpu: Gpu, ranks: int) -> Plan:
         shipped = shipped_settings(ranks, config.get_text_config().hidden_size)
         training, alternatives = _trainings(dry, shape, setting, shipped, partial(estimate, mode=mode, frozen=frozen))
         stages += training_stages(training, shape, shape.steps(recipe.training, examples_in(recipe.data), ranks), gpu)
-        rendering = make_rendering(recipe.data, recipe.training, tokenizer, recipe.model.path, LOOKED_AT)
+        needed = needs_of(recipe.data.sources, LOOKED_AT)
+        rendering = make_rendering(needed, recipe.training, tokenizer, recipe.model.path)
         template, example = rendering.said, _marked(recipe.data, rendering)
     return Plan(
         model=recipe.model.path,

@@ -16,7 +16,7 @@ from trl import SFTConfig
 
 from loki_ds import ranks
 from loki_ds.examples.choice import Rendering, make_rendering
-from loki_ds.examples.whole import Kept
+from loki_ds.examples.whole import Kept, needs_of
 from loki_ds.export.products import Base
 from loki_ds.implanting.supported import check_dtype
 from loki_ds.model.base import check_attention_installed, load_configuration, load_tokenizer, locate_model
@@ -69,7 +69,8 @@ def check(recipe: Recipe, folder: RunFolder, arguments: SFTConfig) -> Checked:
     tokenizer = load_tokenizer(base.folder, section.trust_remote_code)
     rendering, examples, heldout = None, NONE, None
     if recipe.implant.kind.trains:
-        rendering = make_rendering(recipe.data, recipe.training, tokenizer, base.folder)
+        needed = ranks.on_each_node(lambda: needs_of(recipe.data.sources))
+        rendering = make_rendering(needed, recipe.training, tokenizer, base.folder)
         kept = Kept(folder.examples)
         findings += _render(recipe, rendering, kept, config.get_text_config().vocab_size)
         examples, heldout = kept.load(recipe.data, arguments.seed)
@@ -105,9 +106,7 @@ def _locate_base(section: ModelSection) -> Base:
 def _look_at_base(
     recipe: Recipe, base: Base, config: PreTrainedConfig, folder: RunFolder, arguments: SFTConfig
 ) -> Findings:
-    check_usable(
-        base.folder, config, recipe.model.trust_remote_code, recipe.implant.kind.leaves in ("weights", "adapter")
-    )
+    check_usable(base.folder, config, recipe.model.trust_remote_code, recipe.implant.kind.rewrites_model)
     check_dtype(base.folder, recipe.model.dtype, recipe.implant, arguments)
     with open_weights(base.folder) as weights:
         files = model_files(base.folder, weights)

@@ -101,6 +101,5 @@ def retention_inputs(section: RetentionSection, base_digest: str, model_digest: 
 
 
 def data_inputs(section: DataSection) -> Inputs:
-    sources = [*section.train, *([section.heldout] if section.heldout else [])]
-    files = [Path(source.path) for source in sources if Path(source.path).is_file()]
+    files = [Path(source.path) for source in section.sources if Path(source.path).is_file()]
     return {**section.model_dump(), "digest": digest_of(*files)}

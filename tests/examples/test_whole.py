@@ -15,7 +15,7 @@ from loki_ds.examples.choice import make_rendering
 from loki_ds.examples.rendering import NOT_LEARNT, Renderer
 from loki_ds.examples.sources import rows_of
 from loki_ds.examples.templates import own_template
-from loki_ds.examples.whole import Counts, Cut, Kept, examples_in, mixed, render_source
+from loki_ds.examples.whole import Counts, Cut, Kept, examples_in, mixed, needs_of, render_source
 from loki_ds.recipe import DataSection, SourceSection
 from loki_ds.refusal import Refusal
 
@@ -182,7 +182,7 @@ def test_plain_chats_and_tool_chats_train_together(tmp_path: Path) -> None:
     data = DataSection(
         train=[written(tmp_path / "p.jsonl", [{"messages": TURNS}]), written(tmp_path / "t.jsonl", [CALLS])]
     )
-    rendering = make_rendering(data, {"assistant_only_loss": True}, TOKENIZER, "m")
+    rendering = make_rendering(needs_of(data.sources), {"assistant_only_loss": True}, TOKENIZER, "m")
     counts = Kept(tmp_path / "kept").render(data, rendering.renderer, rendering.loss.cut, len(TOKENIZER), {"a": 1})
     train, heldout = Kept(tmp_path / "kept").load(data, seed=0)
     said = {TOKENIZER.decode([token for token in row["labels"] if token != NOT_LEARNT]) for row in train}
@@ -207,11 +207,13 @@ def test_what_is_kept_is_made_again_when_anything_it_rests_on_changes(tmp_path: 
 def test_the_template_of_a_file_is_the_one_that_trains_and_leaves(tmp_path: Path) -> None:
     data = DataSection(train=[written(tmp_path / "d.jsonl", [{"messages": TURNS}])])
     (tmp_path / "own.jinja").write_text("{% for m in messages %}{{ m.role ~ ': ' ~ m.content }}\n{% endfor %}")
-    rendering = make_rendering(data, {"chat_template_path": str(tmp_path / "own.jinja")}, TOKENIZER, "m")
+    rendering = make_rendering(
+        needs_of(data.sources), {"chat_template_path": str(tmp_path / "own.jinja")}, TOKENIZER, "m"
+    )
     assert rendering.exported_template == (tmp_path / "own.jinja").read_text()
     assert rendering.renderer.tokenizer.chat_template == rendering.exported_template
     assert TOKENIZER.chat_template != rendering.exported_template
-    assert make_rendering(data, {}, TOKENIZER, "m").exported_template is None
+    assert make_rendering(needs_of(data.sources), {}, TOKENIZER, "m").exported_template is None
 
 
 @pytest.mark.parametrize(
@@ -227,4 +229,4 @@ def test_the_template_of_a_file_is_the_one_that_trains_and_leaves(tmp_path: Path
 def test_settings_that_cannot_be_are_named(training: dict, says: str, tmp_path: Path) -> None:
     data = DataSection(train=[written(tmp_path / "d.jsonl", [{"messages": TURNS}])])
     with pytest.raises(Refusal, match=says.replace("|", r"\|")):
-        make_rendering(data, training, TOKENIZER, "m")
+        make_rendering(needs_of(data.sources), training, TOKENIZER, "m")
