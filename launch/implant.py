@@ -14,11 +14,12 @@ import deepspeed
 from rich.console import Console
 
 from loki_ds import ranks
+from loki_ds.checking.findings import as_table
 from loki_ds.recipe_file import load_recipe
 from loki_ds.refusal import shown_once
 from loki_ds.report.compare import compare_runs, comparison
 from loki_ds.stages.attribute import attribute
-from loki_ds.stages.check import as_table, check_retention
+from loki_ds.stages.check import check_retention
 from loki_ds.stages.implant import implant
 from loki_ds.stages.retain import retain
 from loki_ds.stages.run import Run

@@ -32,7 +32,8 @@ def check(arguments: argparse.Namespace) -> int:
 
     from rich.console import Console
 
-    from loki_ds.stages.check import as_table, check_retention
+    from loki_ds.checking.findings import as_table
+    from loki_ds.stages.check import check_retention
     from loki_ds.stages.run import Run
 
     # One process stands for all; how they would share a sequence, only the launcher knows.

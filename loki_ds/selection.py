@@ -7,6 +7,7 @@ nothing but the scores.
 """
 
 import math
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,6 +22,21 @@ def rows_per_layer(quota: float, d_model: int) -> int:
     if not 0 < quota < 100:
         raise ValueError(f"quota is {quota}, allowed is a percentage above 0 and below 100")
     return math.floor(quota * d_model / 100)
+
+
+def planned_positions(quota: float, file: str | None, shapes: list[tuple[int, int]]) -> Positions:
+    """As many rows in each layer as there will be: those of a positions file, or any by the quota.
+
+    shapes: `[d_model, d_ff]` of each layer's `W_down`.
+
+    Raises:
+        Refusal: the file's positions are another model's.
+    """
+    if file is not None:
+        positions = Positions.load(Path(file))
+        positions.check_fits(shapes, file)
+        return positions
+    return Positions([list(range(rows_per_layer(quota, d_model))) for d_model, _ in shapes])
 
 
 def select(

@@ -96,7 +96,7 @@ def check(folder: Path, family: str) -> dict[str, float]:
     rendering = make_rendering(
         needs_of(section.sources), {"assistant_only_loss": True, "max_length": None}, core, "the tiny model"
     )
-    Kept(folder / "kept").render(section, rendering.renderer, rendering.loss.cut, len(core), {})
+    Kept(folder / "kept").render(section, rendering, len(core), {})
     return {"seconds": time.perf_counter() - started, "mib": (peak() - before) / MIB}
 
 

@@ -23,8 +23,8 @@ from loki_ds.model.anatomy import down_shapes
 from loki_ds.planning.estimate import GIB, Training, dry_step, dry_sweep, estimate
 from loki_ds.planning.hardware import GPUS, NODE, REACHED, WIRE_REACHED
 from loki_ds.planning.partitioning import Setting, sweep_traffic
-from loki_ds.planning.plan import planned_positions
 from loki_ds.recipe import AttributionSection, ImplantSection, ModelSection, SelectionSection
+from loki_ds.selection import planned_positions
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -57,7 +57,7 @@ def main() -> None:
 def trainings(mode: str, config: str) -> list[Training]:
     """For every number of ranks."""
     implant = ImplantSection.model_validate({"mode": mode})
-    positions = planned_positions(SelectionSection(), down_shapes(LLAMA)) if implant.kind.confined else None
+    positions = planned_positions(SelectionSection().quota, None, down_shapes(LLAMA)) if implant.kind.confined else None
     step = dry_step(LLAMA, MODEL, Method(implant, positions), SHAPE)
     deepspeed = json.loads((ROOT / f"launch/{config}.json").read_text())
     frozen = 1 - SelectionSection().quota / 100 if implant.kind.masks else 0.0

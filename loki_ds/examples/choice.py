@@ -11,9 +11,8 @@ from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig
 from trl.chat_template_utils import has_generation_markers
 
-from loki_ds.examples.rendering import Renderer
+from loki_ds.examples.rendering import Cut, Renderer
 from loki_ds.examples.templates import Needs, fitted, marked, own_template
-from loki_ds.examples.whole import Cut
 from loki_ds.refusal import Refusal
 
 RENDERING = ("assistant_only_loss", "completion_only_loss", "chat_template_path", "eos_token", "pad_token")
@@ -54,8 +53,12 @@ class LossSettings:
 
 @dataclass(frozen=True)
 class Rendering:
-    """All that turns a row into tokens and labels; said: what was decided, in sentences."""
+    """All that turns a row into tokens and labels; said: what was decided, in sentences.
 
+    needed: what the examples ask of a template, and whether there are conversations.
+    """
+
+    needed: tuple[Needs, bool]
     loss: LossSettings
     renderer: Renderer
     said: list[str]
@@ -120,4 +123,4 @@ def make_rendering(
         said += [f"the chat template has no place for it, so {line}" for line in rewritten]
         tokenizer.chat_template = template.text
     renderer = Renderer(tokenizer, template, loss.only_assistant, loss.only_completion)
-    return Rendering(loss, renderer, said, rewritten, base.text if base else None)
+    return Rendering(needed, loss, renderer, said, rewritten, base.text if base else None)

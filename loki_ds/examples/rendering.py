@@ -36,6 +36,21 @@ class Rendered:
 
 
 @dataclass(frozen=True)
+class Cut:
+    """What is cut off: examples longer than `length` lose their end (or their beginning); None for
+    no cut.
+    """
+
+    length: int | None
+    keeps_end: bool = False
+
+    def of(self, labels: list[int]) -> list[int]:
+        if self.length is None:
+            return labels
+        return labels[-self.length :] if self.keeps_end else labels[: self.length]
+
+
+@dataclass(frozen=True)
 class Renderer:
     """A tokenizer with the template that trains, and what is learnt.
 

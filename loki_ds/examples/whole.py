@@ -14,8 +14,9 @@ from typing import Any
 import pyarrow as pa
 from datasets import Dataset, interleave_datasets
 
+from loki_ds.examples.choice import Rendering
 from loki_ds.examples.layouts import Example, columns_read, example_of
-from loki_ds.examples.rendering import Rendered, Renderer
+from loki_ds.examples.rendering import Cut, Rendered, Renderer
 from loki_ds.examples.sources import Row, count_of, is_local, rows_of
 from loki_ds.examples.templates import Needs
 from loki_ds.examples.turns import NotUnderstood
@@ -28,26 +29,13 @@ AT_ONCE = 1000  # rows written together
 NAMED = 3  # lines that a sentence names
 
 
-@dataclass(frozen=True)
-class Cut:
-    """What is cut off: examples longer than `length` lose their end (or their beginning); None for
-    no cut.
-    """
-
-    length: int | None
-    keeps_end: bool = False
-
-    def of(self, labels: list[int]) -> list[int]:
-        if self.length is None:
-            return labels
-        return labels[-self.length :] if self.keeps_end else labels[: self.length]
-
-
 @dataclass
 class Counts:
     """What was found in a source."""
 
     path: str
+    first: int | None = None  # rows looked at; None for all
+    keeps_end: bool = False
     rows: int = 0
     tokens: int = 0
     learnt: int = 0  # tokens, before the cut
@@ -59,8 +47,10 @@ class Counts:
 
     def said(self) -> str:
         """In a sentence."""
-        parts = [f"{self.rows:,} rows, {self.learnt:,} of {self.tokens:,} tokens learnt, the longest {self.longest:,}"]
-        parts += [f"{self.cut:,} rows lose their end to the cut"] if self.cut else []
+        rows = f"the first {self.rows:,} rows" if self.rows == self.first else f"{self.rows:,} rows"
+        parts = [f"{rows}, {self.learnt:,} of {self.tokens:,} tokens learnt, the longest {self.longest:,}"]
+        lost = "beginning" if self.keeps_end else "end"
+        parts += [f"{self.cut:,} rows lose their {lost} to the cut"] if self.cut else []
         first = ", ".join(map(str, self.dropped_lines))
         parts += (
             [f"{self.dropped:,} of them all that is learnt, and are left out (lines {first}, ...)"]
@@ -110,7 +100,7 @@ def render_source(source: SourceSection, renderer: Renderer, cut: Cut, vocabular
         Refusal: a row is not understood, has nothing to learn, or a token that the model does not
             have; or nothing is left of all rows.
     """
-    counts = Counts(source.path)
+    counts = Counts(source.path, keeps_end=cut.keeps_end)
     with written_whole(file) as aside, pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_stream(sink, SCHEMA) as writer:
         made = _rendered(source, renderer, cut, vocabulary, counts)
         while batch := list(islice(made, AT_ONCE)):
@@ -124,11 +114,26 @@ def render_source(source: SourceSection, renderer: Renderer, cut: Cut, vocabular
     return counts
 
 
+def first_counts(source: SourceSection, renderer: Renderer, cut: Cut, vocabulary: int, most: int) -> Counts:
+    """What is found in a source's first rows; nothing is written.
+
+    Raises:
+        Refusal: as `render_source`, but for what is left of all rows.
+    """
+    counts = Counts(source.path, most, cut.keeps_end)
+    for _ in _rendered(source, renderer, cut, vocabulary, counts):
+        pass
+    return counts
+
+
 def _rendered(
     source: SourceSection, renderer: Renderer, cut: Cut, vocabulary: int, counts: Counts
 ) -> Iterator[Rendered]:
+    """The examples of a source that have something to learn after the cut, whole; counts is kept
+    up.
+    """
     unused: set[str] = set()
-    for number, row in rows_of(source):
+    for number, row in islice(rows_of(source), counts.first):
         unused |= row.keys() - columns_read(row)
         rendered = _row_rendered(source, (number, row), renderer, vocabulary)
         counts.rows, counts.tokens = counts.rows + 1, counts.tokens + len(rendered.input_ids)
@@ -199,18 +204,29 @@ class Kept:
 
     folder: Path
 
-    def render(
-        self, data: DataSection, renderer: Renderer, cut: Cut, vocabulary: int, inputs: dict[str, Any]
-    ) -> list[Counts]:
+    def needs(self, data: DataSection, inputs: dict[str, Any]) -> tuple[Needs, bool]:
+        """As `needs_of` all sources; as it was found where the examples are kept of the same data.
+
+        inputs: of the data.
+        """
+        found = self._found()
+        if found is not None and found["inputs"]["data"] == json.loads(json.dumps(inputs)):
+            return Needs(**found["needs"]), found["chats"]
+        return needs_of(data.sources)
+
+    def render(self, data: DataSection, rendering: Rendering, vocabulary: int, inputs: dict[str, Any]) -> list[Counts]:
         """Make them, unless they are there from the same inputs; the held-out ones come last."""
         found = self._found()
         if found is not None and found["inputs"] == json.loads(json.dumps(inputs)):
             return [Counts(**one) for one in found["counts"]]
         remove(self.folder)
         counts = [
-            render_source(source, renderer, cut, vocabulary, self._file(i)) for i, source in enumerate(data.sources)
+            render_source(source, rendering.renderer, rendering.loss.cut, vocabulary, self._file(i))
+            for i, source in enumerate(data.sources)
         ]
-        write_json(self.folder / "counts.json", {"inputs": inputs, "counts": [asdict(one) for one in counts]})
+        asked = {"needs": asdict(rendering.needed[0]), "chats": rendering.needed[1]}
+        found = {"inputs": inputs, **asked, "counts": [asdict(one) for one in counts]}
+        write_json(self.folder / "counts.json", found)
         return counts
 
     def load(self, data: DataSection, seed: int) -> tuple[Dataset, Dataset | None]:

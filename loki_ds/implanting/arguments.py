@@ -19,7 +19,7 @@ from trl import SFTConfig
 from loki_ds.device import on_cpu
 from loki_ds.examples.choice import RENDERING
 from loki_ds.implanting.checkpoints import Checkpoint
-from loki_ds.implanting.settings import check_settings
+from loki_ds.implanting.settings import check_installed, check_settings
 from loki_ds.implanting.supported import check_deepspeed, check_deepspeed_values, sequence_groups
 from loki_ds.ranks import joined, world_size
 from loki_ds.recipe import ImplantSection, Recipe
@@ -40,6 +40,7 @@ def training_arguments(recipe: Recipe, checkpoints: Path, newest: Checkpoint | N
             or ranks that cannot resume.
     """
     check_settings(recipe)
+    check_installed(recipe.training)
     try:
         settings, config = _settings(recipe), deepspeed_config(recipe.deepspeed, recipe.implant)
         if newest is not None:

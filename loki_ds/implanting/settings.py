@@ -39,6 +39,10 @@ def check_settings(recipe: Recipe) -> None:
         raise Refusal(f"training.eval_strategy is {training['eval_strategy']}, and there is no data.heldout")
     if training.get("load_best_model_at_end") and training.get("eval_strategy", "no") == "no":
         raise Refusal("training.load_best_model_at_end needs training.eval_strategy, or no checkpoint is the best")
+
+
+def check_installed(training: dict[str, Any]) -> None:
+    """Refuse what needs a package that is not here, where the training will run."""
     if training.get("use_liger_kernel") and not is_liger_kernel_available():
         raise Refusal("training.use_liger_kernel is true, and the package liger-kernel is not installed")
     check_trackers(training.get("report_to"))

@@ -10,17 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loki_ds.planning.dry_run import MicroStep, SweepBatch
-
-FULL = 4  # bytes of a number in full precision
-STATES = {
-    "adamw": 2,
-    "adam": 2,
-    "adafactor": 0.01,
-    "sgd": 1,
-    "lion": 1,
-    "adagrad": 1,
-    "rmsprop": 1,
-}  # numbers kept for each trained one
+from loki_ds.zero.states import FULL, states_of
 
 
 @dataclass(frozen=True)
@@ -212,11 +202,3 @@ def _reuse(step: MicroStep, setting: Setting) -> list[tuple[int, bool, bool]]:
         above += size
     stayed = step.tied and found[-1][1]
     return [*found[::-1], (0 if stayed else sum(head.parameters), True, False)]
-
-
-def states_of(optimizer: str) -> float:
-    """Numbers in full precision that an optimizer keeps for each trained parameter; an unknown one
-    is taken for Adam.
-    """
-    eight_bit = 0.25 if "8bit" in optimizer else 1
-    return eight_bit * next((count for name, count in STATES.items() if name in optimizer), 2)

@@ -10,11 +10,17 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
+from transformers import PreTrainedConfig
+
+from loki_ds.checking.base import look_at_base
+from loki_ds.checking.data import data_found
+from loki_ds.checking.findings import Findings
 from loki_ds.examples.choice import Rendering, make_rendering
 from loki_ds.examples.rendering import NOT_LEARNT
 from loki_ds.examples.turns import NotUnderstood
-from loki_ds.examples.whole import examples_in, examples_of, needs_of
+from loki_ds.examples.whole import examples_in, examples_of, first_counts, needs_of
 from loki_ds.implanting.arguments import TrainingShape, deepspeed_config
+from loki_ds.implanting.settings import check_settings
 from loki_ds.implanting.training import Method
 from loki_ds.model.anatomy import down_shapes
 from loki_ds.model.base import load_configuration, load_tokenizer
@@ -24,16 +30,15 @@ from loki_ds.planning.estimate import Training, dry_step, dry_sweep, estimate
 from loki_ds.planning.hardware import Gpu
 from loki_ds.planning.partitioning import Setting
 from loki_ds.planning.passes import Passes, Stage, prompts_of, training_stages
-from loki_ds.positions import Positions
 from loki_ds.quiet.kept import load_moments
 from loki_ds.quiet.subspace import protected_subspace
-from loki_ds.recipe import DataSection, QuietSection, Recipe, SelectionSection
+from loki_ds.recipe import DataSection, QuietSection, Recipe
 from loki_ds.refusal import Refusal
 from loki_ds.run_folder import RunFolder
-from loki_ds.selection import rows_per_layer
+from loki_ds.selection import planned_positions
 
 CONFIGS = ("launch/zero2.json", "launch/zero3.json", "launch/zero3_offload.json")  # from the fastest to the thriftiest
-LOOKED_AT = 1000  # rows of a source, for what they ask of the chat template
+LOOKED_AT = 1000  # rows of a source
 
 
 class Alternative(NamedTuple):
@@ -57,8 +62,8 @@ class Quieted(NamedTuple):
 @dataclass(frozen=True)
 class Plan:
     """All of it. rows: that train, by layer (one number for all layers where they are chosen over
-    the whole model); template: what was decided of it, in sentences; example: pieces of text, and
-    whether they are trained on.
+    the whole model); findings: of base, template and data, as `check` says them; example: pieces of
+    text, and whether they are trained on.
     """
 
     model: str
@@ -74,7 +79,7 @@ class Plan:
     stages: list[Stage]
     alternatives: list[Alternative]
     configured: bool  # whether the recipe names a DeepSpeed configuration
-    template: list[str]
+    findings: Findings
     example: list[tuple[str, bool]]
 
 
@@ -86,10 +91,13 @@ def make_plan(recipe: Recipe, gpu: Gpu, ranks: int) -> Plan:
     """
     remote, mode = recipe.model.trust_remote_code, recipe.implant.kind
     config = load_configuration(recipe.model.path, remote)
-    check_plain(recipe.model.path, config)
+    check_settings(recipe)
+    findings = _look_at_base(recipe, config)
     tokenizer, shapes = load_tokenizer(recipe.model.path, remote), down_shapes(config)
     d_model, d_ff = shapes[0]
-    positions = planned_positions(recipe.selection, shapes) if recipe.changes_rows else None
+    positions = (
+        planned_positions(recipe.selection.quota, recipe.selection.positions, shapes) if recipe.changes_rows else None
+    )
     deepspeed = deepspeed_config(recipe.deepspeed, recipe.implant)
     setting = Setting.of(deepspeed, ranks, config.get_text_config().hidden_size)
     shape = TrainingShape.of(recipe.training, recipe.model.dtype, recipe.sequence_parallel)
@@ -101,7 +109,7 @@ def make_plan(recipe: Recipe, gpu: Gpu, ranks: int) -> Plan:
         stages += [passes.attribution()] if recipe.needs_attribution else []
         stages += [passes.sensitivity(shape.tokens)] if recipe.collects_sensitivity else []
         stages += [passes.inputs(quiet, shapes)] if quiet else []
-    training, template, example, alternatives = None, [], [], []  # type: ignore[var-annotated]
+    training, example, alternatives = None, [], []  # type: ignore[var-annotated]
     if mode.trains:
         dry = partial(dry_step, config, recipe.model, Method(recipe.implant, positions))
         frozen = 1 - positions.count / (d_model * len(shapes)) if positions and mode.masks else 0.0
@@ -110,7 +118,8 @@ def make_plan(recipe: Recipe, gpu: Gpu, ranks: int) -> Plan:
         stages += training_stages(training, shape, shape.steps(recipe.training, examples_in(recipe.data), ranks), gpu)
         needed = needs_of(recipe.data.sources, LOOKED_AT)
         rendering = make_rendering(needed, recipe.training, tokenizer, recipe.model.path)
-        template, example = rendering.said, _marked(recipe.data, rendering)
+        findings += _look_at_data(recipe.data, rendering, config)
+        example = _marked(recipe.data, rendering)
     return Plan(
         model=recipe.model.path,
         run=recipe.run,
@@ -125,18 +134,9 @@ def make_plan(recipe: Recipe, gpu: Gpu, ranks: int) -> Plan:
         stages=stages,
         alternatives=alternatives,
         configured=deepspeed is not None,
-        template=template,
+        findings=findings,
         example=example,
     )
-
-
-def planned_positions(section: SelectionSection, shapes: list[tuple[int, int]]) -> Positions:
-    """As many rows in each layer as there will be: those of a file, or any by the quota."""
-    if section.positions is not None:
-        positions = Positions.load(Path(section.positions))
-        positions.check_fits(shapes, section.positions)
-        return positions
-    return Positions([list(range(rows_per_layer(section.quota, d_model))) for d_model, _ in shapes])
 
 
 def shipped_settings(ranks: int, hidden_size: int) -> Iterator[tuple[str, Setting]]:
@@ -175,6 +175,22 @@ def _quieted(section: QuietSection, folder: RunFolder, shapes: list[tuple[int, i
     if moments.exists():
         room = [protected_subspace(moment, section.energy).room for moment in load_moments(moments)]
     return Quieted(section.energy, room, 4 * d_ff * d_ff * len(shapes) / 10)
+
+
+def _look_at_base(recipe: Recipe, config: PreTrainedConfig) -> Findings:
+    """By its weights' headers where they are here, else by its configuration."""
+    folder = Path(recipe.model.path)
+    if any(folder.glob("*.safetensors")):
+        return [("base", look_at_base(recipe, folder, config).said())]
+    check_plain(recipe.model.path, config)
+    return [("base", f"{recipe.model.path}: {config.model_type}, by its configuration; its weights are not here")]
+
+
+def _look_at_data(data: DataSection, rendering: Rendering, config: PreTrainedConfig) -> Findings:
+    """The first rows of each source, as the run will render them."""
+    vocabulary, renderer = config.get_text_config().vocab_size, (rendering.renderer, rendering.loss.cut)
+    counts = [first_counts(source, *renderer, vocabulary, LOOKED_AT) for source in data.sources]
+    return data_found(rendering, counts, config)
 
 
 def _marked(data: DataSection, rendering: Rendering) -> list[tuple[str, bool]]:

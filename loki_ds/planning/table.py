@@ -6,6 +6,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from loki_ds.checking.findings import as_table
 from loki_ds.planning.estimate import GIB, Training
 from loki_ds.planning.hardware import USABLE, Gpu
 from loki_ds.planning.plan import Plan, Quieted
@@ -14,12 +15,12 @@ from loki_ds.planning.plan import Plan, Quieted
 def tables(plan: Plan) -> Iterator[RenderableType]:
     """All of it, piece by piece."""
     yield _model_table(plan)
+    yield as_table(plan.findings)
     if plan.training is not None:
         yield _memory_table(plan.training, plan.gpu)
     yield _stages_table(plan)
     if plan.training is not None:
         yield from _advice(plan, plan.training)
-        yield from (Text(f"Template: {line}") for line in plan.template)
         yield _example(plan.example)
 
 

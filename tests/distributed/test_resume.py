@@ -10,8 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoConfig
+from trl import SFTConfig
 
 from distributed.conftest import BFLOAT16, ROOT, kill, launch, launch_all, start, write_configurations
+from loki_ds.checking.base import look_at_base
+from loki_ds.checking.room import checkpoint_size
+from loki_ds.recipe_file import load_recipe
 from loki_ds.run_folder import digest_of
 
 BASE = ROOT / "recipes/tiny/model"
@@ -104,6 +109,24 @@ def test_other_ranks_go_on_and_end_with_the_same_weights(
     assert distance(one, other) < (0.01 if "bfloat16" in case else 1e-5) * distance(
         one, base
     )  # rounding, against what training moved
+
+
+@pytest.mark.parametrize("case", [name for name in SAVED if name != "peft lora"])
+def test_a_checkpoint_takes_what_the_check_reckons(case: str, saved: tuple[Path, dict[str, list[str]]]) -> None:
+    """At least, and not much more."""
+    folder, cases = saved
+    recipe = load_recipe(ROOT / "recipes/tiny/loki.yaml", cases[case])
+    base = Path(recipe.model.path)
+    found = look_at_base(recipe, base, AutoConfig.from_pretrained(base))
+    arguments = SFTConfig(
+        output_dir="none", use_cpu=True, bf16=False, optim=recipe.training.get("optim", "adamw_torch")
+    )
+    files = [
+        file
+        for file in (folder / case / "checkpoints/checkpoint-2").rglob("*")
+        if file.suffix in (".pt", ".safetensors")
+    ]
+    assert 0.9 < checkpoint_size(recipe, found, arguments) / sum(file.stat().st_size for file in files) <= 1
 
 
 def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:

@@ -12,10 +12,10 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 
 from loki_ds.examples.choice import make_rendering
-from loki_ds.examples.rendering import NOT_LEARNT, Renderer
+from loki_ds.examples.rendering import NOT_LEARNT, Cut, Renderer
 from loki_ds.examples.sources import rows_of
 from loki_ds.examples.templates import own_template
-from loki_ds.examples.whole import Counts, Cut, Kept, examples_in, mixed, needs_of, render_source
+from loki_ds.examples.whole import Counts, Kept, examples_in, first_counts, mixed, needs_of, render_source
 from loki_ds.recipe import DataSection, SourceSection
 from loki_ds.refusal import Refusal
 
@@ -183,7 +183,7 @@ def test_plain_chats_and_tool_chats_train_together(tmp_path: Path) -> None:
         train=[written(tmp_path / "p.jsonl", [{"messages": TURNS}]), written(tmp_path / "t.jsonl", [CALLS])]
     )
     rendering = make_rendering(needs_of(data.sources), {"assistant_only_loss": True}, TOKENIZER, "m")
-    counts = Kept(tmp_path / "kept").render(data, rendering.renderer, rendering.loss.cut, len(TOKENIZER), {"a": 1})
+    counts = Kept(tmp_path / "kept").render(data, rendering, len(TOKENIZER), {"data": 1})
     train, heldout = Kept(tmp_path / "kept").load(data, seed=0)
     said = {TOKENIZER.decode([token for token in row["labels"] if token != NOT_LEARNT]) for row in train}
     assert any("f(a=1)" in text.replace(" ", "") for text in said)
@@ -192,13 +192,36 @@ def test_plain_chats_and_tool_chats_train_together(tmp_path: Path) -> None:
 
 def test_what_is_kept_is_made_again_when_anything_it_rests_on_changes(tmp_path: Path) -> None:
     data = DataSection(train=[written(tmp_path / "d.jsonl", [{"messages": TURNS}])])
-    kept, settings = Kept(tmp_path / "kept"), (renderer(), Cut(None), len(TOKENIZER))
-    first = kept.render(data, *settings, {"digest": "a"})
+    kept, rendering = Kept(tmp_path / "kept"), make_rendering(needs_of(data.sources), {}, TOKENIZER, "m")
+    first = kept.render(data, rendering, len(TOKENIZER), {"data": "a"})
     stamp = (tmp_path / "kept/0.arrow").stat().st_mtime_ns
-    assert kept.render(data, *settings, {"digest": "a"}) == first
+    assert kept.render(data, rendering, len(TOKENIZER), {"data": "a"}) == first
     assert (tmp_path / "kept/0.arrow").stat().st_mtime_ns == stamp
     written(tmp_path / "d.jsonl", [{"messages": TURNS}] * 2)
-    assert kept.render(data, *settings, {"digest": "b"})[0].rows == 2
+    assert kept.render(data, rendering, len(TOKENIZER), {"data": "b"})[0].rows == 2
+
+
+def test_what_the_kept_examples_ask_of_a_template_is_not_read_again(tmp_path: Path) -> None:
+    data = DataSection(train=[written(tmp_path / "d.jsonl", [CALLS])])
+    kept = Kept(tmp_path / "kept")
+    needed = kept.needs(data, {"digest": "a"})
+    rendering = make_rendering(needed, {}, TOKENIZER, "m")
+    kept.render(data, rendering, len(TOKENIZER), {"data": {"digest": "a"}})
+    written(tmp_path / "d.jsonl", [{"messages": TURNS}])
+    assert kept.needs(data, {"digest": "a"}) == needed
+    assert kept.needs(data, {"digest": "b"}) == needs_of(data.sources) != needed
+
+
+def test_a_plan_counts_the_first_rows_as_the_run_will_all(tmp_path: Path) -> None:
+    source = written(tmp_path / "d.jsonl", [{"messages": TURNS}] * 5)
+    whole = render_source(source, renderer(), Cut(4, keeps_end=True), len(TOKENIZER), tmp_path / "d.arrow")
+    first = first_counts(source, renderer(), Cut(4, keeps_end=True), len(TOKENIZER), 2)
+    assert whole.said().startswith(f"{source.path}: 5 rows, ")
+    assert "5 rows lose their beginning to the cut" in whole.said()
+    assert first.said() == whole.said().replace("5 rows", "the first 2 rows", 1).replace("5 rows", "2 rows").replace(
+        f"{whole.learnt:,} of {whole.tokens:,}", f"{first.learnt:,} of {first.tokens:,}"
+    )
+    assert (first.rows, first.longest) == (2, whole.longest)
 
 
 # --- the choice -----------------------------------------------------------------------------------

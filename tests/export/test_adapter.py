@@ -5,6 +5,7 @@ the layers have.
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from conftest import build
 from peft import PeftModel
@@ -16,22 +17,32 @@ from loki_ds.model.anatomy import down_weights
 
 NAME = "model.layers.{}.mlp.down_proj"
 ROWS = {0: torch.tensor([1, 5, 9]), 2: torch.tensor([31])}  # layers of unequal rank, and layers with none
+SPREAD = {
+    "unequal": ROWS,
+    "one layer": {3: torch.tensor([0, 2])},
+    "all alike": {layer: torch.tensor([4, 7]) for layer in range(4)},
+    "whole layers": {layer: torch.arange(32) for layer in (0, 1)},
+}
 IDS = torch.tensor([[3, 1, 4, 1, 5]])
 
 
-def deltas(d_ff: int) -> dict[int, Tensor]:
+def deltas(d_ff: int, chosen: dict[int, Tensor] = ROWS) -> dict[int, Tensor]:
     torch.manual_seed(1)
-    return {layer: torch.randn(len(rows), d_ff) for layer, rows in ROWS.items()}
+    return {layer: torch.randn(len(rows), d_ff) for layer, rows in chosen.items()}
 
 
-def test_row_deltas_load_and_merge(tmp_path: Path) -> None:
-    base, changed = build("qwen2", torch.float32), build("qwen2", torch.float32)
+@pytest.mark.parametrize("spread", SPREAD)
+@pytest.mark.parametrize("family", ["qwen2", "gemma3"])
+def test_row_deltas_load_and_merge(family: str, spread: str, tmp_path: Path) -> None:
+    rows, base, changed = SPREAD[spread], build(family, torch.float32), build(family, torch.float32)
     d_model, d_ff = down_weights(base)[0].shape
     with torch.no_grad():
-        for layer, delta in deltas(d_ff).items():
-            down_weights(changed)[layer][ROWS[layer]] += delta
+        for layer, delta in deltas(d_ff, rows).items():
+            down_weights(changed)[layer][rows[layer]] += delta
     save_adapter(
-        {NAME.format(i): from_rows(ROWS[i], d, d_model) for i, d in deltas(d_ff).items()}, "base", tmp_path / "adapter"
+        {NAME.format(i): from_rows(rows[i], d, d_model) for i, d in deltas(d_ff, rows).items()},
+        "base",
+        tmp_path / "adapter",
     )
     adapted = PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
     with torch.no_grad():

@@ -3,8 +3,8 @@ model's class does not load is carried along, and no other set of weights is.
 """
 
 import json
-import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -60,8 +60,44 @@ def test_tensors_are_written_in_and_the_rest_is_the_bases(base: Path, tmp_path: 
     assert files.isdisjoint([*OTHERS, *OF_OTHERS, ".cache", "README.md"])
     assert {"generation_config.json", "LICENSE", "words.json", "tokenizer.json", "config.json"} <= files
     assert (tmp_path / "out/generation_config.json").read_text() == (base / "generation_config.json").read_text()
-    assert all(os.access(tmp_path / "out" / name, os.W_OK) for name in files)
     assert not verify(base, tmp_path / "out", None).not_compared
+
+
+def read_only_files(folder: Path) -> Path:
+    for file in folder.iterdir():
+        file.chmod(0o444)
+    return folder
+
+
+def a_shared_store(folder: Path) -> Path:
+    for file in folder.iterdir():
+        file.chmod(0o440)
+    folder.chmod(0o550)
+    return folder
+
+
+def a_hub_cache(folder: Path) -> Path:
+    """As `huggingface_hub` keeps a model: a snapshot of links to read-only blobs."""
+    snapshot, blobs = folder.parent / "models--a--b/snapshots/1f2e", folder.parent / "models--a--b/blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for place, file in enumerate(sorted(folder.iterdir())):
+        shutil.move(file, blobs / f"{place:040x}")
+        (blobs / f"{place:040x}").chmod(0o400)
+        (snapshot / file.name).symlink_to(Path("../../blobs", f"{place:040x}"))
+    return snapshot
+
+
+@pytest.mark.parametrize("kept", [read_only_files, a_shared_store, a_hub_cache])
+def test_the_copy_of_a_read_only_base_is_its_owners_to_write(kept: Callable[[Path], Path], tmp_path: Path) -> None:
+    folder = kept(Path(shutil.copytree(MODEL, tmp_path / "base")))
+    write_tensors(folder, {NORM: torch.full((128,), 0.5)}, tmp_path / "out")
+    assert load_file(tmp_path / "out/model.safetensors")[NORM].unique().item() == 0.5
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {file.name for file in folder.iterdir()}
+    for file in (tmp_path / "out").iterdir():
+        assert file.stat().st_mode & 0o200
+        assert not file.is_symlink()
+    assert load_file(folder / "model.safetensors")[NORM].equal(load_file(MODEL / "model.safetensors")[NORM])
 
 
 @pytest.mark.parametrize(

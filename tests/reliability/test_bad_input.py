@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from loki_ds.attribution.kept import KeptScores
-from loki_ds.examples.rendering import Renderer
+from loki_ds.examples.rendering import Cut, Renderer
 from loki_ds.examples.templates import own_template
-from loki_ds.examples.whole import Cut, render_source
+from loki_ds.examples.whole import render_source
 from loki_ds.export.checkpoint import apply_to_checkpoint, revert_in_checkpoint
 from loki_ds.export.implant_file import Implant, LayerRows
 from loki_ds.implanting.arguments import deepspeed_config

@@ -1,0 +1,21 @@
+"""The examples in words: the template they are rendered with, what is learnt and what is cut."""
+
+from collections.abc import Iterable
+
+from transformers import PreTrainedConfig
+
+from loki_ds.checking.findings import Findings
+from loki_ds.examples.choice import Rendering
+from loki_ds.examples.whole import Counts
+
+
+def data_found(rendering: Rendering, counts: Iterable[Counts], config: PreTrainedConfig) -> Findings:
+    """counts: of each source, of all its rows or the first."""
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    length = rendering.loss.cut.length
+    lines = [one.said() for one in counts]
+    for one in counts:
+        longest = min(one.longest, length or one.longest)
+        if positions is not None and longest > positions:
+            lines.append(f"{one.path}: rows of {longest:,} tokens, the model was made for {positions:,}")
+    return [*(("template", line) for line in rendering.said), *(("data", line) for line in lines)]

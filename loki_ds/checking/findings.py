@@ -1,0 +1,13 @@
+"""What was looked at and what was found, for the terminal."""
+
+from rich.table import Table
+
+Findings = list[tuple[str, str]]
+
+
+def as_table(findings: Findings) -> Table:
+    """One line for each."""
+    table = Table(title="check", show_header=False)
+    for looked_at, found in findings:
+        table.add_row(looked_at, found)
+    return table

@@ -1,0 +1,94 @@
+"""Room on disk for what a run will write: the result, and the checkpoints that lie there at once.
+
+"At least": small files are not counted, nor what PEFT trains.
+"""
+
+import math
+import shutil
+from pathlib import Path
+
+import torch
+from transformers.training_args import OptimizerNames
+from trl import SFTConfig
+
+from loki_ds.checking.base import BaseFound
+from loki_ds.implanting.arguments import deepspeed_config
+from loki_ds.model.anatomy import down_shapes
+from loki_ds.recipe import Recipe
+from loki_ds.refusal import Refusal
+from loki_ds.run_folder import RunFolder
+from loki_ds.selection import planned_positions
+from loki_ds.zero.states import Kept
+
+GIB = 2**30
+
+
+def room_wanted(recipe: Recipe, folder: RunFolder, base: BaseFound, arguments: SFTConfig, steps: int) -> float:
+    """Bytes that are still to be written, at least.
+
+    steps: of the whole training; 0 where nothing trains.
+    """
+    if folder.model.exists():
+        return 0
+    room = float(base.size)
+    if steps:
+        there = sum(file.stat().st_size for file in folder.checkpoints.rglob("*") if file.is_file())
+        every = checkpoint_size(recipe, base, arguments)
+        room += max(0.0, every * checkpoints_at_once(arguments, steps) - there)
+    if recipe.implant.quiet:
+        widths = [(d_ff, recipe.implant.quiet.sketch or d_ff) for _, d_ff in down_shapes(base.config)]
+        room += sum(torch.float32.itemsize * d_ff * columns for d_ff, columns in widths)
+    return room
+
+
+def checkpoint_size(recipe: Recipe, base: BaseFound, arguments: SFTConfig) -> float:
+    """Bytes of one checkpoint, at least."""
+    mode, width = recipe.implant.kind, getattr(torch, recipe.model.dtype).itemsize
+    model = 0 if mode.leaves == "adapter" else width * base.parameters
+    if arguments.save_only_model:
+        return model
+    trained, deepspeed = _trained(recipe, base), deepspeed_config(recipe.deepspeed, recipe.implant)
+    stage = int(deepspeed["zero_optimization"].get("stage", 0)) if deepspeed else None
+    frozen = 0 if mode.leaves == "adapter" else base.parameters - (0 if mode.adds_parameters else trained)
+    return model + Kept(frozen, trained, width, stage, OptimizerNames(arguments.optim).value).bytes
+
+
+def checkpoints_at_once(arguments: SFTConfig, steps: int) -> int:
+    """How many will lie there: a new one is written before the oldest goes."""
+    epochs = arguments.num_train_epochs if arguments.max_steps <= 0 else 1
+    every = arguments.save_steps if arguments.save_steps >= 1 else max(1, math.ceil(arguments.save_steps * steps))
+    saves = {"no": 0, "steps": math.ceil(steps / every), "epoch": math.ceil(epochs)}.get(arguments.save_strategy, 1)
+    limit = arguments.save_total_limit
+    return min(saves, limit + 1) if limit else saves
+
+
+def check_room(folder: Path, wanted: float) -> str:
+    """Refuse a disk without so many bytes; in words where there are.
+
+    Raises:
+        Refusal: too little is free.
+    """
+    if (free := shutil.disk_usage(folder).free) < wanted:
+        raise Refusal(
+            f"{folder}: {free / GIB:.2f} GiB are free there, the run takes at least {wanted / GIB:.2f}; make room, use "
+            "run=FOLDER, or keep fewer checkpoints (training.save_total_limit)"
+        )
+    return f"{folder}: takes at least {wanted / GIB:.2f} of {free / GIB:.1f} GiB free"
+
+
+def _trained(recipe: Recipe, base: BaseFound) -> int:
+    """Parameters that train; of PEFT's none are counted."""
+    mode, shapes = recipe.implant.kind, down_shapes(base.config)
+    if mode.leaves == "adapter":
+        return 0
+    if mode.trains_everything:
+        return base.parameters
+    if mode.masks:
+        return sum(d_model * d_ff for d_model, d_ff in shapes)
+    rows = [
+        len(chosen) for chosen in planned_positions(recipe.selection.quota, recipe.selection.positions, shapes).rows
+    ]
+    d_ff = shapes[0][1]
+    if "lora" in mode.reads:
+        return sum(recipe.implant.lora.rank * (k + d_ff) for k in rows)
+    return sum(rows) * d_ff

@@ -1,0 +1,49 @@
+"""What an optimizer keeps for each trained parameter, and DeepSpeed in its checkpoints."""
+
+from dataclasses import dataclass
+
+FULL = 4  # bytes of a number in full precision
+STATES = {
+    "adamw": 2,
+    "adam": 2,
+    "adafactor": 0.01,
+    "sgd": 0,  # torch's without momentum, as transformers makes it
+    "lion": 1,
+    "adagrad": 1,
+    "rmsprop": 1,
+}  # numbers kept for each trained one
+
+
+def states_of(optimizer: str) -> float:
+    """Numbers in full precision that an optimizer keeps for each trained parameter; an unknown one
+    is taken for Adam.
+    """
+    eight_bit = 0.25 if "8bit" in optimizer else 1
+    return eight_bit * next((count for name, count in STATES.items() if name in optimizer), 2)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Bytes of a checkpoint beside the model itself, at least.
+
+    frozen, trained: parameters; width: bytes of a number of the model's dtype; stage: of ZeRO, None
+    without DeepSpeed; optimizer: transformers' name.
+    """
+
+    frozen: int
+    trained: int
+    width: int
+    stage: int | None
+    optimizer: str
+
+    @property
+    def bytes(self) -> float:
+        """Without DeepSpeed, the optimizer's states in the model's own dtype. DeepSpeed keeps them
+        in full precision with a master copy (from stage 1 on), and the module once more; at stage 3
+        of that what is frozen.
+        """
+        states = states_of(self.optimizer)
+        if self.stage is None:
+            return self.width * states * self.trained
+        module = self.frozen if self.stage == 3 else self.frozen + self.trained
+        return self.width * module + FULL * (states + (self.stage > 0)) * self.trained
