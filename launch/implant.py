@@ -19,9 +19,8 @@ from loki_ds.recipe_file import load_recipe
 from loki_ds.refusal import shown_once
 from loki_ds.report.compare import compare_runs, comparison
 from loki_ds.stages.attribute import attribute
-from loki_ds.stages.check import check_retention
 from loki_ds.stages.implant import implant
-from loki_ds.stages.retain import retain
+from loki_ds.stages.retain import check_retention, retain
 from loki_ds.stages.run import Run
 from loki_ds.stages.select import select
 
@@ -39,7 +38,7 @@ def main() -> None:
 
 
 def run_stages(run: Run, until: str) -> None:
-    findings = run.checked.findings + (check_retention(run.recipe, run.folder) if until in ("check", "retain") else [])
+    findings = run.checked.findings + (check_retention(run) if until in ("check", "retain") else [])
     if ranks.rank() == 0:
         Console().print(as_table(findings))
     if until == "check":

@@ -33,12 +33,12 @@ def check(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from loki_ds.checking.findings import as_table
-    from loki_ds.stages.check import check_retention
+    from loki_ds.stages.retain import check_retention
     from loki_ds.stages.run import Run
 
     # One process stands for all; how they would share a sequence, only the launcher knows.
     run = Run(recipe.model_copy(update={"sequence_parallel": 1}))
-    Console().print(as_table(run.checked.findings + check_retention(run.recipe, run.folder)))
+    Console().print(as_table(run.checked.findings + check_retention(run)))
     return 0
 
 

@@ -48,10 +48,12 @@ def local_rank() -> int:
 
 
 def local_size() -> int:
-    """How many ranks the launcher started on this node (DeepSpeed and torchrun name it
-    differently).
+    """How many ranks the launcher started on this node.
+
+    DeepSpeed's name comes before torchrun's: accelerate, which does not know it, sets that one to
+    1.
     """
-    return int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))
+    return int(os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def end_with_the_launcher() -> None:

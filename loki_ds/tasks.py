@@ -5,13 +5,14 @@ Used for the protected set and for retention, in the main process and in the arm
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from datasets import disable_progress_bars
 
 from loki_ds.refusal import Refusal, did_you_mean
+from loki_ds.task_metrics import Metric, metrics_of
 
 
 def task_manager(names: Sequence[str], include_path: str | None, key: str) -> Any:
@@ -42,34 +43,22 @@ def members_of(name: str, manager: Any) -> dict[str, Any]:
     return {name: tasks[name]} if name in tasks else tasks
 
 
-def unpaired_metrics(task: Any) -> dict[str, str]:
-    """Those of an lm-eval task's metrics that say nothing of a document, or the opposite of what
-    the report would: by name, with the reason.
-    """
-    higher, reasons = task.higher_is_better(), {}
-    for name, aggregation in task.aggregation().items():
-        if not _is_mean(aggregation):
-            reasons[name] = "is no mean over documents"
-        elif higher.get(name) is False:
-            reasons[name] = "is better when lower"
-    return reasons
-
-
-def _is_mean(aggregation: Callable[[list[float]], float]) -> bool:
-    """Tasks bring aggregations of their own, so it is tried and not looked up."""
-    try:
-        return [aggregation([0.0, 1.0, 1.0, 1.0]), aggregation([0.25])] == [0.75, 0.25]
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):  # it wants pairs or lists
-        return False
-
-
 @dataclass(frozen=True)
 class TaskFound:
-    """A task or group as asked for, with the documents of each task behind it and its metrics."""
+    """A task or group as asked for.
+
+    documents: of each task behind the name; metrics: that all of them have, the main one first;
+    by_size: whether a group's tasks weigh by their documents, as it declares, or all alike.
+    """
 
     name: str
     documents: dict[str, int]
-    metrics: list[str]
+    metrics: list[Metric]
+    by_size: bool = True
+
+    @property
+    def main(self) -> Metric:
+        return self.metrics[0]
 
 
 def look_at_tasks(
@@ -96,22 +85,30 @@ def _look_at(name: str, manager: Any, allow_code_execution: bool, key: str) -> T
         documents = {member: len(task.eval_docs) for member, task in tasks.items()}
     except Exception as error:  # whatever a task's own code or its data set raises
         raise Refusal(f"{key}: task {name} cannot be loaded: {type(error).__name__}: {_first_line(error)}") from error
+    metrics = {}
     for member, task in tasks.items():
         named = member if member == name else f"{member} (of {name})"
         if task.config.unsafe_code and not allow_code_execution:
             raise Refusal(runs_code([named]))
-        if task.OUTPUT_TYPE == "loglikelihood_rolling":
-            raise Refusal(
-                f"{key}: task {named} measures the perplexity of whole texts and gives no score per document, so "
-                "nothing can be paired; name other tasks"
-            )
         if not documents[member]:
             raise Refusal(f"{key}: task {named} has no documents")
-        unpaired, declared = unpaired_metrics(task), list(task.aggregation())
-        if not declared or not unpaired.keys() < set(declared):
+        metrics[member], unpaired = metrics_of(task)
+        if not metrics[member]:
             reasons = ", ".join(f"{metric} {why}" for metric, why in unpaired.items()) or "it declares none"
             raise Refusal(f"{key}: task {named} has no metric that can be paired by document: {reasons}")
-    return TaskFound(name, documents, [metric for metric in declared if metric not in unpaired])
+    first, *others = metrics.values()
+    shared = [metric for metric in first if all(metric in other for other in others)]
+    if not shared or any(other[0] != shared[0] for other in (first, *others)):
+        mains = ", ".join(f"{member} has {found[0]['name']}" for member, found in metrics.items())
+        raise Refusal(f"{key}: the tasks of {name} do not share one main metric ({mains}); name them instead")
+    return TaskFound(name, documents, shared, _by_size(name, manager))
+
+
+def _by_size(name: str, manager: Any) -> bool:
+    """What a group declares of how its tasks are averaged; lm-eval's default is by size."""
+    declared = _config_of(manager, name).get("aggregate_metric_list") or []
+    declared = declared if isinstance(declared, list) else [declared]
+    return all(one.get("weight_by_size", True) for one in declared)
 
 
 def _config_of(manager: Any, name: str) -> dict[str, Any]:

@@ -165,7 +165,7 @@ def test_plan_is_refused_for_quantized_weights(tmp_path: Path) -> None:
 def test_check_says_what_a_run_would_rest_on(tmp_path: Path) -> None:
     done = loki_ds("check", ROOT / "recipes/tiny/loki.yaml", f"run={tmp_path / 'run'}", "data.heldout=null")
     assert done.returncode == 0, done.stderr
-    for said in ("qwen2", "3,000 rows", "tiny_toolcalls: 300 documents by exact_match", "marked by its own template"):
+    for said in ("qwen2", "3,000 rows", "tiny_toolcalls: 300 documents, by exact_match", "marked by its own template"):
         assert said in done.stdout
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock", "examples"]
 

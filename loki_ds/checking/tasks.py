@@ -1,31 +1,28 @@
 """The retention tasks in words, and whether they can show at all that something was kept."""
 
+from collections.abc import Sequence
+
 from loki_ds.checking.findings import Findings
 from loki_ds.recipe import RetentionSection
-from loki_ds.retention.statistics import least_margin
-from loki_ds.tasks import TaskFound, look_at_tasks
+from loki_ds.retention.statistics import least_margin, least_margin_of_group
+from loki_ds.tasks import TaskFound
 
 
-def look_at_retention(section: RetentionSection) -> Findings:
-    """Load every task as the evaluation will.
-
-    Raises:
-        Refusal: a task that lm-eval does not know, that gives no number per document, or that runs
-            code and may not.
-    """
-    findings: Findings = []
-    for group in section.groups:
-        found = look_at_tasks(group.tasks, section.include_path, section.allow_code_execution, "retention")
-        findings += [("task", _in_words(task, group.limit, section.margin)) for task in found]
-    return findings
+def in_words(section: RetentionSection, tasks: Sequence[TaskFound]) -> Findings:
+    """A line for each task that the section asks for, in its order."""
+    limits = [group.limit for group in section.groups for _ in group.tasks]
+    return [("task", _in_words(task, limit, section.margin)) for task, limit in zip(tasks, limits, strict=True)]
 
 
 def _in_words(task: TaskFound, limit: int | None, margin: float) -> str:
-    asked = sum(min(limit or count, count) for count in task.documents.values())
-    if len(task.documents) > 1:
-        return f"{task.name}: {asked:,} documents in {len(task.documents)} subtasks, by {task.metrics[0]}"
-    said = f"{task.name}: {asked:,} documents by {task.metrics[0]}"
-    if (least := least_margin(asked)) > margin:
-        seen = f"from {least:.3f} on, half of them right and none changed"
-        said += f", too few to show it kept at retention.margin {margin:g} ({seen})"
+    counts = [min(limit or count, count) for count in task.documents.values()]
+    subtasks = f" in {len(counts)} subtasks" if len(counts) > 1 else ""
+    lower = "" if task.main["higher_is_better"] else ", which is better when lower"
+    said = f"{task.name}: {sum(counts):,} documents{subtasks}, by {task.main['name']}{lower}"
+    if task.main["unit"] != "score":
+        return said
+    least = least_margin_of_group(counts, task.by_size) if subtasks else least_margin(counts[0])
+    if least > margin:
+        shown = f"from {least:.3f} on, {'none' if subtasks else 'half of them right and none'} changed"
+        said += f"; too few to show it kept at retention.margin {margin:g} ({shown})"
     return said

@@ -1,3 +1,4 @@
 """Judges of what a new task taught, for the lm-eval tasks in `eval/tasks/`: `tool_calls` as the
-Berkeley Function Calling Leaderboard judges, `ranking` by the measures of information retrieval.
+Berkeley Function Calling Leaderboard judges them (`notations` reads the calls in a text,
+`python_calls` those written as Python), `ranking` by nDCG, MAP and MRR.
 """

@@ -1,98 +1,130 @@
 """Judge tool calls as the Berkeley Function Calling Leaderboard does: by the parsed call, not by
 its text.
 
-A call is right when it parses as Python, names the function, gives every required argument and no
-unknown one, and each value is one of those the answer file allows (Patil et al., BFCL; the `ast`
-categories simple, multiple, parallel and irrelevance).
+A call is right when it names the function, gives every required argument and no unknown one, and
+each value is one of those the answer file allows, of the type the function declares (Patil et al.,
+BFCL; bfcl-eval's `ast_checker`). Held against that package: `eval/reports/bfcl.md`.
 """
 
-import ast
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
+
+from loki_ds.new_task.notations import parse_calls
+from loki_ds.new_task.python_calls import Call
 
 IGNORED = re.compile(r"[ ,./\-_*^]")  # BFCL does not punish `April 1, 2024` for `April 1 2024`
 OPTIONAL = ""  # in a list of allowed values: the argument may be left out
+TYPES: dict[str, type] = {
+    "string": str,
+    "integer": int,
+    "float": float,
+    "boolean": bool,
+    "array": list,
+    "tuple": list,
+    "dict": dict,
+    "any": str,
+}
+Allowed = Mapping[str, Sequence[Any]]
 
 
-class Call(NamedTuple):
-    """One parsed call: the function's name, dots and all, and its arguments by name."""
-
-    function: str
-    arguments: dict[str, Any]
-
-
-def parse_calls(text: str) -> list[Call] | None:
-    """The calls in `[f(a=1), g.h(b='x')]` or in a single `f(a=1)`; None when the text is anything
-    else.
-    """
-    try:
-        tree = ast.parse(text.strip().strip("`").strip(), mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return None
-    nodes = tree.elts if isinstance(tree, ast.List | ast.Tuple) else [tree]
-    calls = [_call(node) for node in nodes]
-    return None if any(call is None for call in calls) else [call for call in calls if call is not None]
-
-
-def _call(node: ast.expr) -> Call | None:
-    if not isinstance(node, ast.Call) or node.args:
-        return None
-    try:
-        arguments = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in node.keywords if keyword.arg}
-    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
-        return None
-    return Call(ast.unparse(node.func), arguments) if len(arguments) == len(node.keywords) else None
-
-
-def judge(text: str, expected: Sequence[Mapping[str, Mapping[str, Sequence[Any]]]]) -> bool:
+def judge(
+    text: str, expected: Sequence[Mapping[str, Allowed]], functions: Sequence[Mapping[str, Any]], category: str
+) -> bool:
     """Whether `text` makes exactly the expected calls, in any order.
 
-    expected: BFCL's `ground_truth`, one `{function: {argument: [allowed values]}}` a call; empty
-    for irrelevance, where no call is right.
+    In a category of irrelevance no call is right, in one of relevance any.
+
+    Args:
+        expected: BFCL's `ground_truth`, one `{function: {argument: [allowed values]}}` a call.
+        functions: the functions that the model was shown, with their `parameters`.
+        category: BFCL's name of it.
     """
     calls = parse_calls(text)
-    if not expected:
-        return not calls
-    return calls is not None and len(calls) == len(expected) and _assigned(calls, list(expected))
-
-
-def _assigned(calls: list[Call], expected: list[Mapping[str, Any]]) -> bool:
-    """Whether every call can be given an expected one of its own."""
-    if not calls:
-        return True
-    return any(
-        _matches(calls[0], one) and _assigned(calls[1:], expected[:i] + expected[i + 1 :])
-        for i, one in enumerate(expected)
-    )
-
-
-def _matches(call: Call, expected: Mapping[str, Mapping[str, Sequence[Any]]]) -> bool:
-    ((function, allowed),) = expected.items()
-    return call.function == function and _arguments_match(call.arguments, allowed)
-
-
-def _arguments_match(arguments: Mapping[str, Any], allowed: Mapping[str, Sequence[Any]]) -> bool:
-    required = {name for name, values in allowed.items() if OPTIONAL not in values}
-    if not required <= arguments.keys() or not arguments.keys() <= allowed.keys():
+    if "relevance" in category:
+        return bool(calls) is ("irrelevance" not in category)
+    if calls is None or len(calls) != len(expected):
         return False
-    return all(any(_equal(value, option) for option in allowed[name]) for name, value in arguments.items())
+    declared = {function["name"]: function["parameters"] for function in reversed(functions)}
+    try:
+        return _all_made(calls, expected, declared)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return False  # where bfcl-eval ends with a traceback
 
 
-def _equal(value: Any, option: Any) -> bool:
-    """BFCL's equality: strings without case and punctuation, an integer for a float but not the
-    other way, lists and dicts inside.
+def _all_made(calls: Sequence[Call], expected: Sequence[Mapping[str, Allowed]], declared: Mapping[str, Any]) -> bool:
+    """Each expected call takes the first that fits it and is left, as BFCL does."""
+    left = list(calls)
+    for one in expected:
+        ((name, allowed),) = one.items()
+        fits = (i for i, call in enumerate(left) if call.function == name and _fits(call, allowed, declared[name]))
+        place = next(fits, None)
+        if place is None:
+            return False
+        del left[place]
+    return True
+
+
+def _fits(call: Call, allowed: Allowed, declared: Mapping[str, Any]) -> bool:
+    given, properties = call.arguments, declared["properties"]
+    if not all(name in given for name in declared["required"]):
+        return False
+    if not all(name in properties and name in allowed for name in given):
+        return False
+    if not all(name in given or OPTIONAL in values for name, values in allowed.items()):
+        return False
+    return all(_is_allowed(value, allowed[name], properties[name]) for name, value in given.items())
+
+
+def _is_allowed(value: Any, options: Sequence[Any], declared: Mapping[str, Any]) -> bool:
+    """One value against those allowed: exactly where types differ from the declared one, else
+    without case and punctuation.
     """
-    if isinstance(value, str) and isinstance(option, str):
-        return _plain(value) == _plain(option)
-    if isinstance(value, list | tuple) and isinstance(option, list):
-        return len(value) == len(option) and all(_equal(v, o) for v, o in zip(value, option, strict=True))
-    if isinstance(value, dict) and isinstance(option, dict):
-        return _arguments_match(value, option)
-    if isinstance(value, int) and not isinstance(value, bool) and isinstance(option, float):
-        return float(value) == option
-    return type(value) is type(option) and value == option
+    wanted, kind = TYPES[declared["type"]], declared["type"]
+    item = TYPES[declared["items"]["type"]] if kind in ("array", "tuple") else None
+    if kind == "tuple" and isinstance(value, tuple):
+        value = list(value)
+    if kind == "float" and type(value) is int:
+        value = float(value)
+    given, first = type(value), _first_type(options)
+    if given is not wanted:
+        return given is first and value in options
+    if item is not None and not any(_has_items(value, option, item) for option in options):
+        return False
+    if first not in (None, wanted):
+        return value in options
+    if wanted is dict:
+        return any(_same_dict(value, option) for option in options if option != OPTIONAL)
+    if wanted is list and item is dict:
+        return any(_same_dicts(value, option) for option in options)
+    if wanted is list:
+        return [_plain(one) for one in value] in [[_plain(one) for one in option] for option in options]
+    if wanted is str:
+        return _plain(value) in [_plain(option) for option in options if isinstance(option, str)]
+    return value in options
 
 
-def _plain(text: str) -> str:
-    return IGNORED.sub("", text).lower().replace("'", '"')
+def _first_type(options: Sequence[Any]) -> type | None:
+    return next((type(option) for option in options if option != OPTIONAL), None)
+
+
+def _has_items(value: list[Any], option: Any, item: type) -> bool:
+    """Whether a list's elements are of the declared type, or of the option's own."""
+    return not isinstance(option, list) or all(type(one) in (item, _first_type(option)) for one in value)
+
+
+def _same_dicts(value: list[Any], option: Sequence[Any]) -> bool:
+    return len(value) == len(option) and all(map(_same_dict, value, option))
+
+
+def _same_dict(value: Mapping[str, Any], option: Any) -> bool:
+    """Whether every key holds one of the option's values, and only optional ones are missing."""
+    if not isinstance(value, dict) or not isinstance(option, dict):
+        return False
+    if not all(key in value or OPTIONAL in values for key, values in option.items()):
+        return False
+    return all(key in option and _plain(one) in [_plain(o) for o in option[key]] for key, one in value.items())
+
+
+def _plain(value: Any) -> Any:
+    return IGNORED.sub("", value).lower().replace("'", '"') if isinstance(value, str) else value

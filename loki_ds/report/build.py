@@ -5,64 +5,124 @@
 
 import base64
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from loki_ds.recipe import RetentionSection, TaskGroup
 from loki_ds.refusal import Refusal
-from loki_ds.report.schema import Facts, Flip, Report, TaskLine
-from loki_ds.retention.forgetting import forgetting
+from loki_ds.report.card import card_data
+from loki_ds.report.schema import Asked, Facts, Flip, Report, TaskLine
+from loki_ds.report.verdict import headline, outcome_of, points, sentences
+from loki_ds.retention.forgetting import losses_only, relative_loss, signed
+from loki_ds.retention.mean_change import LEVEL
 from loki_ds.retention.pairing import PairedTask
-from loki_ds.retention.statistics import TaskChange, forgetting_interval, suite_changes
+from loki_ds.retention.statistics import TaskChange, suite_changes
 from loki_ds.run_folder import write_json, written_whole
 
 MOST_FLIPS = 50  # documents of a task that the report shows
 
 
-def build_report(
-    run: str, abilities: list[PairedTask], new_task: list[PairedTask], facts: Facts, margin: float = 0.01
-) -> Report:
-    """The report of one run."""
-    kept, new = suite_changes(abilities, margin), suite_changes(new_task, margin)
-    scored = [
-        task for task, change in zip(abilities, kept, strict=True) if change.base > 0
-    ]  # the score is relative to the base's
-    if not scored:
+def build_report(run: str, paired: Sequence[PairedTask], section: RetentionSection, facts: Facts) -> Report:
+    """The report of one run.
+
+    paired: every task by every metric, the main one first; abilities count by that one.
+
+    Raises:
+        Refusal: the base scores 0 on every ability.
+    """
+    new = set(section.new_task.tasks) if section.new_task else set()
+    abilities = _by_main_metric([task for task in paired if task.task not in new])
+    likelihoods = [task for task in paired if task.metric["unit"] != "score" and task not in abilities]
+    learnt = [task for task in paired if task.task in new and task not in likelihoods]
+    losses = {task.task: relative_loss(task) for task in abilities if task_base(task) > 0}
+    if not losses:
         raise Refusal("retention.abilities: the base scores 0 on every task, so there is nothing it could forget")
-    with_score = [change for change in kept if change.base > 0]
-    score = forgetting([task.base for task in with_score], [task.implanted for task in with_score])
-    interval = forgetting_interval(scored)
+    both, only = signed([*losses.values()]), losses_only([*losses.values()])
+    percents = {name: 100 * loss.value for name, loss in losses.items()}
+    lines = _lines(abilities, section, percents)
+    taught = [_learnt(line) for line in _lines(learnt, section, {})]
     return {
         "run": run,
-        "verdict": _verdict(score, interval, margin, kept, new),
-        "forgetting": score,
-        "forgetting_ci": interval,
-        "margin": margin,
-        "tasks": [_line(task) for task in kept],
-        "new_task": [_line(task) for task in new],
-        "flips": [flip for task in (*abilities, *new_task) for flip in _flips(task)],
+        "outcome": outcome_of(lines),
+        "headline": headline(lines, section.margin),
+        "verdict": sentences(both, only, lines, taught, section.margin),
+        "forgetting": both.percent,
+        "forgetting_ci": both.ci,
+        "losses_only": only.percent,
+        "losses_only_ci": only.ci,
+        "margin": section.margin,
+        "tasks": lines,
+        "likelihoods": _lines(likelihoods, section, {}),
+        "new_task": taught,
+        "flips": [flip for task in (*abilities, *_by_main_metric(learnt)) for flip in _flips(task)],
         **facts,
     }
 
 
-def _line(task: TaskChange) -> TaskLine:
-    line: Any = asdict(task)
+def task_base(task: PairedTask) -> float:
+    """The base's mean score."""
+    return sum(pair.base for pair in task.pairs) / len(task.pairs)
+
+
+def _by_main_metric(tasks: Sequence[PairedTask]) -> list[PairedTask]:
+    first: dict[str, PairedTask] = {}
+    for task in tasks:
+        first.setdefault(task.task, task)
+    return list(first.values())
+
+
+def _lines(tasks: Sequence[PairedTask], section: RetentionSection, percents: dict[str, float]) -> list[TaskLine]:
+    group_of = {name: group for group in section.groups for name in group.tasks}
+    return [
+        _line(change, _asked(task, group_of[task.task]), percents.get(task.task))
+        for task, change in zip(tasks, suite_changes(tasks, section.margin), strict=True)
+    ]
+
+
+def _line(change: TaskChange, asked: Asked, percent: float | None) -> TaskLine:
+    line: Any = {**asdict(change), "lost_percent": percent, "asked": asked}
     return line
+
+
+def _asked(task: PairedTask, group: TaskGroup) -> Asked:
+    return {
+        "shots": _range(task.shots.values()),
+        "limit": group.limit,
+        "chat_template": group.apply_chat_template,
+        "filter": task.metric["filter"],
+        "version": _range(task.versions.values()),
+    }
+
+
+def _range(values: Any) -> str:
+    """The distinct values of a group's subtasks."""
+    return ", ".join(sorted({str(value) for value in values}))
+
+
+def _learnt(line: TaskLine) -> TaskLine:
+    """A new task is not kept but learnt: a gain that chance does not explain."""
+    gain = line["change"] if line["higher_is_better"] else -line["change"]
+    verdict = "not shown" if line["p_holm"] >= LEVEL else "learnt" if gain > 0 else "lost"
+    return {**line, "verdict": verdict}
 
 
 def _flips(task: PairedTask) -> list[Flip]:
     """The documents whose score fell or rose, losses first, at most `MOST_FLIPS` a task."""
+    better = 1 if task.metric["higher_is_better"] else -1
     changed = sorted(
         (pair for pair in task.pairs if pair.base != pair.implanted),
-        key=lambda pair: (pair.implanted - pair.base, pair.doc_hash),
+        key=lambda pair: (better * (pair.implanted - pair.base), pair.doc_hash),
     )
     return [
         {
             "task": task.task,
-            "lost": pair.implanted < pair.base,
+            "lost": better * (pair.implanted - pair.base) < 0,
             "prompt": pair.prompt,
+            "gold": pair.gold,
             "base": pair.base_answer,
             "implanted": pair.implanted_answer,
         }
@@ -70,25 +130,19 @@ def _flips(task: PairedTask) -> list[Flip]:
     ]
 
 
-def _verdict(
-    score: float, interval: tuple[float, float], margin: float, kept: list[TaskChange], new: list[TaskChange]
-) -> str:
-    by_verdict = {
-        verdict: [task.task for task in kept if task.verdict == verdict] for verdict in ("kept", "lost", "not shown")
+def settings_in_words(section: RetentionSection, dtype: str, libraries: Mapping[str, str]) -> dict[str, str]:
+    """How both models were evaluated."""
+    return {
+        "dtype": dtype,
+        "backend": section.backend,
+        "seed of limits and shots": str(section.seed),
+        "versions": in_a_line(libraries),
     }
-    parts = {
-        "kept": f"kept within {100 * margin:g} points",
-        "lost": "lost (below zero after Holm's correction)",
-        "not shown": "neither shown, too few documents for so small a change",
-    }
-    said = "; ".join(f"{parts[verdict]}: {', '.join(tasks)}" for verdict, tasks in by_verdict.items() if tasks)
-    unscored = [task.task for task in kept if task.base <= 0]
-    left_out = f" Left out of the score, because the base scores 0: {', '.join(unscored)}." if unscored else ""
-    learnt = "; ".join(f"{task.task} went from {task.base:.3f} to {task.implanted:.3f}" for task in new)
-    return (
-        f"Forgetting {score:.2f}% (95% interval {interval[0]:.2f} to {interval[1]:.2f}) over "
-        f"{len(kept) - len(unscored)} tasks; {said}." + left_out + (f" New task: {learnt}." if learnt else "")
-    )
+
+
+def in_a_line(settings: Mapping[str, Any]) -> str:
+    """Settings as people write them; what is not set is left out."""
+    return ", ".join(f"{key} {value}" for key, value in settings.items() if value not in (None, [], {}))
 
 
 def write_report(report: Report, folder: Path, pictures: dict[str, Path] | None = None) -> None:
@@ -113,21 +167,26 @@ def write_report(report: Report, folder: Path, pictures: dict[str, Path] | None 
             (aside / f"report.{ending}").write_text(page, encoding="utf-8")
 
 
-def write_model_card(report: Report, model: Path) -> None:
+def write_model_card(report: Report, model: Path, base: Path, base_name: str) -> None:
     """`README.md` in the model folder: where the model comes from, what may have changed, and what
-    was kept.
+    was kept; with the metadata that the hub reads.
+
+    base: the base's folder; base_name: as the recipe names it.
     """
-    card = pages().get_template("card.md.j2").render(report=report)
+    data = card_data(report, base, base_name)
+    card = pages().get_template("card.md.j2").render(report=report, metadata=data.to_yaml(), base=base_name)
     with written_whole(model / "README.md") as aside:
         aside.write_text(card, encoding="utf-8")
 
 
 def pages() -> Environment:
     """The templates beside this module; HTML is escaped."""
-    return Environment(
+    made = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=lambda name: str(name).endswith(".html.j2"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    made.filters["points"] = points
+    return made

@@ -35,10 +35,13 @@ def _summary(report: Report) -> RunLine:
         "name": _name(report),
         "mode": report["mode"],
         "selection": report["selection"],
+        "outcome": report["outcome"],
+        "losses_only": report["losses_only"],
+        "losses_only_ci": report["losses_only_ci"],
         "forgetting": report["forgetting"],
         "forgetting_ci": report["forgetting_ci"],
         "skill": report["new_task"][0]["implanted"] if report["new_task"] else None,
-        "identical_outside_rows": report["verification"]["identical_outside_rows"],
+        "identical_outside_rows": (report["verification"] or {}).get("identical_outside_rows"),
         "seconds": report["costs"].get("implant", {}).get("seconds"),
     }
 
@@ -103,7 +106,10 @@ def comparison(found: Comparison) -> Table:
     table.add_column("base", justify="right")
     for run in found["runs"]:
         table.add_column(run["name"], justify="right", overflow="fold")
-    scores = [f"{run['forgetting']:.2f}%\n({_range(run)})" for run in found["runs"]]
+    table.add_row("verdict", "-", *(run["outcome"] for run in found["runs"]))
+    only = [f"{run['losses_only']:.2f}%\n({_range(run['losses_only_ci'])})" for run in found["runs"]]
+    table.add_row("losses alone\n(95% interval)", "-", *only)
+    scores = [f"{run['forgetting']:.2f}%\n({_range(run['forgetting_ci'])})" for run in found["runs"]]
     table.add_row("forgetting\n(95% interval)", "-", *scores, end_section=True)
     for kind in ("new_task", "tasks"):
         for row in found[kind]:
@@ -112,8 +118,8 @@ def comparison(found: Comparison) -> Table:
     return table
 
 
-def _range(report: Report | RunLine) -> str:
-    low, high = report["forgetting_ci"]
+def _range(ci: tuple[float, float]) -> str:
+    low, high = ci
     return f"{low:.1f} to {high:.1f}"
 
 
@@ -139,7 +145,9 @@ def _against(report: Report, other: Report) -> str:
     """
     ours = f"the selection by {report['selection']}"
     theirs = "random rows" if other["selection"] == "random" else f"the baseline {_name(other)}"
-    figures = ", ".join(f"{_name(one)} forgot {one['forgetting']:.2f}% ({_range(one)})" for one in (report, other))
+    figures = ", ".join(
+        f"{_name(one)} forgot {one['forgetting']:.2f}% ({_range(one['forgetting_ci'])})" for one in (report, other)
+    )
     if report["forgetting_ci"][1] < other["forgetting_ci"][0]:
         return f"{figures}: here {ours} forgot less than {theirs} (one seed each)."
     if report["forgetting_ci"][0] > other["forgetting_ci"][1]:
@@ -156,4 +164,9 @@ def read_report(run: str | Path) -> Report:
     path = RunFolder(run).report / "report.json"
     if not path.exists():
         raise Refusal(f"{path}: no report there; the run is not finished or the folder is not a run folder")
-    return json.loads(path.read_text(encoding="utf-8"))
+    report = json.loads(path.read_text(encoding="utf-8"))
+    if not report.keys() >= Report.__annotations__.keys():
+        raise Refusal(
+            f"{path}: written by an older loki-ds; delete {path.parent} and {run}/retention, and run it again"
+        )
+    return report

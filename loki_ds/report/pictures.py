@@ -78,21 +78,20 @@ def overlap_curve(curve: Sequence[dict[str, float]], path: Path) -> None:
 
 
 def retention(tasks: Sequence[TaskLine], margin: float, path: Path) -> None:
-    """Each task's change with its 95% interval, beside the margin up to which a loss counts as
-    kept. tasks: as in `report.json`.
+    """Each task's change with its 95% interval, worse to the left, beside the margin up to which a
+    loss counts as kept. tasks: as in `report.json`.
     """
     colours = {"kept": "tab:green", "lost": "tab:red", "not shown": "tab:gray"}
     figure, axes = plt.subplots(figsize=(7.5, 0.9 + 0.38 * len(tasks)), layout="constrained")
     for place, task in enumerate(tasks):
-        low, high = task["ci"]
-        axes.plot([100 * low, 100 * high], [place, place], color=colours[task["verdict"]], linewidth=2)
-        axes.plot(100 * task["change"], place, "o", color=colours[task["verdict"]])
+        to_points = 100 * (1 if task["higher_is_better"] else -1) * (margin / task["margin"])
+        axes.plot([to_points * end for end in task["ci"]], [place, place], color=colours[task["verdict"]], linewidth=2)
+        axes.plot(to_points * task["change"], place, "o", color=colours[task["verdict"]])
     axes.axvline(0, color="black", linewidth=0.8)
     axes.axvline(-100 * margin, color="black", linewidth=0.8, linestyle=":")
     names = [f"{task['task']} ({task['verdict']})" for task in tasks]
-    axes.set(
-        yticks=range(len(tasks)), yticklabels=names, xlabel="change in points, with 95% interval; dotted: the margin"
-    )
+    xlabel = "change in points, with 95% interval; worse to the left; dotted: the margin"
+    axes.set(yticks=range(len(tasks)), yticklabels=names, xlabel=xlabel)
     axes.invert_yaxis()
     _save(figure, path)
 

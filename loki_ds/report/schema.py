@@ -3,55 +3,81 @@
 from typing import Any, TypedDict
 
 
+class Asked(TypedDict):
+    """How a task was asked."""
+
+    shots: str
+    limit: int | None  # documents drawn; None for all
+    chat_template: bool
+    filter: str  # empty for a likelihood
+    version: str
+
+
 class TaskLine(TypedDict):
-    """One task on both models (`retention.statistics.TaskChange`)."""
+    """One task by one metric on both models (`retention.statistics.TaskChange`)."""
 
     task: str
     metric: str
+    unit: str  # score, nats or bits per byte
+    higher_is_better: bool
     n: int  # documents
+    clusters: int  # subtasks of a group; 0 for a task of one piece
     base: float
     implanted: float
     change: float
     ci: tuple[float, float]  # 95%
     p_value: float
     p_holm: float
-    right_to_wrong: int
-    wrong_to_right: int
+    worse: int  # documents
+    better: int
     detectable: float
-    verdict: str  # kept, lost or not shown
+    margin: float  # in the metric's unit
+    verdict: str  # kept, lost or not shown; of the new task learnt, lost or not shown
+    lost_percent: float | None  # of the base's score, below 0 for a gain; None where that is 0
+    asked: Asked
 
 
 class Flip(TypedDict):
-    """A document whose score fell or rose."""
+    """A document that fell or rose by its task's main metric."""
 
     task: str
     lost: bool
     prompt: str
-    base: str  # the answer
+    gold: str  # the right answer
+    base: str  # the answer given
     implanted: str
 
 
 class Facts(TypedDict):
-    """Where the figures come from."""
+    """Where the figures come from.
+
+    What a comparison of any two checkpoints does not know is None.
+    """
 
     base_digest: str
     changes_rows: bool
     mode: str
     selection: str | None  # None when everything trained
-    verification: dict[str, Any]  # verify.json
+    verification: dict[str, Any] | None  # verify.json
     costs: dict[str, dict[str, Any]]  # costs.json
     origin: dict[str, str]
+    settings: dict[str, str]  # of the evaluation: dtype, backend, seed, versions
 
 
 class Report(Facts):
     """One run's report."""
 
     run: str
-    verdict: str
-    forgetting: float  # percent
+    outcome: str  # kept, lost or not shown: of all abilities
+    headline: str  # which, in one sentence
+    verdict: str  # the sentences below it
+    forgetting: float  # the paper's signed average, percent
     forgetting_ci: tuple[float, float]
+    losses_only: float  # percent, gains counted as 0
+    losses_only_ci: tuple[float, float]
     margin: float
     tasks: list[TaskLine]
+    likelihoods: list[TaskLine]  # of the same tasks' gold answers
     new_task: list[TaskLine]
     flips: list[Flip]
 
@@ -62,10 +88,13 @@ class RunLine(TypedDict):
     name: str
     mode: str
     selection: str | None
+    outcome: str
+    losses_only: float
+    losses_only_ci: tuple[float, float]
     forgetting: float
     forgetting_ci: tuple[float, float]
     skill: float | None
-    identical_outside_rows: bool
+    identical_outside_rows: bool | None  # None where nobody compared
     seconds: float | None
 
 

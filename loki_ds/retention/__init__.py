@@ -1,7 +1,8 @@
-"""Retain: the same lm-eval tasks on the base and on the implanted model, paired document by
-document.
+"""Retain: the same lm-eval tasks on two models, paired document by document.
 
-`evaluation` has an arm's documents evaluated in processes of their own, each of which is an `arm`;
-`parcels` is what they hand each other. `pairing` joins two arms, `statistics` says what the pairs
-show, `forgetting` is the paper's score.
+`question` is what both are asked and where their answers are kept; `evaluation` has a model's
+documents evaluated in processes of their own, each of which is an `arm`; `parcels` is what they
+hand each other. `pairing` joins two arms, `statistics` says what the pairs of a task show
+(`mean_change`: of scores that are not 0 and 1, and of groups), `forgetting` what those of all tasks
+do.
 """

@@ -8,6 +8,7 @@ knows nothing of the other arm.
 import hashlib
 import json
 import logging
+import math
 import os
 import sys
 from importlib.metadata import version
@@ -22,7 +23,8 @@ from loki_ds.recipe import TaskGroup
 from loki_ds.refusal import Refusal, shown_once
 from loki_ds.retention.parcels import ArmResult, Request, Sample, TaskSamples
 from loki_ds.run_folder import write_json
-from loki_ds.tasks import members_of, runs_code, task_manager, unpaired_metrics
+from loki_ds.task_metrics import Metric, choices_of, gold_choices, likelihood
+from loki_ds.tasks import TaskFound, task_manager
 
 LIBRARIES = {"hf": ("lm_eval", "transformers", "torch"), "vllm": ("lm_eval", "vllm", "transformers", "torch")}
 LONGEST_PROMPT = 2000  # characters of a prompt that are kept for the report, from its end
@@ -30,30 +32,20 @@ LONGEST_PROMPT = 2000  # characters of a prompt that are kept for the report, fr
 
 def run_lm_eval(request: Request) -> ArmResult:
     """Evaluate this process' share of the documents of every group of tasks."""
-    from lm_eval import simple_evaluate
-
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     manager = task_manager(request.tasks, request.include_path, "retention")
-    model = _model(request)
-    found: dict[str, TaskSamples] = {}
+    model, behind = _model(request), {found.name: found for found in request.found}
+    done: dict[str, TaskSamples] = {}
     for group in request.groups:
-        chosen = _chosen(group, manager, request)
-        if chosen is not None and not any(chosen.values()):
+        tasks = manager.load(group.tasks)["tasks"]
+        chosen = {name: _chosen(name, task, group.limit, request) for name, task in tasks.items()}
+        asked = [draws_shots_by_document(tasks[name], request.seed) for name, places in chosen.items() if places]
+        if not asked:
             continue  # fewer documents than processes
-        results = _evaluate(
-            simple_evaluate,
-            request,
-            model,
-            tasks=group.tasks if chosen is None else [name for name, documents in chosen.items() if documents],
-            num_fewshot=group.num_fewshot,
-            samples=chosen,
-            apply_chat_template=group.apply_chat_template,
-            task_manager=manager,
-            bootstrap_iters=0,
-        )
+        results = _evaluate(model, request, group, asked, manager, chosen)
         for name in group.tasks:
-            found[name] = _merged(name, members_of(name, manager), results)
-    return {"tasks": found, "tokenizer": _tokenizer_digest(model), "libraries": library_versions(request.backend)}
+            done[name] = _merged(behind[name], tasks, results)
+    return {"tasks": done, "tokenizer": _tokenizer_digest(model), "libraries": library_versions(request.backend)}
 
 
 def _model(request: Request) -> Any:
@@ -61,6 +53,7 @@ def _model(request: Request) -> Any:
 
     settings = {
         "pretrained": request.model,
+        **({"peft": request.adapter} if request.adapter else {}),
         "tokenizer": request.tokenizer,
         "dtype": request.dtype,
         "trust_remote_code": request.trust_remote_code,
@@ -76,71 +69,127 @@ def _model(request: Request) -> Any:
     return get_model("hf")(**settings, **spread, batch_size=request.batch_size)
 
 
-def _chosen(group: TaskGroup, manager: Any, request: Request) -> dict[str, list[int]] | None:
-    """The documents of each task: `limit` of them drawn by the seed, the same on both arms, and of
-    those this process' share.
+def _chosen(name: str, task: Any, limit: int | None, request: Request) -> list[int]:
+    """A task's documents: `limit` of them drawn by the seed, the same on both arms, and of those
+    this process' share.
     """
-    share, of = request.share
-    if group.limit is None and of == 1:
-        return None
-    chosen = {}
-    for name, task in manager.load(group.tasks)["tasks"].items():
-        count = len(task.eval_docs)
-        drawn = sorted(Random(f"{request.seed}-{name}").sample(range(count), min(group.limit or count, count)))
-        chosen[name] = drawn[share::of]
-    return chosen
+    count, (share, of) = len(task.eval_docs), request.share
+    drawn = sorted(Random(f"{request.seed}-{name}").sample(range(count), min(limit or count, count)))
+    return drawn[share::of]
 
 
-def _evaluate(simple_evaluate: Any, request: Request, model: Any, **settings: Any) -> Any:
+def draws_shots_by_document(task: Any, seed: int) -> Any:
+    """The task, drawing each document's shots by the seed and the document alone.
+
+    lm-eval draws from one stream over all documents, so that the shots of each would depend on how
+    many processes share them.
+    """
+    stock = task.fewshot_context
+
+    def fewshot_context(doc: Any, *given: Any, **named: Any) -> Any:
+        task.set_fewshot_seed(f"{seed}-{json.dumps(doc, sort_keys=True, default=str)}")
+        return stock(doc, *given, **named)
+
+    task.fewshot_context = fewshot_context
+    return task
+
+
+def _evaluate(
+    model: Any, request: Request, group: TaskGroup, tasks: list[Any], manager: Any, chosen: dict[str, list[int]]
+) -> Any:
     """lm-eval's own `simple_evaluate`, allowed to run model-written code only if the recipe says
     so.
     """
+    from lm_eval import simple_evaluate
+
     if request.allow_code_execution:
         os.environ["HF_ALLOW_CODE_EVAL"] = "1"
-    try:
-        return simple_evaluate(model, confirm_run_unsafe_code=request.allow_code_execution, **settings)
-    except ValueError as error:
-        if "confirm_run_unsafe_code" not in str(error):
-            raise
-        raise Refusal(runs_code(settings["tasks"])) from None
+    whole = group.limit is None and request.share[1] == 1
+    return simple_evaluate(
+        model,
+        tasks=tasks,
+        num_fewshot=group.num_fewshot,
+        samples=None if whole else {name: places for name, places in chosen.items() if places},
+        apply_chat_template=group.apply_chat_template,
+        task_manager=manager,
+        bootstrap_iters=0,
+        confirm_run_unsafe_code=request.allow_code_execution,
+    )
 
 
-def _merged(name: str, members: dict[str, Any], results: Any) -> TaskSamples:
+# --- its samples ----------------------------------------------------------------------------------
+
+
+def _merged(found: TaskFound, tasks: dict[str, Any], results: Any) -> TaskSamples:
     """One task's result; a group's subtasks as one task whose documents come in clusters."""
-    samples = {member: results["samples"][member] for member in members if member in results["samples"]}
-    metrics = {member: _metrics(found[0], members[member]) for member, found in samples.items()}
-    if len({metrics[member][0] for member in samples}) > 1:
-        raise Refusal(f"task {name}: its subtasks do not share one metric ({metrics}); name the subtasks instead")
-    first_filter = {member: found[0]["filter"] for member, found in samples.items()}
+    samples = {member: results["samples"][member] for member in found.documents if member in results["samples"]}
     return {
         "version": {member: results["versions"][member] for member in samples},
         "shots": {member: results["n-shot"][member] for member in samples},
-        "metrics": next(iter(metrics.values()), []),
+        "metrics": found.metrics,
+        "by_size": found.by_size,
         "samples": [
-            _sample_result(sample, metrics[member], member if len(members) > 1 else None)
-            for member, found in samples.items()
-            for sample in found
-            if sample["filter"] == first_filter[member]
+            _sample_result(found, member, tasks[member], by_filter)
+            for member, of_member in samples.items()
+            for by_filter in _by_document(of_member)
         ],
     }
 
 
-def _metrics(sample: dict[str, Any], task: Any) -> list[str]:
-    """The metrics that give every document a number to be paired, the task's main one first."""
-    unpaired = unpaired_metrics(task)
-    numbers = [metric for metric in sample["metrics"] if isinstance(sample[metric], bool | int | float | np.number)]
-    return [metric for metric in numbers if metric not in unpaired]
+def _by_document(samples: list[dict[str, Any]]) -> list[dict[str, dict[str, Any]]]:
+    """lm-eval's samples of a task, one for every document and filter: those of a document by their
+    filter.
+    """
+    documents: dict[int, dict[str, dict[str, Any]]] = {}
+    for sample in samples:
+        documents.setdefault(sample["doc_id"], {})[sample["filter"]] = sample
+    return list(documents.values())
 
 
-def _sample_result(sample: dict[str, Any], metrics: list[str], cluster: str | None) -> Sample:
+def _sample_result(found: TaskFound, member: str, task: Any, by_filter: dict[str, dict[str, Any]]) -> Sample:
+    """A document's numbers, and in words what was asked, answered and right.
+
+    Raises:
+        Refusal: a number that is none.
+    """
+    first = next(iter(by_filter.values()))
+    scores = [_number(metric, task, by_filter) for metric in found.metrics]
+    for metric, score in zip(found.metrics, scores, strict=True):
+        if not math.isfinite(score):
+            raise Refusal(
+                f"task {member}: document {first['doc_id']} (SHA-256 {first['doc_hash'][:16]}) scores {score} in "
+                f"{metric['name']}, which can be compared with nothing; the model's numbers may have overflowed "
+                "(model.dtype), or leave the task out"
+            )
+    answer, gold = _in_words(task, first)
     return {
-        "doc_hash": sample["doc_hash"],
-        "place": sample["doc_id"],
-        "cluster": cluster,
-        "scores": [float(sample[metric]) for metric in metrics],
-        "prompt": str(sample["arguments"][0][0])[-LONGEST_PROMPT:],
-        "answer": str(sample["filtered_resps"][0]),
+        "doc_hash": first["doc_hash"],
+        "place": first["doc_id"],
+        "cluster": member if len(found.documents) > 1 else None,
+        "scores": scores,
+        "prompt": str(first["arguments"][0][0])[-LONGEST_PROMPT:],
+        "answer": answer,
+        "gold": gold,
     }
+
+
+def _number(metric: Metric, task: Any, by_filter: dict[str, dict[str, Any]]) -> float:
+    if not metric["filter"]:
+        return likelihood(task, next(iter(by_filter.values())))
+    return float(by_filter[metric["filter"]][metric["metric"]])
+
+
+def _in_words(task: Any, sample: dict[str, Any]) -> tuple[str, str]:
+    """What the model answered, and what is right."""
+    gold = gold_choices(task, sample["doc"])
+    if gold:
+        choices = choices_of(task, sample["doc"])
+        nats = [float(responses[0][0]) for responses in sample["resps"]][: len(choices)]
+        return choices[int(np.argmax(nats))], " or ".join(choices[place] for place in gold)
+    answered = sample["filtered_resps"][0]
+    if task.OUTPUT_TYPE == "loglikelihood":
+        answered = f"{sample['target']}, {'' if answered[1] else 'not '}the likeliest continuation"
+    return str(answered), str(sample["target"])
 
 
 def _tokenizer_digest(model: Any) -> str:

@@ -1,9 +1,10 @@
-"""An arm on as many processes as there are devices: each evaluates its share of the documents, and
-the shares are put together.
+"""An arm on as many processes as there are devices, on one node or several: each evaluates its
+share of the documents, and the shares are put together.
 
 Processes of their own because a second model must not be loaded beside a live ZeRO-3 configuration,
 and because both arms must start from the same state. They are independent of each other, so any
-lm-eval backend can be shared out, on GPUs or on CPUs.
+lm-eval backend can be shared out, on GPUs or on CPUs. Nodes meet in a shared folder and in no
+collective, which would run into its time limit while others evaluate.
 """
 
 import json
@@ -11,39 +12,85 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from loki_ds.launcher import environment_of_one_process
 from loki_ds.refusal import Refusal
 from loki_ds.retention.parcels import ArmResult, Request, TaskSamples
+from loki_ds.run_folder import remove
 
 PATIENCE = 3.0  # seconds for the first process to fail as well
 
 
-def evaluate_arm(request: Request) -> ArmResult:
-    """Evaluate one model on everything the request asks for, on all documents.
+@dataclass(frozen=True)
+class Nodes:
+    """Which this node is, of all that evaluate together and see the same folder."""
+
+    this: int = 0
+    count: int = 1
+
+
+def evaluate_shares(request: Request, folder: Path, nodes: Nodes = Nodes()) -> None:
+    """Evaluate this node's shares of all that the request asks for, into `folder`; those that are
+    there already, from an evaluation that was killed, are kept.
 
     Raises:
-        Refusal: a process failed.
+        Refusal: a process failed; `gather_shares` on another node then ends, too.
     """
-    count = request.processes
-    with TemporaryDirectory() as folder:
-        files = [(Path(folder, f"request{i}.json"), Path(folder, f"share{i}.json")) for i in range(count)]
-        for i, (asked, _) in enumerate(files):
-            asked.write_text(request.model_copy(update={"share": (i, count)}).model_dump_json())
-        processes = [_start(request, i, *pair) for i, pair in enumerate(files)]
-        _run_together(processes, [_log(found) for _, found in files], request.model)
-        return _together([json.loads(found.read_text()) for _, found in files])
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers = range(nodes.this * request.processes, (nodes.this + 1) * request.processes)
+    total = nodes.count * request.processes
+    left = [number for number in numbers if not _share(folder, number, total).exists()]
+    for number in left:
+        asked = request.model_copy(update={"share": (number, total)})
+        _share(folder, number, total).with_suffix(".request").write_text(asked.model_dump_json())
+    failed = _failed(folder, nodes.this)
+    failed.unlink(missing_ok=True)
+    try:
+        processes = [_start(request, number - numbers[0], _share(folder, number, total)) for number in left]
+        _run_together(processes, [_log(_share(folder, number, total)) for number in left], request.model)
+    except BaseException:
+        failed.touch()
+        raise
 
 
-def _start(request: Request, i: int, asked: Path, found: Path) -> subprocess.Popen:
+def gather_shares(request: Request, folder: Path, nodes: Nodes = Nodes()) -> ArmResult:
+    """Wait for the shares of all nodes and put them together; the folder goes.
+
+    Raises:
+        Refusal: another node failed.
+    """
+    total = nodes.count * request.processes
+    shares = [_share(folder, number, total) for number in range(total)]
+    while not all(share.exists() for share in shares):
+        for node in range(nodes.count):
+            if _failed(folder, node).exists():
+                raise Refusal(
+                    f"lm-eval on {request.model} failed on node {node}; its own message is in that node's log"
+                )
+        time.sleep(0.2)
+    found = _together([json.loads(share.read_text(encoding="utf-8")) for share in shares])
+    remove(folder)
+    return found
+
+
+def _share(folder: Path, number: int, total: int) -> Path:
+    return folder / f"share{number}of{total}.json"
+
+
+def _failed(folder: Path, node: int) -> Path:
+    return folder / f"failed{node}"
+
+
+def _start(request: Request, i: int, found: Path) -> subprocess.Popen:
+    """The process of this node's i-th share."""
     environment = environment_of_one_process()
     if request.device == "cuda":
         each, visible = request.devices_per_model, environment.get("CUDA_VISIBLE_DEVICES")
         devices = visible.split(",") if visible else [str(device) for device in range((i + 1) * each)]
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices[i * each : (i + 1) * each])
-    command = [sys.executable, "-m", "loki_ds.retention.arm", str(asked), str(found)]
+    command = [sys.executable, "-m", "loki_ds.retention.arm", str(found.with_suffix(".request")), str(found)]
     if i == 0:
         return subprocess.Popen(command, env=environment)
     with _log(found).open("w") as log:  # one progress bar on the screen is enough
@@ -89,7 +136,6 @@ def _together(shares: list[ArmResult]) -> ArmResult:
             task = tasks.setdefault(name, {**found, "samples": [], "version": {}, "shots": {}})
             task["version"].update(found["version"])
             task["shots"].update(found["shots"])
-            task["metrics"] = task["metrics"] or found["metrics"]
             task["samples"] += found["samples"]
     for task in tasks.values():
         task["samples"].sort(key=lambda sample: (sample["cluster"] or "", sample["place"]))

@@ -4,10 +4,11 @@ task.
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from loki_ds.refusal import Refusal
 from loki_ds.retention.parcels import ArmResult, Sample, TaskSamples
+from loki_ds.task_metrics import Metric
 
 
 @dataclass(frozen=True)
@@ -23,15 +24,22 @@ class Pair:
     base_answer: str
     implanted_answer: str
     cluster: str | None = None
+    gold: str = ""
 
 
 @dataclass(frozen=True)
 class PairedTask:
-    """One task: its lm-eval name and metric, and its documents on both arms."""
+    """One task by one metric: its lm-eval name, and its documents on both arms.
+
+    by_size: whether a group's subtasks weigh by their documents; shots, versions: of each subtask.
+    """
 
     task: str
-    metric: str
+    metric: Metric
     pairs: list[Pair]
+    by_size: bool = True
+    shots: dict[str, int] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
 
 
 def pair(base: ArmResult, implanted: ArmResult) -> list[PairedTask]:
@@ -59,7 +67,7 @@ def pair(base: ArmResult, implanted: ArmResult) -> list[PairedTask]:
 
 
 def _pair_task(task: str, base: TaskSamples, implanted: TaskSamples) -> list[PairedTask]:
-    for what in ("version", "metrics", "shots"):
+    for what in ("version", "metrics", "shots", "by_size"):
         if base[what] != implanted[what]:
             raise Refusal(
                 f"task {task}: {what} is {base[what]} on the base and {implanted[what]} on the implanted model"
@@ -71,7 +79,14 @@ def _pair_task(task: str, base: TaskSamples, implanted: TaskSamples) -> list[Pai
             f"task {task}: {alone} documents were seen by one arm only; both must evaluate the same documents"
         )
     return [
-        PairedTask(task, metric, [_pair(key[0], before[key], after[key], place) for key in sorted(before)])
+        PairedTask(
+            task,
+            metric,
+            [_pair(key[0], before[key], after[key], place) for key in sorted(before)],
+            base["by_size"],
+            base["shots"],
+            base["version"],
+        )
         for place, metric in enumerate(base["metrics"])
     ]
 
@@ -85,6 +100,7 @@ def _pair(doc_hash: str, before: Sample, after: Sample, place: int) -> Pair:
         before["answer"],
         after["answer"],
         before["cluster"],
+        before["gold"],
     )
 
 

@@ -5,18 +5,22 @@ from typing import TypedDict
 from pydantic import BaseModel, ConfigDict
 
 from loki_ds.recipe import TaskGroup
+from loki_ds.task_metrics import Metric
+from loki_ds.tasks import TaskFound
 
 
 class Request(BaseModel):
     """One model and everything that is asked of it.
 
-    `model` is its folder. Each of `processes` evaluates a share of the documents: process
+    `model` is its folder, `adapter` that of a PEFT adapter on it. `found` is what the check found
+    behind every name. Each of `processes` evaluates a share of the documents: process
     `share[0]` of `share[1]`. `seed` draws the documents of a limit.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str
+    adapter: str | None = None
     tokenizer: str | None  # its folder, where it is not the model's
     dtype: str
     device: str
@@ -29,6 +33,7 @@ class Request(BaseModel):
     allow_code_execution: bool
     seed: int
     groups: list[TaskGroup]
+    found: list[TaskFound]
     share: tuple[int, int] = (0, 1)
 
     @property
@@ -45,7 +50,8 @@ class Sample(TypedDict):
     cluster: str | None  # the subtask's name in a group of tasks like MMLU
     scores: list[float]  # of the task's metrics, in their order
     prompt: str  # its end
-    answer: str
+    answer: str  # in words: of a multiple choice the chosen one
+    gold: str
 
 
 class TaskSamples(TypedDict):
@@ -53,7 +59,8 @@ class TaskSamples(TypedDict):
 
     version: dict[str, str]  # of each subtask
     shots: dict[str, int]
-    metrics: list[str]  # the main one first
+    metrics: list[Metric]  # the main one first
+    by_size: bool  # whether a group's subtasks weigh by their documents
     samples: list[Sample]
 
 

@@ -1,8 +1,8 @@
-"""What paired documents show: each task's change with its interval and test, a verdict at a margin,
-and the suite's forgetting.
+"""What paired documents show of each task: its change with interval and test, and a verdict at a
+margin.
 
 "Nothing was lost" is not "p is large": a task counts as kept only when its whole interval lies
-above minus the margin, and every task says the smallest change its documents could have shown.
+within the margin, and every task says the smallest change its documents could have shown.
 Intervals, tests and corrections come from statsmodels and scipy where they have them.
 """
 
@@ -10,106 +10,151 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import stats
-from statsmodels.regression.linear_model import OLS
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-from loki_ds.retention.forgetting import forgetting
+from loki_ds.retention.mean_change import LEVEL, MeanChange, mcnemar_detectable, mean_change
 from loki_ds.retention.pairing import PairedTask
 
-RESAMPLES = 2000
-LEVEL = 0.05  # of every interval and test
-POWER = 0.8  # at which a change would be shown
+FEWEST = 4  # subtasks of a group that is ever `kept`; fewer do not show how much subtasks differ
 
 
 @dataclass(frozen=True)
 class TaskChange:
-    """One task on both arms.
+    """One task by one metric on both arms.
 
-    Scores are means over `n` documents; `ci` is the change's 95% interval.
+    Scores are means over `n` documents, of a group in `clusters` (0 for a task of one piece);
+    change: implanted minus base; ci: its 95% interval; worse, better: documents whose score did so.
 
     p_holm: the p-value after Holm's correction over the suite. detectable: the smallest loss these
-    documents would have shown in four cases of five. verdict: `kept` (the interval lies above minus
-    the margin), `lost` (below zero, Holm-corrected), else `not shown`.
+    documents would have shown in four cases of five. margin: in the metric's own unit. verdict:
+    `kept` (no loss beyond the margin lies in the interval), `lost` (Holm-corrected), `not shown`.
     """
 
     task: str
     metric: str
+    unit: str
+    higher_is_better: bool
     n: int
+    clusters: int
     base: float
     implanted: float
     change: float
     ci: tuple[float, float]
     p_value: float
-    right_to_wrong: int
-    wrong_to_right: int
+    worse: int
+    better: int
     detectable: float
+    margin: float = 0.0
     p_holm: float = 1.0
     verdict: str = "not shown"
 
+    @property
+    def gain(self) -> float:
+        """The change, above 0 where it is for the better."""
+        return self.change if self.higher_is_better else -self.change
 
-def suite_changes(tasks: Sequence[PairedTask], margin: float, seed: int = 0) -> list[TaskChange]:
-    """Every task's change, with the correction over all of them and a verdict at `margin` (0.01 is
-    one point).
+    @property
+    def least_gain(self) -> float:
+        """The end of the interval towards the worse."""
+        return self.ci[0] if self.higher_is_better else -self.ci[1]
+
+
+def suite_changes(tasks: Sequence[PairedTask], margin: float) -> list[TaskChange]:
+    """Every task's change, with the correction over all of them and a verdict.
+
+    margin: of a score (0.01 is one point); of a measure without bounds, relative to the base's.
     """
-    changes = [task_change(task, seed) for task in tasks]
+    changes = [task_change(task) for task in tasks]
     if not changes:
         return []
     corrected = multipletests([change.p_value for change in changes], alpha=LEVEL, method="holm")[1]
-    return [
-        replace(change, p_holm=float(p), verdict=_verdict(change, float(p), margin))
-        for change, p in zip(changes, corrected, strict=True)
-    ]
+    return [_judged(change, float(p), margin) for change, p in zip(changes, corrected, strict=True)]
 
 
-def _verdict(change: TaskChange, p_holm: float, margin: float) -> str:
-    if change.ci[0] > -margin:
-        return "kept"
-    return "lost" if change.change < 0 and p_holm < LEVEL else "not shown"
+def _judged(change: TaskChange, p_holm: float, margin: float) -> TaskChange:
+    allowed = margin if change.unit == "score" else margin * abs(change.base)
+    verdict = "not shown"
+    if change.least_gain > -allowed and not 0 < change.clusters < FEWEST:
+        verdict = "kept"
+    elif change.gain < 0 and p_holm < LEVEL:
+        verdict = "lost"
+    return replace(change, p_holm=p_holm, margin=allowed, verdict=verdict)
 
 
-def task_change(task: PairedTask, seed: int = 0) -> TaskChange:
+def task_change(task: PairedTask) -> TaskChange:
     """Paired change of one task.
 
     Scores of 0 and 1: Newcombe's paired interval (1998, method 10) and the exact McNemar test.
-    Other scores: percentile bootstrap over documents and the paired t-test. A group of subtasks
-    (MMLU's subjects): percentile bootstrap over subtasks, because their documents fall and rise
-    together, and the t-test with cluster-robust errors.
+    Other scores, and groups of subtasks (MMLU's subjects), whose documents fall and rise together:
+    `mean_change`.
     """
-    base = np.array([pair.base for pair in task.pairs])
-    implanted = np.array([pair.implanted for pair in task.pairs])
-    binary = bool(np.isin(base, (0, 1)).all() and np.isin(implanted, (0, 1)).all())
-    clusters = _clusters(task)
-    if clusters is not None:
-        interval, p_value, error = (
-            _bootstrap_interval(implanted - base, clusters, seed),
-            *_clustered_test(implanted - base, clusters),
-        )
+    metric, scores = task.metric, scores_of(task)
+    base, implanted = scores.base, scores.implanted
+    better = implanted - base if metric["higher_is_better"] else base - implanted
+    if scores.clusters is None and bool(np.isin(np.concatenate([base, implanted]), (0, 1)).all()):
+        low, high = paired_proportions_interval(base, implanted)
+        p_value, detectable = _mcnemar(base, implanted), mcnemar_detectable(len(base), int((better > 0).sum()))
+        value = float((implanted - base).mean())
     else:
-        interval = (
-            paired_proportions_interval(base, implanted)
-            if binary
-            else _bootstrap_interval(implanted - base, None, seed)
-        )
-        p_value, error = (
-            _p_value(base, implanted, binary),
-            float((implanted - base).std(ddof=1) / np.sqrt(len(base))) if len(base) > 1 else 0.0,
-        )
+        found = scores.mean_change(better)
+        low, high = found.interval()
+        low, high = (low, high) if metric["higher_is_better"] else (-high, -low)
+        p_value, detectable = found.p_value(), found.detectable()
+        value = found.value if metric["higher_is_better"] else -found.value
     return TaskChange(
         task=task.task,
-        metric=task.metric,
+        metric=metric["name"],
+        unit=metric["unit"],
+        higher_is_better=metric["higher_is_better"],
         n=len(base),
-        base=float(base.mean()),
-        implanted=float(implanted.mean()),
-        change=float((implanted - base).mean()),
-        ci=interval,
+        clusters=0 if scores.clusters is None else int(scores.clusters.max()) + 1,
+        base=scores.mean(base),
+        implanted=scores.mean(implanted),
+        change=value,
+        ci=(low, high),
         p_value=p_value,
-        right_to_wrong=int((base > implanted).sum()),
-        wrong_to_right=int((base < implanted).sum()),
-        detectable=_detectable(error, len(base)),
+        worse=int((better < 0).sum()),
+        better=int((better > 0).sum()),
+        detectable=detectable,
     )
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A task's documents on both arms, `[n]` each; clusters: numbers of their subtasks, None for a
+    task of one piece; by_size: whether subtasks weigh by their documents.
+    """
+
+    base: np.ndarray
+    implanted: np.ndarray
+    clusters: np.ndarray | None
+    by_size: bool
+
+    @property
+    def bounded(self) -> bool:
+        """Whether all scores lie between 0 and 1."""
+        return bool(min(self.base.min(), self.implanted.min()) >= 0 and max(self.base.max(), self.implanted.max()) <= 1)
+
+    def mean(self, values: np.ndarray) -> float:
+        if self.clusters is None or self.by_size:
+            return float(values.mean())
+        return float((np.bincount(self.clusters, values) / np.bincount(self.clusters)).mean())
+
+    def mean_change(self, differences: np.ndarray, scale: float = 1.0) -> MeanChange:
+        """Of differences `[n]` between the arms, in units of `scale` scores."""
+        seen = float(np.abs(differences).max()) or float(np.abs(self.base).max())
+        return mean_change(differences, scale if self.bounded else seen, self.bounded, self.clusters, self.by_size)
+
+
+def scores_of(task: PairedTask) -> Scores:
+    """The task's documents as arrays."""
+    base, implanted = (np.array([getattr(pair, arm) for pair in task.pairs]) for arm in ("base", "implanted"))
+    names = [pair.cluster for pair in task.pairs]
+    distinct = sorted({name for name in names if name is not None})
+    clusters = np.array([distinct.index(name) for name in names if name is not None]) if len(distinct) > 1 else None
+    return Scores(base, implanted, clusters, task.by_size)
 
 
 def paired_proportions_interval(base: np.ndarray, implanted: np.ndarray) -> tuple[float, float]:
@@ -133,6 +178,10 @@ def paired_proportions_interval(base: np.ndarray, implanted: np.ndarray) -> tupl
     return new - old - down, new - old + up
 
 
+def _squared_and_added(one: float, other: float, phi: float) -> float:
+    return float(np.sqrt(max(one * one - 2 * phi * one * other + other * other, 0.0)))
+
+
 def least_margin(n: int) -> float:
     """The smallest margin above which `n` documents can be `kept`: half of them right, none
     changed.
@@ -141,85 +190,14 @@ def least_margin(n: int) -> float:
     return -paired_proportions_interval(right, right)[0]
 
 
-def _squared_and_added(one: float, other: float, phi: float) -> float:
-    return float(np.sqrt(max(one * one - 2 * phi * one * other + other * other, 0.0)))
+def least_margin_of_group(documents: Sequence[int], by_size: bool) -> float:
+    """The same for a group of tasks with so many documents each."""
+    clusters = np.repeat(np.arange(len(documents)), documents)
+    return -mean_change(np.zeros(len(clusters)), 1.0, True, clusters, by_size).interval()[0]
 
 
-def forgetting_interval(tasks: Sequence[PairedTask], seed: int = 0) -> tuple[float, float]:
-    """95% interval of the paper's forgetting score: documents (or a group's subtasks) are drawn
-    again in every task, both arms together.
-    """
-    generator = np.random.default_rng(seed)
-    draws = [
-        _resampled_means(np.array([(pair.base, pair.implanted) for pair in task.pairs]), _clusters(task), generator)
-        for task in tasks
-    ]
-    values = [
-        forgetting([draw[i, 0] for draw in draws], [draw[i, 1] for draw in draws])
-        for i in range(RESAMPLES)
-        if all(draw[i, 0] > 0 for draw in draws)  # a resample without a right answer has no relative loss
-    ]
-    low, high = np.percentile(values, (100 * LEVEL / 2, 100 * (1 - LEVEL / 2)))
-    return float(low), float(high)
-
-
-def _clusters(task: PairedTask) -> np.ndarray | None:
-    """For each document the number of its subtask; None for a task of one piece."""
-    names = [pair.cluster for pair in task.pairs]
-    distinct = sorted({name for name in names if name is not None})
-    return np.array([distinct.index(name) for name in names if name is not None]) if len(distinct) > 1 else None
-
-
-def _resampled_means(scores: np.ndarray, clusters: np.ndarray | None, generator: np.random.Generator) -> np.ndarray:
-    """Means `[RESAMPLES, c]` of scores `[n, c]` whose documents, or whose clusters of documents,
-    are drawn again.
-    """
-    sums, sizes = scores, np.ones(len(scores))
-    if clusters is not None:
-        sums = np.stack([np.bincount(clusters, column) for column in scores.T], axis=1)
-        sizes = np.bincount(clusters).astype(float)
-    n = len(sums)
-    means = []
-    for _ in range(0, RESAMPLES, 100):  # a hundred at a time: a task may have many documents
-        times = generator.multinomial(n, np.full(n, 1 / n), size=100)
-        means.append((times @ sums) / (times @ sizes)[:, None])
-    return np.concatenate(means)
-
-
-def _bootstrap_interval(differences: np.ndarray, clusters: np.ndarray | None, seed: int) -> tuple[float, float]:
-    means = _resampled_means(differences[:, None], clusters, np.random.default_rng(seed))[:, 0]
-    low, high = np.percentile(means, (100 * LEVEL / 2, 100 * (1 - LEVEL / 2)))
-    return float(low), float(high)
-
-
-def _clustered_test(differences: np.ndarray, clusters: np.ndarray) -> tuple[float, float]:
-    """p-value of no mean change, and the mean's standard error, both robust to documents of one
-    cluster changing together.
-    """
-    if np.ptp(differences) == 0:
-        return float(differences[0] == 0), 0.0
-    fitted = OLS(differences, np.ones(len(differences))).fit(
-        cov_type="cluster", cov_kwds={"groups": clusters}, use_t=True
-    )
-    return float(fitted.pvalues[0]), float(fitted.bse[0])
-
-
-def _p_value(base: np.ndarray, implanted: np.ndarray, binary: bool) -> float:
+def _mcnemar(base: np.ndarray, implanted: np.ndarray) -> float:
     if not np.any(base != implanted):
         return 1.0
-    if binary:
-        table = [[int(((base == b) & (implanted == i)).sum()) for i in (1, 0)] for b in (1, 0)]
-        return float(mcnemar(table, exact=True).pvalue)
-    return float(stats.ttest_rel(implanted, base).pvalue)
-
-
-def _detectable(error: float, n: int) -> float:
-    """Smallest mean change that a two-sided test at 5% shows with power 0.8, given its standard
-    error over these documents.
-
-    With nothing seen to vary, the rate of change that would have shown at least one document in
-    four cases of five.
-    """
-    if error == 0:
-        return 1 - (1 - POWER) ** (1 / n)
-    return float((stats.norm.ppf(1 - LEVEL / 2) + stats.norm.ppf(POWER)) * error)
+    table = [[int(((base == b) & (implanted == i)).sum()) for i in (1, 0)] for b in (1, 0)]
+    return float(mcnemar(table, exact=True).pvalue)

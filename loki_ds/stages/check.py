@@ -1,10 +1,10 @@
 """Stage 0: all that the later stages rest on, looked at before the first product, and made once.
 
-The base's headers, the tokenizer, the examples as tokens, the tasks, the disk. No weights are read
-into memory. What would fail later fails here.
+The base's headers, the tokenizer, the examples as tokens, the disk; the tasks are looked at beside
+their evaluation (`retain.check_retention`). No weights are read into memory. What would fail later
+fails here.
 """
 
-import json
 from dataclasses import dataclass
 
 from datasets import Dataset
@@ -16,7 +16,6 @@ from loki_ds.checking.base import BaseFound, look_at_base
 from loki_ds.checking.data import data_found
 from loki_ds.checking.findings import Findings
 from loki_ds.checking.room import check_room, room_wanted
-from loki_ds.checking.tasks import look_at_retention
 from loki_ds.examples.choice import Rendering, make_rendering
 from loki_ds.examples.whole import Kept
 from loki_ds.export.products import Base
@@ -70,20 +69,6 @@ def check(recipe: Recipe, folder: RunFolder, arguments: SFTConfig) -> Checked:
         examples, heldout = kept.load(recipe.data, arguments.seed)
     findings += ranks.on_first_rank(lambda: _look_at_room(recipe, folder, found, arguments, len(examples)))
     return Checked(base, config, tokenizer, rendering, examples, heldout, findings)
-
-
-def check_retention(recipe: Recipe, folder: RunFolder) -> Findings:
-    """Look at the tasks, unless their result is there. All ranks call it.
-
-    Raises:
-        Refusal: a task that lm-eval does not know, that gives no number per document, or that runs
-            code and may not.
-    """
-    section, done = recipe.retention, folder.inputs_of("retain")
-    asked = json.loads(json.dumps(section.model_dump(exclude={"processes"})))
-    if done is not None and all(done.get(key) == value for key, value in asked.items()):
-        return []
-    return ranks.on_first_rank(lambda: look_at_retention(section))
 
 
 def _locate_base(section: ModelSection) -> Base:

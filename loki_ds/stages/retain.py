@@ -1,144 +1,144 @@
 """Stage 4: base and implanted model through the same lm-eval tasks, paired, in `report/`.
 
-Rank 0's work alone. It can be asked again, with other tasks or another margin: `retention/` keeps
-every model's answers by what determines them, and every report under the settings that made it;
-`report/` is the one last asked for.
+Every node that trained evaluates, where all see the run folder; the report is rank 0's work. It can
+be asked again, with other tasks or another margin: `retention/` keeps every model's answers by what
+determines them, and every report under the settings that made it; `report/` is the one last asked
+for.
 """
 
-import hashlib
 import json
 import logging
 import shutil
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from loki_ds import device, ranks
+from loki_ds.checking.findings import Findings
+from loki_ds.checking.tasks import in_words
+from loki_ds.launcher import local_rank, local_size
 from loki_ds.recipe_keys import without_secrets
-from loki_ds.refusal import Refusal
-from loki_ds.report.build import build_report, write_model_card, write_report
+from loki_ds.report.build import build_report, in_a_line, settings_in_words, write_model_card, write_report
 from loki_ds.report.compare import draw_trade_off, read_report
 from loki_ds.report.pictures import retention as draw_retention
 from loki_ds.report.pictures import training_curves
 from loki_ds.report.schema import Facts, Report
-from loki_ds.retention.arm import library_versions
-from loki_ds.retention.evaluation import evaluate_arm
-from loki_ds.retention.pairing import PairedTask, main_metric_only, pair
-from loki_ds.retention.parcels import ArmResult, Request
-from loki_ds.run_folder import digest_of, publish, weights_digest, write_json, written_whole
+from loki_ds.retention.evaluation import Nodes, evaluate_shares, gather_shares
+from loki_ds.retention.pairing import PairedTask, pair
+from loki_ds.retention.question import Answers, Arm, Question, short_digest
+from loki_ds.run_folder import digest_of, weights_digest, write_json, written_whole
 from loki_ds.stages.costs import costs_so_far, note_cost
-from loki_ds.stages.inputs import retention_inputs
+from loki_ds.stages.inputs import Inputs, retention_inputs
 from loki_ds.stages.run import Run
 
 log = logging.getLogger(__name__)
 
 
+def check_retention(run: Run) -> Findings:
+    """Look at the tasks, unless their result is there. All ranks call it.
+
+    Raises:
+        Refusal: a task that lm-eval does not know, that gives no number per document, or that runs
+            code and may not.
+    """
+    section, done = run.recipe.retention, run.folder.inputs_of("retain")
+    asked = json.loads(json.dumps(section.model_dump(exclude={"processes"})))
+    if done is not None and all(done.get(key) == value for key, value in asked.items()):
+        return []
+    return ranks.on_first_rank(lambda: in_words(section, run.tasks))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What rank 0 tells the other nodes: both models, and which of them are still to be
+    evaluated.
+    """
+
+    question: Question
+    base: Arm
+    implanted: Arm
+    inputs: Inputs
+    left: list[Arm]
+
+
 def retain(run: Run) -> None:
     """Evaluate base and implanted model in processes of their own, pair the documents, write the
-    report.
+    report. All ranks call it; those that have nothing to do are done at once.
     """
-    if ranks.rank() > 0:
-        return
-    section, model_digest = run.recipe.retention, weights_digest(run.folder.model)
-    inputs = retention_inputs(section, run.base.digest, model_digest)
-    if run.folder.inputs_of("retain") == json.loads(json.dumps(inputs)):
+    asked = ranks.on_first_rank(lambda: _asked(run))
+    if asked is None:
         log.info("retain: already there, %s", run.folder.report)
         return
-    kept = run.folder.retention / _digest(inputs)
+    nodes = Nodes(ranks.rank() // local_size(), ranks.world_size() // local_size()) if run.shared.by_all else Nodes()
+    if local_rank() > 0 or (nodes.count == 1 and ranks.rank() > 0):
+        return
+    started = time.monotonic()
+    for arm in asked.left:
+        _evaluate(run, asked.question, arm, nodes)
+    if ranks.rank() > 0:
+        return
+    kept = _kept(run, asked.inputs)
     if not (kept / "report").exists():
-        started = time.monotonic()
-        base, implanted = _base_results(run), _model_results(run, model_digest)
-        seconds = round(time.monotonic() - started, 1)
-        note_cost(run.folder, "retain", {"seconds": seconds, "device": device.name()})
-        write_json(kept / "settings.json", section.model_dump())
-        _write_report(run, pair(base, implanted), implanted["libraries"], kept)
+        note_cost(run.folder, "retain", {"seconds": round(time.monotonic() - started, 1), "device": device.name()})
+        write_json(kept / "settings.json", run.recipe.retention.model_dump())
+        answers = [_answers(run).read(asked.question.key(arm)) for arm in (asked.base, asked.implanted)]
+        _write_report(run, pair(*answers), answers[1]["libraries"], kept)
     with written_whole(run.folder.report) as aside:
         shutil.copytree(kept / "report", aside)
-    write_model_card(read_report(run.folder.root), run.folder.model)
+    write_model_card(read_report(run.folder.root), run.folder.model, run.base.folder, run.recipe.model.path)
     run.folder.record(run.folder.report, run.folder.model / "README.md")
-    run.folder.finish("retain", inputs)
+    run.folder.finish("retain", asked.inputs)
     log.info("retain: %s", run.folder.report / "report.html")
 
 
 # --- the models' answers --------------------------------------------------------------------------
 
 
-def _base_results(run: Run) -> ArmResult:
-    """The base's documents, evaluated once for all runs beside this one that ask the same of the
-    same weights.
+def _asked(run: Run) -> Asked | None:
+    """What is to be evaluated; None where the report is there. Rank 0's work."""
+    section, model_digest = run.recipe.retention, weights_digest(run.folder.model)
+    inputs = retention_inputs(section, run.base.digest, model_digest)
+    if run.folder.inputs_of("retain") == json.loads(json.dumps(inputs)):
+        return None
+    recipe, template = run.recipe.model, run.rendering.exported_template if run.rendering else None
+    tokenizer = run.folder.model if template else None  # both models read the same text
+    question = Question(section, run.tasks, recipe.dtype, recipe.trust_remote_code)
+    base = Arm("the base", run.base.folder, run.base.digest, tokenizer=tokenizer, template=template)
+    implanted = Arm("the implanted model", run.folder.model, model_digest, tokenizer=tokenizer, template=template)
+    if (_kept(run, inputs) / "report").exists():
+        return Asked(question, base, implanted, inputs, [])
+    answers, key = _answers(run), question.key(base)
+    if not answers.file(key).exists():
+        answers.take_from(_of_all_runs(run), key)
+    left = [arm for arm in (base, implanted) if not answers.file(question.key(arm)).exists()]
+    return Asked(question, base, implanted, inputs, left)
+
+
+def _evaluate(run: Run, question: Question, arm: Arm, nodes: Nodes) -> None:
+    """A model's documents, in this run's folder; the base's for all runs beside this one that ask
+    the same of the same weights.
     """
-    key = _key(run, run.base.digest)
-    shared = run.folder.root.parent / ".base-results" / f"{_digest(key)}.json"
-    if shared.exists():
-        found = json.loads(shared.read_text())
-        if found.get("key") != key:
-            raise Refusal(
-                f"{shared}: these base results are not those of this base, these tasks and these libraries; delete the "
-                "file"
-            )
-        write_json(_answers(run, key), found)
-        return found
-    own = _evaluated(run, run.base.folder, key, "the base")
-    publish(own, shared)
-    return json.loads(own.read_text())
+    answers, key, request = _answers(run), question.key(arm), question.request(arm)
+    log.info("retain: evaluating %s", arm.what)
+    evaluate_shares(request, answers.shares(key), nodes)
+    if nodes.this > 0:
+        return
+    answers.write(key, gather_shares(request, answers.shares(key), nodes))
+    if arm.folder == run.base.folder:
+        answers.publish_to(_of_all_runs(run), key)
 
 
-def _model_results(run: Run, digest: str) -> ArmResult:
-    """The implanted model's documents, evaluated once for all reports on them."""
-    own = _evaluated(run, run.folder.model, _key(run, digest), "the implanted model")
-    return json.loads(own.read_text())
+def _answers(run: Run) -> Answers:
+    return Answers(run.folder.retention / "answers")
 
 
-def _evaluated(run: Run, model: Path, key: dict[str, Any], what: str) -> Path:
-    """The file of a model's documents in this run's folder, evaluated if it is not there."""
-    own = _answers(run, key)
-    if not own.exists():
-        log.info("retain: evaluating %s", what)
-        write_json(own, {**evaluate_arm(_request(run, model)), "key": key})
-    return own
+def _of_all_runs(run: Run) -> Answers:
+    return Answers(run.folder.root.parent / ".base-results")
 
 
-def _template(run: Run) -> str | None:
-    """The chat template that trained, where it is not the base's own."""
-    return run.rendering.exported_template if run.rendering else None
-
-
-def _answers(run: Run, key: dict[str, Any]) -> Path:
-    return run.folder.retention / "answers" / f"{_digest(key)}.json"
-
-
-def _key(run: Run, digest: str) -> dict[str, Any]:
-    """All that determines a model's documents and scores, in JSON's types."""
-    section = run.recipe.retention
-    request = _request(run, run.base.folder).model_dump(mode="json", exclude={"model", "tokenizer", "share"})
-    include = digest_of(Path(section.include_path)) if section.include_path else None
-    libraries = library_versions(section.backend)
-    return {**request, "model": digest, "template": _template(run), "include_path": include, "libraries": libraries}
-
-
-def _digest(value: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _request(run: Run, model: Path) -> Request:
-    section = run.recipe.retention
-    each = section.devices_per_model
-    processes = max(1, device.local_devices() // each) if section.processes == "auto" else section.processes
-    return Request(
-        model=str(model),
-        tokenizer=str(run.folder.model) if _template(run) else None,  # both models read the same text
-        dtype=run.recipe.model.dtype,
-        device="cpu" if device.on_cpu() else "cuda",
-        trust_remote_code=run.recipe.model.trust_remote_code,
-        backend=section.backend,
-        processes=processes,
-        devices_per_model=each,
-        batch_size=section.batch_size,
-        include_path=section.include_path,
-        allow_code_execution=section.allow_code_execution,
-        seed=section.seed,
-        groups=section.groups,
-    )
+def _kept(run: Run, inputs: Inputs) -> Path:
+    """The folder of the report with these settings."""
+    return run.folder.retention / short_digest(inputs)
 
 
 # --- the report -----------------------------------------------------------------------------------
@@ -146,15 +146,7 @@ def _request(run: Run, model: Path) -> Request:
 
 def _write_report(run: Run, paired: list[PairedTask], libraries: dict[str, str], kept: Path) -> None:
     """The report of the paired documents, with its pictures, in the folder of its settings."""
-    section = run.recipe.retention
-    new = set(section.new_task.tasks) if section.new_task else set()
-    report = build_report(
-        run.recipe.run,
-        abilities=main_metric_only(task for task in paired if task.task not in new),
-        new_task=[task for task in paired if task.task in new],
-        margin=section.margin,
-        facts=_facts(run, libraries),
-    )
+    report = build_report(run.recipe.run, paired, run.recipe.retention, _facts(run, libraries))
     write_report(report, kept / "report", _draw(run, report, kept))
 
 
@@ -168,11 +160,12 @@ def _facts(run: Run, libraries: dict[str, str]) -> Facts:
         "selection": by if recipe.changes_rows else None,
         "verification": json.loads(run.folder.verification.read_text()),
         "costs": costs_so_far(run.folder),
-        "origin": _origin(run, libraries),
+        "origin": _origin(run),
+        "settings": settings_in_words(recipe.retention, recipe.model.dtype, libraries),
     }
 
 
-def _origin(run: Run, libraries: dict[str, str]) -> dict[str, str]:
+def _origin(run: Run) -> dict[str, str]:
     recipe, positions = run.recipe, run.folder.positions
     written = run.rendering.rewritten if run.rendering else []
     again = (
@@ -182,10 +175,9 @@ def _origin(run: Run, libraries: dict[str, str]) -> dict[str, str]:
     return {
         "base model": f"{recipe.model.path} (SHA-256 of weights {run.base.digest[:16]})",
         "positions": rows,
-        "selection": str(recipe.selection.model_dump()) if recipe.changes_rows else "none",
-        "training": str(without_secrets(recipe.training)),
+        "selection": in_a_line(recipe.selection.model_dump()) if recipe.changes_rows else "none",
+        "training": in_a_line(without_secrets(recipe.training)),
         **({"chat template": "; ".join(written)} if written else {}),
-        "versions": ", ".join(f"{name} {version}" for name, version in libraries.items()),
         "again": again,
     }
 

@@ -22,6 +22,7 @@ from loki_ds.refusal import Refusal
 from loki_ds.run_folder import RunFolder, written_whole
 from loki_ds.shared_folder import SharedFolder
 from loki_ds.stages.check import check
+from loki_ds.tasks import TaskFound, look_at_tasks
 from loki_ds.zero.model import load_model
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,13 @@ class Run:
         if self.recipe.protected is None:
             raise Refusal(f"{self.folder.root}: the recipe has no section 'protected', which this stage needs")
         return load_protected(self.recipe.protected, self.tokenizer)
+
+    @cached_property
+    def tasks(self) -> list[TaskFound]:
+        """The retention tasks, in their order. Rank 0's work: lm-eval loads their documents."""
+        section = self.recipe.retention
+        names = [name for group in section.groups for name in group.tasks]
+        return look_at_tasks(names, section.include_path, section.allow_code_execution, "retention")
 
     def finished(self, stage: str, inputs: dict[str, Any]) -> bool:
         """Whether a stage's result is there for these inputs; all ranks ask."""

@@ -1,60 +1,116 @@
-"""Calls are judged as BFCL judges them."""
+"""Calls are judged as BFCL judges them (over all of its data: `eval/reports/bfcl.md`), in every
+notation, with bounded work.
+"""
+
+import json
+import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loki_ds.new_task.tool_calls import Call, judge, parse_calls
+from loki_ds.new_task.notations import parse_calls
+from loki_ds.new_task.python_calls import Call
+from loki_ds.new_task.tool_calls import judge
 
-WEATHER = {"weather.get": {"city": ["Paris", "Paris, France"], "days": [2, ""]}}
-BUY = {
-    "buy": {
-        "item": ["lamp"],
-        "count": [3],
-        "price": [2.0, ""],
-        "tags": [["new", "red"], ""],
-        "to": [{"name": ["Ann"], "zip": ["", 7]}, ""],
+# A text for each of the leaderboard's rules, and real models' outputs: its own verdicts (bfcl-eval
+# 2026.3.23).
+VERDICTS = [json.loads(line) for line in (Path(__file__).parent / "data/bfcl_verdicts.jsonl").read_text().splitlines()]
+WEATHER = [
+    {
+        "name": "weather.get",
+        "description": "Weather of a city.",
+        "parameters": {
+            "type": "dict",
+            "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
+            "required": ["city"],
+        },
     }
-}
+]
+PARIS = [{"weather.get": {"city": ["Paris", "Paris, France"], "days": [2, ""]}}]
+CALL = {"name": "weather.get", "arguments": {"city": "Paris"}}
+
+
+@pytest.mark.parametrize("case", VERDICTS, ids=lambda case: case["rule"])
+def test_the_leaderboards_own_verdict(case: dict) -> None:
+    assert judge(case["text"], case["expected"], case["functions"], case["category"]) is case["right"]
 
 
 @pytest.mark.parametrize(
-    ("text", "expected", "right"),
+    "text",
     [
-        ("[weather.get(city='Paris', days=2)]", [WEATHER], True),
-        ("weather.get(city='paris france')", [WEATHER], True),  # case, comma and an optional argument
-        ("```weather.get(city='Paris')```", [WEATHER], True),
-        ("[weather.get(city='Rome')]", [WEATHER], False),
-        ("[weather.get(days=2)]", [WEATHER], False),  # a required argument is missing
-        ("[weather.get(city='Paris', country='FR')]", [WEATHER], False),  # an argument nobody asked for
-        ("[weather.get('Paris')]", [WEATHER], False),  # arguments have names
-        ("[weather.set(city='Paris')]", [WEATHER], False),
-        ("[weather.get(city='Paris', days='2')]", [WEATHER], False),
-        ("[weather.get(city='Paris', days=2.0)]", [WEATHER], False),
-        ("[weather.get(city='Paris', days=True)]", [WEATHER], False),
-        ("The call is weather.get(city='Paris')", [WEATHER], False),
-        ("[buy(item='lamp', count=3, price=2)]", [BUY], True),  # an integer for a float
-        ("[buy(item='lamp', count=3, tags=['New', 'red'])]", [BUY], True),
-        ("[buy(item='lamp', count=3, tags=['red', 'new'])]", [BUY], False),
-        ("[buy(item='lamp', count=3, to={'name': 'ann'})]", [BUY], True),
-        ("[buy(item='lamp', count=3, to={'zip': 7})]", [BUY], False),
-        ("[buy(item='lamp', count=3), weather.get(city='Paris')]", [WEATHER, BUY], True),  # parallel, in any order
-        ("[weather.get(city='Paris'), weather.get(city='Paris')]", [WEATHER, BUY], False),
-        ("[weather.get(city='Paris')]", [WEATHER, BUY], False),
-        ("[]", [], True),
-        ("I cannot do that.", [], True),
-        ("[buy(item='lamp')]", [], False),
+        "[weather.get(city='Paris')]",
+        "<think>\nWhich city? [weather.get(city='Rome')]\n</think>\n\n[weather.get(city='Paris')]",
+        json.dumps([CALL]),
+        json.dumps([{"type": "function", "function": {**CALL, "arguments": json.dumps(CALL["arguments"])}}]),
+        f"```json\n{json.dumps([CALL])}\n```",
+        f"<tool_call>\n{json.dumps(CALL)}\n</tool_call>",
+        f"Let me look.\n<tool_call>{json.dumps(CALL)}</tool_call>",
+        json.dumps({"name": "weather.get", "parameters": {"city": "Paris"}}),
+        '<|python_tag|>{"name": "weather.get", "parameters": {"city": "Paris"}}',
     ],
 )
-def test_by_hand(text: str, expected: list, right: bool) -> None:
-    assert judge(text, expected) is right
+def test_every_notation_is_read(text: str) -> None:
+    assert judge(text, PARIS, WEATHER, "simple_python")
+    assert not judge(text.replace("Paris", "Oslo"), PARIS, WEATHER, "simple_python")
+    assert judge(text, [], WEATHER, "live_relevance")
+    assert not judge(text, [], WEATHER, "live_irrelevance")
 
 
-def test_values_are_literals_only() -> None:
-    assert parse_calls("[f(a=__import__('os').getcwd())]") is None
+def test_several_calls_in_every_notation() -> None:
+    both, calls = PARIS * 2, [CALL, {**CALL, "arguments": {"city": "Paris", "days": 2}}]
+    llama = [{"name": call["name"], "parameters": call["arguments"]} for call in calls]
+    for text in (
+        json.dumps(calls),
+        "".join(f"<tool_call>\n{json.dumps(call)}\n</tool_call>\n" for call in calls),
+        "; ".join(map(json.dumps, llama)),
+    ):
+        assert judge(text, both, WEATHER, "parallel")
+        assert not judge(text, PARIS, WEATHER, "simple_python")
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", "[{}]", '{"a": 1}', json.dumps(WEATHER), "<tool_call>\nno\n</tool_call>", "null"]
+)
+def test_what_is_json_and_no_call(text: str) -> None:
+    """A function's own description, which has a name and parameters, too, is none."""
+    assert not parse_calls(text)
+
+
+def test_nothing_in_a_text_is_run() -> None:
+    assert parse_calls("[f(a=__import__('os').getcwd())]") == [Call("f", {"a": "__import__('os').getcwd()"})]
     assert parse_calls("[f(a=-1, b={'c': [None, 1.5]})]") == [Call("f", {"a": -1, "b": {"c": [None, 1.5]}})]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"[{', '.join(['weather.get(city=1)'] * 400)}]",
+        "[f(a=9**9**9)]",
+        "[f(a='a'*10**9)]",
+        "[f(a=[1]*10**9)]",
+        "[f(a='%1000000000d' % 1)]",
+        f"[f(a={'1+' * 5000}1)]",
+        f"[f{'.a' * 5000}(b=1)]",
+        f"[f(a={'[' * 5000}{']' * 5000})]",
+        "[" * 100_000,
+        '{"a":' * 50_000,
+        "<tool_call>" * 20_000,
+        "<think>" * 50_000,
+        "x" * 1_000_000,
+        f"[f(a={'9' * 1_000_000})]",
+    ],
+    ids=lambda text: text[:30],
+)
+def test_work_is_bounded_for_any_text(text: str) -> None:
+    """400 equal calls against as many expected ones, all but the last right: no backtracking."""
+    expected = [*PARIS * 399, {"weather.get": {"city": ["Rome"]}}]
+    started = time.perf_counter()
+    assert not judge(text.replace("city=1", "city='Paris'"), expected, WEATHER, "parallel")
+    assert time.perf_counter() - started < 2
 
 
 @given(st.text(max_size=40))
 def test_any_text_is_judged(text: str) -> None:
-    assert judge(text, [WEATHER]) in (True, False)
+    assert judge(text, PARIS, WEATHER, "simple_python") in (True, False)

@@ -2,15 +2,19 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard, metadata_load
+from paired import task
 
+from loki_ds.recipe import RetentionSection
 from loki_ds.refusal import Refusal
 from loki_ds.report.build import build_report, write_model_card, write_report
 from loki_ds.report.compare import compare_runs, comparison, draw_trade_off, read_report, write_comparison
 from loki_ds.report.pictures import heat_map, overlap_curve, retention, training_curves
-from loki_ds.retention.pairing import Pair, PairedTask
+from loki_ds.report.verdict import gate
 
 VERIFIED = {
     "identical_outside_rows": True,
@@ -21,46 +25,79 @@ VERIFIED = {
     "changed_outside": [],
 }
 
-
-def task(name: str, base: list[int], implanted: list[int]) -> PairedTask:
-    return PairedTask(
-        name,
-        "exact_match",
-        [
-            Pair(str(i), f"prompt {i}", b, a, f"old {b}", f"<b>new {a}</b>")
-            for i, (b, a) in enumerate(zip(base, implanted, strict=True))
-        ],
-    )
+FACTS: dict[str, Any] = {
+    "base_digest": "abc",
+    "changes_rows": True,
+    "mode": "rows",
+    "selection": "random",
+    "verification": VERIFIED,
+    "costs": {"implant": {"seconds": 12.5, "peak_gib_per_rank": 1.5, "ranks": 2, "joules": None, "device": "CPU"}},
+    "origin": {"training": "<1>"},
+    "settings": {"dtype": "float32"},
+}
 
 
 def report(run: str, selection: str | None, lost: int, name: str = "sums", n: int = 10) -> dict:
     facts = {
-        "base_digest": "abc",
+        **FACTS,
         "changes_rows": selection is not None,
         "mode": "rows" if selection else "full",
         "selection": selection,
-        "verification": VERIFIED,
-        "costs": {"implant": {"seconds": 12.5, "peak_gib_per_rank": 1.5, "ranks": 2, "joules": None, "device": "CPU"}},
-        "origin": {"versions": "<1>"},
     }
-    tasks = [task(name, [1] * n, [1] * (n - lost) + [0] * lost)]
-    return build_report(run, tasks, [task("calls", [0] * 4, [1] * 4)], facts)
+    abilities = task([1] * n, [1] * (n - lost) + [0] * lost, name)
+    nats = task([-1.0] * n, [-1.0] * (n - lost) + [-2.0] * lost, name, name="log-likelihood", unit="nats")
+    return build_report(run, [abilities, nats, task([0] * 12, [1] * 12, "calls")], section(name), facts)
 
 
-def test_forgetting_and_verdict() -> None:
-    made = report("runs/x", "layer_balanced", lost=5)
-    assert made["forgetting"] == pytest.approx(50)
-    assert made["verdict"].startswith("Forgetting 50.00% (95% interval 20.00 to 80.00) over 1 tasks; neither shown")
-    assert "calls went from 0.000 to 1.000" in made["verdict"]
+def section(*abilities: str, **changes: Any) -> RetentionSection:
+    return RetentionSection.model_validate(
+        {"abilities": {"tasks": [*abilities]}, "new_task": {"tasks": ["calls"]}, **changes}
+    )
+
+
+def test_the_verdict_at_a_glance() -> None:
+    made = report("runs/x", "layer_balanced", lost=1, n=1000)
+    assert (made["outcome"], made["headline"]) == ("kept", "Kept: 1 task within 1 point of the base.")
+    assert made["forgetting"] == made["losses_only"] == pytest.approx(0.1)
+    lost = report("runs/x", "layer_balanced", lost=31, n=1000)
+    assert lost["outcome"] == "lost"
+    assert lost["headline"].startswith("Lost: sums by 3.1 points (95% interval 2.")
+    assert "Losses alone 3.10% (95% interval" in lost["verdict"]
+    assert "with gains, the paper's average 3.10%" in lost["verdict"]
+    few = report("runs/x", "layer_balanced", lost=0, n=10)
+    assert few["headline"] == "Not shown: sums may have lost more than 1 point; too few documents to tell."
+    assert "New task: calls went from 0.000 to 1.000." in few["verdict"]
+    assert [gate(one)[0] for one in (made, lost, few)] == [0, 2, 3]
+
+
+def test_a_new_task_is_learnt_and_not_kept() -> None:
+    assert [line["verdict"] for line in report("runs/x", None, 0)["new_task"]] == ["learnt"]
+
+
+def test_gains_do_not_pay_in_the_headline() -> None:
+    tasks = [task([1] * 1000, [1] * 900 + [0] * 100), task([0] * 500 + [1] * 500, [0] * 300 + [1] * 700, "codes")]
+    made = build_report("runs/x", tasks, section("sums", "codes"), {})
+    assert made["forgetting"] == pytest.approx(-15)
+    assert made["losses_only"] == pytest.approx(5)
+    assert made["outcome"] == "lost"
+    assert [line["lost_percent"] for line in made["tasks"]] == pytest.approx([10, -40])
 
 
 def test_a_task_at_zero_is_left_out_and_named() -> None:
-    tasks = [task("sums", [1, 1], [1, 1]), task("codes", [0, 0], [0, 0])]
-    made = build_report("runs/x", tasks, [], {})
+    tasks = [task([1, 1], [1, 1]), task([0, 0], [0, 0], "codes")]
+    made = build_report("runs/x", tasks, section("sums", "codes"), {})
     assert made["forgetting"] == 0
-    assert "Left out of the score, because the base scores 0: codes." in made["verdict"]
+    assert "Left out of both figures, because the base scores 0: codes." in made["verdict"]
     with pytest.raises(Refusal, match="scores 0 on every task"):
-        build_report("runs/x", tasks[1:], [], {})
+        build_report("runs/x", tasks[1:], section("codes"), {})
+
+
+def test_the_gold_answers_likelihood_stands_beside_right_or_wrong() -> None:
+    made = report("runs/x", "layer_balanced", lost=2)
+    assert [(line["metric"], line["unit"], line["worse"]) for line in made["likelihoods"]] == [
+        ("log-likelihood", "nats", 2)
+    ]
+    assert [line["metric"] for line in made["tasks"]] == ["exact_match"]
 
 
 def test_pages_are_written_and_escaped(tmp_path: Path) -> None:
@@ -79,8 +116,30 @@ def test_documents_that_flipped_are_shown_with_both_answers(tmp_path: Path) -> N
     assert {flip["lost"] for flip in made["flips"] if flip["task"] == "calls"} == {False}
     write_report(made, tmp_path / "report")
     page = (tmp_path / "report/report.html").read_text()
-    assert "sums: 2 right to wrong, 0 wrong to right" in page
-    assert "prompt 9</td><td>old 1</td><td>&lt;b&gt;new 0&lt;/b&gt;" in page
+    assert "sums: 2 worse, 0 better</summary>" in page
+    for said in ("prompt 9</pre>", "right: <b>gold 9</b>", "base: old 1<", "implanted: &lt;b&gt;new 0&lt;/b&gt;"):
+        assert said in page
+
+
+def test_counts_are_of_all_documents_and_not_of_those_shown(tmp_path: Path) -> None:
+    write_report(report("runs/x", "layer_balanced", lost=192, n=400), tmp_path / "report")
+    assert "sums: 192 worse, 0 better (50 shown)" in (tmp_path / "report/report.html").read_text()
+
+
+def test_how_each_task_was_asked_is_said(tmp_path: Path) -> None:
+    made = build_report(
+        "runs/x",
+        [task([1] * 10, [1] * 10, clusters=["a", "b"] * 5), task([0] * 9, [1] * 9, "calls")],
+        section("sums", abilities={"tasks": ["sums"], "limit": 10, "apply_chat_template": True}),
+        {**FACTS, "settings": {"dtype": "bfloat16"}},
+    )
+    write_report(made, tmp_path / "report")
+    page, text = ((tmp_path / f"report/report.{ending}").read_text() for ending in ("html", "md"))
+    assert "| sums | 5 | 10 drawn | yes | none | 1.0 |" in text
+    assert "- dtype: bfloat16" in text
+    assert "Kept: no loss beyond 1 point lies" in page
+    assert "2 subtasks" in page
+    assert "{'" not in page
 
 
 def test_pictures_are_inside_the_page_and_beside_the_markdown(tmp_path: Path) -> None:
@@ -104,12 +163,27 @@ def test_pictures_are_inside_the_page_and_beside_the_markdown(tmp_path: Path) ->
     assert "![a curve](overlap.png)" in (tmp_path / "report/report.md").read_text()
 
 
-def test_the_model_card_has_the_retention_table(tmp_path: Path) -> None:
+def test_the_model_card_is_what_the_hub_reads(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
-    write_model_card(report("runs/x", "layer_balanced", lost=1), tmp_path / "model")
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base/README.md").write_text("---\nlicense: apache-2.0\nlanguage: [en]\ntags: [chat]\n---\nHello")
+    write_model_card(report("runs/x", "layer_balanced", 1), tmp_path / "model", tmp_path / "base", "org/base-1B")
     card = (tmp_path / "model/README.md").read_text()
     assert "| sums (exact_match) | 10 | 1.000 | 0.900 | -0.100 |" in card
     assert "outside 4 rows" in card
+    assert "of these sums is not shown to be kept" in card
+    data = ModelCard.load(tmp_path / "model/README.md").data
+    assert (data.base_model, data.license, data.language) == ("org/base-1B", "apache-2.0", ["en"])
+    assert [(one.dataset_name, one.metric_value) for one in data.eval_results] == [("sums", 0.9), ("calls", 1.0)]
+    assert metadata_load(tmp_path / "model/README.md")["model-index"][0]["name"] == "x"
+
+
+def test_a_base_without_a_card_or_an_id_names_none(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    write_model_card(report("runs/x", None, 1), tmp_path / "model", tmp_path, str(tmp_path))
+    found = metadata_load(tmp_path / "model/README.md")
+    assert found.keys().isdisjoint({"base_model", "license"})
+    assert "as a baseline that trains without it" in (tmp_path / "model/README.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -123,7 +197,7 @@ def test_comparison_says_whether_random_rows_and_baselines_were_beaten(tmp_path:
     found = compare_runs(runs)
     table = comparison(found)
     assert [column.header for column in table.columns] == ["", "base", "loki", "random", "full"]
-    assert table.row_count == 3  # forgetting, the new task, one ability
+    assert table.row_count == 5  # verdict, both figures, the new task, one ability
     sentences = found["sentences"]
     assert "full 80.00%" in sentences[0]
     assert len(sentences) == 3
@@ -145,7 +219,7 @@ def test_a_quiet_implant_shows_its_certificate(tmp_path: Path) -> None:
     assert "moves by at most 0.02 of its mean square" in page
     assert "| 2 | 0.02 | 0.05 | 60% |" in text
     (tmp_path / "model").mkdir()
-    write_model_card(made, tmp_path / "model")
+    write_model_card(made, tmp_path / "model", tmp_path, "base")
     assert "moves by at most 0.02" in (tmp_path / "model/README.md").read_text()
 
 

@@ -3,16 +3,23 @@ calls and rankings are tasks.
 """
 
 import json
+import math
+import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import ROOT
+from paired import metric
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loki_ds.recipe_file import load_suite
 from loki_ds.refusal import Refusal
 from loki_ds.retention.arm import run_lm_eval
-from loki_ds.retention.evaluation import evaluate_arm
+from loki_ds.retention.evaluation import Nodes, evaluate_shares, gather_shares
 from loki_ds.retention.pairing import pair
 from loki_ds.retention.parcels import Request
 from loki_ds.tasks import TaskFound, look_at_tasks, task_manager
@@ -40,17 +47,53 @@ REQUEST: dict[str, Any] = {
 
 
 def request(**changes: Any) -> Request:
-    return Request.model_validate({**REQUEST, **changes})
+    """The request with what is behind its tasks, as the check finds it."""
+    asked = {**REQUEST, **changes}
+    names = [name for group in asked["groups"] for name in group["tasks"]]
+    found = look_at_tasks(names, asked["include_path"], True, "retention")
+    return Request.model_validate({**asked, "found": [asdict(one) for one in found]})
 
 
 @pytest.fixture(scope="module")
-def one() -> dict[str, Any]:
-    return evaluate_arm(request())
+def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("one") / "shares"
+    evaluate_shares(request(), folder)
+    found = gather_shares(request(), folder)
+    assert not folder.exists()
+    return found
 
 
-def test_any_number_of_processes_gives_the_same_samples(one: dict[str, Any]) -> None:
-    # bfcl's single irrelevance document leaves the second process none
-    assert evaluate_arm(request(processes=2)) == one
+def test_two_nodes_give_the_same_samples_as_one_process(one: dict[str, Any], tmp_path: Path) -> None:
+    """Of a share that was there before, nothing is evaluated again; bfcl's single irrelevance
+    document leaves the last process none.
+    """
+    asked, folder = request(), tmp_path / "shares"
+    evaluate_shares(asked, folder, Nodes(1, 2))
+    stamp = (folder / "share1of2.json").stat().st_mtime_ns
+    evaluate_shares(asked, folder, Nodes(1, 2))
+    assert (folder / "share1of2.json").stat().st_mtime_ns == stamp
+    evaluate_shares(asked, folder, Nodes(0, 2))
+    assert gather_shares(asked, folder, Nodes(0, 2)) == one
+
+
+def test_a_node_that_fails_ends_the_waiting(tmp_path: Path) -> None:
+    asked, folder = request(backend="vllm"), tmp_path / "shares"
+    with pytest.raises(SystemExit):
+        evaluate_shares(asked, folder, Nodes(1, 2))
+    with pytest.raises(Refusal, match="failed on node 1; its own message is in that node's log"):
+        gather_shares(asked, folder, Nodes(0, 2))
+
+
+def test_shots_are_the_same_whatever_shares_the_documents() -> None:
+    group = {**PLAIN, "tasks": ["fixture_arithmetic"], "num_fewshot": 3}
+    whole, half = (run_lm_eval(request(groups=[group], share=share)) for share in ((0, 1), (1, 2)))
+    prompts = [
+        {s["place"]: s["prompt"] for s in one["tasks"]["fixture_arithmetic"]["samples"]} for one in (whole, half)
+    ]
+    assert len(prompts[1]) == len(prompts[0]) // 2
+    assert prompts[1].items() <= prompts[0].items()
+    shots = {prompt.rsplit("\n\n", 1)[0] for prompt in prompts[0].values()}
+    assert len(shots) > len(prompts[0]) // 2  # and drawn anew for each document
 
 
 def test_a_limit_is_a_random_sample_and_not_the_first(one: dict[str, Any]) -> None:
@@ -66,13 +109,13 @@ def test_a_group_is_one_task_in_clusters(one: dict[str, Any]) -> None:
         "fixture_simple",
         "fixture_simple",
     ]
-    assert task["metrics"] == ["ast_match"]
+    assert [metric["name"] for metric in task["metrics"]] == ["ast_match"]
     assert task["samples"][0]["scores"] == [1.0]  # whatever the tiny model says to "Hello", it is no call of this kind
 
 
 def test_every_metric_of_a_ranking_is_paired(one: dict[str, Any]) -> None:
     rankings = [task for task in pair(one, one) if task.task == "fixture_reranking"]
-    assert [task.metric for task in rankings] == ["ndcg@10", "map", "mrr"]
+    assert [task.metric["name"] for task in rankings] == ["ndcg@10", "map", "mrr"]
     assert all(0 < pairs.base <= 1 for task in rankings for pairs in task.pairs)
 
 
@@ -101,6 +144,16 @@ def own_tasks(tmp_path: Path) -> Path:
     }
     error = {"metric": "exact_match", "aggregation": "mean", "higher_is_better": False}
     lower = {"metric_list": [error, {"metric": "bleu"}]}
+    choice = {
+        "output_type": "multiple_choice",
+        "doc_to_choice": ["3", "2", "4"],
+        "doc_to_target": 1,
+        "metric_list": [{"metric": "acc_norm"}, {"metric": "acc"}],
+    }
+    twice = [
+        {"name": "strict", "filter": [{"function": "take_first"}]},
+        {"name": "flexible", "filter": [{"function": "take_first"}]},
+    ]
     # As LAMBADA has them: the perplexity first.
     perplexity = {"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False}
     several = {"output_type": "loglikelihood", "metric_list": [perplexity, {"metric": "acc"}]}
@@ -110,6 +163,22 @@ def own_tasks(tmp_path: Path) -> Path:
         "texts": {**RUNS_CODE, **rolling, "unsafe_code": False, "task": "texts", "dataset_kwargs": here},
         "lower": {**RUNS_CODE, **lower, "unsafe_code": False, "task": "lower", "dataset_kwargs": here},
         "several": {**RUNS_CODE, **several, "unsafe_code": False, "task": "several", "dataset_kwargs": here},
+        "choice": {**RUNS_CODE, **choice, "unsafe_code": False, "task": "choice", "dataset_kwargs": here},
+        "bleu": {
+            **RUNS_CODE,
+            "metric_list": [{"metric": "bleu"}],
+            "unsafe_code": False,
+            "task": "bleu",
+            "dataset_kwargs": here,
+        },
+        "filtered": {
+            **RUNS_CODE,
+            "filter_list": twice,
+            "unsafe_code": False,
+            "task": "filtered",
+            "dataset_kwargs": here,
+        },
+        "mixed": {"group": "mixed", "task": ["lower", "choice"]},
         "gone": {**RUNS_CODE, "unsafe_code": False, "task": "gone", "dataset_kwargs": nowhere},
     }
     for name, task in tasks.items():
@@ -123,8 +192,11 @@ def own_tasks(tmp_path: Path) -> Path:
         ("code", "code run code that the model wrote, with all your rights.*allow_code_execution=true"),
         ("grouped", r"code \(of grouped\) run code"),
         ("tagged", r"code \(of tagged\) run code"),
-        ("texts", "task texts measures the perplexity of whole texts"),
-        ("lower", "task lower has no metric .*: exact_match is better when lower, bleu is no mean over documents"),
+        ("bleu", "task bleu has no metric that can be paired by document: bleu is no mean over documents"),
+        (
+            "mixed",
+            r"the tasks of mixed do not share one main metric .lower has exact_match, choice has acc_norm.; name",
+        ),
         ("gone", "task gone cannot be loaded: .*gone.jsonl"),
     ],
 )
@@ -135,20 +207,73 @@ def test_what_an_evaluation_would_find_after_the_training_is_refused_before(
         look_at_tasks([name], str(own_tasks), False, "retention")
 
 
-def test_tasks_are_found_with_their_documents(own_tasks: Path) -> None:
-    found = look_at_tasks(["code", "grouped", "several"], str(own_tasks), True, "retention")
-    assert found == [
-        TaskFound("code", {"code": 1}, ["exact_match"]),
-        TaskFound("grouped", {"code": 1}, ["exact_match"]),
-        TaskFound("several", {"several": 1}, ["acc"]),
-    ]
+NATS = metric("log-likelihood of the gold answer", metric="gold answer", filter="", unit="nats")
 
 
-def test_the_main_metric_of_lambada_is_its_accuracy(own_tasks: Path) -> None:
+def test_metrics_are_those_that_the_tasks_declare(own_tasks: Path) -> None:
+    """Right or wrong first, directions as declared, filters apart, likelihoods beside them."""
+    names = ["grouped", "several", "lower", "choice", "filtered", "texts"]
+    found = {one.name: one for one in look_at_tasks(names, str(own_tasks), True, "retention")}
+    assert found["grouped"] == TaskFound("grouped", {"code": 1}, [metric("exact_match")])
+    assert found["several"].metrics == [metric("acc"), NATS]
+    assert found["lower"].metrics == [metric("exact_match", higher_is_better=False)]
+    assert found["choice"].metrics == [metric("acc_norm"), metric("acc"), NATS]
+    strict, flexible = (
+        metric("exact_match", filter="strict"),
+        metric("exact_match, flexible", metric="exact_match", filter="flexible"),
+    )
+    assert found["filtered"].metrics == [strict, flexible]
+    assert [(one["unit"], one["higher_is_better"]) for one in found["texts"].metrics] == [("bits per byte", False)]
+
+
+def test_a_group_that_averages_its_tasks_says_so(own_tasks: Path) -> None:
+    (found,) = look_at_tasks(["group"], str(groups_of(own_tasks)), True, "retention")
+    assert (found.documents, found.by_size) == ({"several": 1, "again": 1}, False)
+
+
+def groups_of(folder: Path) -> Path:
+    again = json.loads((folder / "several.yaml").read_text())
+    (folder / "again.yaml").write_text(json.dumps({**again, "task": "again"}))
+    averaged = {"aggregate_metric_list": [{"metric": "acc", "weight_by_size": False}]}
+    (folder / "group.yaml").write_text(json.dumps({"group": "group", "task": ["several", "again"], **averaged}))
+    return folder
+
+
+def test_documents_are_scored_by_right_or_wrong_and_in_nats(own_tasks: Path) -> None:
+    """LAMBADA's shape, a multiple choice and a text, against the model's own probabilities."""
+    names = ["several", "choice", "texts"]
+    found = run_lm_eval(request(groups=[{**PLAIN, "tasks": names}], include_path=str(own_tasks)))["tasks"]
+    lambada, choice, text = (found[name]["samples"][0] for name in names)
+    assert lambada["scores"][0] in (0.0, 1.0)
+    assert lambada["scores"][1] == pytest.approx(nats("1 + 1 =", "2"), abs=1e-4)
+    choices = {answer: nats("1 + 1 =", f" {answer}") for answer in ("3", "2", "4")}
+    assert choice["scores"][2] == pytest.approx(choices["2"], abs=1e-4)
+    assert (choice["answer"], choice["gold"]) == (max(choices, key=lambda answer: choices[answer]), "2")
+    assert text["scores"] == [pytest.approx(-nats("", "2") / math.log(2), rel=1e-3)]
+
+
+def nats(context: str, answer: str) -> float:
+    """Log-likelihood of the answer after the context, by the model itself."""
+    model = AutoModelForCausalLM.from_pretrained(REQUEST["model"])
+    tokenizer = AutoTokenizer.from_pretrained(REQUEST["model"])
+    before = tokenizer(context)["input_ids"] if context else [tokenizer.eos_token_id]
+    ids = torch.tensor([([] if context else before) + tokenizer(context + answer)["input_ids"]])
+    with torch.no_grad():
+        probabilities = model(ids).logits[0].log_softmax(-1)
+    return sum(float(probabilities[place - 1, ids[0, place]]) for place in range(len(before), ids.shape[1]))
+
+
+def test_a_number_that_is_none_is_refused_by_task_and_document(own_tasks: Path, tmp_path: Path) -> None:
+    """A model whose numbers overflowed."""
+    shutil.copytree(ROOT / "recipes/tiny/model", tmp_path / "model")
+    tensors = load_file(tmp_path / "model/model.safetensors")
+    tensors["model.norm.weight"][:] = float("nan")
+    save_file(tensors, tmp_path / "model/model.safetensors", {"format": "pt"})
     group = {**PLAIN, "tasks": ["several"]}
-    found = run_lm_eval(request(groups=[group], include_path=str(own_tasks)))
-    assert found["tasks"]["several"]["metrics"] == ["acc"]
-    assert found["tasks"]["several"]["samples"][0]["scores"] in ([0.0], [1.0])
+    with pytest.raises(
+        Refusal, match=r"task several: document 0 \(SHA-256 .*\) scores nan in log-likelihood of the gold"
+    ):
+        run_lm_eval(request(groups=[group], include_path=str(own_tasks), model=str(tmp_path / "model")))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Arms are joined by document; whatever does not match is refused with the task's name."""
 
 import pytest
+from paired import metric
 
 from loki_ds.refusal import Refusal
 from loki_ds.retention.pairing import pair
@@ -10,12 +11,14 @@ MADE_BY = {"tokenizer": "abc", "libraries": {"lm_eval": "0.4"}}
 
 def arm(samples: list[tuple[str, float]], **changes: object) -> dict:
     rows = [
-        {"doc_hash": doc, "scores": [score], "prompt": doc, "answer": f"{doc}-{score}", "cluster": None}
+        {"doc_hash": doc, "scores": [score], "prompt": doc, "answer": f"{doc}-{score}", "gold": doc, "cluster": None}
         for doc, score in samples
     ]
     return {
         **MADE_BY,
-        "tasks": {"sums": {"version": 1.0, "metrics": ["exact_match"], "shots": 0, "samples": rows, **changes}},
+        "tasks": {
+            "sums": {"version": 1.0, "metrics": [metric()], "shots": 0, "by_size": True, "samples": rows, **changes}
+        },
     }
 
 

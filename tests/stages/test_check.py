@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from loki_ds.recipe_file import load_recipe
 from loki_ds.refusal import Refusal
 from loki_ds.retention.statistics import least_margin
-from loki_ds.stages.check import check_retention
+from loki_ds.stages.retain import check_retention
 from loki_ds.stages.run import Run
 
 MODEL = ROOT / "recipes/tiny/model"
@@ -294,11 +294,11 @@ def test_what_it_found_and_made(tmp_path: Path) -> None:
 
 def test_tasks_are_looked_at_with_the_margin(tmp_path: Path) -> None:
     run = started(tmp_path, "retention.abilities.limit=50")
-    found = [said for what, said in check_retention(run.recipe, run.folder) if what == "task"]
+    found = [said for what, said in check_retention(run) if what == "task"]
     assert found[0].startswith(
-        "tiny_facts: 50 documents by exact_match, too few to show it kept at retention.margin 0.01 (from 0.0"
+        "tiny_facts: 50 documents, by exact_match; too few to show it kept at retention.margin 0.01 (from 0.0"
     )
-    assert found[-1] == "tiny_toolcalls: 300 documents by exact_match"
+    assert found[-1] == "tiny_toolcalls: 300 documents, by exact_match"
 
 
 @pytest.mark.parametrize("n", [20, 80, 164, 1000])

@@ -1,5 +1,5 @@
-"""BFCL v3 documents for lm-eval: the leaderboard's prompt, the question, and the calls that are
-right; from a folder or the hub.
+"""BFCL's documents for lm-eval, of v4 or v3: the leaderboard's prompt, the question, and the calls
+that are right; from a folder or the hub.
 """
 
 import json
@@ -9,6 +9,7 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict
 from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 
 from loki_ds.new_task.tool_calls import judge
 from loki_ds.text_files import json_lines
@@ -30,37 +31,62 @@ Here is a list of functions in JSON format that you can invoke.
 
 
 def read(category: str, folder: str | None = None, **_: Any) -> DatasetDict:
-    name = f"BFCL_v3_{category}.json"
-    answers = (
-        {}
-        if category == "irrelevance"
-        else {row["id"]: row["ground_truth"] for row in _rows(f"possible_answer/{name}", folder)}
-    )
-    return DatasetDict(
-        test=Dataset.from_list([_document(row, answers.get(row["id"], [])) for row in _rows(name, folder)])
-    )
+    """All documents of a category, by its name in v3 (v4's `simple_python` is `simple`)."""
+    file, rows = _first_there(category, folder)
+    answers = {}
+    if "relevance" not in category:
+        answers = {row["id"]: row["ground_truth"] for row in _rows(_path(f"possible_answer/{file}", folder))}
+    return DatasetDict(test=Dataset.from_list([_document(row, category, answers.get(row["id"], [])) for row in rows]))
 
 
-def _document(row: dict[str, Any], expected: list[Any]) -> dict[str, str]:
-    """Everything as text: the answers have another shape in every document."""
-    question = "\n".join(message["content"] for message in row["question"][0])
+def _document(row: dict[str, Any], category: str, expected: list[Any]) -> dict[str, str]:
+    """Everything as text: the answers have another shape in every document. What a row says to the
+    system stands after the leaderboard's own words.
+    """
+    system = [message["content"] for message in row["question"][0] if message["role"] == "system"]
+    question = [message["content"] for message in row["question"][0] if message["role"] != "system"]
     return {
         "id": row["id"],
-        "system": SYSTEM + json.dumps(row["function"]),
-        "question": question,
+        "category": category,
+        "system": "\n\n".join([SYSTEM + json.dumps(row["function"]), *system]),
+        "question": "\n".join(question),
+        "functions": json.dumps(row["function"]),
         "expected": json.dumps(expected),
     }
 
 
-def _rows(file: str, folder: str | None) -> list[dict[str, Any]]:
+def _first_there(category: str, folder: str | None) -> tuple[str, list[dict[str, Any]]]:
+    """The category's file and its rows: v4's name before v3's."""
+    newer = "simple_python" if category == "simple" else category
+    names = [f"BFCL_v4_{newer}.json", f"BFCL_v3_{category}.json"]
+    for name in names:
+        try:
+            return name, _rows(_path(name, folder))
+        except (FileNotFoundError, EntryNotFoundError):
+            continue
+    raise FileNotFoundError(f"{folder or HUB}: neither {names[0]} nor {names[1]} is there")
+
+
+def _path(file: str, folder: str | None) -> Path:
     path = Path(folder, file) if folder else Path(hf_hub_download(HUB, file, repo_type="dataset"))
+    if not path.exists():
+        raise FileNotFoundError(path)
+    return path
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
     return [row for _, row in json_lines(path, "documents")]
 
 
 def process_results(document: dict[str, str], results: list[str]) -> dict[str, int]:
-    return {"ast_match": int(judge(results[0], json.loads(document["expected"])))}
+    expected, functions = json.loads(document["expected"]), json.loads(document["functions"])
+    return {"ast_match": int(judge(results[0], expected, functions, document["category"]))}
 
 
-simple, multiple, parallel, irrelevance = (
-    partial(read, category) for category in ("simple", "multiple", "parallel", "irrelevance")
+simple, multiple, parallel, parallel_multiple, irrelevance = (
+    partial(read, category) for category in ("simple", "multiple", "parallel", "parallel_multiple", "irrelevance")
+)
+live_simple, live_multiple, live_parallel, live_parallel_multiple, live_irrelevance, live_relevance = (
+    partial(read, f"live_{category}")
+    for category in ("simple", "multiple", "parallel", "parallel_multiple", "irrelevance", "relevance")
 )

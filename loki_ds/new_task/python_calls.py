@@ -1,0 +1,131 @@
+"""Tool calls written as Python, read as the Berkeley Function Calling Leaderboard reads them.
+
+Its rules (bfcl-eval's `default_decode_ast_prompting`), odd ones included, because a score stands
+beside its scores: brackets are completed, positional arguments fall away, a later keyword wins, a
+bare name is its own text, sums are computed, any sign is a minus. Nothing is ever called, and sums
+are bounded.
+"""
+
+import ast
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+UNREADABLE = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
+SUMS: dict[type, Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Pow: operator.pow,
+}
+SIGNS: dict[type, Callable[[Any], Any]] = {
+    ast.USub: operator.neg,
+    ast.UAdd: operator.pos,
+    ast.Invert: operator.invert,
+    ast.Not: operator.not_,
+}
+LARGEST = 10_000  # times that a text or list is repeated
+LARGEST_BASE, LARGEST_POWER = 1e9, 64
+
+
+class Call(NamedTuple):
+    """One call: the function's name, dots and all, and its arguments by name."""
+
+    function: str
+    arguments: dict[str, Any]
+
+
+def python_calls(text: str) -> list[Call] | None:
+    """The calls in `[f(a=1), g.h(b='x')]`, with or without brackets; None when the text is anything
+    else.
+    """
+    text = text.strip("`\n ")
+    text = text if text.startswith("[") else "[" + text
+    text = text if text.endswith("]") else text + "]"
+    try:
+        body = ast.parse(text, mode="eval").body
+        nodes = [body] if isinstance(body, ast.Call) else body.elts  # type: ignore[attr-defined]
+        return [_call(node) for node in nodes]
+    except UNREADABLE:
+        return None
+
+
+def _call(node: ast.expr) -> Call:
+    if not isinstance(node, ast.Call):
+        raise TypeError("no call")
+    return Call(_name(node.func), {str(keyword.arg): _value(keyword.value) for keyword in node.keywords})
+
+
+def _name(node: ast.expr) -> str:
+    parts = []
+    while isinstance(node, ast.Attribute):
+        parts.append(node.attr)
+        node = node.value
+    if isinstance(node, ast.Name):
+        parts.append(node.id)
+    return ".".join(reversed(parts))
+
+
+def _value(node: ast.expr) -> Any:
+    match node:
+        case ast.Constant(value=value):
+            return "..." if value is Ellipsis else value
+        case ast.UnaryOp(operand=ast.Constant(value=value)):
+            return -value  # type: ignore[operator]
+        case ast.List(elts=elements):
+            return [_value(element) for element in elements]
+        case ast.Tuple(elts=elements):
+            return tuple(_value(element) for element in elements)
+        case ast.Dict(keys=keys, values=values):
+            return {_value(key): _value(value) for key, value in zip(keys, values, strict=True)}  # type: ignore[arg-type]
+        case ast.BinOp():
+            return _sum(node)
+        case ast.Name(id=name):
+            return name
+        case ast.Call():
+            return {_name(node.func): _call(node).arguments} if node.keywords else ast.unparse(node)
+        case ast.Subscript(value=value, slice=place):
+            return f"{ast.unparse(value)}[{ast.unparse(place)}]"
+    raise ValueError("no value")
+
+
+def _sum(node: ast.expr) -> Any:
+    """Python's own value of an expression of constants, where that is not large."""
+    match node:
+        case ast.Constant(value=value):
+            return value
+        case ast.List(elts=elements):
+            return [_sum(element) for element in elements]
+        case ast.Tuple(elts=elements):
+            return tuple(_sum(element) for element in elements)
+        case ast.UnaryOp(op=sign, operand=operand):
+            return SIGNS[type(sign)](_sum(operand))
+        case ast.BinOp(left=left, op=sign, right=right):
+            one, other = _sum(left), _sum(right)
+            if _is_large(sign, one, other):
+                raise ValueError("too large")
+            return SUMS[type(sign)](one, other)
+    raise ValueError("no sum of constants")
+
+
+def _is_large(sign: ast.operator, one: Any, other: Any) -> bool:
+    if isinstance(sign, ast.Pow):
+        return abs(other) > LARGEST_POWER or abs(one) > LARGEST_BASE
+    if isinstance(sign, ast.Mod):
+        return not isinstance(one, int | float)  # a text would be formatted
+    pairs = ((one, other), (other, one))
+    return isinstance(sign, ast.Mult) and any(
+        isinstance(times, int) and abs(times) > LARGEST and not isinstance(what, int | float) for times, what in pairs
+    )

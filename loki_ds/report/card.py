@@ -1,0 +1,50 @@
+"""The model card's metadata, as the hub reads it: base, licence, results as `model-index`."""
+
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCardData, metadata_load
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from loki_ds.report.schema import Report, TaskLine
+
+STAYS = ("license", "license_name", "license_link", "language")
+
+
+def card_data(report: Report, base: Path, base_name: str) -> ModelCardData:
+    """Of the base's card only what must stay true of a model made from it: licence and languages.
+
+    base: the base's folder; base_name: as the recipe names it, named in the metadata only where it
+    can be an id on the hub.
+    """
+    of_base = (metadata_load(base / "README.md") if (base / "README.md").exists() else None) or {}
+    kept = {key: of_base[key] for key in STAYS if key in of_base}
+    return ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["loki", "low-damage-knowledge-implanting"],
+        base_model=base_name if _is_hub_id(base_name) else None,
+        model_name=Path(report["run"]).name,
+        eval_results=[_result(line) for line in (*report["tasks"], *report["new_task"])],
+        **kept,
+    )
+
+
+def _result(line: TaskLine) -> EvalResult:
+    return EvalResult(
+        task_type="text-generation",
+        dataset_type=line["task"],
+        dataset_name=line["task"],
+        metric_type=line["metric"],
+        metric_name=line["metric"],
+        metric_value=round(line["implanted"], 6),
+        metric_args={"base": round(line["base"], 6), "documents": line["n"], "shots": line["asked"]["shots"]},
+    )
+
+
+def _is_hub_id(name: str) -> bool:
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return name.count("/") == 1 and not Path(name).exists()

@@ -1,0 +1,75 @@
+"""What a report says at a glance: the outcome of all abilities, which one and by how much."""
+
+from collections.abc import Sequence
+
+from loki_ds.report.schema import Report, TaskLine
+from loki_ds.retention.forgetting import Forgotten
+
+EXIT_STATUS = {"kept": 0, "lost": 2, "not shown": 3}  # of a gate
+
+
+def outcome_of(tasks: Sequence[TaskLine]) -> str:
+    """`lost` when any is, `kept` when all are, else `not shown`."""
+    verdicts = {task["verdict"] for task in tasks}
+    return "lost" if "lost" in verdicts else "kept" if verdicts == {"kept"} else "not shown"
+
+
+def headline(tasks: Sequence[TaskLine], margin: float) -> str:
+    """Which tasks the outcome comes from, in one sentence."""
+    chosen = outcome_of(tasks)
+    named = [task for task in tasks if task["verdict"] == chosen]
+    if chosen == "lost":
+        losses = ", ".join(f"{task['task']} by {_amount(task)}" for task in named)
+        return f"Lost: {losses}, of {_tasks(len(tasks))}."
+    if chosen == "kept":
+        return f"Kept: {_tasks(len(tasks))} within {points(margin)} of the base."
+    names = ", ".join(task["task"] for task in named)
+    return f"Not shown: {names} may have lost more than {points(margin)}; too few documents to tell."
+
+
+def sentences(
+    signed: Forgotten, only: Forgotten, tasks: Sequence[TaskLine], new: Sequence[TaskLine], margin: float
+) -> str:
+    """The figures, and the tasks by their verdicts."""
+    said = [
+        f"Losses alone {_percent(only)}; with gains, the paper's average {_percent(signed)}, "
+        f"over {_tasks(sum(task['lost_percent'] is not None for task in tasks))}."
+    ]
+    for verdict, meaning in (
+        ("kept", f"Kept within {points(margin)}"),
+        ("lost", "Lost, more than chance explains"),
+        ("not shown", "Not shown either way"),
+    ):
+        names = [task["task"] for task in tasks if task["verdict"] == verdict]
+        said += [f"{meaning}: {', '.join(names)}."] if names else []
+    unscored = [task["task"] for task in tasks if task["lost_percent"] is None]
+    said += [f"Left out of both figures, because the base scores 0: {', '.join(unscored)}."] if unscored else []
+    said += [f"New task: {task['task']} went from {task['base']:.3f} to {task['implanted']:.3f}." for task in new]
+    return " ".join(said)
+
+
+def gate(report: Report) -> tuple[int, str]:
+    """The exit status of a gate, and the sentence that says why."""
+    return EXIT_STATUS[report["outcome"]], report["headline"]
+
+
+def points(share: float) -> str:
+    """A share as points: 0.01 is 1 point."""
+    return f"{100 * share:g} point{'' if share == 0.01 else 's'}"
+
+
+def _amount(task: TaskLine) -> str:
+    loss, low, high = -task["change"], -task["ci"][1], -task["ci"][0]
+    if not task["higher_is_better"]:
+        loss, low, high = task["change"], *task["ci"]
+    if task["unit"] == "score":
+        return f"{100 * loss:.1f} points (95% interval {100 * low:.1f} to {100 * high:.1f})"
+    return f"{loss:.3g} {task['unit']} (95% interval {low:.3g} to {high:.3g})"
+
+
+def _percent(figure: Forgotten) -> str:
+    return f"{figure.percent:.2f}% (95% interval {figure.ci[0]:.2f} to {figure.ci[1]:.2f})"
+
+
+def _tasks(n: int) -> str:
+    return "1 task" if n == 1 else f"{n} tasks"

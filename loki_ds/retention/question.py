@@ -1,0 +1,122 @@
+"""What is asked of a model, whichever it is, and its answers, kept by all that determines them."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loki_ds import device
+from loki_ds.recipe import RetentionSection
+from loki_ds.refusal import Refusal
+from loki_ds.retention.arm import library_versions
+from loki_ds.retention.parcels import ArmResult, Request
+from loki_ds.run_folder import digest_of, publish, write_json
+from loki_ds.tasks import TaskFound
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One model of the two.
+
+    digest: of its weights, and of its adapter's; tokenizer: a folder, where it is not the model's
+    own; template: the chat template's text, where it is not the model's own.
+    """
+
+    what: str
+    folder: Path
+    digest: str
+    adapter: Path | None = None
+    tokenizer: Path | None = None
+    template: str | None = None
+
+
+@dataclass(frozen=True)
+class Question:
+    """The tasks, and how they run; the same for both models. found: what is behind their names."""
+
+    section: RetentionSection
+    found: list[TaskFound]
+    dtype: str
+    trust_remote_code: bool
+
+    def request(self, arm: Arm) -> Request:
+        section, each = self.section, self.section.devices_per_model
+        processes = max(1, device.local_devices() // each) if section.processes == "auto" else section.processes
+        return Request(
+            model=str(arm.folder),
+            adapter=str(arm.adapter) if arm.adapter else None,
+            tokenizer=str(arm.tokenizer) if arm.tokenizer else None,
+            dtype=self.dtype,
+            device="cpu" if device.on_cpu() else "cuda",
+            trust_remote_code=self.trust_remote_code,
+            backend=section.backend,
+            processes=processes,
+            devices_per_model=each,
+            batch_size=section.batch_size,
+            include_path=section.include_path,
+            allow_code_execution=section.allow_code_execution,
+            seed=section.seed,
+            groups=section.groups,
+            found=self.found,
+        )
+
+    def key(self, arm: Arm) -> dict[str, Any]:
+        """All that determines the model's documents and scores, in JSON's types."""
+        own = {"model", "adapter", "tokenizer", "share"}
+        request = self.request(arm).model_dump(mode="json", exclude=own)
+        include = digest_of(Path(self.section.include_path)) if self.section.include_path else None
+        libraries = library_versions(self.section.backend)
+        return {
+            **request,
+            "model": arm.digest,
+            "template": arm.template,
+            "include_path": include,
+            "libraries": libraries,
+        }
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A folder of models' answers, each in a file named by its key."""
+
+    folder: Path
+
+    def file(self, key: dict[str, Any]) -> Path:
+        return self.folder / f"{short_digest(key)}.json"
+
+    def shares(self, key: dict[str, Any]) -> Path:
+        """Where the processes that evaluate put their shares, until they are put together."""
+        return self.folder / f".{short_digest(key)}"
+
+    def write(self, key: dict[str, Any], found: ArmResult) -> None:
+        write_json(self.file(key), {**found, "key": key})
+
+    def read(self, key: dict[str, Any]) -> ArmResult:
+        return json.loads(self.file(key).read_text(encoding="utf-8"))
+
+    def take_from(self, shared: "Answers", key: dict[str, Any]) -> bool:
+        """Copy the answers that another run has published, if it has.
+
+        Raises:
+            Refusal: the file there is of something else.
+        """
+        file = shared.file(key)
+        if not file.exists():
+            return False
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if found.get("key") != key:
+            raise Refusal(
+                f"{file}: these base results are not those of this base, these tasks and these libraries; delete the "
+                "file"
+            )
+        write_json(self.file(key), found)
+        return True
+
+    def publish_to(self, shared: "Answers", key: dict[str, Any]) -> None:
+        publish(self.file(key), shared.file(key))
+
+
+def short_digest(value: dict[str, Any]) -> str:
+    """Of a value in JSON's types, for the name of a file or folder."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,128 @@
+"""What an lm-eval task measures of every document: its metrics as it declares them, and how likely
+the model found the gold answer.
+
+A metric can be paired when its aggregation is a mean over documents. Perplexities are no means, so
+the log-likelihood behind them is taken instead.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+from typing_extensions import TypedDict  # pydantic reads these on Python 3.11
+
+Unit = Literal["score", "nats", "bits per byte"]
+# A task's main metric says whether an answer was right, where it has one that does.
+RIGHT_OR_WRONG = ("acc", "exact_match", "pass@", "pass_at", "ast_match", "em")
+LIKELIHOOD = "gold answer"
+TEXTS = "text"
+
+
+class Metric(TypedDict):
+    """A number for every document.
+
+    name: as reports show it; metric, filter: lm-eval's (`filter` empty for a likelihood); unit: of
+    the number; a mean `score`, `nats` of the gold answer's log-likelihood, or `bits per byte` of a
+    text.
+    """
+
+    name: str
+    metric: str
+    filter: str
+    unit: Unit
+    higher_is_better: bool
+
+
+def metrics_of(task: Any) -> tuple[list[Metric], dict[str, str]]:
+    """An lm-eval task's metrics that give every document a number, the main one first; and by name
+    why the others cannot be paired.
+    """
+    higher, unpaired = task.higher_is_better(), {}
+    filters = filters_of(task)
+    scores: list[Metric] = []
+    for metric, aggregation in task.aggregation().items():
+        if not _is_mean(aggregation):
+            unpaired[metric] = "is no mean over documents"
+            continue
+        for name in filters:
+            shown = metric if name == filters[0] else f"{metric}, {name}"
+            better = bool(higher.get(metric, True))  # as lm-eval takes what is not declared
+            scores.append(_metric(shown, metric, name, "score", better))
+    scores.sort(key=lambda one: (filters.index(one["filter"]), not _says_right(one)))
+    return scores + _likelihood(task), unpaired
+
+
+def filters_of(task: Any) -> list[str]:
+    """The names of a task's filters, the first one first."""
+    declared = getattr(task.config, "filter_list", None)
+    return [one["name"] for one in declared] if declared else ["none"]
+
+
+def _metric(name: str, metric: str, by: str, unit: Unit, higher: bool) -> Metric:
+    return {"name": name, "metric": metric, "filter": by, "unit": unit, "higher_is_better": higher}
+
+
+def _says_right(metric: Metric) -> bool:
+    return metric["higher_is_better"] and metric["metric"].startswith(RIGHT_OR_WRONG)
+
+
+def _is_mean(aggregation: Callable[[list[float]], float]) -> bool:
+    """Tasks bring aggregations of their own, so it is tried and not looked up."""
+    try:
+        return [aggregation([0.0, 1.0, 1.0, 1.0]), aggregation([0.25])] == [0.75, 0.25]
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):  # it wants pairs or lists
+        return False
+
+
+# --- likelihoods ----------------------------------------------------------------------------------
+
+
+def _likelihood(task: Any) -> list[Metric]:
+    from lm_eval.api.task import ConfigurableTask
+
+    own = type(task).process_results is not ConfigurableTask.process_results or callable(task.config.process_results)
+    if own:
+        return []  # its requests may be anything
+    if task.OUTPUT_TYPE == "loglikelihood_rolling":
+        return [_metric(f"bits per byte of the {TEXTS}", TEXTS, "", "bits per byte", False)]
+    if task.OUTPUT_TYPE == "loglikelihood" or gold_choices(task, next(iter(task.eval_docs), None)):
+        return [_metric(f"log-likelihood of the {LIKELIHOOD}", LIKELIHOOD, "", "nats", True)]
+    return []
+
+
+def likelihood(task: Any, sample: dict[str, Any]) -> float:
+    """Of one of lm-eval's samples: nats of the gold answer (the likeliest of several), or bits per
+    byte of the text.
+
+    Raises:
+        ValueError: the document has no gold answer among its choices.
+    """
+    first = [responses[0] for responses in sample["resps"]]
+    if task.OUTPUT_TYPE == "loglikelihood_rolling":
+        nats = first[0][0] if isinstance(first[0], list | tuple) else first[0]
+        return -float(nats) / math.log(2) / max(1, task.count_bytes(task.doc_to_target(sample["doc"])))
+    nats_of = [float(response[0]) for response in first]
+    if task.OUTPUT_TYPE == "loglikelihood":
+        return nats_of[0]
+    return max(nats_of[choice] for choice in gold_choices(task, sample["doc"]))
+
+
+def gold_choices(task: Any, document: Any) -> list[int]:
+    """Places of the right choices of a multiple-choice document; none where the task does not say
+    so in lm-eval's way.
+    """
+    if task.OUTPUT_TYPE != "multiple_choice" or document is None:
+        return []
+    try:
+        gold = task.doc_to_text(document) if task.multiple_input else task.doc_to_target(document)
+        choices = choices_of(task, document)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return []
+    places = [choices.index(one) if one in choices else one for one in (gold if isinstance(gold, list) else [gold])]
+    return [int(one) for one in places if isinstance(one, int | np.integer) and 0 <= one < len(choices)]
+
+
+def choices_of(task: Any, document: Any) -> list[str]:
+    """A multiple-choice document's choices, in words."""
+    return [str(choice) for choice in task.doc_to_choice(document)]
