@@ -10,14 +10,26 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from loki_ds.refusal import Refusal, shown_once
 from loki_ds.strategies import BY_SENSITIVITY, STRATEGIES
 
+if TYPE_CHECKING:
+    from loki_ds.report.schema import Report
+
+GATE = "--gate"
+REFUSED = 2
+MISUSED = 1  # where 2 means that something was lost
+
 
 def main() -> None:
-    arguments = _arguments()
-    with shown_once():
+    refused = MISUSED if GATE in sys.argv else REFUSED
+    try:
+        arguments = _arguments()
+    except SystemExit as ended:  # argparse has said why
+        sys.exit(refused if ended.code else 0)
+    with shown_once(refused):
         status = arguments.command(arguments)
     sys.exit(status)
 
@@ -139,16 +151,40 @@ def verify(arguments: argparse.Namespace) -> int:
     return 0 if found.identical_outside_rows else 1
 
 
+def retain(arguments: argparse.Namespace) -> int:
+    """What any checkpoint, or a PEFT adapter on the base, kept of what the base could do: the same
+    suites, pairing and report as of a run, with nothing of ours in the models.
+    """
+    from loki_ds.recipe_file import load_pair
+
+    pair = load_pair(arguments.base, arguments.overrides)
+
+    from loki_ds.stages.two_checkpoints import retain_two
+
+    report = retain_two(pair, arguments.model, arguments.out)
+    print(report["headline"])
+    print(report["verdict"])
+    print(f"As a page: {arguments.out / 'report/report.html'}")
+    return _gate(report) if arguments.gate else 0
+
+
 def report(arguments: argparse.Namespace) -> int:
-    """The report of one run."""
+    """The report of one run; with --gate the exit status says whether all was kept."""
     from loki_ds.report.compare import read_report
     from loki_ds.run_folder import RunFolder
 
-    read_report(arguments.run)
-    folder = RunFolder(arguments.run).report
+    found, folder = read_report(arguments.run), RunFolder(arguments.run).report
     print((folder / "report.md").read_text(encoding="utf-8"))
     print(f"As a page: {folder / 'report.html'}")
-    return 0
+    return _gate(found) if arguments.gate else 0
+
+
+def _gate(report: "Report") -> int:
+    from loki_ds.report.verdict import gate
+
+    status, sentence = gate(report)
+    print(f"gate: {sentence}")
+    return status
 
 
 def compare(arguments: argparse.Namespace) -> int:
@@ -215,7 +251,14 @@ def _parser() -> argparse.ArgumentParser:
     verified = add(verify)
     for name in ("base", "model", "positions"):
         verified.add_argument(name, type=Path)
-    add(report).add_argument("run", type=Path)
+    retained, reported = add(retain), add(report)
+    retained.add_argument("base", help="folder or hub id")
+    retained.add_argument("model", help="folder, hub id, or folder of a PEFT adapter on the base")
+    retained.add_argument("overrides", nargs="*", metavar="key=value", help="retention.* and model.* as in a recipe")
+    retained.add_argument("--out", type=Path, default=Path("retained"), help="folder of report and answers (retained)")
+    reported.add_argument("run", type=Path)
+    for added in (retained, reported):
+        added.add_argument(GATE, action="store_true", help="end with 0 when all is kept, 2 lost, 3 not shown")
     side_by_side = add(compare)
     side_by_side.add_argument("runs", nargs="+", type=Path)
     side_by_side.add_argument("--out", type=Path, help="folder for compare.html, compare.json and the picture")

@@ -4,7 +4,6 @@ with it.
 Knows YAML and how pydantic words its errors. What the keys mean is `recipe`'s.
 """
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -12,9 +11,10 @@ from typing import Annotated, Any, get_args
 import yaml
 from pydantic import Field, ValidationError
 
-from loki_ds.recipe import Recipe, Section, TaskGroup
+from loki_ds.recipe import ModelSection, Recipe, RetentionSection, Section, TaskGroup
 from loki_ds.recipe_keys import changes_a_result
 from loki_ds.refusal import Refusal, did_you_mean
+from loki_ds.yaml_files import parsed, read_yaml, short
 
 NOTES = (
     "versions",
@@ -59,6 +59,29 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         raise Refusal(_sentence(lambda key: merged.origin_of(key) or path, error, Recipe)) from None
 
 
+class Pair(Section):
+    """Two checkpoints: the base, and what both are asked."""
+
+    model: ModelSection
+    retention: RetentionSection
+
+
+def load_pair(base: str, overrides: list[str]) -> Pair:
+    """The sections `model` and `retention` for a base; the quick suite where none is named.
+
+    Raises:
+        Refusal: a key or value is not allowed.
+    """
+    merged = _Merged()
+    for override in (f"model.path={base}", "retention.abilities=quick", *overrides):
+        merged.override(override)
+    _name_suite(merged.values)
+    try:
+        return Pair.model_validate(merged.values)
+    except ValidationError as error:
+        raise Refusal(_sentence(lambda key: merged.origin_of(key) or "loki-ds retain", error, Pair)) from None
+
+
 def _suffix(overrides: list[str]) -> str:
     """What overrides add to the run folder's name."""
     return "".join(f"+{o}" for o in overrides if changes_a_result(o.partition("=")[0])).replace("/", "_")
@@ -78,11 +101,11 @@ class _Merged:
         here = path.resolve()
         if here in above:
             raise Refusal(f"{path}: the key base leads back to this file")
-        raw = _read_yaml(path)
+        raw = read_yaml(path)
         bases = raw.pop("base", [])
         for base in bases if isinstance(bases, list) else [bases]:
             if not isinstance(base, str):
-                raise Refusal(f"{path}: base is {_short(repr(base))}, allowed is a recipe file or a list of them")
+                raise Refusal(f"{path}: base is {short(repr(base))}, allowed is a recipe file or a list of them")
             self.add_file(path.parent / base, (*above, here))
         self._merge(self.values, raw, path, "")
 
@@ -92,9 +115,9 @@ class _Merged:
         if not equals or not dotted:
             raise Refusal(f"override {text!r}: must be written key=value, for example selection.quota=20")
         try:
-            parsed = _parsed(value)
+            given = parsed(value)
         except (yaml.YAMLError, RecursionError):
-            raise Refusal(f"override {_short(text)!r}: the value {_short(value)!r} is not YAML") from None
+            raise Refusal(f"override {short(text)!r}: the value {short(value)!r} is not YAML") from None
         *parents, last = dotted.split(".")
         section: Any = self.values
         for parent in parents:
@@ -103,8 +126,8 @@ class _Merged:
                 raise Refusal(f"override {text!r}: {parent} is a single value, not a section")
         if isinstance(section, list) and not (last.isdecimal() and int(last) < len(section)):
             raise Refusal(f"override {text!r}: {parents[-1]} is a list of {len(section)}, {last} is none of its places")
-        section[int(last) if isinstance(section, list) else last] = parsed
-        self._origins[dotted] = f"override {_short(text)!r}"
+        section[int(last) if isinstance(section, list) else last] = given
+        self._origins[dotted] = f"override {short(text)!r}"
 
     def origin_of(self, key: str) -> Path | str | None:
         """Where a dotted key, or the nearest part of it that was written somewhere, comes from."""
@@ -157,68 +180,9 @@ def load_suite(name: str) -> list[TaskGroup]:
         known = [file.stem for file in SUITES.glob("*.yaml")]
         raise Refusal(f"retention.abilities: no suite {name!r} ({path} is not there){did_you_mean(name, known)}")
     try:
-        return Suite.model_validate(_read_yaml(path)).groups
+        return Suite.model_validate(read_yaml(path)).groups
     except ValidationError as error:
         raise Refusal(_sentence(lambda _: path, error, Suite)) from None
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML's safe subset; a key given twice is refused, and 1e-4 is a number."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        raw = _parsed(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise Refusal(f"{path}: the recipe cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise Refusal(f"{path}: not a YAML recipe: {_short(' '.join(str(error).split()), 300)}") from None
-    if not isinstance(raw, dict):
-        raise Refusal(f"{path}: a recipe is a mapping of sections, this is a {type(raw).__name__}")
-    return raw
-
-
-MOST_NODES = 10_000  # of a recipe, with every alias written out
-
-
-def _parsed(text: str) -> Any:
-    """YAML's safe subset; a text that grows beyond reason when its aliases are written out is an
-    error.
-    """
-    loader = _StrictLoader(text)
-    node = loader.get_single_node()
-    if node is None:
-        return None
-    if _size(node, {}) > MOST_NODES:
-        raise yaml.YAMLError(f"it holds more than {MOST_NODES} values when its aliases are written out")
-    return loader.construct_document(node)
-
-
-def _size(node: yaml.Node, known: dict[int, int]) -> int:
-    """How many nodes there are below and at this one, an aliased one as often as it is named."""
-    if id(node) not in known:
-        known[id(node)] = MOST_NODES + 1  # what it counts while it is being counted: an alias of itself is endless
-        parts = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
-        known[id(node)] = 1 + (0 if isinstance(node, yaml.ScalarNode) else sum(_size(part, known) for part in parts))
-    return known[id(node)]
-
-
-def _short(text: str, most: int = 80) -> str:
-    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def _sentence(origin: Callable[[str], Path | str], error: ValidationError, root: type[Section]) -> str:
@@ -239,11 +203,11 @@ def _sentence(origin: Callable[[str], Path | str], error: ValidationError, root:
     if first["type"] == "missing":
         return f"{origin(key)}: the key {key} is missing"
     if first["type"] == "value_error":
-        said = _short(str(first["ctx"]["error"]), 300)
+        said = short(str(first["ctx"]["error"]), 300)
         return f"{origin(said.split()[0])}: {said}"
     same = [e["msg"].removeprefix("Input should be ") for e in errors if _key_and_section(e["loc"], root)[0] == key]
     allowed = " or ".join(dict.fromkeys(same))
-    return f"{origin(key)}: {key} is {_short(repr(first['input']))}, allowed is {allowed}"
+    return f"{origin(key)}: {key} is {short(repr(first['input']))}, allowed is {allowed}"
 
 
 def _key_and_section(loc: tuple[int | str, ...], root: type[Section]) -> tuple[str, type[Section]]:

@@ -27,8 +27,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 @contextmanager
-def shown_once() -> Iterator[None]:
-    """Show a refusal, or that a disk is full, as one sentence, and end this process with status 2.
+def shown_once(status: int = 2) -> Iterator[None]:
+    """Show a refusal, or that a disk is full, as one sentence, and end this process with a status.
 
     Of several ranks the first speaks; another speaks only when the first has had the time to and
     did not, that is, when the refusal is its alone.
@@ -41,7 +41,7 @@ def shown_once() -> Iterator[None]:
             time.sleep(FIRST_RANKS_TURN)  # the launcher ends us in this time if rank 0 refuses too
         sys.stdout.flush()
         print(f"loki-ds: {refusal}", file=sys.stderr, flush=True)
-        os._exit(2)  # no exit handlers: a collective in flight must not hold the process
+        os._exit(status)  # no exit handlers: a collective in flight must not hold the process
 
 
 @contextmanager

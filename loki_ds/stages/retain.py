@@ -81,8 +81,8 @@ def retain(run: Run) -> None:
     if not (kept / "report").exists():
         note_cost(run.folder, "retain", {"seconds": round(time.monotonic() - started, 1), "device": device.name()})
         write_json(kept / "settings.json", run.recipe.retention.model_dump())
-        answers = [_answers(run).read(asked.question.key(arm)) for arm in (asked.base, asked.implanted)]
-        _write_report(run, pair(*answers), answers[1]["libraries"], kept)
+        base, implanted = (_answers(run).read(asked.question.key(arm)) for arm in (asked.base, asked.implanted))
+        _write_report(run, pair(base, implanted), implanted["libraries"], kept)
     with written_whole(run.folder.report) as aside:
         shutil.copytree(kept / "report", aside)
     write_model_card(read_report(run.folder.root), run.folder.model, run.base.folder, run.recipe.model.path)

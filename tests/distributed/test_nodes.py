@@ -2,6 +2,7 @@
 project and its own caches.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -30,7 +31,7 @@ TORCHRUN = [
     "--master-addr",
     "127.0.0.1",
 ]
-RECIPE = ["--recipe", "recipes/tiny/loki.yaml", "--until", "implant"]
+RECIPE = ["--recipe", "recipes/tiny/loki.yaml"]
 SETTINGS = ["protected.per_subject=12", "attribution.batch_size=2", "training.max_steps=8"]
 SAVING = ["training.save_strategy=steps", "training.save_steps=2", "training.save_on_each_node=true"]
 RESULTS = ("positions.json", "model/model.safetensors", "implant.safetensors")
@@ -45,8 +46,8 @@ def nodes(tmp_path: Path) -> list[Path]:
     return [tmp_path / "node-0", tmp_path / "node-1"]
 
 
-def start(nodes: list[Path], *settings: str) -> list[subprocess.Popen]:
-    job = ["--master-port", str(free_port()), "launch/implant.py", *RECIPE, "run=run", *settings]
+def start(nodes: list[Path], *settings: str, until: str = "implant") -> list[subprocess.Popen]:
+    job = ["--master-port", str(free_port()), "launch/implant.py", *RECIPE, "--until", until, "run=run", *settings]
     return [
         start_on_cpus([*TORCHRUN, "--node-rank", str(i), *job], node, {"HF_HOME": str(node / "cache")})
         for i, node in enumerate(nodes)
@@ -82,12 +83,36 @@ def test_a_node_is_lost_and_the_same_commands_end_as_on_one_node(nodes: list[Pat
     assert "resuming from run/checkpoints/checkpoint-" in found[0]
     assert not any((nodes[1] / "run" / name).exists() for name in (*RESULTS, "verify.json"))  # one writer
     assert list((nodes[1] / "run/attribution").iterdir()) == []
-    one_node = launch(*RECIPE[2:], *SETTINGS, f"run={tmp_path / 'one'}")
+    one_node = launch("--until", "implant", *SETTINGS, f"run={tmp_path / 'one'}")
     assert one_node.status == 0, one_node.output
     scores = [KeptScores(run / "attribution").scores() for run in (nodes[0] / "run", tmp_path / "one")]
     assert torch.equal(*scores)
     for name in RESULTS:
         assert digest_of(nodes[0] / "run" / name) == digest_of(tmp_path / "one" / name), name
+
+
+def test_every_node_evaluates_where_all_see_the_run_folder(nodes: list[Path], tmp_path: Path) -> None:
+    few = [
+        "selection.strategy=random",
+        "training.max_steps=3",
+        "retention.abilities.limit=8",
+        "retention.new_task.limit=8",
+    ]
+    for node in nodes:
+        shutil.copytree(ROOT / "eval", node / "eval")
+    jobs = start(nodes, *few, f"run={tmp_path / 'shared'}", until="retain")
+    found = outputs(jobs)
+    assert [job.returncode for job in jobs] == [0, 0], found
+    for said in found:  # each shows the progress of the first of its own processes
+        assert said.count("Running generate_until requests: 100%") >= 2, said
+    report = json.loads((tmp_path / "shared/report/report.json").read_text())
+    assert [task["n"] for task in report["tasks"]] == [8] * 6
+    one_node = launch(*few, "--until", "retain", f"run={tmp_path / 'one'}")
+    assert one_node.status == 0, one_node.output
+    alone = json.loads((tmp_path / "one/report/report.json").read_text())
+    assert [(task["base"], task["implanted"]) for task in report["tasks"]] == [
+        (task["base"], task["implanted"]) for task in alone["tasks"]
+    ]
 
 
 def test_what_nodes_must_have_alike_is_checked(nodes: list[Path]) -> None:

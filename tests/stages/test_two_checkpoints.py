@@ -1,0 +1,114 @@
+"""`loki-ds retain` on any two checkpoints, through the command line: the gate's three answers."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+BASE = ROOT / "recipes/tiny/model"
+ASKED = ["retention.include_path=eval/tasks/tiny", "retention.batch_size=64"]
+FACTS = [*ASKED, "retention.abilities={tasks: [tiny_facts], limit: 100}"]
+
+
+def retain(model: Path, out: Path, *asked: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "loki_ds.command_line", "retain", str(BASE), str(model), *asked]
+    return subprocess.run(
+        [*command, "--out", str(out), "--gate"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all, so that the base answers once."""
+    return tmp_path_factory.mktemp("two") / "out"
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("damaged") / "model"
+    shutil.copytree(BASE, folder)
+    tensors = load_file(folder / "model.safetensors")
+    for name in tensors:
+        if name.endswith("mlp.down_proj.weight"):
+            tensors[name][::2] = 0
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stock LoRA that PEFT made, large enough to be felt."""
+    folder = tmp_path_factory.mktemp("adapter") / "adapter"
+    torch.manual_seed(0)
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(BASE),
+        LoraConfig(r=4, lora_alpha=400, target_modules=["down_proj"], init_lora_weights=False),
+    )
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_the_same_model_is_kept_where_its_documents_can_show_it(out: Path) -> None:
+    done = retain(BASE, out, *FACTS, "retention.margin=0.05")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "gate: Kept: 1 task within 5 points of the base."
+    assert len(list((out / "retention/answers").glob("*.json"))) == 1  # the same weights answer once
+
+
+def test_too_few_documents_show_nothing(out: Path) -> None:
+    done = retain(BASE, out, *FACTS)
+    assert done.returncode == 3, done.stderr
+    assert "gate: Not shown: tiny_facts may have lost more than 1 point; too few documents to tell." in done.stdout
+
+
+def test_a_damaged_model_has_lost(damaged: Path, out: Path) -> None:
+    done = retain(damaged, out, *FACTS)
+    assert done.returncode == 2, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("gate: Lost: tiny_facts by ")
+    again = subprocess.run(
+        [sys.executable, "-m", "loki_ds.command_line", "report", str(out), "--gate"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert again.returncode == 2
+    report = json.loads((out / "report/report.json").read_text())
+    assert (report["verification"], report["mode"]) == (None, "checkpoint")
+    page = (out / "report/report.html").read_text()
+    assert "second model" in page
+    assert 'id="model"' not in page  # nothing of ours was compared
+
+
+def test_an_adapter_on_the_base(adapter: Path, out: Path) -> None:
+    done = retain(adapter, out, *FACTS)
+    assert done.returncode == 2, done.stderr
+    assert json.loads((out / "report/report.json").read_text())["mode"] == "adapter"
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        (["retention.abilitys=quick"], "override 'retention.abilitys=quick': retention.abilitys is not a key"),
+        (["retention.abilities={tasks: [tiny_fact]}", *ASKED], "lm-eval knows no task 'tiny_fact'; did you mean"),
+        (["--nonsense"], "unrecognized arguments: --nonsense"),
+    ],
+)
+def test_a_gate_that_could_not_be_asked_ends_with_one(asked: list[str], says: str, tmp_path: Path) -> None:
+    """2 would say that something was lost."""
+    done = retain(BASE, tmp_path / "out", *asked)
+    assert done.returncode == 1
+    assert says in done.stderr
+    assert not (tmp_path / "out/report").exists()
+
+
+def test_what_is_neither_a_model_nor_an_adapter_is_refused(tmp_path: Path) -> None:
+    done = retain(tmp_path, tmp_path / "out", *FACTS)
+    assert f"{tmp_path}: neither a model (config.json) nor a PEFT adapter (adapter_config.json)" in done.stderr
