@@ -5,6 +5,7 @@ their evaluation (`retain.check_retention`). No weights are read into memory. Wh
 fails here.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from datasets import Dataset
@@ -17,7 +18,8 @@ from loki_ds.checking.data import data_found
 from loki_ds.checking.findings import Findings
 from loki_ds.checking.room import check_room, room_wanted
 from loki_ds.examples.choice import Rendering, make_rendering
-from loki_ds.examples.whole import Kept
+from loki_ds.examples.templates import Needs
+from loki_ds.examples.whole import Counts, Kept
 from loki_ds.export.products import Base
 from loki_ds.implanting.arguments import TrainingShape
 from loki_ds.implanting.supported import check_dtype
@@ -46,10 +48,11 @@ class Checked:
     findings: Findings
 
 
-def check(recipe: Recipe, folder: RunFolder, arguments: SFTConfig) -> Checked:
+def check(recipe: Recipe, folder: RunFolder, arguments: SFTConfig, shared: bool) -> Checked:
     """Look at base and data. All ranks call it.
 
-    arguments: TRL's settings, themselves checked when they were made.
+    arguments: TRL's settings, themselves checked when they were made; shared: whether all ranks see
+    the same run folder.
 
     Raises:
         Refusal: the first thing that a later stage could not work with.
@@ -64,8 +67,8 @@ def check(recipe: Recipe, folder: RunFolder, arguments: SFTConfig) -> Checked:
     rendering, examples, heldout = None, NONE, None
     if recipe.implant.kind.trains:
         kept = Kept(folder.examples)
-        rendering, said = _render(recipe, kept, base, config, tokenizer)
-        findings += said
+        rendering = make_rendering(_needs(recipe, kept), recipe.training, tokenizer, base.folder)
+        findings += _render(recipe, kept, rendering, config, shared)
         examples, heldout = kept.load(recipe.data, arguments.seed)
     findings += ranks.on_first_rank(lambda: _look_at_room(recipe, folder, found, arguments, len(examples)))
     return Checked(base, config, tokenizer, rendering, examples, heldout, findings)
@@ -85,16 +88,17 @@ def _look_at_base(recipe: Recipe, base: Base, config: PreTrainedConfig, argument
     return found
 
 
-def _render(
-    recipe: Recipe, kept: Kept, base: Base, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
-) -> tuple[Rendering, Findings]:
-    """The examples as tokens, made once on each node and mapped by its ranks."""
-    data = recipe.data
-    needed = ranks.on_each_node(lambda: kept.needs(data, data_inputs(data)))
-    rendering = make_rendering(needed, recipe.training, tokenizer, base.folder)
-    inputs, vocabulary = rendering_inputs(data, rendering), config.get_text_config().vocab_size
-    counts = ranks.on_each_node(lambda: kept.render(data, rendering, vocabulary, inputs))
-    return rendering, data_found(rendering, counts, config)
+def _needs(recipe: Recipe, kept: Kept) -> tuple[Needs, bool]:
+    """What the examples ask of a template."""
+    return ranks.on_each_node(lambda: kept.needs(recipe.data, data_inputs(recipe.data)))
+
+
+def _render(recipe: Recipe, kept: Kept, rendering: Rendering, config: PreTrainedConfig, shared: bool) -> Findings:
+    """The examples as tokens, made once in every run folder and mapped by the ranks that see it."""
+    inputs, vocabulary = rendering_inputs(recipe.data, rendering), config.get_text_config().vocab_size
+    once: Callable[[Callable[[], list[Counts]]], list[Counts]] = ranks.on_first_rank if shared else ranks.on_each_node
+    counts = once(lambda: kept.render(recipe.data, rendering, vocabulary, inputs))
+    return data_found(rendering, counts, config)
 
 
 def _look_at_room(recipe: Recipe, folder: RunFolder, base: BaseFound, arguments: SFTConfig, examples: int) -> Findings:

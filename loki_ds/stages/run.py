@@ -45,7 +45,7 @@ class Run:
         self.shared = SharedFolder(self.folder)
         if not self.shared.by_all:
             check_on_nodes(self.checkpoint, self.training_arguments, self.folder.root)
-        self.checked = check(recipe, self.folder, self.training_arguments)
+        self.checked = check(recipe, self.folder, self.training_arguments, self.shared.by_all)
         self.base, self.tokenizer, self.rendering = self.checked.base, self.checked.tokenizer, self.checked.rendering
 
     @cached_property
