@@ -5,9 +5,11 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Two processes with one thread each: the tiny runs use two cores and no GPU.
 ON_CPU := PATH="$(CURDIR)/$(BIN):$$PATH" DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+REAL := $(ON_CPU) deepspeed --num_gpus 2 launch/implant.py --recipe recipes/smollm2
+REAL_BASE := model.path=build/real/model
 TINY := $(ON_CPU) deepspeed --num_gpus 2 launch/implant.py --recipe recipes/tiny
 
-.PHONY: help demo test test-skew lint docs audit bench study quiet-study scaling reliability tiny-world learning-rates clean
+.PHONY: help demo real test test-skew lint docs audit bench study quiet-study scaling reliability tiny-world learning-rates clean
 
 help:  ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -56,6 +58,14 @@ bench: $(READY)  ## attribution and training step against their baselines, the p
 	DS_ACCELERATOR=cpu OMP_NUM_THREADS=2 $(BIN)/python eval/benchmarks/training_step.py
 	DS_ACCELERATOR=cpu OMP_NUM_THREADS=2 $(BIN)/python eval/benchmarks/attribution.py
 	$(BIN)/python eval/benchmarks/plan.py
+
+real: $(READY)  ## a real model: SmolLM2-135M taught BFCL's calls by LoKI, LoRA and full fine-tuning (some seventy-five minutes on two idle cores)
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) gguf
+	$(BIN)/python eval/real/fetch.py build/real
+	$(REAL)/calls-q30.yaml $(REAL_BASE) run=runs/smollm2/calls-q30
+	$(REAL)/calls-baseline-lora.yaml $(REAL_BASE) run=runs/smollm2/calls-baseline-lora
+	$(REAL)/calls-baseline-full.yaml $(REAL_BASE) run=runs/smollm2/calls-baseline-full
+	$(BIN)/loki-ds compare runs/smollm2/calls-q30 runs/smollm2/calls-baseline-lora runs/smollm2/calls-baseline-full
 
 study: $(READY)  ## methods, selections, quotas and baselines on the tiny world, three seeds (about an hour on two cores)
 	$(ON_CPU) python eval/studies/trade_off.py eval/studies/methods.yaml

@@ -81,9 +81,17 @@ def test_plan_shows_the_rows_and_a_marked_example() -> None:
         "plan", ROOT / "recipes/tiny/loki.yaml", f"model.path={ROOT / 'recipes/tiny/model'}", f"data.train={TOOLCALLS}"
     )
     assert "228 (38 in layer 0)" in done.stdout
+    for said in ("qwen2, 1,335,168 parameters", "the first 1,000 rows, ", "marked by its own template"):
+        assert said in " ".join(done.stdout.replace("│", " ").split())
     assert "<|assistant|>[[ [ remind (" in done.stdout
     assert "<|end|>]]" in done.stdout
     assert "The recipe fits as it is." in done.stdout
+
+
+def test_plan_says_which_limits_are_too_small_for_the_margin() -> None:
+    done = loki_ds("plan", ROOT / "recipes/tiny/loki.yaml", "retention.abilities.limit=50")
+    said = " ".join(done.stdout.replace("│", " ").split())
+    assert "at most 50 documents each, too few to show them kept at retention.margin 0.01 (from 0.0" in said
 
 
 def test_plan_says_what_fits_another_node() -> None:

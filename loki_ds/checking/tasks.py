@@ -14,6 +14,18 @@ def in_words(section: RetentionSection, tasks: Sequence[TaskFound]) -> Findings:
     return [("task", _in_words(task, limit, section.margin)) for task, limit in zip(tasks, limits, strict=True)]
 
 
+def limits_in_words(section: RetentionSection) -> Findings:
+    """What is known of the tasks before their data is: whether as many documents as a limit allows
+    can show that one was kept.
+    """
+    findings: Findings = []
+    for group in section.groups:
+        if group.limit and (least := least_margin(group.limit)) > section.margin:
+            few = f"at most {group.limit:,} documents each, too few to show them kept at retention.margin"
+            findings.append(("task", f"{', '.join(group.tasks)}: {few} {section.margin:g} (from {least:.3f} on)"))
+    return findings
+
+
 def _in_words(task: TaskFound, limit: int | None, margin: float) -> str:
     counts = [min(limit or count, count) for count in task.documents.values()]
     subtasks = f" in {len(counts)} subtasks" if len(counts) > 1 else ""

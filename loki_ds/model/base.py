@@ -46,8 +46,8 @@ def _gguf(folder: Path) -> str:
         return ""
     return (
         f'; {found[0].name} can be made a plain model: python -c "from transformers import AutoModelForCausalLM as M; '
-        f"m = M.from_pretrained('{folder}', gguf_file='{found[0].name}'); del m.config.quantization_config; "
-        "m.save_pretrained('PLAIN')\", the tokenizer likewise"
+        f"m = M.from_pretrained('{folder}', gguf_file='{found[0].name}'); del m.hf_quantizer, "
+        "m.config.quantization_config; m.save_pretrained('PLAIN')\", the tokenizer likewise"
     )
 
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig
 from loki_ds.checking.base import look_at_base
 from loki_ds.checking.data import data_found
 from loki_ds.checking.findings import Findings
+from loki_ds.checking.tasks import limits_in_words
 from loki_ds.examples.choice import Rendering, make_rendering
 from loki_ds.examples.rendering import NOT_LEARNT
 from loki_ds.examples.turns import NotUnderstood
@@ -120,6 +121,7 @@ def make_plan(recipe: Recipe, gpu: Gpu, ranks: int) -> Plan:
         rendering = make_rendering(needed, recipe.training, tokenizer, recipe.model.path)
         findings += _look_at_data(recipe.data, rendering, config)
         example = _marked(recipe.data, rendering)
+    findings += limits_in_words(recipe.retention)
     return Plan(
         model=recipe.model.path,
         run=recipe.run,

@@ -46,7 +46,7 @@ class MeanChange:
     def interval(self) -> tuple[float, float]:
         """95%."""
         spread = (self._t * self.error) ** 2 + self.open**2
-        skew = (Z * self.error) ** 2 / self.moved / 2 if self.moved else 0.0
+        skew = (self._t * self.error) ** 2 / self.moved / 2 if self.moved else 0.0
         low = self.value - skew - np.sqrt(skew**2 + spread)
         high = self.value + np.sqrt(spread)
         if self.span is None:
