@@ -84,7 +84,7 @@ def retention(tasks: Sequence[TaskLine], margin: float, path: Path) -> None:
     colours = {"kept": "tab:green", "lost": "tab:red", "not shown": "tab:gray"}
     figure, axes = plt.subplots(figsize=(7.5, 0.9 + 0.38 * len(tasks)), layout="constrained")
     for place, task in enumerate(tasks):
-        to_points = 100 * (1 if task["higher_is_better"] else -1) * (margin / task["margin"])
+        to_points = 100 * (1 if task["higher_is_better"] else -1) * (margin / task["margin"] if task["margin"] else 1)
         axes.plot([to_points * end for end in task["ci"]], [place, place], color=colours[task["verdict"]], linewidth=2)
         axes.plot(to_points * task["change"], place, "o", color=colours[task["verdict"]])
     axes.axvline(0, color="black", linewidth=0.8)

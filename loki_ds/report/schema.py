@@ -18,7 +18,7 @@ class TaskLine(TypedDict):
 
     task: str
     metric: str
-    unit: str  # score, nats or bits per byte
+    unit: str  # score, nats, bits per byte, or of its own scale
     higher_is_better: bool
     n: int  # documents
     clusters: int  # subtasks of a group; 0 for a task of one piece

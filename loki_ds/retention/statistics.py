@@ -17,6 +17,7 @@ from statsmodels.stats.proportion import proportion_confint
 from loki_ds.retention.mean_change import LEVEL, MeanChange, mcnemar_detectable, mean_change
 from loki_ds.retention.pairing import PairedTask
 
+OWN_SCALE = "of its own scale"  # scores that do not lie between 0 and 1, as BLEU's
 FEWEST = 4  # subtasks of a group that is ever `kept`; fewer do not show how much subtasks differ
 
 
@@ -27,9 +28,10 @@ class TaskChange:
     Scores are means over `n` documents, of a group in `clusters` (0 for a task of one piece);
     change: implanted minus base; ci: its 95% interval; worse, better: documents whose score did so.
 
-    p_holm: the p-value after Holm's correction over the suite. detectable: the smallest loss these
-    documents would have shown in four cases of five. margin: in the metric's own unit. verdict:
-    `kept` (no loss beyond the margin lies in the interval), `lost` (Holm-corrected), `not shown`.
+    unit: the metric's, or `OWN_SCALE`. p_holm: the p-value after Holm's correction over the suite.
+    detectable: the smallest loss these documents would have shown in four cases of five. margin: in
+    the metric's own unit. verdict: `kept` (no loss beyond the margin lies in the interval), `lost`
+    (Holm-corrected), `not shown`.
     """
 
     task: str
@@ -106,7 +108,7 @@ def task_change(task: PairedTask) -> TaskChange:
     return TaskChange(
         task=task.task,
         metric=metric["name"],
-        unit=metric["unit"],
+        unit=metric["unit"] if metric["unit"] != "score" or scores.bounded else OWN_SCALE,
         higher_is_better=metric["higher_is_better"],
         n=len(base),
         clusters=0 if scores.clusters is None else int(scores.clusters.max()) + 1,

@@ -115,6 +115,15 @@ def test_a_measure_without_bounds_is_held_against_its_own_size() -> None:
     assert (a_little.verdict, more.verdict) == ("kept", "lost")
 
 
+def test_a_score_on_a_scale_of_its_own_has_no_points() -> None:
+    """BLEU from 0 to 100: a hundredth of one would be a margin for nothing."""
+    generator = np.random.default_rng(0)
+    base = 40 + 5 * generator.random(400)
+    (kept,) = suite_changes([task(base.tolist(), (base - 0.1).tolist(), name="bleu_max")], 0.01)
+    assert (kept.unit, kept.verdict) == ("of its own scale", "kept")
+    assert kept.margin == pytest.approx(0.01 * base.mean())
+
+
 def _bits(base: np.ndarray, implanted: np.ndarray) -> PairedTask:
     return task(base.tolist(), implanted.tolist(), unit="bits per byte", higher_is_better=False)
 
