@@ -26,11 +26,11 @@ MISUSED = 1  # where 2 means that something was lost
 def main() -> None:
     refused = MISUSED if GATE in sys.argv else REFUSED
     try:
-        arguments = _arguments()
-    except SystemExit as ended:  # argparse has said why
+        with shown_once(refused):
+            arguments = _arguments()
+            status = arguments.command(arguments)
+    except SystemExit as ended:  # argparse, or a process that evaluated, has said why
         sys.exit(refused if ended.code else 0)
-    with shown_once(refused):
-        status = arguments.command(arguments)
     sys.exit(status)
 
 
@@ -217,13 +217,13 @@ def _arguments() -> argparse.Namespace:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="loki-ds", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="loki-ds", allow_abbrev=False, description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--version", action="version", version=f"loki-ds {version('loki-ds')}")
     commands = parser.add_subparsers(required=True, metavar="command")
 
     def add(command: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
         said = " ".join((command.__doc__ or "").split())
-        added = commands.add_parser(command.__name__, help=said, description=said)
+        added = commands.add_parser(command.__name__, help=said, description=said, allow_abbrev=False)
         added.set_defaults(command=command)
         return added
 

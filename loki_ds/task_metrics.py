@@ -70,8 +70,9 @@ def _says_right(metric: Metric) -> bool:
 def _is_mean(aggregation: Callable[[list[float]], float]) -> bool:
     """Tasks bring aggregations of their own, so it is tried and not looked up."""
     try:
-        return [aggregation([0.0, 1.0, 1.0, 1.0]), aggregation([0.25])] == [0.75, 0.25]
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):  # it wants pairs or lists
+        means = [aggregation([0.0, 1.0, 1.0, 1.0]), aggregation([0.25])] == [0.75, 0.25]
+        return means and math.isnan(aggregation([math.nan, 1.0]))  # and leaves no document out
+    except Exception:  # noqa: BLE001 (the task's own code, which may want pairs or lists)
         return False
 
 
@@ -91,12 +92,9 @@ def _likelihood(task: Any) -> list[Metric]:
     return []
 
 
-def likelihood(task: Any, sample: dict[str, Any]) -> float:
+def likelihood(task: Any, sample: dict[str, Any]) -> float | None:
     """Of one of lm-eval's samples: nats of the gold answer (the likeliest of several), or bits per
-    byte of the text.
-
-    Raises:
-        ValueError: the document has no gold answer among its choices.
+    byte of the text; None where the document has no gold answer among its choices.
     """
     first = [responses[0] for responses in sample["resps"]]
     if task.OUTPUT_TYPE == "loglikelihood_rolling":
@@ -105,7 +103,7 @@ def likelihood(task: Any, sample: dict[str, Any]) -> float:
     nats_of = [float(response[0]) for response in first]
     if task.OUTPUT_TYPE == "loglikelihood":
         return nats_of[0]
-    return max(nats_of[choice] for choice in gold_choices(task, sample["doc"]))
+    return max((nats_of[choice] for choice in gold_choices(task, sample["doc"])), default=None)
 
 
 def gold_choices(task: Any, document: Any) -> list[int]:

@@ -4,6 +4,8 @@ model wrote.
 Used for the protected set and for retention, in the main process and in the arms' own.
 """
 
+import hashlib
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,13 +50,15 @@ class TaskFound:
     """A task or group as asked for.
 
     documents: of each task behind the name; metrics: that all of them have, the main one first;
-    by_size: whether a group's tasks weigh by their documents, as it declares, or all alike.
+    by_size: whether a group's tasks weigh by their documents, as it declares, or all alike; digest:
+    of all documents.
     """
 
     name: str
     documents: dict[str, int]
     metrics: list[Metric]
     by_size: bool = True
+    digest: str = ""
 
     @property
     def main(self) -> Metric:
@@ -70,6 +74,8 @@ def look_at_tasks(
         Refusal: a task that lm-eval does not know or cannot load, that runs code the model wrote
             and may not, or that gives no number per document.
     """
+    if twice := sorted({name for name in names if list(names).count(name) > 1}):
+        raise Refusal(f"{key}: task {twice[0]} is asked for twice, allowed is once, as an ability or as the new task")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # its advice is for who runs lm-eval
     disable_progress_bars()
     manager = task_manager(names, include_path, key)
@@ -101,7 +107,16 @@ def _look_at(name: str, manager: Any, allow_code_execution: bool, key: str) -> T
     if not shared or any(other[0] != shared[0] for other in (first, *others)):
         mains = ", ".join(f"{member} has {found[0]['name']}" for member, found in metrics.items())
         raise Refusal(f"{key}: the tasks of {name} do not share one main metric ({mains}); name them instead")
-    return TaskFound(name, documents, shared, _by_size(name, manager))
+    return TaskFound(name, documents, shared, _by_size(name, manager), _digest(tasks))
+
+
+def _digest(tasks: dict[str, Any]) -> str:
+    """SHA-256 over all documents, wherever they come from."""
+    whole = hashlib.sha256()
+    for member in sorted(tasks):
+        for document in tasks[member].eval_docs:
+            whole.update(json.dumps([member, document], sort_keys=True, default=str).encode())
+    return whole.hexdigest()
 
 
 def _by_size(name: str, manager: Any) -> bool:

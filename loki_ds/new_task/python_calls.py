@@ -36,7 +36,7 @@ SIGNS: dict[type, Callable[[Any], Any]] = {
     ast.Invert: operator.invert,
     ast.Not: operator.not_,
 }
-LARGEST = 10_000  # times that a text or list is repeated
+LARGEST = 1_000_000  # characters or elements that a repetition makes
 LARGEST_BASE, LARGEST_POWER = 1e9, 64
 
 
@@ -127,5 +127,6 @@ def _is_large(sign: ast.operator, one: Any, other: Any) -> bool:
         return not isinstance(one, int | float)  # a text would be formatted
     pairs = ((one, other), (other, one))
     return isinstance(sign, ast.Mult) and any(
-        isinstance(times, int) and abs(times) > LARGEST and not isinstance(what, int | float) for times, what in pairs
+        isinstance(times, int) and hasattr(what, "__len__") and len(what) * abs(times) > LARGEST
+        for times, what in pairs
     )

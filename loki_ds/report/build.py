@@ -36,11 +36,14 @@ def build_report(run: str, paired: Sequence[PairedTask], section: RetentionSecti
     """
     new = set(section.new_task.tasks) if section.new_task else set()
     abilities = _by_main_metric([task for task in paired if task.task not in new])
-    likelihoods = [task for task in paired if task.metric["unit"] != "score" and task not in abilities]
+    main = _by_main_metric(paired)
+    likelihoods = [task for task in paired if task.metric["unit"] != "score" and task not in main]
     learnt = [task for task in paired if task.task in new and task not in likelihoods]
     losses = {task.task: relative_loss(task) for task in abilities if task_base(task) > 0}
     if not losses:
-        raise Refusal("retention.abilities: the base scores 0 on every task, so there is nothing it could forget")
+        raise Refusal(
+            "retention.abilities: the base scores 0 or less on every task, so there is no share of it to forget"
+        )
     both, only = signed([*losses.values()]), losses_only([*losses.values()])
     percents = {name: 100 * loss.value for name, loss in losses.items()}
     lines = _lines(abilities, section, percents)

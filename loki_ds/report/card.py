@@ -1,7 +1,9 @@
 """The model card's metadata, as the hub reads it: base, licence, results as `model-index`."""
 
 from pathlib import Path
+from typing import Any
 
+import yaml
 from huggingface_hub import EvalResult, ModelCardData, metadata_load
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
@@ -17,7 +19,7 @@ def card_data(report: Report, base: Path, base_name: str) -> ModelCardData:
     base: the base's folder; base_name: as the recipe names it, named in the metadata only where it
     can be an id on the hub.
     """
-    of_base = (metadata_load(base / "README.md") if (base / "README.md").exists() else None) or {}
+    of_base = _metadata(base / "README.md")
     kept = {key: of_base[key] for key in STAYS if key in of_base}
     return ModelCardData(
         library_name="transformers",
@@ -28,6 +30,16 @@ def card_data(report: Report, base: Path, base_name: str) -> ModelCardData:
         eval_results=[_result(line) for line in (*report["tasks"], *report["new_task"])],
         **kept,
     )
+
+
+def _metadata(card: Path) -> dict[str, Any]:
+    """A card's front matter; nothing of a card that cannot be read, which is the base's own
+    matter.
+    """
+    try:
+        return (metadata_load(card) if card.exists() else None) or {}
+    except (yaml.YAMLError, ValueError):
+        return {}
 
 
 def _result(line: TaskLine) -> EvalResult:

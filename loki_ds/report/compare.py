@@ -67,8 +67,10 @@ def write_comparison(found: Comparison, folder: Path) -> None:
     with written_whole(folder) as aside:
         aside.mkdir(parents=True)
         write_json(aside / "compare.json", found)
-        trade_off(_points(found["runs"]), None, aside / "trade_off.png")
-        picture = base64.b64encode((aside / "trade_off.png").read_bytes()).decode()
+        points, picture = _points(found["runs"]), None
+        if points:
+            trade_off(points, None, aside / "trade_off.png")
+            picture = base64.b64encode((aside / "trade_off.png").read_bytes()).decode()
         page = pages().get_template("compare.html.j2").render(found=found, picture=picture)
         (aside / "compare.html").write_text(page, encoding="utf-8")
 
@@ -157,6 +159,15 @@ def _against(report: Report, other: Report) -> str:
 
 def _name(report: Report) -> str:
     return Path(report["run"]).name
+
+
+def is_read(run: Path) -> bool:
+    """Whether a run's report is one of this version's."""
+    try:
+        read_report(run)
+    except Refusal:
+        return False
+    return True
 
 
 def read_report(run: str | Path) -> Report:

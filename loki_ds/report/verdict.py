@@ -24,7 +24,7 @@ def headline(tasks: Sequence[TaskLine], margin: float) -> str:
     if chosen == "kept":
         return f"Kept: {_tasks(len(tasks))} within {points(margin)} of the base."
     names = ", ".join(task["task"] for task in named)
-    return f"Not shown: {names} may have lost more than {points(margin)}; too few documents to tell."
+    return f"Not shown: {names} may have lost more than {points(margin)}; too few documents or subtasks to tell."
 
 
 def sentences(
@@ -43,7 +43,7 @@ def sentences(
         names = [task["task"] for task in tasks if task["verdict"] == verdict]
         said += [f"{meaning}: {', '.join(names)}."] if names else []
     unscored = [task["task"] for task in tasks if task["lost_percent"] is None]
-    said += [f"Left out of both figures, because the base scores 0: {', '.join(unscored)}."] if unscored else []
+    said += [f"Left out of both figures, because the base scores 0 or less: {', '.join(unscored)}."] if unscored else []
     said += [f"New task: {task['task']} went from {task['base']:.3f} to {task['implanted']:.3f}." for task in new]
     return " ".join(said)
 

@@ -59,12 +59,7 @@ def _model(request: Request) -> Any:
         "trust_remote_code": request.trust_remote_code,
     }
     if request.backend == "vllm":
-        try:
-            return get_model("vllm")(**settings, tensor_parallel_size=request.devices_per_model, batch_size="auto")
-        except ModuleNotFoundError:
-            raise Refusal(
-                "retention.backend is vllm, and vllm is not installed; install lm-eval[vllm] or say hf"
-            ) from None
+        return get_model("vllm")(**settings, tensor_parallel_size=request.devices_per_model, batch_size="auto")
     spread = {"parallelize": True} if request.devices_per_model > 1 else {"device": request.device}
     return get_model("hf")(**settings, **spread, batch_size=request.batch_size)
 
@@ -150,12 +145,12 @@ def _sample_result(found: TaskFound, member: str, task: Any, by_filter: dict[str
     """A document's numbers, and in words what was asked, answered and right.
 
     Raises:
-        Refusal: a number that is none.
+        Refusal: a number that is none, or no number of the main metric.
     """
     first = next(iter(by_filter.values()))
-    scores = [_number(metric, task, by_filter) for metric in found.metrics]
+    scores = [_number(metric, found, task, by_filter) for metric in found.metrics]
     for metric, score in zip(found.metrics, scores, strict=True):
-        if not math.isfinite(score):
+        if (score is None and metric == found.main) or (score is not None and not math.isfinite(score)):
             raise Refusal(
                 f"task {member}: document {first['doc_id']} (SHA-256 {first['doc_hash'][:16]}) scores {score} in "
                 f"{metric['name']}, which can be compared with nothing; the model's numbers may have overflowed "
@@ -173,10 +168,18 @@ def _sample_result(found: TaskFound, member: str, task: Any, by_filter: dict[str
     }
 
 
-def _number(metric: Metric, task: Any, by_filter: dict[str, dict[str, Any]]) -> float:
+def _number(metric: Metric, found: TaskFound, task: Any, by_filter: dict[str, dict[str, Any]]) -> float | None:
+    """The document's, None where the task gives none.
+
+    A metric may come under other names than its own, as HumanEval's `pass_at_k` does as `pass@1`:
+    the first that nobody declared.
+    """
     if not metric["filter"]:
         return likelihood(task, next(iter(by_filter.values())))
-    return float(by_filter[metric["filter"]][metric["metric"]])
+    sample, declared = by_filter[metric["filter"]], {one["metric"] for one in found.metrics}
+    own_names = [metric["metric"], *(name for name in sample["metrics"] if name not in declared)]
+    number = next((sample[name] for name in own_names if name in sample), None)
+    return float(number) if isinstance(number, bool | int | float | np.number) else None
 
 
 def _in_words(task: Any, sample: dict[str, Any]) -> tuple[str, str]:

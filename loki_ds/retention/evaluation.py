@@ -46,9 +46,9 @@ def evaluate_shares(request: Request, folder: Path, nodes: Nodes = Nodes()) -> N
         asked = request.model_copy(update={"share": (number, total)})
         _share(folder, number, total).with_suffix(".request").write_text(asked.model_dump_json())
     failed = _failed(folder, nodes.this)
-    failed.unlink(missing_ok=True)
     try:
-        processes = [_start(request, number - numbers[0], _share(folder, number, total)) for number in left]
+        places = [(number - numbers[0], _share(folder, number, total)) for number in left]
+        processes = [_start(request, *place, shown=place == places[0]) for place in places]
         _run_together(processes, [_log(_share(folder, number, total)) for number in left], request.model)
     except BaseException:
         failed.touch()
@@ -75,6 +75,12 @@ def gather_shares(request: Request, folder: Path, nodes: Nodes = Nodes()) -> Arm
     return found
 
 
+def forget_failures(folder: Path) -> None:
+    """Take away the marks of an earlier attempt, before any node starts."""
+    for mark in folder.glob("failed*"):
+        mark.unlink()
+
+
 def _share(folder: Path, number: int, total: int) -> Path:
     return folder / f"share{number}of{total}.json"
 
@@ -83,17 +89,19 @@ def _failed(folder: Path, node: int) -> Path:
     return folder / f"failed{node}"
 
 
-def _start(request: Request, i: int, found: Path) -> subprocess.Popen:
-    """The process of this node's i-th share."""
+def _start(request: Request, i: int, found: Path, shown: bool) -> subprocess.Popen:
+    """A process on this node's i-th device or devices; shown: on the screen, where one progress bar
+    is enough.
+    """
     environment = environment_of_one_process()
     if request.device == "cuda":
         each, visible = request.devices_per_model, environment.get("CUDA_VISIBLE_DEVICES")
         devices = visible.split(",") if visible else [str(device) for device in range((i + 1) * each)]
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices[i * each : (i + 1) * each])
     command = [sys.executable, "-m", "loki_ds.retention.arm", str(found.with_suffix(".request")), str(found)]
-    if i == 0:
+    if shown:
         return subprocess.Popen(command, env=environment)
-    with _log(found).open("w") as log:  # one progress bar on the screen is enough
+    with _log(found).open("w") as log:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
 

@@ -61,7 +61,8 @@ class MeanChange:
     def detectable(self) -> float:
         """The smallest true change that this test shows with power 0.8."""
         effect = TTestPower().solve_power(nobs=self.df + 1, alpha=LEVEL, power=POWER, alternative="two-sided")
-        return float(effect * np.sqrt(self.df + 1) * self.whole_error)
+        change = float(effect * np.sqrt(self.df + 1) * self.whole_error)
+        return change if self.span is None else min(change, self.span)
 
     @property
     def whole_error(self) -> float:

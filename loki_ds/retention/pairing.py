@@ -46,7 +46,8 @@ def pair(base: ArmResult, implanted: ArmResult, one_tokenizer: bool = True) -> l
     """Tasks of two arms (`arm.run_lm_eval`), their samples joined by document hash, never by
     position.
 
-    A task with several metrics comes once for each, its main one first.
+    A task with several metrics comes once for each, its main one first; but for those that some
+    document has no number for.
 
     one_tokenizer: whether both must have read the same tokens, as a base and what was made of it.
 
@@ -90,6 +91,7 @@ def _pair_task(task: str, base: TaskSamples, implanted: TaskSamples) -> list[Pai
             base["version"],
         )
         for place, metric in enumerate(base["metrics"])
+        if all(sample["scores"][place] is not None for sample in (*base["samples"], *implanted["samples"]))
     ]
 
 
@@ -97,8 +99,8 @@ def _pair(doc_hash: str, before: Sample, after: Sample, place: int) -> Pair:
     return Pair(
         doc_hash,
         before["prompt"],
-        before["scores"][place],
-        after["scores"][place],
+        float(before["scores"][place] or 0),
+        float(after["scores"][place] or 0),
         before["answer"],
         after["answer"],
         before["cluster"],

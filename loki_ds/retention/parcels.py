@@ -48,7 +48,7 @@ class Sample(TypedDict):
     doc_hash: str
     place: int  # in the task
     cluster: str | None  # the subtask's name in a group of tasks like MMLU
-    scores: list[float]  # of the task's metrics, in their order
+    scores: list[float | None]  # of the task's metrics, in their order; None where it has none
     prompt: str  # its end
     answer: str  # in words: of a multiple choice the chosen one
     gold: str

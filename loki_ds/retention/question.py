@@ -1,12 +1,13 @@
 """What is asked of a model, whichever it is, and its answers, kept by all that determines them."""
 
 import hashlib
+import importlib.util
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loki_ds import device
+from loki_ds import device, task_metrics
 from loki_ds.recipe import RetentionSection
 from loki_ds.refusal import Refusal
 from loki_ds.retention.arm import library_versions
@@ -14,16 +15,33 @@ from loki_ds.retention.parcels import ArmResult, Request
 from loki_ds.run_folder import digest_of, publish, write_json
 from loki_ds.tasks import TaskFound
 
+JUDGES = [Path(task_metrics.__file__), Path(task_metrics.__file__).parent / "new_task"]  # what scores answers
+BESIDE = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py")  # what else decides a model's answers
+
+
+def model_digest(folder: Path, weights: str) -> str:
+    """Of a model's answers: its weights' digest, and what stands beside them (configuration,
+    tokenizer, template, code).
+    """
+    beside = sorted({file for pattern in BESIDE for file in folder.glob(pattern)})
+    return f"{weights} {digest_of(*beside)}"
+
+
+def check_backend(section: RetentionSection) -> None:
+    """Refuse vLLM where it is not installed."""
+    if section.backend == "vllm" and importlib.util.find_spec("vllm") is None:
+        raise Refusal("retention.backend is vllm, and vllm is not installed; install lm-eval[vllm] or say hf")
+
 
 @dataclass(frozen=True)
 class Arm:
     """One model of the two.
 
-    digest: of its weights, and of its adapter's; tokenizer: a folder, where it is not the model's
-    own; template: the chat template's text, where it is not the model's own.
+    digest: of all that decides its answers (`model_digest`), and its adapter's; tokenizer: a
+    folder, where it is not the model's own; template: the chat template's text, where it is not the
+    model's own.
     """
 
-    what: str
     folder: Path
     digest: str
     adapter: Path | None = None
@@ -66,13 +84,13 @@ class Question:
         own = {"model", "adapter", "tokenizer", "share"}
         request = self.request(arm).model_dump(mode="json", exclude=own)
         include = digest_of(Path(self.section.include_path)) if self.section.include_path else None
-        libraries = library_versions(self.section.backend)
         return {
             **request,
             "model": arm.digest,
             "template": arm.template,
             "include_path": include,
-            "libraries": libraries,
+            "libraries": library_versions(self.section.backend),
+            "judges": digest_of(*JUDGES),
         }
 
 

@@ -96,8 +96,10 @@ def rendering_inputs(section: DataSection, rendering: Rendering) -> Inputs:
     }
 
 
-def retention_inputs(section: RetentionSection, base_digest: str, model_digest: str) -> Inputs:
-    return {"base": base_digest, "model": model_digest, **section.model_dump(exclude={"processes"})}
+def retention_inputs(section: RetentionSection, dtype: str, base_digest: str, model_digest: str) -> Inputs:
+    own_tasks = digest_of(Path(section.include_path)) if section.include_path else None
+    asked = section.model_dump(exclude={"processes"})
+    return {"base": base_digest, "model": model_digest, "dtype": dtype, "own_tasks": own_tasks, **asked}
 
 
 def data_inputs(section: DataSection) -> Inputs:

@@ -12,6 +12,7 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from loki_ds import device, ranks
 from loki_ds.checking.findings import Findings
@@ -19,13 +20,14 @@ from loki_ds.checking.tasks import in_words
 from loki_ds.launcher import local_rank, local_size
 from loki_ds.recipe_keys import without_secrets
 from loki_ds.report.build import build_report, in_a_line, settings_in_words, write_model_card, write_report
-from loki_ds.report.compare import draw_trade_off, read_report
+from loki_ds.report.compare import draw_trade_off, is_read, read_report
 from loki_ds.report.pictures import retention as draw_retention
 from loki_ds.report.pictures import training_curves
 from loki_ds.report.schema import Facts, Report
-from loki_ds.retention.evaluation import Nodes, evaluate_shares, gather_shares
+from loki_ds.retention.evaluation import Nodes, evaluate_shares, forget_failures, gather_shares
 from loki_ds.retention.pairing import PairedTask, pair
-from loki_ds.retention.question import Answers, Arm, Question, short_digest
+from loki_ds.retention.parcels import Request
+from loki_ds.retention.question import Answers, Arm, Question, check_backend, model_digest, short_digest
 from loki_ds.run_folder import digest_of, weights_digest, write_json, written_whole
 from loki_ds.stages.costs import costs_so_far, note_cost
 from loki_ds.stages.inputs import Inputs, retention_inputs
@@ -45,20 +47,29 @@ def check_retention(run: Run) -> Findings:
     asked = json.loads(json.dumps(section.model_dump(exclude={"processes"})))
     if done is not None and all(done.get(key) == value for key, value in asked.items()):
         return []
+    check_backend(section)
     return ranks.on_first_rank(lambda: in_words(section, run.tasks))
 
 
 @dataclass(frozen=True)
+class Evaluation:
+    """One model that is to be evaluated: the request, and the key of its answers."""
+
+    what: str
+    request: Request
+    key: dict[str, Any]
+    of_all_runs: bool
+
+
+@dataclass(frozen=True)
 class Asked:
-    """What rank 0 tells the other nodes: both models, and which of them are still to be
+    """What rank 0 tells the other nodes: the keys of both models' answers, and what is still to be
     evaluated.
     """
 
-    question: Question
-    base: Arm
-    implanted: Arm
     inputs: Inputs
-    left: list[Arm]
+    keys: tuple[dict[str, Any], dict[str, Any]]
+    left: list[Evaluation]
 
 
 def retain(run: Run) -> None:
@@ -73,15 +84,16 @@ def retain(run: Run) -> None:
     if local_rank() > 0 or (nodes.count == 1 and ranks.rank() > 0):
         return
     started = time.monotonic()
-    for arm in asked.left:
-        _evaluate(run, asked.question, arm, nodes)
+    for evaluation in asked.left:
+        _evaluate(run, evaluation, nodes)
     if ranks.rank() > 0:
         return
     kept = _kept(run, asked.inputs)
-    if not (kept / "report").exists():
+    if asked.left:
         note_cost(run.folder, "retain", {"seconds": round(time.monotonic() - started, 1), "device": device.name()})
+    if not (kept / "report").exists():
         write_json(kept / "settings.json", run.recipe.retention.model_dump())
-        base, implanted = (_answers(run).read(asked.question.key(arm)) for arm in (asked.base, asked.implanted))
+        base, implanted = (_answers(run).read(key) for key in asked.keys)
         _write_report(run, pair(base, implanted), implanted["libraries"], kept)
     with written_whole(run.folder.report) as aside:
         shutil.copytree(kept / "report", aside)
@@ -96,35 +108,42 @@ def retain(run: Run) -> None:
 
 def _asked(run: Run) -> Asked | None:
     """What is to be evaluated; None where the report is there. Rank 0's work."""
-    section, model_digest = run.recipe.retention, weights_digest(run.folder.model)
-    inputs = retention_inputs(section, run.base.digest, model_digest)
+    section, weights = run.recipe.retention, weights_digest(run.folder.model)
+    inputs = retention_inputs(section, run.recipe.model.dtype, run.base.digest, weights)
     if run.folder.inputs_of("retain") == json.loads(json.dumps(inputs)):
         return None
     recipe, template = run.recipe.model, run.rendering.exported_template if run.rendering else None
-    tokenizer = run.folder.model if template else None  # both models read the same text
+    tokenizer = run.folder.model if template else None  # both read the same text
     question = Question(section, run.tasks, recipe.dtype, recipe.trust_remote_code)
-    base = Arm("the base", run.base.folder, run.base.digest, tokenizer=tokenizer, template=template)
-    implanted = Arm("the implanted model", run.folder.model, model_digest, tokenizer=tokenizer, template=template)
+    of_base, of_model = model_digest(run.base.folder, run.base.digest), model_digest(run.folder.model, weights)
+    base = Arm(run.base.folder, of_base, tokenizer=tokenizer, template=template)
+    implanted = Arm(run.folder.model, of_model, tokenizer=tokenizer, template=template)
+    keys, answers = (question.key(base), question.key(implanted)), _answers(run)
     if (_kept(run, inputs) / "report").exists():
-        return Asked(question, base, implanted, inputs, [])
-    answers, key = _answers(run), question.key(base)
-    if not answers.file(key).exists():
-        answers.take_from(_of_all_runs(run), key)
-    left = [arm for arm in (base, implanted) if not answers.file(question.key(arm)).exists()]
-    return Asked(question, base, implanted, inputs, left)
+        return Asked(inputs, keys, [])
+    if not answers.file(keys[0]).exists():
+        answers.take_from(_of_all_runs(run), keys[0])
+    both = [
+        Evaluation("the base", question.request(base), keys[0], of_all_runs=True),
+        Evaluation("the implanted model", question.request(implanted), keys[1], of_all_runs=False),
+    ]
+    left = [one for one in both if not answers.file(one.key).exists()]
+    for one in left:
+        forget_failures(answers.shares(one.key))
+    return Asked(inputs, keys, left)
 
 
-def _evaluate(run: Run, question: Question, arm: Arm, nodes: Nodes) -> None:
+def _evaluate(run: Run, evaluation: Evaluation, nodes: Nodes) -> None:
     """A model's documents, in this run's folder; the base's for all runs beside this one that ask
     the same of the same weights.
     """
-    answers, key, request = _answers(run), question.key(arm), question.request(arm)
-    log.info("retain: evaluating %s", arm.what)
+    answers, request, key = _answers(run), evaluation.request, evaluation.key
+    log.info("retain: evaluating %s", evaluation.what)
     evaluate_shares(request, answers.shares(key), nodes)
     if nodes.this > 0:
         return
     answers.write(key, gather_shares(request, answers.shares(key), nodes))
-    if arm.folder == run.base.folder:
+    if evaluation.of_all_runs:
         answers.publish_to(_of_all_runs(run), key)
 
 
@@ -185,8 +204,10 @@ def _origin(run: Run) -> dict[str, str]:
 def _draw(run: Run, report: Report, kept: Path) -> dict[str, Path]:
     """The report's pictures by their captions."""
     folder = run.folder
-    beside = [other.parents[1] for other in folder.root.parent.glob("*/report/report.json")]
-    draw_trade_off(report, [other for other in sorted(beside) if other != folder.root], kept / "trade_off.png")
+    beside = sorted(other.parents[1] for other in folder.root.parent.glob("*/report/report.json"))
+    draw_trade_off(
+        report, [other for other in beside if other != folder.root and is_read(other)], kept / "trade_off.png"
+    )
     draw_retention(report["tasks"], report["margin"], kept / "retention.png")
     if folder.training_log.exists():
         training_curves(json.loads(folder.training_log.read_text()), folder.training_curves)

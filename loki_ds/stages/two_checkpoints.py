@@ -15,10 +15,10 @@ from loki_ds.refusal import Refusal
 from loki_ds.report.build import build_report, settings_in_words, write_report
 from loki_ds.report.pictures import retention as draw_retention
 from loki_ds.report.schema import Facts, Report
-from loki_ds.retention.evaluation import evaluate_shares, gather_shares
+from loki_ds.retention.evaluation import evaluate_shares, forget_failures, gather_shares
 from loki_ds.retention.pairing import pair as paired
 from loki_ds.retention.parcels import ArmResult
-from loki_ds.retention.question import Answers, Arm, Question
+from loki_ds.retention.question import Answers, Arm, Question, check_backend, model_digest
 from loki_ds.run_folder import RunFolder, digest_of, weights_digest
 from loki_ds.tasks import look_at_tasks
 
@@ -35,8 +35,11 @@ def retain_two(pair: Pair, model: str, out: Path) -> Report:
         Refusal: a model that cannot be read, or a task that cannot be paired.
     """
     section, folder = pair.retention, RunFolder(out)
+    if folder.recipe.exists():
+        raise Refusal(f"{out}: a run's own folder, whose report would be lost; name another (--out)")
+    check_backend(section)
     base = locate_model(pair.model)
-    arms = [Arm("the base", base, weights_digest(base)), _second(pair, model, base)]
+    arms = [Arm(base, model_digest(base, weights_digest(base))), _second(pair, model, base)]
     names = [name for group in section.groups for name in group.tasks]
     found = look_at_tasks(names, section.include_path, section.allow_code_execution, "retention")
     question = Question(section, found, pair.model.dtype, pair.model.trust_remote_code)
@@ -55,19 +58,22 @@ def retain_two(pair: Pair, model: str, out: Path) -> Report:
 def _second(pair: Pair, model: str, base: Path) -> Arm:
     folder = Path(model)
     if (folder / ADAPTER).exists():
-        digest = f"{weights_digest(base)} with {digest_of(*sorted(folder.glob('adapter_*')))}"
-        return Arm("the adapter on the base", base, digest, adapter=folder)
+        if pair.retention.backend != "hf":
+            raise Refusal(f"retention.backend is {pair.retention.backend}, allowed for an adapter is hf")
+        digest = f"{model_digest(base, weights_digest(base))} {digest_of(*sorted(folder.glob('adapter_*')))}"
+        return Arm(base, digest, adapter=folder)
     if folder.is_dir() and not (folder / "config.json").exists():
         raise Refusal(f"{folder}: neither a model (config.json) nor a PEFT adapter ({ADAPTER})")
     section = ModelSection(path=model, dtype=pair.model.dtype, trust_remote_code=pair.model.trust_remote_code)
     folder = locate_model(section)
-    return Arm("the second model", folder, weights_digest(folder))
+    return Arm(folder, model_digest(folder, weights_digest(folder)))
 
 
 def _answered(folder: RunFolder, question: Question, arm: Arm) -> ArmResult:
     answers, key = Answers(folder.retention / "answers"), question.key(arm)
     if not answers.file(key).exists():
         request = question.request(arm)
+        forget_failures(answers.shares(key))
         evaluate_shares(request, answers.shares(key))
         answers.write(key, gather_shares(request, answers.shares(key)))
     return answers.read(key)

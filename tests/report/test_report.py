@@ -12,7 +12,7 @@ from paired import task
 from loki_ds.recipe import RetentionSection
 from loki_ds.refusal import Refusal
 from loki_ds.report.build import build_report, write_model_card, write_report
-from loki_ds.report.compare import compare_runs, comparison, draw_trade_off, read_report, write_comparison
+from loki_ds.report.compare import compare_runs, comparison, draw_trade_off, is_read, read_report, write_comparison
 from loki_ds.report.pictures import heat_map, overlap_curve, retention, training_curves
 from loki_ds.report.verdict import gate
 
@@ -65,7 +65,7 @@ def test_the_verdict_at_a_glance() -> None:
     assert "Losses alone 3.10% (95% interval" in lost["verdict"]
     assert "with gains, the paper's average 3.10%" in lost["verdict"]
     few = report("runs/x", "layer_balanced", lost=0, n=10)
-    assert few["headline"] == "Not shown: sums may have lost more than 1 point; too few documents to tell."
+    assert few["headline"] == "Not shown: sums may have lost more than 1 point; too few documents or subtasks to tell."
     assert "New task: calls went from 0.000 to 1.000." in few["verdict"]
     assert [gate(one)[0] for one in (made, lost, few)] == [0, 2, 3]
 
@@ -87,9 +87,16 @@ def test_a_task_at_zero_is_left_out_and_named() -> None:
     tasks = [task([1, 1], [1, 1]), task([0, 0], [0, 0], "codes")]
     made = build_report("runs/x", tasks, section("sums", "codes"), {})
     assert made["forgetting"] == 0
-    assert "Left out of both figures, because the base scores 0: codes." in made["verdict"]
-    with pytest.raises(Refusal, match="scores 0 on every task"):
+    assert "Left out of both figures, because the base scores 0 or less: codes." in made["verdict"]
+    with pytest.raises(Refusal, match="scores 0 or less on every task"):
         build_report("runs/x", tasks[1:], section("codes"), {})
+
+
+def test_a_new_task_by_bits_per_byte_is_learnt() -> None:
+    texts = task([2.0, 2.1] * 50, [1.5, 1.6] * 50, "calls", name="bits", unit="bits per byte", higher_is_better=False)
+    made = build_report("runs/x", [task([1] * 9, [1] * 9), texts], section("sums"), FACTS)
+    assert [(line["metric"], line["verdict"]) for line in made["new_task"]] == [("bits", "learnt")]
+    assert made["likelihoods"] == []
 
 
 def test_the_gold_answers_likelihood_stands_beside_right_or_wrong() -> None:
@@ -178,6 +185,14 @@ def test_the_model_card_is_what_the_hub_reads(tmp_path: Path) -> None:
     assert metadata_load(tmp_path / "model/README.md")["model-index"][0]["name"] == "x"
 
 
+@pytest.mark.parametrize("card", [b"---\nlicense: [\n---\n", b"---\n- a\n---\n", b"\xff\xfe---", b"---\n\ta: b\n---\n"])
+def test_a_bases_broken_card_is_its_own_matter(card: bytes, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "README.md").write_bytes(card)
+    write_model_card(report("runs/x", None, 1), tmp_path / "model", tmp_path, "org/base")
+    assert metadata_load(tmp_path / "model/README.md")["base_model"] == "org/base"
+
+
 def test_a_base_without_a_card_or_an_id_names_none(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     write_model_card(report("runs/x", None, 1), tmp_path / "model", tmp_path, str(tmp_path))
@@ -203,6 +218,23 @@ def test_comparison_says_whether_random_rows_and_baselines_were_beaten(tmp_path:
     assert len(sentences) == 3
     assert any(says in sentence and "random" in sentence for sentence in sentences)
     assert any("the baseline full" in sentence for sentence in sentences)
+
+
+def test_a_report_of_an_older_version_is_named_and_drawn_beside_none(tmp_path: Path) -> None:
+    (tmp_path / "old/report").mkdir(parents=True)
+    (tmp_path / "old/report/report.json").write_text('{"run": "old", "forgetting": 3.0}')
+    with pytest.raises(Refusal, match="written by an older loki-ds"):
+        read_report(tmp_path / "old")
+    assert not is_read(tmp_path / "old")
+
+
+def test_runs_without_a_new_task_have_no_picture(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        made = {**report(f"runs/{name}", "random", 1), "new_task": [], "flips": []}
+        write_report(made, tmp_path / name / "report")
+    write_comparison(compare_runs([tmp_path / "one", tmp_path / "two"]), tmp_path / "together")
+    assert "<img" not in (tmp_path / "together/compare.html").read_text()
+    assert not (tmp_path / "together/trade_off.png").exists()
 
 
 def test_a_folder_without_a_report_is_named(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ calls and rankings are tasks.
 import json
 import math
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from loki_ds.recipe_file import load_suite
 from loki_ds.refusal import Refusal
 from loki_ds.retention.arm import run_lm_eval
-from loki_ds.retention.evaluation import Nodes, evaluate_shares, gather_shares
+from loki_ds.retention.evaluation import Nodes, evaluate_shares, forget_failures, gather_shares
 from loki_ds.retention.pairing import pair
 from loki_ds.retention.parcels import Request
 from loki_ds.tasks import TaskFound, look_at_tasks, task_manager
@@ -77,11 +77,18 @@ def test_two_nodes_give_the_same_samples_as_one_process(one: dict[str, Any], tmp
 
 
 def test_a_node_that_fails_ends_the_waiting(tmp_path: Path) -> None:
-    asked, folder = request(backend="vllm"), tmp_path / "shares"
-    with pytest.raises(SystemExit):
+    asked, folder = request(model=str(tmp_path)), tmp_path / "shares"
+    with pytest.raises(Refusal, match="ended with exit status 1"):
         evaluate_shares(asked, folder, Nodes(1, 2))
     with pytest.raises(Refusal, match="failed on node 1; its own message is in that node's log"):
         gather_shares(asked, folder, Nodes(0, 2))
+    forget_failures(folder)
+    assert not list(folder.glob("failed*"))
+
+
+def test_a_task_is_asked_for_once() -> None:
+    with pytest.raises(Refusal, match="retention: task fixture_calls is asked for twice"):
+        look_at_tasks(["fixture_calls", "fixture_simple", "fixture_calls"], REQUEST["include_path"], False, "retention")
 
 
 def test_shots_are_the_same_whatever_shares_the_documents() -> None:
@@ -127,6 +134,36 @@ RUNS_CODE = {
     "doc_to_text": "{{prompt}}",
     "doc_to_target": "{{answer}}",
     "metric_list": [{"metric": "exact_match"}],
+    "generation_kwargs": {"until": ["\n"], "max_gen_toks": 4},
+}
+
+
+# A metric that comes under another name, as HumanEval's; one that some documents have no number
+# for.
+OWN = """
+def pass_at_k(references, predictions, k):
+    return {"pass@1": 0.25}
+def half(doc, results):
+    return {"acc": 1.0}
+def nanmean(values):
+    kept = [value for value in values if value == value]
+    return sum(kept) / len(kept)
+"""
+OWN_METRICS = {
+    "code_eval": (
+        '"metric_list": [{"metric": !function own.pass_at_k , "aggregation": "mean", '
+        '"higher_is_better": true, "k": 1}]',
+        '"num_fewshot": 0',
+    ),
+    "halves": (
+        '"metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": true}, '
+        '{"metric": "length", "aggregation": "mean", "higher_is_better": true}]',
+        '"process_results": !function own.half ',
+    ),
+    "nanmeans": (
+        '"metric_list": [{"metric": "acc", "aggregation": !function own.nanmean , "higher_is_better": true}]',
+        '"process_results": !function own.half ',
+    ),
 }
 
 
@@ -183,6 +220,11 @@ def own_tasks(tmp_path: Path) -> Path:
     }
     for name, task in tasks.items():
         (tmp_path / f"{name}.yaml").write_text(json.dumps(task))  # JSON is YAML
+    (tmp_path / "own.py").write_text(OWN)
+    for name, (declared, function) in OWN_METRICS.items():
+        own = {**RUNS_CODE, "unsafe_code": False, "task": name, "dataset_kwargs": here, "metric_list": ["METRICS"]}
+        written = json.dumps({key: value for key, value in own.items() if key != "metric_list"})[:-1]
+        (tmp_path / f"{name}.yaml").write_text(f"{written}, {declared}, {function}}}")
     return tmp_path
 
 
@@ -198,6 +240,7 @@ def own_tasks(tmp_path: Path) -> Path:
             r"the tasks of mixed do not share one main metric .lower has exact_match, choice has acc_norm.; name",
         ),
         ("gone", "task gone cannot be loaded: .*gone.jsonl"),
+        ("nanmeans", "task nanmeans has no metric that can be paired by document: acc is no mean over documents"),
     ],
 )
 def test_what_an_evaluation_would_find_after_the_training_is_refused_before(
@@ -214,7 +257,7 @@ def test_metrics_are_those_that_the_tasks_declare(own_tasks: Path) -> None:
     """Right or wrong first, directions as declared, filters apart, likelihoods beside them."""
     names = ["grouped", "several", "lower", "choice", "filtered", "texts"]
     found = {one.name: one for one in look_at_tasks(names, str(own_tasks), True, "retention")}
-    assert found["grouped"] == TaskFound("grouped", {"code": 1}, [metric("exact_match")])
+    assert replace(found["grouped"], digest="") == TaskFound("grouped", {"code": 1}, [metric("exact_match")])
     assert found["several"].metrics == [metric("acc"), NATS]
     assert found["lower"].metrics == [metric("exact_match", higher_is_better=False)]
     assert found["choice"].metrics == [metric("acc_norm"), metric("acc"), NATS]
@@ -263,6 +306,19 @@ def nats(context: str, answer: str) -> float:
     return sum(float(probabilities[place - 1, ids[0, place]]) for place in range(len(before), ids.shape[1]))
 
 
+def test_a_metric_under_another_name_is_found(own_tasks: Path) -> None:
+    """HumanEval declares `pass_at_k`, and its documents hold `pass@1`."""
+    found = run_lm_eval(request(groups=[{**PLAIN, "tasks": ["code_eval"]}], include_path=str(own_tasks)))
+    task = found["tasks"]["code_eval"]
+    assert ([metric["name"] for metric in task["metrics"]], task["samples"][0]["scores"]) == (["pass_at_k"], [0.25])
+
+
+def test_a_second_metric_without_a_number_is_left_out(own_tasks: Path) -> None:
+    found = run_lm_eval(request(groups=[{**PLAIN, "tasks": ["halves"]}], include_path=str(own_tasks)))
+    assert found["tasks"]["halves"]["samples"][0]["scores"] == [1.0, None]
+    assert [task.metric["name"] for task in pair(found, found)] == ["acc"]
+
+
 def test_a_number_that_is_none_is_refused_by_task_and_document(own_tasks: Path, tmp_path: Path) -> None:
     """A model whose numbers overflowed."""
     shutil.copytree(ROOT / "recipes/tiny/model", tmp_path / "model")
@@ -279,7 +335,6 @@ def test_a_number_that_is_none_is_refused_by_task_and_document(own_tasks: Path, 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"backend": "vllm"}, "retention.backend is vllm, and vllm is not installed"),
         (
             {"groups": [{**PLAIN, "tasks": ["fixture_arithmetc"]}]},
             "lm-eval knows no task 'fixture_arithmetc'; did you mean",

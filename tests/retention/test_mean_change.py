@@ -55,6 +55,11 @@ def test_groups_are_covered(count: int, lost: float, won: float, spread: float |
     assert false / TIMES <= 0.035 + 0.013
 
 
+def test_no_change_larger_than_a_score_is_ever_asked_for() -> None:
+    assert mean_change(np.zeros(2), 1.0, True, np.array([0, 1])).detectable() == 1.0
+    assert mean_change(np.array([-0.5]), 1.0, True).interval() == (-1.0, 1.0)
+
+
 @pytest.mark.parametrize("df", [1, 3.4, 56])
 def test_what_it_says_it_shows_it_shows_four_times_in_five(df: float) -> None:
     found, generator = MeanChange(0.0, 0.02, df, 0.0, 1.0, None), np.random.default_rng(0)

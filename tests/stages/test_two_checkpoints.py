@@ -66,7 +66,10 @@ def test_the_same_model_is_kept_where_its_documents_can_show_it(out: Path) -> No
 def test_too_few_documents_show_nothing(out: Path) -> None:
     done = retain(BASE, out, *FACTS)
     assert done.returncode == 3, done.stderr
-    assert "gate: Not shown: tiny_facts may have lost more than 1 point; too few documents to tell." in done.stdout
+    assert (
+        "gate: Not shown: tiny_facts may have lost more than 1 point; too few documents or subtasks to tell."
+        in done.stdout
+    )
 
 
 def test_a_damaged_model_has_lost(damaged: Path, out: Path) -> None:
@@ -99,6 +102,7 @@ def test_an_adapter_on_the_base(adapter: Path, out: Path) -> None:
         (["retention.abilitys=quick"], "override 'retention.abilitys=quick': retention.abilitys is not a key"),
         (["retention.abilities={tasks: [tiny_fact]}", *ASKED], "lm-eval knows no task 'tiny_fact'; did you mean"),
         (["--nonsense"], "unrecognized arguments: --nonsense"),
+        (["--gat"], "unrecognized arguments: --gat"),
     ],
 )
 def test_a_gate_that_could_not_be_asked_ends_with_one(asked: list[str], says: str, tmp_path: Path) -> None:
@@ -107,6 +111,38 @@ def test_a_gate_that_could_not_be_asked_ends_with_one(asked: list[str], says: st
     assert done.returncode == 1
     assert says in done.stderr
     assert not (tmp_path / "out/report").exists()
+
+
+def test_an_evaluation_that_fails_ends_with_one(tmp_path: Path) -> None:
+    """The process that evaluates has said why, and ended with 2."""
+    folder = Path(shutil.copytree(BASE, tmp_path / "model"))
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"][:] = float("nan")
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    choice = {
+        "task": "choice",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "d.jsonl")}},
+    }
+    shape = {
+        "output_type": "loglikelihood_rolling",
+        "test_split": "test",
+        "doc_to_text": "",
+        "doc_to_target": "{{text}}",
+    }
+    (tmp_path / "d.jsonl").write_text('{"text": "one two"}\n')
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks/choice.yaml").write_text(json.dumps({**choice, **shape}))
+    own = [f"retention.include_path={tmp_path / 'tasks'}", "retention.abilities={tasks: [choice]}"]
+    done = retain(folder, tmp_path / "out", *own)
+    assert done.returncode == 1, done.stderr
+    assert "scores nan in bits per byte of the text" in done.stderr
+
+
+def test_a_runs_own_folder_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("run: here")
+    done = retain(BASE, tmp_path, *FACTS)
+    assert (done.returncode, "a run's own folder, whose report would be lost" in done.stderr) == (1, True)
 
 
 def test_what_is_neither_a_model_nor_an_adapter_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,81 @@
+"""Answers are kept by all that determines them, and by nothing else."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+
+from loki_ds.recipe import RetentionSection
+from loki_ds.refusal import Refusal
+from loki_ds.retention.question import Answers, Arm, Question, check_backend, model_digest
+from loki_ds.run_folder import weights_digest
+from loki_ds.tasks import look_at_tasks
+
+
+def asked(model: Path, rows: list[str], folder: Path, **changes: Any) -> dict[str, Any]:
+    """The key of a model's answers to a task over these rows."""
+    (folder / "rows.jsonl").write_text("".join(json.dumps({"prompt": row, "answer": "2"}) + "\n" for row in rows))
+    task = {
+        "task": "own",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(folder / "rows.jsonl")}},
+        "output_type": "generate_until",
+        "test_split": "test",
+        "doc_to_text": "{{prompt}}",
+        "doc_to_target": "{{answer}}",
+        "metric_list": [{"metric": "exact_match"}],
+    }
+    (folder / "tasks").mkdir(exist_ok=True)
+    (folder / "tasks/own.yaml").write_text(json.dumps(task))
+    given = {"abilities": {"tasks": ["own"]}, "include_path": str(folder / "tasks"), **changes}
+    section = RetentionSection.model_validate(given)
+    found = look_at_tasks(["own"], section.include_path, False, "retention")
+    return Question(section, found, "float32", False).key(Arm(model, model_digest(model, weights_digest(model))))
+
+
+def nothing(model: Path) -> None:
+    pass
+
+
+def another_template(model: Path) -> None:
+    (model / "chat_template.jinja").write_text("{{ messages[0].content }}")
+
+
+def another_norm(model: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-3}))
+
+
+def a_card(model: Path) -> None:
+    (model / "README.md").write_text("hello")
+
+
+@pytest.mark.parametrize(
+    ("edit", "rows", "changes", "same"),
+    [
+        (nothing, ["a", "b"], {}, True),
+        (a_card, ["a", "b"], {}, True),
+        (nothing, ["a", "b"], {"margin": 0.2}, True),
+        (another_template, ["a", "b"], {}, False),
+        (another_norm, ["a", "b"], {}, False),
+        (nothing, ["a", "c"], {}, False),  # as many documents, of a file that lies anywhere
+        (nothing, ["a", "b"], {"seed": 1}, False),
+    ],
+)
+def test_answers_are_asked_for_again_when_anything_changes(
+    edit: Callable[[Path], None], rows: list[str], changes: dict[str, Any], same: bool, tmp_path: Path
+) -> None:
+    model = Path(shutil.copytree(ROOT / "recipes/tiny/model", tmp_path / "model"))
+    before = Answers(tmp_path).file(asked(model, ["a", "b"], tmp_path))
+    edit(model)
+    assert (Answers(tmp_path).file(asked(model, rows, tmp_path, **changes)) == before) is same
+
+
+def test_a_backend_that_is_not_installed_is_refused() -> None:
+    section = RetentionSection.model_validate({"abilities": {"tasks": ["own"]}, "backend": "vllm"})
+    with pytest.raises(Refusal, match=r"retention.backend is vllm, and vllm is not installed"):
+        check_backend(section)
