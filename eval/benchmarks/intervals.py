@@ -59,8 +59,8 @@ def main() -> None:
         paragraph(
             f"`python eval/benchmarks/intervals.py`: {listed(where())}. {TIMES:,} simulated tasks a line. Covered: how "
             "often the 95% interval holds the true change. False `kept`: how often the whole interval lies above the "
-            "true change, so that a margin just there would be called kept. Where documents that change are few, "
-            "intervals are on the safe side."
+            "true change, so that a margin just there would be called kept; a group of fewer than four subtasks is "
+            "never called so. Where few documents change, intervals are wider than they need be."
         ),
         "## Groups of subtasks",
         table(
