@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from loki_ds.positions import Positions
+from loki_ds.recipe import SelectionSection
 from loki_ds.strategies import BY_SCORES, BY_SENSITIVITY
 
 
@@ -24,7 +25,7 @@ def rows_per_layer(quota: float, d_model: int) -> int:
     return math.floor(quota * d_model / 100)
 
 
-def planned_positions(quota: float, file: str | None, shapes: list[tuple[int, int]]) -> Positions:
+def planned_positions(section: SelectionSection, shapes: list[tuple[int, int]]) -> Positions:
     """As many rows in each layer as there will be: those of a positions file, or any by the quota.
 
     shapes: `[d_model, d_ff]` of each layer's `W_down`.
@@ -32,11 +33,11 @@ def planned_positions(quota: float, file: str | None, shapes: list[tuple[int, in
     Raises:
         Refusal: the file's positions are another model's.
     """
-    if file is not None:
-        positions = Positions.load(Path(file))
-        positions.check_fits(shapes, file)
+    if section.positions is not None:
+        positions = Positions.load(Path(section.positions))
+        positions.check_fits(shapes, section.positions)
         return positions
-    return Positions([list(range(rows_per_layer(quota, d_model))) for d_model, _ in shapes])
+    return Positions([list(range(rows_per_layer(section.quota, d_model))) for d_model, _ in shapes])
 
 
 def select(

@@ -17,10 +17,11 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from shapes import SHAPES
 
+from loki_ds.checking.findings import GIB
 from loki_ds.implanting.arguments import TrainingShape
 from loki_ds.implanting.training import Method
 from loki_ds.model.anatomy import down_shapes
-from loki_ds.planning.estimate import GIB, Training, dry_step, dry_sweep, estimate
+from loki_ds.planning.estimate import Training, dry_step, dry_sweep, estimate
 from loki_ds.planning.hardware import GPUS, NODE, REACHED, WIRE_REACHED
 from loki_ds.planning.partitioning import Setting, sweep_traffic
 from loki_ds.recipe import AttributionSection, ImplantSection, ModelSection, SelectionSection
@@ -57,7 +58,7 @@ def main() -> None:
 def trainings(mode: str, config: str) -> list[Training]:
     """For every number of ranks."""
     implant = ImplantSection.model_validate({"mode": mode})
-    positions = planned_positions(SelectionSection().quota, None, down_shapes(LLAMA)) if implant.kind.confined else None
+    positions = planned_positions(SelectionSection(), down_shapes(LLAMA)) if implant.kind.confined else None
     step = dry_step(LLAMA, MODEL, Method(implant, positions), SHAPE)
     deepspeed = json.loads((ROOT / f"launch/{config}.json").read_text())
     frozen = 1 - SelectionSection().quota / 100 if implant.kind.masks else 0.0

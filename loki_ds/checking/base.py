@@ -6,11 +6,10 @@ from pathlib import Path
 
 from transformers import PreTrainedConfig
 
+from loki_ds.checking.findings import GIB
 from loki_ds.model.files import model_files, open_weights
 from loki_ds.model.usable import check_usable
 from loki_ds.recipe import Recipe
-
-GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -27,8 +26,13 @@ class BaseFound:
         """In a line."""
         size = f"{self.size / GIB:.2f} GiB, stored in {', '.join(self.dtypes)}"
         said = f"{self.folder}: {self.config.model_type}, {self.parameters:,} parameters, {size}"
-        longest = getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        longest = positions_of(self.config)
         return f"{said}, for up to {longest:,} tokens" if longest else said
+
+
+def positions_of(config: PreTrainedConfig) -> int | None:
+    """Tokens that the model was made for, where its configuration says so."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def look_at_base(recipe: Recipe, folder: Path, config: PreTrainedConfig) -> BaseFound:

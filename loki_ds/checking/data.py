@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from transformers import PreTrainedConfig
 
+from loki_ds.checking.base import positions_of
 from loki_ds.checking.findings import Findings
 from loki_ds.examples.choice import Rendering
 from loki_ds.examples.whole import Counts
@@ -11,7 +12,7 @@ from loki_ds.examples.whole import Counts
 
 def data_found(rendering: Rendering, counts: Iterable[Counts], config: PreTrainedConfig) -> Findings:
     """counts: of each source, of all its rows or the first."""
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    positions = positions_of(config)
     length = rendering.loss.cut.length
     lines = [one.said() for one in counts]
     for one in counts:

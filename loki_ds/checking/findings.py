@@ -3,6 +3,7 @@
 from rich.table import Table
 
 Findings = list[tuple[str, str]]
+GIB = 2**30
 
 
 def as_table(findings: Findings) -> Table:

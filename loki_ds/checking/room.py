@@ -12,15 +12,14 @@ from transformers.training_args import OptimizerNames
 from trl import SFTConfig
 
 from loki_ds.checking.base import BaseFound
+from loki_ds.checking.findings import GIB
 from loki_ds.implanting.arguments import deepspeed_config
 from loki_ds.model.anatomy import down_shapes
 from loki_ds.recipe import Recipe
 from loki_ds.refusal import Refusal
 from loki_ds.run_folder import RunFolder
 from loki_ds.selection import planned_positions
-from loki_ds.zero.states import Kept
-
-GIB = 2**30
+from loki_ds.zero.states import beside_the_model
 
 
 def room_wanted(recipe: Recipe, folder: RunFolder, base: BaseFound, arguments: SFTConfig, steps: int) -> float:
@@ -50,7 +49,7 @@ def checkpoint_size(recipe: Recipe, base: BaseFound, arguments: SFTConfig) -> fl
     trained, deepspeed = _trained(recipe, base), deepspeed_config(recipe.deepspeed, recipe.implant)
     stage = int(deepspeed["zero_optimization"].get("stage", 0)) if deepspeed else None
     frozen = 0 if mode.leaves == "adapter" else base.parameters - (0 if mode.adds_parameters else trained)
-    return model + Kept(frozen, trained, width, stage, OptimizerNames(arguments.optim).value).bytes
+    return model + beside_the_model(frozen, trained, width, stage, OptimizerNames(arguments.optim).value)
 
 
 def checkpoints_at_once(arguments: SFTConfig, steps: int) -> int:
@@ -85,9 +84,7 @@ def _trained(recipe: Recipe, base: BaseFound) -> int:
         return base.parameters
     if mode.masks:
         return sum(d_model * d_ff for d_model, d_ff in shapes)
-    rows = [
-        len(chosen) for chosen in planned_positions(recipe.selection.quota, recipe.selection.positions, shapes).rows
-    ]
+    rows = [len(chosen) for chosen in planned_positions(recipe.selection, shapes).rows]
     d_ff = shapes[0][1]
     if "lora" in mode.reads:
         return sum(recipe.implant.lora.rank * (k + d_ff) for k in rows)

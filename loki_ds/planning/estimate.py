@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedConfig
 
+from loki_ds.checking.findings import GIB
 from loki_ds.implanting.arguments import TrainingShape
 from loki_ds.implanting.training import Method
 from loki_ds.modes import Mode
@@ -12,8 +13,6 @@ from loki_ds.planning.dry_run import MicroStep, SweepBatch, micro_step, model_wi
 from loki_ds.planning.hardware import PCIE, USABLE, Gpu
 from loki_ds.planning.partitioning import Memory, Setting, Traffic, memory, traffic
 from loki_ds.recipe import AttributionSection, ModelSection
-
-GIB = 2**30
 
 
 @dataclass(frozen=True)

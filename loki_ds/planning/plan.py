@@ -96,9 +96,7 @@ def make_plan(recipe: Recipe, gpu: Gpu, ranks: int) -> Plan:
     findings = _look_at_base(recipe, config)
     tokenizer, shapes = load_tokenizer(recipe.model.path, remote), down_shapes(config)
     d_model, d_ff = shapes[0]
-    positions = (
-        planned_positions(recipe.selection.quota, recipe.selection.positions, shapes) if recipe.changes_rows else None
-    )
+    positions = planned_positions(recipe.selection, shapes) if recipe.changes_rows else None
     deepspeed = deepspeed_config(recipe.deepspeed, recipe.implant)
     setting = Setting.of(deepspeed, ranks, config.get_text_config().hidden_size)
     shape = TrainingShape.of(recipe.training, recipe.model.dtype, recipe.sequence_parallel)

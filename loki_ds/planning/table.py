@@ -6,8 +6,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from loki_ds.checking.findings import as_table
-from loki_ds.planning.estimate import GIB, Training
+from loki_ds.checking.findings import GIB, as_table
+from loki_ds.planning.estimate import Training
 from loki_ds.planning.hardware import USABLE, Gpu
 from loki_ds.planning.plan import Plan, Quieted
 

@@ -19,7 +19,7 @@ from loki_ds.report.schema import Asked, Facts, Flip, Report, TaskLine
 from loki_ds.report.verdict import headline, outcome_of, points, sentences
 from loki_ds.retention.forgetting import losses_only, relative_loss, signed
 from loki_ds.retention.mean_change import LEVEL
-from loki_ds.retention.pairing import PairedTask
+from loki_ds.retention.pairing import PairedTask, main_metric_only
 from loki_ds.retention.statistics import TaskChange, suite_changes
 from loki_ds.run_folder import write_json, written_whole
 
@@ -35,19 +35,22 @@ def build_report(run: str, paired: Sequence[PairedTask], section: RetentionSecti
         Refusal: the base scores 0 on every ability.
     """
     new = set(section.new_task.tasks) if section.new_task else set()
-    abilities = _by_main_metric([task for task in paired if task.task not in new])
-    main = _by_main_metric(paired)
+    main = main_metric_only(paired)
+    abilities = [task for task in main if task.task not in new]
     likelihoods = [task for task in paired if task.metric["unit"] != "score" and task not in main]
     learnt = [task for task in paired if task.task in new and task not in likelihoods]
-    losses = {task.task: relative_loss(task) for task in abilities if task_base(task) > 0}
+    lines = _lines(abilities, section)
+    losses = {
+        line["task"]: relative_loss(task) for task, line in zip(abilities, lines, strict=True) if line["base"] > 0
+    }
     if not losses:
         raise Refusal(
             "retention.abilities: the base scores 0 or less on every task, so there is no share of it to forget"
         )
     both, only = signed([*losses.values()]), losses_only([*losses.values()])
-    percents = {name: 100 * loss.value for name, loss in losses.items()}
-    lines = _lines(abilities, section, percents)
-    taught = [_learnt(line) for line in _lines(learnt, section, {})]
+    for line in lines:
+        line["lost_percent"] = 100 * losses[line["task"]].value if line["task"] in losses else None
+    taught = [_learnt(line) for line in _lines(learnt, section)]
     return {
         "run": run,
         "outcome": outcome_of(lines),
@@ -59,35 +62,23 @@ def build_report(run: str, paired: Sequence[PairedTask], section: RetentionSecti
         "losses_only_ci": only.ci,
         "margin": section.margin,
         "tasks": lines,
-        "likelihoods": _lines(likelihoods, section, {}),
+        "likelihoods": _lines(likelihoods, section),
         "new_task": taught,
-        "flips": [flip for task in (*abilities, *_by_main_metric(learnt)) for flip in _flips(task)],
+        "flips": [flip for task in main for flip in _flips(task)],
         **facts,
     }
 
 
-def task_base(task: PairedTask) -> float:
-    """The base's mean score."""
-    return sum(pair.base for pair in task.pairs) / len(task.pairs)
-
-
-def _by_main_metric(tasks: Sequence[PairedTask]) -> list[PairedTask]:
-    first: dict[str, PairedTask] = {}
-    for task in tasks:
-        first.setdefault(task.task, task)
-    return list(first.values())
-
-
-def _lines(tasks: Sequence[PairedTask], section: RetentionSection, percents: dict[str, float]) -> list[TaskLine]:
+def _lines(tasks: Sequence[PairedTask], section: RetentionSection) -> list[TaskLine]:
     group_of = {name: group for group in section.groups for name in group.tasks}
     return [
-        _line(change, _asked(task, group_of[task.task]), percents.get(task.task))
+        _line(change, _asked(task, group_of[task.task]))
         for task, change in zip(tasks, suite_changes(tasks, section.margin), strict=True)
     ]
 
 
-def _line(change: TaskChange, asked: Asked, percent: float | None) -> TaskLine:
-    line: Any = {**asdict(change), "lost_percent": percent, "asked": asked}
+def _line(change: TaskChange, asked: Asked) -> TaskLine:
+    line: Any = {**asdict(change), "lost_percent": None, "asked": asked}
     return line
 
 

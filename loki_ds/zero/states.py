@@ -1,7 +1,5 @@
 """What an optimizer keeps for each trained parameter, and DeepSpeed in its checkpoints."""
 
-from dataclasses import dataclass
-
 FULL = 4  # bytes of a number in full precision
 STATES = {
     "adamw": 2,
@@ -22,28 +20,21 @@ def states_of(optimizer: str) -> float:
     return eight_bit * next((count for name, count in STATES.items() if name in optimizer), 2)
 
 
-@dataclass(frozen=True)
-class Kept:
+def beside_the_model(frozen: int, trained: int, width: int, stage: int | None, optimizer: str) -> float:
     """Bytes of a checkpoint beside the model itself, at least.
 
-    frozen, trained: parameters; width: bytes of a number of the model's dtype; stage: of ZeRO, None
-    without DeepSpeed; optimizer: transformers' name.
+    Without DeepSpeed, the optimizer's states in the model's own dtype. DeepSpeed keeps them in full
+    precision with a master copy (from stage 1 on), and the module once more; at stage 3 of that
+    what is frozen.
+
+    Args:
+        frozen, trained: parameters.
+        width: bytes of a number of the model's dtype.
+        stage: of ZeRO, None without DeepSpeed.
+        optimizer: transformers' name.
     """
-
-    frozen: int
-    trained: int
-    width: int
-    stage: int | None
-    optimizer: str
-
-    @property
-    def bytes(self) -> float:
-        """Without DeepSpeed, the optimizer's states in the model's own dtype. DeepSpeed keeps them
-        in full precision with a master copy (from stage 1 on), and the module once more; at stage 3
-        of that what is frozen.
-        """
-        states = states_of(self.optimizer)
-        if self.stage is None:
-            return self.width * states * self.trained
-        module = self.frozen if self.stage == 3 else self.frozen + self.trained
-        return self.width * module + FULL * (states + (self.stage > 0)) * self.trained
+    states = states_of(optimizer)
+    if stage is None:
+        return width * states * trained
+    module = frozen if stage == 3 else frozen + trained
+    return width * module + FULL * (states + (stage > 0)) * trained
