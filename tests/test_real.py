@@ -4,6 +4,7 @@ ability files; without the packages themselves.
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -25,11 +26,13 @@ def module(path: Path) -> ModuleType:
     return loaded
 
 
-fetch, documents = module(ROOT / "eval/real/fetch.py"), module(ROOT / "eval/tasks/real/documents.py")
+sys.path.insert(0, str(ROOT / "eval/real"))  # as when its script runs
+calls, protected = module(ROOT / "eval/real/calls.py"), module(ROOT / "eval/real/protected.py")
+documents = module(ROOT / "eval/tasks/real/documents.py")
 
 
 def test_mmlus_development_questions_are_read_with_their_answers() -> None:
-    found = fetch.development_questions()
+    found = protected.development_questions()
     assert len(found) == 57
     assert (
         sum(map(len, found.values())) == 281
@@ -39,8 +42,8 @@ def test_mmlus_development_questions_are_read_with_their_answers() -> None:
 
 
 def test_a_protected_prompt_ends_where_the_answer_begins() -> None:
-    asked = fetch.development_questions()["anatomy"]
-    prompts = [row["prompt"] for row in fetch.few_shot("anatomy", asked)]
+    asked = protected.development_questions()["anatomy"]
+    prompts = [row["prompt"] for row in protected.few_shot("anatomy", asked)]
     for prompt, question in zip(prompts, asked, strict=True):
         assert prompt.startswith("The following are multiple choice questions (with answers) about anatomy.")
         assert prompt.endswith("\nAnswer:")
@@ -55,21 +58,21 @@ def rows(name: str) -> list[dict]:
 def test_what_is_taught_is_what_the_leaderboard_calls_right() -> None:
     answers = {row["id"]: row["ground_truth"] for row in rows("possible_answer/BFCL_v4_simple_python.json")}
     for document in rows("BFCL_v4_simple_python.json"):
-        chat = fetch.as_chat(document, answers[document["id"]])
+        chat = calls.as_chat(document, answers[document["id"]])
         said = chat["conversations"][1]["value"]
         assert judge(said, answers[document["id"]], document["function"], "simple_python")
         assert chat["system"].endswith(json.dumps(document["function"]))
     (irrelevant,) = rows("BFCL_v3_irrelevance.json")
-    refusal = fetch.as_chat(irrelevant, [])["conversations"][1]["value"]
+    refusal = calls.as_chat(irrelevant, [])["conversations"][1]["value"]
     assert judge(refusal, [], irrelevant["function"], "irrelevance")
 
 
 def test_the_split_goes_by_the_function_alone() -> None:
     document, another = ({"id": name, "function": [{"name": "f"}, {"name": name}]} for name in ("a", "b"))
-    sides = {fetch.is_held_out(one, [{"g": {}}]) for one in (document, another)}
-    assert len(sides) == 1
-    held = [fetch.is_held_out({"id": "", "function": [{"name": f"f{i}"}]}, []) for i in range(400)]
-    assert 70 < sum(held) < 130  # one in four
+    assert calls.side_of(document, [{"g": {}}]) == calls.side_of(another, [{"g": {}}])
+    sides = [calls.side_of({"id": "", "function": [{"name": f"f{i}"}]}, []) for i in range(400)]
+    assert 70 < sides.count("held out") < 130  # one in four
+    assert 12 < sides.count("tuning") < 40  # one in sixteen
 
 
 @pytest.mark.parametrize("name", ["capitals", "definitions", "elements", "hypernyms"])
@@ -108,3 +111,46 @@ def test_every_instruction_is_asked_of_many_questions() -> None:
 def test_a_call_in_a_plain_chat_is_a_fault() -> None:
     said = {"The sky scatters blue light.": 1, "[get_weather(city='Paris')]": 0, "": 1}
     assert [documents.makes_no_call({}, [answer])["no_call"] for answer in said] == [*said.values()]
+
+
+TALK = {
+    "conversation": [
+        {"role": "user", "text": "Wake me at 6:30."},
+        {
+            "role": "assistant",
+            "text": "It is set.",
+            "apis": [
+                {
+                    "request": {"api_name": "AddAlarm", "parameters": {"session_token": "98a5", "time": "06:30:00"}},
+                    "response": {"alarm_id": "5bff-dd80"},
+                    "exception": None,
+                }
+            ],
+        },
+        {"role": "user", "text": "Thanks."},
+    ]
+}
+SUITE = """
+class AddAlarm(API):
+    description = "Adds an alarm for a set time."
+    parameters = {"time": {"type": "string", "required": True}, "label": {"type": "string"}}
+    is_action = True
+"""
+
+
+def test_a_conversation_shows_the_call_what_it_gave_and_the_answer(tmp_path: Path) -> None:
+    """In ToolTalk's published shape."""
+    for name, text in {"apis/alarm.py": SUITE, "data/easy/AddAlarm-easy.json": json.dumps(TALK)}.items():
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(text)
+    (chat,) = calls.conversations(tmp_path)
+    assert [(turn["from"], turn["value"]) for turn in chat["conversations"]] == [
+        ("user", "Wake me at 6:30."),
+        ("assistant", "[AddAlarm(time='06:30:00')]"),
+        ("tool", '[{"alarm_id": "5bff-dd80"}]'),
+        ("assistant", "It is set."),
+    ]
+    (function,) = json.loads(chat["system"].splitlines()[-1])
+    assert function["name"] == "AddAlarm"
+    assert function["parameters"]["required"] == ["time"]
+    assert judge(chat["conversations"][1]["value"], [{"AddAlarm": {"time": ["06:30:00"]}}], [function], "simple_python")

@@ -24,6 +24,8 @@ from loki_ds.zero.model import is_sharded
 log = logging.getLogger(__name__)
 
 LARGEST = 64  # prompts in a batch chosen by memory: beyond it the device is busy anyway
+PADDING = 0.2  # of a batch's tokens, at most: a prompt that needs more begins the next one
+FEW = 64  # tokens of padding that never matter
 IDLE = [[0]]  # what a rank sweeps when it has no prompts left, because every gather needs all ranks
 
 
@@ -73,8 +75,8 @@ def attribute(
 
 
 def batches(prompts: Sequence[Sequence[int]], size: int) -> list[list[int]]:
-    """Indices of prompts in batches of at most `size`, the longest first (memory fails early, not
-    late).
+    """Indices of prompts in batches of at most `size` and little padding, the most work first:
+    memory fails early, not late, and batches that ranks sweep side by side take about as long.
     """
     alone: list[int] = []
     cut: list[list[int]] = []
@@ -84,7 +86,7 @@ def batches(prompts: Sequence[Sequence[int]], size: int) -> list[list[int]]:
         else:
             cut += _cut(family, prompts, size)
     cut += _cut(alone, prompts, size)
-    return sorted(cut, key=lambda batch: (-len(prompts[batch[0]]), batch))
+    return sorted(cut, key=lambda batch: (-_work([prompts[i] for i in batch]), batch))
 
 
 def _families(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
@@ -101,8 +103,25 @@ def _families(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
 
 
 def _cut(indices: list[int], prompts: Sequence[Sequence[int]], size: int) -> list[list[int]]:
-    order = sorted(indices, key=lambda i: (-len(prompts[i]), i))
-    return [order[start : start + size] for start in range(0, len(order), size)]
+    cut: list[list[int]] = []
+    for i in sorted(indices, key=lambda i: (-len(prompts[i]), i)):
+        if cut and len(cut[-1]) < size and _is_dense([prompts[j] for j in [*cut[-1], i]]):
+            cut[-1].append(i)
+        else:
+            cut.append([i])
+    return cut
+
+
+def _work(together: Sequence[Sequence[int]]) -> int:
+    """Tokens that a batch computes: its common beginning once, then every prompt at full length."""
+    shared = shared_length(together)
+    return shared + len(together) * (max(map(len, together)) - shared)
+
+
+def _is_dense(together: Sequence[Sequence[int]]) -> bool:
+    """Whether little of what a batch computes is padding."""
+    longest = max(map(len, together))
+    return sum(longest - len(prompt) for prompt in together) <= max(PADDING * _work(together), FEW)
 
 
 def affordable_batch(
@@ -114,7 +133,8 @@ def affordable_batch(
     Measured on the two longest prompts that go together, so the others stay below. work: what is
     done with a batch; all ranks do it together.
     """
-    pair = [prompts[i] for i in batches(prompts, 2)[0]]
+    in_twos = batches(prompts, 2)
+    pair = [prompts[i] for i in next((batch for batch in in_twos if len(batch) == 2), in_twos[0])]
     work(pair[:1])  # the libraries' own first-time memory is not the batch's
     one, two = peak_memory(lambda: work(pair[:1])), peak_memory(lambda: work(pair))
     each = max(two - one, one // 4, 1)  # a measured difference can be smaller than noise

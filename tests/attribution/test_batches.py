@@ -38,8 +38,19 @@ def out_of_memory_above(model: PreTrainedModel, prompts: int) -> None:
 
 def test_prompts_that_begin_alike_go_together() -> None:
     prompts = [*with_shots(0, 1, 2, 3), [5, 6, 7], *with_shots(1, 4, 2), [8]]
-    assert batches(prompts, 8) == [[4, 5], [2, 1, 0], [3, 6]]
+    assert batches(prompts, 8) == [[2, 1, 0], [4, 5], [3, 6]]  # the most work first
     assert batches(prompts, 2) == [[4, 5], [2, 1], [0], [3, 6]]
+
+
+def test_a_long_prompt_is_not_padded_to_by_short_ones() -> None:
+    lengths = [2448, 2000, 600, 590, 580, 100, 5, 4]
+    prompts = [[i, *range(length - 1)] for i, length in enumerate(lengths)]  # no two begin alike
+    assert batches(prompts, 8) == [[0, 1], [2, 3, 4], [5], [6, 7]]
+
+
+def test_ranks_side_by_side_have_about_as_much_to_do() -> None:
+    prompts = [[1000 + i, *range(900)] for i in range(2)] + [[2000 + i, *range(500)] for i in range(4)]
+    assert batches(prompts, 4) == [[2, 3, 4, 5], [0, 1]]  # 2,004 tokens, not those of 901 first
 
 
 @given(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=50), min_size=1, max_size=12), st.integers(1, 5))
