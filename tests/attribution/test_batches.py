@@ -49,8 +49,8 @@ def test_a_long_prompt_is_not_padded_to_by_short_ones() -> None:
 
 
 def test_ranks_side_by_side_have_about_as_much_to_do() -> None:
-    prompts = [[1000 + i, *range(900)] for i in range(2)] + [[2000 + i, *range(500)] for i in range(4)]
-    assert batches(prompts, 4) == [[2, 3, 4, 5], [0, 1]]  # 2,004 tokens, not those of 901 first
+    prompts = [[5000 + i, *range(1399)] for i in range(2)] + [[6000 + i, *range(499)] for i in range(6)]
+    assert batches(prompts, 6) == [[2, 3, 4, 5, 6, 7], [0, 1]]  # 3,000 tokens before 2,800
 
 
 @given(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=50), min_size=1, max_size=12), st.integers(1, 5))
