@@ -9,7 +9,7 @@ REAL := $(ON_CPU) deepspeed --num_gpus 2 launch/implant.py --recipe recipes/smol
 REAL_BASE := model.path=build/real/model
 TINY := $(ON_CPU) deepspeed --num_gpus 2 launch/implant.py --recipe recipes/tiny
 
-.PHONY: help demo real test test-skew lint docs audit bench study quiet-study scaling reliability tiny-world learning-rates clean
+.PHONY: help demo real real-study test test-skew lint docs audit bench study quiet-study scaling reliability tiny-world learning-rates clean
 
 help:  ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -67,10 +67,20 @@ real: $(READY)  ## a real model: SmolLM2-135M taught BFCL's calls by LoKI, LoRA 
 	$(REAL)/calls-baseline-full.yaml $(REAL_BASE) run=runs/smollm2/calls-baseline-full
 	$(BIN)/loki-ds compare runs/smollm2/calls-q30 runs/smollm2/calls-baseline-lora runs/smollm2/calls-baseline-full
 
+real-study: $(READY)  ## that model's rates by the stated rule, then every method with two seeds (some two hours on two cores)
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) gguf
+	$(BIN)/python eval/real/fetch.py build/real
+	$(ON_CPU) python eval/studies/real.py
+
 study: $(READY)  ## methods, selections, quotas and baselines on the tiny world, three seeds (about an hour on two cores)
 	$(ON_CPU) python eval/studies/trade_off.py eval/studies/methods.yaml
 
-quiet-study: $(READY)  ## quiet implanting, decay, other worlds (about an hour on two cores)
+quiet-real-study: $(READY)  ## that model's rates by the stated rule, then every method with two seeds (some two hours on two cores)
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) gguf
+	$(BIN)/python eval/real/fetch.py build/real
+	$(ON_CPU) python eval/studies/real.py
+
+study: $(READY)  ## quiet implanting, decay, other worlds (about an hour on two cores)
 	$(ON_CPU) python eval/studies/trade_off.py eval/studies/quiet.yaml
 
 scaling: $(READY)  ## eval/reports/scaling.md: the plan's counts carried to 512 GPUs

@@ -13,7 +13,6 @@ Writes eval/reports/STUDY.json, .md and .png.
 import argparse
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -23,13 +22,14 @@ from typing import Any
 
 import numpy as np
 import yaml
+from main_job import python
 from rule import choose
 
 from loki_ds.report.pictures import Point, trade_off
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from reporting import REPORTS, ROOT, keep, paragraph, table, write
+from reporting import REPORTS, keep, paragraph, table, write
 
 Cell = dict[str, Any]
 
@@ -70,13 +70,13 @@ def attribute(study: dict[str, Any], runs: Path, pool: ThreadPoolExecutor) -> No
         ]
         for key, one in study.get("attributions", {}).items()
     ]
-    list(pool.map(lambda arguments: _python("launch/implant.py", *arguments), wanted))
+    list(pool.map(lambda arguments: python("launch/implant.py", *arguments), wanted))
     for selection in {
         _positions(runs, m["select"]): m["select"] for m in study["methods"].values() if "select" in m
     }.values():
         source, out = runs / "attributions" / selection["from"], _positions(runs, selection)
         settings = ["--quota", str(selection["quota"]), "--strategy", selection["strategy"]]
-        _python("-m", "loki_ds.command_line", "select", str(source), *settings, "--out", str(out))
+        python("-m", "loki_ds.command_line", "select", str(source), *settings, "--out", str(out))
 
 
 def sweep(
@@ -143,7 +143,7 @@ def _cell(
     def run() -> Cell:
         report, started = folder / "report" / "report.json", time.monotonic()
         if not report.exists():
-            _python(
+            python(
                 "launch/implant.py",
                 "--recipe",
                 _recipe(method),
@@ -262,27 +262,6 @@ def _positions(runs: Path, selection: dict[str, Any]) -> Path:
 
 def _overrides(settings: dict[str, Any]) -> list[str]:
     return [f"{key}={'null' if value is None else value}" for key, value in settings.items()] + ["deepspeed=null"]
-
-
-def _python(*arguments: str, log: Path | None = None) -> None:
-    """One process of the project on one thread; its output goes to a log, which is shown if it
-    fails.
-    """
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "DS_ACCELERATOR": "cpu",
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env=environment, check=False, capture_output=True, text=True
-    )
-    if log is not None:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_text(done.stdout + done.stderr)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(arguments)} ended with {done.returncode}:\n{done.stderr[-3000:]}")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ class TaskLine(TypedDict):
     implanted: float
     change: float
     ci: tuple[float, float]  # 95%
+    floor: float  # of the gain; `kept` is decided by it
     p_value: float
     p_holm: float
     worse: int  # documents

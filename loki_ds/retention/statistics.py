@@ -26,11 +26,13 @@ class TaskChange:
     """One task by one metric on both arms.
 
     Scores are means over `n` documents, of a group in `clusters` (0 for a task of one piece);
-    change: implanted minus base; ci: its 95% interval; worse, better: documents whose score did so.
+    change: implanted minus base; ci: its 95% interval; floor: of the gain, where `kept` is decided
+    (`MeanChange.floor`; for scores of 0 and 1 the interval's end); worse, better: documents whose
+    score did so.
 
     unit: the metric's, or `OWN_SCALE`. p_holm: the p-value after Holm's correction over the suite.
     detectable: the smallest loss these documents would have shown in four cases of five. margin: in
-    the metric's own unit. verdict: `kept` (no loss beyond the margin lies in the interval), `lost`
+    the metric's own unit. verdict: `kept` (no loss beyond the margin is above the floor), `lost`
     (Holm-corrected), `not shown`.
     """
 
@@ -44,6 +46,7 @@ class TaskChange:
     implanted: float
     change: float
     ci: tuple[float, float]
+    floor: float
     p_value: float
     worse: int
     better: int
@@ -56,11 +59,6 @@ class TaskChange:
     def gain(self) -> float:
         """The change, above 0 where it is for the better."""
         return self.change if self.higher_is_better else -self.change
-
-    @property
-    def least_gain(self) -> float:
-        """The end of the interval towards the worse."""
-        return self.ci[0] if self.higher_is_better else -self.ci[1]
 
 
 def suite_changes(tasks: Sequence[PairedTask], margin: float) -> list[TaskChange]:
@@ -78,7 +76,7 @@ def suite_changes(tasks: Sequence[PairedTask], margin: float) -> list[TaskChange
 def _judged(change: TaskChange, p_holm: float, margin: float) -> TaskChange:
     allowed = margin if change.unit == "score" else margin * abs(change.base)
     verdict = "not shown"
-    if change.least_gain > -allowed and not 0 < change.clusters < FEWEST:
+    if change.floor > -allowed and not 0 < change.clusters < FEWEST:
         verdict = "kept"
     elif change.gain < 0 and p_holm < LEVEL:
         verdict = "lost"
@@ -99,9 +97,10 @@ def task_change(task: PairedTask) -> TaskChange:
         low, high = paired_proportions_interval(base, implanted)
         p_value, detectable = _mcnemar(base, implanted), mcnemar_detectable(len(base), int((better > 0).sum()))
         value = float((implanted - base).mean())
+        floor = low if metric["higher_is_better"] else -high
     else:
         found = scores.mean_change(better)
-        low, high = found.interval()
+        floor, (low, high) = found.floor(), found.interval()
         low, high = (low, high) if metric["higher_is_better"] else (-high, -low)
         p_value, detectable = found.p_value(), found.detectable()
         value = found.value if metric["higher_is_better"] else -found.value
@@ -116,6 +115,7 @@ def task_change(task: PairedTask) -> TaskChange:
         implanted=scores.mean(implanted),
         change=value,
         ci=(low, high),
+        floor=floor,
         p_value=p_value,
         worse=int((better < 0).sum()),
         better=int((better > 0).sum()),
@@ -195,7 +195,7 @@ def least_margin(n: int) -> float:
 def least_margin_of_group(documents: Sequence[int], by_size: bool) -> float:
     """The same for a group of tasks with so many documents each."""
     clusters = np.repeat(np.arange(len(documents)), documents)
-    return -mean_change(np.zeros(len(clusters)), 1.0, True, clusters, by_size).interval()[0]
+    return -mean_change(np.zeros(len(clusters)), 1.0, True, clusters, by_size).floor()
 
 
 def _mcnemar(base: np.ndarray, implanted: np.ndarray) -> float:

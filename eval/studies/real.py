@@ -1,0 +1,96 @@
+"""SmolLM2-135M-Instruct taught BFCL's calls: every method at its own best rate, several seeds.
+
+    python eval/real/fetch.py build/real         # the model and the data, once
+    python eval/studies/real.py                  # both: make real-study
+
+`real.yaml` holds the methods and the rule. Each cell is one run of the main job on one process, two
+at a time; what is finished is not done again. Puts the rates into the recipes, and writes
+eval/reports/real.json and .md.
+"""
+
+import json
+import re
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import yaml
+from main_job import python
+from rule import next_rate, smallest_of_the_best
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from reporting import ROOT, keep
+
+STUDY = yaml.safe_load((Path(__file__).parent / "real.yaml").read_text())
+METHODS = STUDY["methods"]
+RUNS = Path("runs/real")
+POSITIONS = RUNS / "attribution/positions.json"
+
+
+def main() -> None:
+    main_job("calls-q30", RUNS / "attribution", "--until", "select")
+    with ThreadPoolExecutor(2) as pool:
+        rates = find_rates(pool)
+        cells = [(method, seed) for seed in STUDY["seeds"] for method in METHODS]
+        found = list(pool.map(lambda cell: evaluated(cell[0], cell[1], rates), cells))
+    keep("real", {"rates": rates, "runs": found})
+
+
+def find_rates(pool: ThreadPoolExecutor) -> dict[str, Any]:
+    """By method: the rates tried with their losses on the tuning chats, and the one chosen."""
+    found: dict[str, Any] = {method: [] for method, own in METHODS.items() if "rates" in own}
+    waiting = [(method, float(rate)) for method in found for rate in METHODS[method]["rates"]]
+    while waiting:
+        for method, tried in pool.map(lambda one: (one[0], tuned(*one)), waiting):
+            found[method].append(tried)
+        waiting = [(method, wider) for method, tried in found.items() if (wider := next_rate(tried)) is not None]
+    rates = {
+        method: {"tried": tried, "chosen": smallest_of_the_best(tried, STUDY["within"])["rate"]}
+        for method, tried in found.items()
+    }
+    for method, own in METHODS.items():
+        rates[method] = rates.get(method) or {"chosen": rates[own["rate_of"]]["chosen"]}
+        write_rate(own["recipe"], rates[method]["chosen"])
+    return rates
+
+
+def tuned(method: str, rate: float) -> dict[str, float]:
+    """The loss of a short run on the tuning chats."""
+    run, steps = RUNS / "rates" / f"{METHODS[method]['recipe']}-{rate:g}", STUDY["steps"]
+    evaluates = ["data.heldout=build/real/tuning.jsonl", "training.eval_strategy=steps", f"training.eval_steps={steps}"]
+    settings = [f"training.max_steps={steps}", f"training.learning_rate={rate:g}", *evaluates]
+    main_job(METHODS[method]["recipe"], run, *selected(method), *settings, "--until", "implant")
+    log = json.loads((ROOT / run / "training_log.json").read_text())
+    (loss,) = (line["eval_loss"] for line in log if "eval_loss" in line)
+    return {"rate": rate, "loss": loss}
+
+
+def evaluated(method: str, seed: int, rates: dict[str, Any]) -> dict[str, Any]:
+    """A whole run, and its report."""
+    run, rate = RUNS / f"{METHODS[method]['recipe']}-seed={seed}", rates[method]["chosen"]
+    settings = [f"training.learning_rate={rate:g}", f"training.seed={seed}", f"selection.seed={seed}"]
+    main_job(METHODS[method]["recipe"], run, *selected(method), *settings)
+    return {"method": method, "seed": seed, "report": json.loads((ROOT / run / "report/report.json").read_text())}
+
+
+def selected(method: str) -> list[str]:
+    """LoKI's rows are those of the one attribution."""
+    return [f"selection.positions={POSITIONS}"] if METHODS[method].get("attributes") else []
+
+
+def main_job(recipe: str, run: Path, *arguments: str) -> None:
+    """One run on one process, unless it is there; batches of one process are those of two ranks."""
+    own = ["model.path=build/real/model", "deepspeed=null", "training.per_device_train_batch_size=8", f"run={run}"]
+    log = ROOT / f"{run}.log"
+    python("launch/implant.py", "--recipe", f"recipes/smollm2/{recipe}.yaml", *own, *arguments, log=log)
+
+
+def write_rate(recipe: str, rate: float) -> None:
+    path = ROOT / f"recipes/smollm2/{recipe}.yaml"
+    path.write_text(re.sub(r"(?m)^(  learning_rate: ).*$", rf"\g<1>{rate:g}", path.read_text()))
+
+
+if __name__ == "__main__":
+    main()
