@@ -43,10 +43,10 @@ class Mode(NamedTuple):
 
 
 MODES = {
-    "mask": Mode(confined=True, leaves="weights", reads=frozenset({"quiet"})),
-    "rows": Mode(confined=True, leaves="deltas", reads=frozenset({"quiet"})),
-    "lora": Mode(confined=True, leaves="deltas", reads=frozenset({"quiet", "lora"})),
-    "full": Mode(confined=False, leaves="weights", reads=frozenset({"l2_sp"})),
-    "peft": Mode(confined=False, leaves="adapter", reads=frozenset({"peft"})),
+    "mask": Mode(confined=True, leaves="weights", reads=frozenset({"quiet", "pull"})),
+    "rows": Mode(confined=True, leaves="deltas", reads=frozenset({"quiet", "pull"})),
+    "lora": Mode(confined=True, leaves="deltas", reads=frozenset({"quiet", "pull", "lora"})),
+    "full": Mode(confined=False, leaves="weights", reads=frozenset({"pull"})),
+    "peft": Mode(confined=False, leaves="adapter", reads=frozenset({"pull", "peft"})),
     "suppress": Mode(confined=True, leaves=None),
 }

@@ -126,15 +126,14 @@ class ImplantSection(Section):
     (the paper's S-H and S-L). `early_stopping`: after so many evaluations on held-out examples that
     are no better than the best (it needs `training.load_best_model_at_end`).
 
-    `l2_sp` makes `full` the baseline of that name: after each step the weights go back by
-    `learning_rate * l2_sp` of their way.
+    `pull`: after each step what trains goes back to the base by `learning_rate * pull` of its way.
     """
 
     mode: Literal["mask", "rows", "lora", "full", "peft", "suppress"] = "rows"
     lora: LowRankSection = LowRankSection()
     peft: PeftSection = PeftSection()
     quiet: QuietSection | None = None
-    l2_sp: Annotated[float, Field(gt=0)] | None = None
+    pull: Annotated[float, Field(ge=0)] = 0.0
     early_stopping: Annotated[int, Field(gt=0)] | None = None
 
     @property
@@ -148,11 +147,10 @@ class ImplantSection(Section):
 
     @model_validator(mode="after")
     def _check_mode(self) -> "ImplantSection":
-        for key in ("quiet", "l2_sp"):
-            if getattr(self, key) is not None and key not in self.kind.reads:
+        for key in ("quiet", "pull"):
+            if getattr(self, key) and key not in self.kind.reads:
                 *others, last = (name for name, mode in MODES.items() if key in mode.reads)
-                modes = f"{', '.join(others)} or {last}" if others else last
-                raise ValueError(f"implant.{key} needs implant.mode {modes}, it is {self.mode}")
+                raise ValueError(f"implant.{key} needs implant.mode {', '.join(others)} or {last}, it is {self.mode}")
         return self
 
 

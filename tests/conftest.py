@@ -11,6 +11,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 ROOT = Path(__file__).parents[1]
 
+
+def in_mode(mode: str) -> list[str]:
+    """The tiny recipe in another mode: what trains as a delta knows no weight decay."""
+    return [f"implant.mode={mode}", *(["training.weight_decay=0"] if mode in ("rows", "lora") else [])]
+
+
 # Each family with what sets it apart: sliding windows, scales, soft-caps, partly rotated layers.
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", {}),

@@ -89,11 +89,11 @@ def test_a_recipe_stands_on_others_merged_from_left_to_right(tmp_path: Path) -> 
         whole=WHOLE,
         longer="training: {max_steps: 9, learning_rate: 1e-3}\nselection: {quota: 5}\n",
         own="base: [whole.yaml, longer.yaml]\nselection: {quota: 7}\nprotected: null\nimplant: {mode: full}\n",
-        above="base: own.yaml\nimplant: {l2_sp: 3.0}\n",
+        above="base: own.yaml\nimplant: {pull: 3.0}\n",
     )
     recipe = load_recipe(tmp_path / "above.yaml", ["training.seed=2"])
     assert recipe.training == {"seed": 2, "max_steps": 9, "learning_rate": 1e-3}
-    assert (recipe.selection.quota, recipe.protected, recipe.implant.mode, recipe.implant.l2_sp) == (7, None, "full", 3)
+    assert (recipe.selection.quota, recipe.protected, recipe.implant.mode, recipe.implant.pull) == (7, None, "full", 3)
     assert recipe.run == f"runs/{tmp_path.name}/above+training.seed=2"
 
 
@@ -140,7 +140,10 @@ def test_the_run_folder_can_be_named() -> None:
         ("training.output_dir=x", "training.output_dir is not a key to set here: it follows from the run folder"),
         ("training.deepspeed=x", "it follows from the recipe's own key 'deepspeed'"),
         ("base=recipes/tiny/full.yaml", "base is not a key of a recipe"),
-        ("implant={mode: rows, l2_sp: 1.0}", "implant.l2_sp needs implant.mode full, it is rows"),
+        (
+            "implant={mode: suppress, pull: 1.0}",
+            "implant.pull needs implant.mode mask, rows, lora, full or peft, it is suppress",
+        ),
         ("protected=null", "needs a protected set"),
         ("implant={mode: full, quiet: {}}", "implant.quiet needs implant.mode mask, rows or lora, it is full"),
         ("protected.tasks=[mmlu]", "protected needs one source"),

@@ -3,6 +3,6 @@
 `arguments` turns the recipe into TRL's configuration, `settings` holds it against what TRL
 declares, `supported` says what a training cannot be. `rows` trains a delta on the rows alone (modes
 `rows` and `lora`), `mask` the whole `W_down` with all other rows put back; `baselines` are what
-they are compared with. `training` runs it, `watch` stops it when its numbers go wrong,
-`checkpoints` resumes it.
+they are compared with, `pull` draws each of them back to the base. `training` runs it, `watch`
+stops it when its numbers go wrong, `checkpoints` resumes it.
 """

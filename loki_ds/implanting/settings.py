@@ -37,6 +37,12 @@ def check_settings(recipe: Recipe) -> None:
             raise Refusal(f"training.{key} is {value!r}, allowed is more than 0")
     if training.get("eval_strategy", "no") not in ("no", False) and recipe.data.heldout is None:
         raise Refusal(f"training.eval_strategy is {training['eval_strategy']}, and there is no data.heldout")
+    mode, decay = recipe.implant.mode, training.get("weight_decay", 0)
+    if recipe.implant.kind.leaves == "deltas" and decay:
+        raise Refusal(
+            f"training.weight_decay is {decay}, allowed in implant.mode {mode} is 0: a delta would decay to the base, "
+            "which is implant.pull"
+        )
     if training.get("load_best_model_at_end") and training.get("eval_strategy", "no") == "no":
         raise Refusal("training.load_best_model_at_end needs training.eval_strategy, or no checkpoint is the best")
 

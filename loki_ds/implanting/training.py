@@ -18,9 +18,10 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 
 from loki_ds.implanting.arguments import examples_per_step
-from loki_ds.implanting.baselines import PullToBase, peft_config
+from loki_ds.implanting.baselines import peft_config
 from loki_ds.implanting.checkpoints import Checkpoint, MarkWhole
 from loki_ds.implanting.mask import KeepFrozenRows, quiet_rows, train_only_rows
+from loki_ds.implanting.pull import PullToBase, pulled
 from loki_ds.implanting.rows import train_row_deltas
 from loki_ds.implanting.watch import TokensPerSecond, WatchedTrainer, WatchGradients
 from loki_ds.positions import Positions
@@ -73,7 +74,7 @@ def _deltas(model: PreTrainedModel, method: Method, seed: int) -> Callbacks:
 
 def _full(model: PreTrainedModel, method: Method, seed: int) -> Callbacks:
     model.requires_grad_(True)
-    return [PullToBase(method.section.l2_sp)] if method.section.l2_sp is not None else []
+    return []
 
 
 def _peft(model: PreTrainedModel, method: Method, seed: int) -> Callbacks:
@@ -132,6 +133,8 @@ def train(
         callbacks=[*callbacks, TokensPerSecond(), MarkWhole(examples_per_step(arguments), resume.inputs)],
     )
     trainer.add_callback(WatchGradients(model))
+    if section.pull:
+        trainer.add_callback(PullToBase(pulled(model, section), section.pull, resumes=checkpoint is not None))
     if checkpoint is not None:
         log.info("implant: resuming from %s, written by %d ranks", checkpoint.folder, checkpoint.ranks)
         if checkpoint.other_world_size:

@@ -37,15 +37,15 @@ class Training:
         return self.memory.peak <= USABLE * gpu.memory * GIB
 
 
-def estimate(step: MicroStep, setting: Setting, shape: TrainingShape, mode: Mode, frozen: float = 0.0) -> Training:
+def estimate(step: MicroStep, setting: Setting, shape: TrainingShape, mode: Mode, kept: float = 0.0) -> Training:
     """A micro-step, spread over the ranks of a setting.
 
-    frozen: of what trains, the share that is put back after each step (`mask` mode).
+    kept: bytes beside every number that trains (`partitioning.kept_bytes`).
     """
     width = shape.bytes_per_number
     return Training(
         setting=setting,
-        memory=memory(step, setting, width, shape.optimizer, frozen, fused="fused" in shape.optimizer),
+        memory=memory(step, setting, width, shape.optimizer, kept, fused="fused" in shape.optimizer),
         traffic=traffic(step, setting, width, shape.accumulation),
         flops=step.flops * shape.accumulation,
         base=step.total - (sum(step.trained) if mode.adds_parameters else 0),

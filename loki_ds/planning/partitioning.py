@@ -96,16 +96,20 @@ class Traffic:
         return (self.gathered + self.scattered + 2 * self.reduced) * (ranks - 1) / ranks
 
 
-def memory(
-    step: MicroStep, setting: Setting, width: int, optimizer: str, frozen_share: float, fused: bool = True
-) -> Memory:
+def kept_bytes(frozen_share: float, pulled: bool) -> float:
+    """Of every number that trains: in `mask` mode what is put back after each step, of
+    `frozen_share` of them, and with a pull where it starts.
+    """
+    return (1 + FULL * frozen_share if frozen_share else 0) + (FULL if pulled else 0)
+
+
+def memory(step: MicroStep, setting: Setting, width: int, optimizer: str, kept: float, fused: bool = True) -> Memory:
     """What one rank holds while it trains.
 
     Args:
         width: bytes of a number in the model's dtype.
         optimizer: transformers' name (`training.optim`).
-        frozen_share: of the trained parameters' elements, those that are kept as they were (`mask`
-            mode); 0 in others.
+        kept: bytes of every trained number that stay beside it through the steps (`kept_bytes`).
         fused: whether the optimizer's step makes no copies of what it works on.
     """
     trained = sum(step.trained)
@@ -123,7 +127,7 @@ def memory(
         gathered=width * (live_parameters(step, setting) + setting.prefetch) if _gathers(setting) else 0,
         gradients=buckets + (0 if setting.offload_optimizer else gradients),
         optimizer=0 if setting.offload_optimizer else states,
-        guard=0 if setting.offload_optimizer else (1 + FULL * frozen_share) * share if frozen_share else 0,
+        guard=0 if setting.offload_optimizer else kept * share,
         activations=step.peak,
         step=0 if setting.offload_optimizer else on_step,
         host=on_host + (weights if setting.offload_parameters else 0),

@@ -29,7 +29,7 @@ from loki_ds.model.usable import check_plain
 from loki_ds.planning.dry_run import MicroStep
 from loki_ds.planning.estimate import Training, dry_step, dry_sweep, estimate
 from loki_ds.planning.hardware import Gpu
-from loki_ds.planning.partitioning import Setting
+from loki_ds.planning.partitioning import Setting, kept_bytes
 from loki_ds.planning.passes import Passes, Stage, prompts_of, training_stages
 from loki_ds.quiet.kept import load_moments
 from loki_ds.quiet.subspace import protected_subspace
@@ -112,8 +112,9 @@ def make_plan(recipe: Recipe, gpu: Gpu, ranks: int) -> Plan:
     if mode.trains:
         dry = partial(dry_step, config, recipe.model, Method(recipe.implant, positions))
         frozen = 1 - positions.count / (d_model * len(shapes)) if positions and mode.masks else 0.0
+        kept = kept_bytes(frozen, recipe.implant.pull > 0)
         shipped = shipped_settings(ranks, config.get_text_config().hidden_size)
-        training, alternatives = _trainings(dry, shape, setting, shipped, partial(estimate, mode=mode, frozen=frozen))
+        training, alternatives = _trainings(dry, shape, setting, shipped, partial(estimate, mode=mode, kept=kept))
         stages += training_stages(training, shape, shape.steps(recipe.training, examples_in(recipe.data), ranks), gpu)
         needed = needs_of(recipe.data.sources, LOOKED_AT)
         rendering = make_rendering(needed, recipe.training, tokenizer, recipe.model.path)

@@ -59,7 +59,7 @@ def _memory_table(training: Training, gpu: Gpu) -> Table:
         "gathered weights": memory.gathered,
         "gradients": memory.gradients,
         "optimizer": memory.optimizer,
-        "frozen rows, to be put back": memory.guard,
+        "what is put back or pulled to": memory.guard,
         "activations": memory.activations,
         "copies in the optimizer's step": memory.step,
     }

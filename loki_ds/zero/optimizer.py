@@ -5,7 +5,7 @@ Knows where DeepSpeed keeps the shards. Knows nothing of why anybody changes the
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import deepspeed
 import torch
@@ -68,6 +68,10 @@ class Shard:
         if is_partitioned(self.parameter):
             safe_set_local_fp32_param(self.parameter, elements)
 
+    def part_of(self, noted: "Noted") -> Tensor:
+        """This rank's part of the noted values, in full precision."""
+        return (noted.values if noted.is_part else self.mine(noted.values, padding=0)).to(self.read())
+
     def mine(self, whole: Tensor, padding: Any) -> Tensor:
         """The part of a tensor of the parameter's full shape that belongs to this rank, flat.
 
@@ -84,6 +88,20 @@ class Shard:
             address = None if mapping is None else mapping.lp_fragment_address
             return flat[:0] if address is None else flat[address.start : address.start + address.numel]
         return flat
+
+
+class Noted(NamedTuple):
+    """A parameter's values before an engine has it, on the CPU: whole, or this rank's part of what
+    ZeRO-3 partitioned when it was loaded.
+    """
+
+    values: Tensor
+    is_part: bool
+
+    @classmethod
+    def of(cls, parameter: Any) -> "Noted":
+        is_part = is_partitioned(parameter)
+        return cls((parameter.ds_tensor if is_part else parameter).detach().cpu().clone(), is_part)
 
 
 class SpreadElements:

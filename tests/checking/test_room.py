@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, in_mode
 from transformers import AutoConfig
 from trl import SFTConfig
 
@@ -36,8 +36,8 @@ def settings(**changes: object) -> SFTConfig:
     [
         # ZeRO-3: what is frozen once more; master, two moments and nothing else of what trains
         (["implant.mode=mask"], 4 * (1_000_000 - DOWN) + 12 * DOWN),
-        (["implant.mode=rows"], 4 * 1_000_000 + 12 * ROWS),
-        (["implant.mode=lora", "implant.lora.rank=4"], 4 * 1_000_000 + 12 * 6 * 4 * (12 + 384)),
+        ([*in_mode("rows")], 4 * 1_000_000 + 12 * ROWS),
+        ([*in_mode("lora"), "implant.lora.rank=4"], 4 * 1_000_000 + 12 * 6 * 4 * (12 + 384)),
         (["implant.mode=full"], 12 * 1_000_000),
         (["implant.mode=full", "deepspeed=launch/zero2.json"], 4 * 1_000_000 + 12 * 1_000_000),
         (["implant.mode=full", "deepspeed=null"], 8 * 1_000_000),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, in_mode
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -25,7 +25,7 @@ SHORT = [
 
 @pytest.mark.parametrize("mode", ["rows", "mask"])
 def test_ranks_that_share_each_sequence_train_what_one_rank_trains(mode: str, tmp_path: Path) -> None:
-    settings = [*SHORT, f"implant.mode={mode}", "training.warmup_steps=0"]
+    settings = [*SHORT, *in_mode(mode), "training.warmup_steps=0"]
     one = launch(*settings, "training.pad_to_multiple_of=2", f"run={tmp_path / 'one'}", ranks=1)
     shared = launch(*settings, "sequence_parallel=2", f"run={tmp_path / 'shared'}")
     assert one.status == shared.status == 0, one.output + shared.output
@@ -41,7 +41,7 @@ def test_eight_thousand_tokens_packed(tmp_path: Path) -> None:
         "training.max_length=8192",
         "training.packing=true",
         "training.per_device_train_batch_size=1",
-        "implant.mode=rows",
+        *in_mode("rows"),
     ]
     done = launch(*SHORT, *settings, "training.logging_steps=1", f"run={tmp_path / 'run'}")
     assert done.status == 0, done.output

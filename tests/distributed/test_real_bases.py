@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, in_mode
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -18,7 +18,7 @@ from loki_ds.implanting.checkpoints import newest_checkpoint
 INV_FREQ = "model.layers.{}.self_attn.rotary_emb.inv_freq"
 MODES = {
     "mask": ("loki", ["selection.strategy=random"]),
-    "rows": ("loki", ["selection.strategy=random", "implant.mode=rows"]),
+    "rows": ("loki", ["selection.strategy=random", *in_mode("rows")]),
     "full": ("full", []),
     "peft": ("lora", []),
 }

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import in_mode
 from safetensors.torch import load_file
 from transformers import AutoConfig
 from trl import SFTConfig
@@ -28,14 +29,19 @@ BATCH = [
 ]  # by two ranks 12 examples a step
 SAVED = {
     **{
-        f"{mode} zero{stage}": [f"implant.mode={mode}", f"deepspeed={{folder}}/zero{stage}.json"]
+        f"{mode} zero{stage}": [*in_mode(mode), f"deepspeed={{folder}}/zero{stage}.json", "implant.pull=20"]
         for mode, stage in [("mask", 1), ("mask", 3), ("rows", 0), ("rows", 2), ("rows", 3), ("lora", 3)]
     },
-    "full zero2": ["implant.mode=full", "deepspeed={folder}/zero2.json", "training.learning_rate=1e-4"],
-    "peft lora": ["implant.mode=peft", "implant.peft.method=lora", "implant.peft.rank=4"],
-    "mask offloaded": ["implant.mode=mask", "deepspeed=launch/zero3_offload.json"],
-    "rows bfloat16": ["implant.mode=rows", *BFLOAT16],
-    "adafactor": ["implant.mode=rows", "training.optim=adafactor"],
+    "full zero2": [
+        "implant.mode=full",
+        "deepspeed={folder}/zero2.json",
+        "training.learning_rate=1e-4",
+        "implant.pull=400",
+    ],
+    "peft dora": ["implant.mode=peft", "implant.peft.method=dora", "implant.peft.rank=4", "implant.pull=20"],
+    "mask offloaded": ["implant.mode=mask", "deepspeed=launch/zero3_offload.json", "implant.pull=20"],
+    "rows bfloat16": [*in_mode("rows"), *BFLOAT16],
+    "adafactor": [*in_mode("rows"), "training.optim=adafactor"],
 }
 GO_ON = [(1, name) for name in SAVED if name != "adafactor"] + [
     (3, name) for name in ("mask zero3", "rows zero2", "rows zero3")
@@ -47,7 +53,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(mode: str, tmp_path
     settings = [
         "training.max_steps=8",
         *SAVING,
-        f"implant.mode={mode}",
+        *in_mode(mode),
         "selection.strategy=random",
         "--until",
         "implant",
@@ -111,7 +117,7 @@ def test_other_ranks_go_on_and_end_with_the_same_weights(
     )  # rounding, against what training moved
 
 
-@pytest.mark.parametrize("case", [name for name in SAVED if name != "peft lora"])
+@pytest.mark.parametrize("case", [name for name in SAVED if name != "peft dora"])
 def test_a_checkpoint_takes_what_the_check_reckons(case: str, saved: tuple[Path, dict[str, list[str]]]) -> None:
     """At least, and not much more."""
     folder, cases = saved

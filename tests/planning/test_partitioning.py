@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT
 
 from loki_ds.planning.dry_run import MicroStep, Part
-from loki_ds.planning.partitioning import Setting, live_parameters, memory, traffic
+from loki_ds.planning.partitioning import Setting, kept_bytes, live_parameters, memory, traffic
 from loki_ds.zero.states import states_of
 
 # Three layers of 100 and 20 parameters, an embedding that is not trained back to, and a head; the
@@ -42,7 +42,9 @@ def test_offloading_moves_to_the_host_what_it_takes_from_the_device() -> None:
 
 
 def test_the_guard_of_mask_mode_is_what_is_put_back() -> None:
-    assert memory(STEP, Setting(ranks=2, stage=2), 4, "adamw", 0.9).guard == pytest.approx((1 + 4 * 0.9) * 30)
+    assert memory(STEP, Setting(ranks=2, stage=2), 4, "adamw", kept_bytes(0.9, False)).guard == pytest.approx(
+        (1 + 4 * 0.9) * 30
+    )
 
 
 def test_what_zero_3_does_not_release_is_gathered_once() -> None:

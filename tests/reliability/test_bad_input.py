@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, in_mode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -197,7 +197,7 @@ CASES: dict[str, tuple[Callable[..., None], tuple, str]] = {
     "recipe: an unknown mode": (recipe, (TINY + "implant: {mode: row}",), "implant.mode is 'row', allowed is 'mask', 'rows'"),
     "recipe: energy of one": (recipe, (TINY + "implant: {quiet: {energy: 1}}",), "implant.quiet.energy is 1, allowed is less than 1"),
     "recipe: quiet in full": (recipe, (TINY + "implant: {mode: full, quiet: {}}",), "implant.quiet needs implant.mode mask, rows or lora"),
-    "recipe: L2-SP of rows": (recipe, (TINY + "implant: {mode: rows, l2_sp: 1}",), "implant.l2_sp needs implant.mode full"),
+    "recipe: a pull where nothing trains": (recipe, (TINY + "implant: {mode: suppress, pull: 1}",), "implant.pull needs implant.mode mask, rows, lora, full or peft"),
     "recipe: an unknown training key": (recipe, (TINY + "training: {learning_rat: 1}",), "did you mean 'learning_rate'"),
     "recipe: a reserved training key": (recipe, (TINY + "training: {output_dir: x}",), "training.output_dir is not a key"),
     "recipe: a misspelt source key": (recipe, (TINY.replace("{train: d}", "{train: [{pth: d}]}"),), "data.train.0.pth is not a key of a recipe; did you mean 'path'?"),
@@ -270,7 +270,7 @@ CASES: dict[str, tuple[Callable[..., None], tuple, str]] = {
     "deepspeed: a list": (zero, ([1],), "a DeepSpeed configuration is an object, this is list"),
     "deepspeed: tensor parallel": (zero, ({"tensor_parallel": {"autotp_size": 2}},), "tensor_parallel splits the rows that are trained"),
     "deepspeed: quantized weights": (zero, (zero3(zero_quantized_weights=True),), "zero_quantized_weights gathers rounded weights"),
-    "deepspeed: hpZ with rows": (zero, (zero3(zero_hpz_partition_size=2), "implant.mode=rows"), "zero_hpz_partition_size knows no parameters"),
+    "deepspeed: hpZ with rows": (zero, (zero3(zero_hpz_partition_size=2), *in_mode("rows")), "zero_hpz_partition_size knows no parameters"),
     "recipe: sequences shared without ZeRO": (recipe, (TINY + "sequence_parallel: 2\n",), "sequence_parallel is 2, which needs the key deepspeed"),
     "recipe: unknown attention": (recipe, (TINY.replace("path: m", "path: m, attention: flash"),), "model.attention is 'flash', allowed is 'sdpa'"),
     "model: attention that is not installed": (lambda _: check_attention_installed("flash_attention_2"), (), "model.attention is flash_attention_2, which needs its package"),

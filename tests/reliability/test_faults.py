@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ROOT
+from conftest import ROOT, in_mode
 from distributed.conftest import kill, launch, output_of, start
 
 from loki_ds.run_folder import digest_of
@@ -205,7 +205,7 @@ FULL = {"scores do not fit": (10, "scores-"), "the model does not fit": (4000, "
 def test_no_room_is_said_and_making_room_is_enough(name: str, unbroken: Path, tmp_path: Path) -> None:
     kib, _ = FULL[name]
     settings = [
-        "implant.mode=rows",
+        *in_mode("rows"),
         "protected.per_subject=12",
         "attribution.batch_size=30",
         "training.max_steps=2",
@@ -243,7 +243,7 @@ def test_numbers_that_go_wrong_stop_the_run_with_step_and_layer(tmp_path: Path) 
         "training.save_strategy=steps",
         "training.save_steps=1",
     ]
-    done = launch(*wild, *saved, "implant.mode=rows", "--until", "implant", f"run={tmp_path / 'run'}")
+    done = launch(*wild, *saved, *in_mode("rows"), "--until", "implant", f"run={tmp_path / 'run'}")
     assert done.status != 0
     assert len(done.refusals()) == 1, done.output
     assert re.search(r"the loss is NaN or infinite at step \d, first in the output of layer \d", done.refusals()[0])
@@ -258,7 +258,7 @@ def in_half_precision(tmp_path: Path, scale_power: int, steps: int) -> subproces
     zero = json.loads((ROOT / "launch/zero2.json").read_text())
     zero["fp16"] |= {"initial_scale_power": scale_power}
     (tmp_path / "zero.json").write_text(json.dumps(zero))
-    settings = ["model.dtype=float16", "implant.mode=rows", f"training.max_steps={steps}", "training.logging_steps=1"]
+    settings = ["model.dtype=float16", *in_mode("rows"), f"training.max_steps={steps}", "training.logging_steps=1"]
     return start(
         "tests/reliability/in_half_precision.py",
         *settings,

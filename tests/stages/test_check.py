@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import trl
-from conftest import ROOT
+from conftest import ROOT, in_mode
 from safetensors.torch import load_file, save_file
 
 from loki_ds.recipe_file import load_recipe
@@ -191,7 +191,7 @@ def test_values_that_say_the_same_as_the_recipe_are_taken(tmp_path: Path) -> Non
 
 def test_a_mode_that_leaves_no_whole_model_needs_no_gather(tmp_path: Path) -> None:
     (tmp_path / "z.json").write_text(json.dumps(zero3(**GATHER)))
-    assert started(tmp_path, f"deepspeed={tmp_path / 'z.json'}", "implant.mode=rows").checked.examples
+    assert started(tmp_path, f"deepspeed={tmp_path / 'z.json'}", *in_mode("rows")).checked.examples
 
 
 @pytest.mark.parametrize(
