@@ -33,7 +33,8 @@ def main() -> None:
     main_job("calls-q30", RUNS / "attribution", "--until", "select")
     with ThreadPoolExecutor(2) as pool:
         rates = find_rates(pool)
-        cells = [(method, seed) for seed in STUDY["seeds"] for method in METHODS]
+        seeds = {method: own.get("seeds", STUDY["seeds"]) for method, own in METHODS.items()}
+        cells = [(method, seed) for seed in STUDY["seeds"] for method in METHODS if seed in seeds[method]]
         found = list(pool.map(lambda cell: evaluated(cell[0], cell[1], rates), cells))
     keep("real", {"rates": rates, "runs": found})
 
@@ -82,7 +83,7 @@ def selected(method: str) -> list[str]:
 
 def main_job(recipe: str, run: Path, *arguments: str) -> None:
     """One run on one process, unless it is there; batches of one process are those of two ranks."""
-    own = ["model.path=build/real/model", "deepspeed=null", "training.per_device_train_batch_size=8", f"run={run}"]
+    own = ["model.path=build/real/model", "deepspeed=null", "training.per_device_train_batch_size=4", f"run={run}"]
     log = ROOT / f"{run}.log"
     python("launch/implant.py", "--recipe", f"recipes/smollm2/{recipe}.yaml", *own, *arguments, log=log)
 

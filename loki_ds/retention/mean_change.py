@@ -6,7 +6,7 @@ and McCaffrey's degrees of freedom (Survey Methodology 28, 2002, 169; for a mean
 model in which documents are independent). Added to it, for few or no documents that changed:
 
 - what so few documents leave open whatever they show, as the rule of three does;
-- below, that more losses than were seen would also vary more, as in a score interval.
+- that more losses than were seen would also vary more, as in a score interval; likewise of gains.
 
 Whether an ability is kept asks for more than such an interval, which is symmetric in its errors
 where few subtasks carry a loss: `floor` takes both at the t-distribution's size.
@@ -14,7 +14,7 @@ where few subtasks carry a loss: `floor` takes both at the t-distribution's size
 Simulated coverage: `eval/reports/intervals.md`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -48,19 +48,23 @@ class MeanChange:
 
     def interval(self) -> tuple[float, float]:
         """95%."""
-        low, high = self._below(Z, self.open), self.value + float(np.hypot(self._t * self.error, self.open))
+        one_way = self.value / self.moved if self.moved else 0.0  # -1: losses alone, 0: as many gains
+        low, high = self._below(Z, self.open, max(-one_way, 0.0)), self._above(max(one_way, 0.0))
         return (low, high) if self.span is None else (max(low, -self.span), min(high, self.span))
 
     def floor(self) -> float:
         """What the mean is called kept by: it lies above in 97.5% even of groups in which few
         subtasks carry a loss.
         """
-        low = self._below(self._t, self.open * self._t / Z)
+        low = self._below(self._t, self.open * self._t / Z, 1.0)
         return low if self.span is None else max(low, -self.span)
 
-    def _below(self, skewed_by: float, opened: float) -> float:
-        skew = (skewed_by * self.error) ** 2 / self.moved / 2 if self.moved else 0.0
+    def _below(self, skewed_by: float, opened: float, one_way: float) -> float:
+        skew = one_way * (skewed_by * self.error) ** 2 / self.moved / 2 if self.moved else 0.0
         return float(self.value - skew - np.sqrt(skew**2 + (self._t * self.error) ** 2 + opened**2))
+
+    def _above(self, one_way: float) -> float:
+        return -replace(self, value=-self.value)._below(Z, self.open, one_way)
 
     def p_value(self) -> float:
         """Of no mean change, two-sided; 5% where the interval without its skew just reaches 0."""
