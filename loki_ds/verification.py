@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loki_ds.model.files import WeightFiles, down_layer, down_names, open_weights, other_weights
+from loki_ds.model.files import WeightFiles, open_weights, other_weights
 from loki_ds.positions import Positions
 from loki_ds.refusal import Refusal
 
@@ -49,6 +49,7 @@ def verify(base: Path, model: Path, positions: Positions | None) -> Verification
     with open_weights(base) as before, open_weights(model) as after:
         _check_positions(positions, before)
         _check_same_tensors(before, after)
+        selected = _rows_by_name(positions, before)
         found.not_compared = other_weights(model, after)
         for name in sorted(before.names | after.names):
             old, new = before.read(name), after.read(name)
@@ -58,7 +59,7 @@ def verify(base: Path, model: Path, positions: Positions | None) -> Verification
                     f"{list(old.shape)}"
                 )
             changed = _changed_rows(old, new)
-            rows = _selected_rows(name, positions)
+            rows = selected.get(name, [])
             found.tensors += 1
             found.bytes += old.nbytes
             found.rows_changed += int(changed[rows].sum()) if rows else 0
@@ -76,15 +77,14 @@ def _changed_rows(old: Tensor, new: Tensor) -> Tensor:
     return (old != new).any(1)
 
 
-def _selected_rows(name: str, positions: Positions | None) -> list[int]:
-    layer = down_layer(name)
-    return [] if positions is None or layer is None else positions.rows[layer]
+def _rows_by_name(positions: Positions | None, base: WeightFiles) -> dict[str, list[int]]:
+    return {name: positions.rows[layer] for layer, name in base.down_names().items()} if positions else {}
 
 
 def _check_positions(positions: Positions | None, base: WeightFiles) -> None:
     """Refuse positions that are not this model's."""
     if positions is not None:
-        names = down_names(base.names)
+        names = base.down_names()
         shapes = [base.shape_of(names[layer]) for layer in sorted(names)]
         positions.check_fits(shapes, "the positions")
 

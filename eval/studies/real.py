@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 from main_job import python
+from real_report import write_report
 from rule import next_rate, smallest_of_the_best
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -34,9 +35,11 @@ def main() -> None:
     with ThreadPoolExecutor(2) as pool:
         rates = find_rates(pool)
         seeds = {method: own.get("seeds", STUDY["seeds"]) for method, own in METHODS.items()}
-        cells = [(method, seed) for seed in STUDY["seeds"] for method in METHODS if seed in seeds[method]]
+        cells = sorted(((method, seed) for method in METHODS for seed in seeds[method]), key=lambda cell: cell[1])
         found = list(pool.map(lambda cell: evaluated(cell[0], cell[1], rates), cells))
     keep("real", {"rates": rates, "runs": found})
+    reports = {method: [cell["report"] for cell in found if cell["method"] == method] for method in METHODS}
+    write_report(STUDY, rates, reports, RUNS / "attribution")
 
 
 def find_rates(pool: ThreadPoolExecutor) -> dict[str, Any]:

@@ -4,6 +4,7 @@ already knows.
 `definition` is the method word for word, with its `target` and the points of the path in `rules`.
 `sweep` gives the same numbers in one pass up and one down the layers: `token_pass` carries the
 tokens before the last, `layer_call` says how a layer is called. `batches` chooses which prompts go
-together, `self_check` proves an unknown family, `kept` stores scores prompt by prompt.
-`sensitivity` is another measure, by plain back-propagation (beyond the paper).
+together, with `rope` where their lengths decide, `self_check` proves an unknown family, `kept`
+stores scores prompt by prompt. `sensitivity` is another measure, by plain back-propagation (beyond
+the paper).
 """

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from loki_ds.attribution.layer_call import shared_length
+from loki_ds.attribution.rope import LengthClass, any_length, length_class
 from loki_ds.attribution.self_check import check_family
 from loki_ds.attribution.sweep import Sweep, Swept
 from loki_ds.device import peak_memory
@@ -63,7 +64,7 @@ def attribute(
     check_family(model)
     sweep = Sweep(model, steps=steps, rule=rule, target=target, multiply_by_value=multiply_by_value)
     split_over_ranks = is_sharded(model)
-    planned = batches(prompts, batch_size)
+    planned = batches(prompts, batch_size, length_class(model.config))
     own = [
         (i, score)
         for indices, swept in sweep_batches(sweep, prompts, planned, split_over_ranks)
@@ -74,27 +75,36 @@ def attribute(
     return torch.stack([scores[i] for i in range(len(prompts))])
 
 
-def batches(prompts: Sequence[Sequence[int]], size: int) -> list[list[int]]:
+def batches(prompts: Sequence[Sequence[int]], size: int, class_of: LengthClass = any_length) -> list[list[int]]:
     """Indices of prompts in batches of at most `size` and little padding, the most work first:
     memory fails early, not late, and batches that ranks sweep side by side take about as long.
+
+    class_of: of lengths; prompts of different classes never go together.
     """
+    classes: dict[tuple[int, ...], list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        classes.setdefault(class_of(len(prompt)), []).append(i)
+    cut = [batch for members in classes.values() for batch in _of_one_class(members, prompts, size)]
+    return sorted(cut, key=lambda batch: (-_work([prompts[i] for i in batch]), batch))
+
+
+def _of_one_class(members: list[int], prompts: Sequence[Sequence[int]], size: int) -> list[list[int]]:
     alone: list[int] = []
     cut: list[list[int]] = []
-    for family in _families(prompts):
+    for family in _families(members, prompts):
         if len(family) == 1:
             alone += family
         else:
             cut += _cut(family, prompts, size)
-    cut += _cut(alone, prompts, size)
-    return sorted(cut, key=lambda batch: (-_work([prompts[i] for i in batch]), batch))
+    return cut + _cut(alone, prompts, size)
 
 
-def _families(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+def _families(members: list[int], prompts: Sequence[Sequence[int]]) -> list[list[int]]:
     """Indices of prompts that share a beginning worth computing once; in lexical order they are
     neighbours.
     """
     families: list[list[int]] = []
-    for i in sorted(range(len(prompts)), key=lambda i: (list(prompts[i]), i)):
+    for i in sorted(members, key=lambda i: (list(prompts[i]), i)):
         if families and shared_length([prompts[families[-1][0]], prompts[i]]):
             families[-1].append(i)
         else:
@@ -125,7 +135,10 @@ def _is_dense(together: Sequence[Sequence[int]]) -> bool:
 
 
 def affordable_batch(
-    work: Callable[[Sequence[Sequence[int]]], object], prompts: Sequence[Sequence[int]], budget: int
+    work: Callable[[Sequence[Sequence[int]]], object],
+    prompts: Sequence[Sequence[int]],
+    budget: int,
+    class_of: LengthClass = any_length,
 ) -> int:
     """How many prompts a batch may hold in `budget` bytes on every rank: a power of two, from what
     one and two prompts took.
@@ -133,7 +146,7 @@ def affordable_batch(
     Measured on the two longest prompts that go together, so the others stay below. work: what is
     done with a batch; all ranks do it together.
     """
-    in_twos = batches(prompts, 2)
+    in_twos = batches(prompts, 2, class_of)
     pair = [prompts[i] for i in next((batch for batch in in_twos if len(batch) == 2), in_twos[0])]
     work(pair[:1])  # the libraries' own first-time memory is not the batch's
     one, two = peak_memory(lambda: work(pair[:1])), peak_memory(lambda: work(pair))

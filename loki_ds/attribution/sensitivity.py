@@ -20,10 +20,10 @@ from loki_ds.attribution.batches import IDLE, turns
 from loki_ds.attribution.sweep import HEAD_ROWS
 from loki_ds.attribution.token_pass import padded
 from loki_ds.model.anatomy import (
+    calls_of_layers,
     decoder_layers,
     down_projection,
     down_projection_calls,
-    emptied,
     logits_above,
     parts_around_layers,
 )
@@ -66,8 +66,8 @@ def output_gradients(model: Module, gatherer: Gatherer, texts: list[Text]) -> It
     """
     layers = decoder_layers(model)
     ids = padded([text.tokens for text in texts]).to(device_of(model))
-    with torch.no_grad(), gatherer.whole(*parts_around_layers(model)), emptied(layers) as run:
-        model.get_decoder()(input_ids=ids, use_cache=False)  # type: ignore[operator]
+    with torch.no_grad(), gatherer.whole(*parts_around_layers(model)):
+        run = calls_of_layers(model, layers, ids)
     inputs = [run.hidden_states[0]]
     with torch.no_grad(), closing(gatherer.walk(layers)) as walk:
         for layer, arguments in zip(walk, run.arguments, strict=True):

@@ -22,6 +22,7 @@ import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 from torch.nn import Module
+from transformers import PreTrainedModel
 
 from loki_ds.attribution.layer_call import LayerCall
 from loki_ds.attribution.rules import quadrature
@@ -63,7 +64,7 @@ class Sweep:
 
     def __init__(
         self,
-        model: Module,
+        model: PreTrainedModel,
         *,
         steps: int = 7,
         rule: str = "right",
@@ -100,7 +101,7 @@ class Sweep:
         """What one pass gathers, in order; nothing when the model is whole."""
         if not is_sharded(self.model):
             return []
-        around, head = parts_around_layers(self.model), self.model.get_output_embeddings()  # type: ignore[operator]
+        around, head = parts_around_layers(self.model), self.model.get_output_embeddings()
         layers = [[layer] for layer in self.layers]
         return [around, *layers, [*around, head], *layers[::-1]]
 
@@ -139,7 +140,7 @@ class Sweep:
         """`F` on all rows, kept in the batch; returns its gradient at the top of the variants, `[B,
         L * steps, d_model]`.
         """
-        head = self.model.get_output_embeddings()  # type: ignore[operator]
+        head = self.model.get_output_embeddings()
         with self.gatherer.whole(*parts_around_layers(self.model), head):
             self._take_values(batch)
             tokens = batch.target_token[:, None].expand(batch.variants.shape[:2]).flatten()

@@ -13,7 +13,7 @@ from torch.nn import Module
 from torch.nn.utils.rnn import pad_sequence
 
 from loki_ds.attribution.layer_call import LayerCall, shared_length
-from loki_ds.model.anatomy import attention_implementation, emptied, parts_around_layers
+from loki_ds.model.anatomy import attention_implementation, calls_of_layers, parts_around_layers
 from loki_ds.zero.model import Gatherer, device_of
 
 
@@ -50,12 +50,10 @@ def embed(
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     where = device_of(model)
     ids, last = padded(prompts).to(where), (lengths - 1).to(where)
-    decoder = model.get_decoder()  # type: ignore[operator]
     with gatherer.whole(*parts_around_layers(model)):
-        with emptied(layers) as run:
-            decoder(input_ids=ids, use_cache=False)
-        with emptied(layers) as masked, attention_implementation(model, "eager"):
-            decoder(input_ids=ids[:1], use_cache=False)
+        run = calls_of_layers(model, layers, ids)
+        with attention_implementation(model, "eager"):
+            masked = calls_of_layers(model, layers, ids[:1])
     embedded, shared = run.hidden_states[0], shared_length(prompts)
     tokens = Tokens(
         shared=embedded[:1, :shared],

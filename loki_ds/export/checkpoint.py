@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from loki_ds.export.implant_file import Implant, LayerRows
-from loki_ds.model.files import WeightFiles, down_names, model_files, open_weights, same_bits
+from loki_ds.model.files import WeightFiles, model_files, open_weights, same_bits
 from loki_ds.positions import Positions
 from loki_ds.refusal import Refusal
 from loki_ds.run_folder import written_whole
@@ -75,7 +75,7 @@ def revert_in_checkpoint(model: Path, implant: Implant, out: Path) -> None:
 def read_rows(folder: Path, positions: Positions) -> dict[int, Tensor]:
     """The selected rows `[k, d_ff]` of each layer that has any, in the checkpoint's own dtype."""
     with open_weights(folder) as checkpoint:
-        names = down_names(checkpoint.names)
+        names = checkpoint.down_names()
         if len(names) != len(positions.rows):
             raise Refusal(
                 f"{folder}: the checkpoint has {len(names)} layers with mlp.down_proj, the positions have "
@@ -95,7 +95,7 @@ def _rewrite(source: Path, implant: Implant, out: Path, found: str, wanted: str)
     if out.exists():
         raise Refusal(f"{out}: there already; choose a folder that is not")
     with open_weights(source) as checkpoint:
-        names = down_names(checkpoint.names)
+        names = checkpoint.down_names()
         _check_fits(source, checkpoint, names, implant, found)
         files = {layer: checkpoint.file_of(names[layer]) for layer in implant.layers}
     with written_whole(out) as aside:

@@ -15,7 +15,7 @@ from loki_ds.export.collect import Adapter, Deltas, LayerDelta, Trained, Weights
 from loki_ds.export.implant_file import Implant, LayerRows
 from loki_ds.export.merge import merge_adapter
 from loki_ds.implanting.rows import with_rows
-from loki_ds.model.files import down_names, open_weights
+from loki_ds.model.files import open_weights
 from loki_ds.positions import Positions
 from loki_ds.recipe import ModelSection
 from loki_ds.run_folder import RunFolder, remove, written_whole
@@ -79,7 +79,7 @@ def save_implant(implant: Implant, trained: Trained | None, base: Base, d_model:
     implant.save(folder.implant)
     deltas = trained.layers if isinstance(trained, Deltas) else {}
     with open_weights(base.folder) as weights:
-        names = {layer: name.removesuffix(".weight") for layer, name in down_names(weights.names).items()}
+        names = {layer: name.removesuffix(".weight") for layer, name in weights.down_names().items()}
     factors = {names[i]: _factors(rows, deltas.get(i), d_model) for i, rows in implant.layers.items()}
     save_adapter(factors, base.section.path, folder.adapter)
 
@@ -100,6 +100,6 @@ def changes_of(implant: Implant, base: Path) -> tuple[dict[int, Tensor], dict[in
     d_ff]` in float64.
     """
     with open_weights(base) as weights:
-        names = down_names(weights.names)
+        names = weights.down_names()
         whole = {i: weights.read(names[i]) for i in implant.layers}
     return whole, {i: rows.implanted.double() - rows.base.double() for i, rows in implant.layers.items()}

@@ -11,7 +11,7 @@ import torch
 from trl import SFTConfig
 
 from loki_ds.device import on_cpu
-from loki_ds.model.files import down_layer, open_weights
+from loki_ds.model.files import open_weights
 from loki_ds.ranks import world_size
 from loki_ds.recipe import ImplantSection
 from loki_ds.refusal import Refusal
@@ -97,11 +97,10 @@ def check_dtype(base: Path, wanted: str, implant: ImplantSection, arguments: SFT
         return  # the base's own bytes are written, and its rows added to
     trained = getattr(torch, wanted)
     with open_weights(base) as weights:
+        own = set(weights.down_names().values())
         for name in sorted(weights.names):
             stored = weights.dtype_of(name)
-            exact = (
-                stored == trained if down_layer(name) is not None else torch.promote_types(stored, trained) == trained
-            )
+            exact = stored == trained if name in own else torch.promote_types(stored, trained) == trained
             if not exact:
                 raise Refusal(
                     f"model.dtype is {wanted}, {base} stores {name} in {str(stored).removeprefix('torch.')}; in "

@@ -31,17 +31,22 @@ def decoder_layers(model: Module) -> list[Module]:
     for i, layer in enumerate(layers):
         mlp: Any = getattr(layer, "mlp", None)
         if not isinstance(getattr(mlp, "down_proj", None), Linear):
-            kind = (
-                "a mixture of experts"
-                if hasattr(mlp, "experts") or hasattr(layer, "block_sparse_moe")
-                else "no dense FFN"
-            )
             raise Refusal(
-                f"{name}: layer {i} has {kind}; loki-ds attributes and trains rows of a dense `mlp.down_proj` only"
+                f"{name}: layer {i} has {'a mixture of experts' if _has_experts(layer) else 'no dense FFN'}; loki-ds "
+                "attributes and trains rows of a dense `mlp.down_proj` only"
+            )
+        if _has_experts(layer):
+            raise Refusal(
+                f"{name}: layer {i} has a mixture of experts beside its mlp.down_proj; loki-ds attributes and trains "
+                "rows of layers without one"
             )
         if mlp.down_proj.bias is not None:
             raise Refusal(f"{name}: layer {i}'s mlp.down_proj has a bias; a node would no longer be one row's output")
     return layers
+
+
+def _has_experts(layer: Any) -> bool:
+    return any(hasattr(part, "experts") for part in layer.children()) or hasattr(layer, "experts")
 
 
 def down_projection(layer: Any) -> Linear:
@@ -113,6 +118,16 @@ def emptied(layers: list[Module], output: Tensor | None = None) -> Iterator[Empt
     finally:
         for layer in layers:
             del layer.forward
+
+
+def calls_of_layers(model: Module, layers: list[Module], ids: Tensor) -> EmptiedRun:
+    """What the model's own forward hands to each layer for `ids [B, T]`."""
+    decoder = model.get_decoder()  # type: ignore[operator]
+    with emptied(layers):
+        decoder(input_ids=ids[:1, :1], use_cache=False)  # a rotary table that grew for a longer prompt shrinks again
+    with emptied(layers) as run:
+        decoder(input_ids=ids, use_cache=False)
+    return run
 
 
 def logits_above(model: Module, layers: list[Module], rows: Tensor) -> Tensor:

@@ -36,17 +36,6 @@ OF_OTHERS = "*.index.json params.json adapter_config.json trainer_state.json".sp
 TIED = {"lm_head.weight": "model.embed_tokens.weight"}
 
 
-def down_layer(name: str) -> int | None:
-    """The layer whose `W_down` a tensor of this name is; None for every other tensor."""
-    match = DOWN.search(name)
-    return int(match[1]) if match else None
-
-
-def down_names(names: set[str]) -> dict[int, str]:
-    """Layer number to the name of its `W_down` in the checkpoint."""
-    return {layer: name for name in names if (layer := down_layer(name)) is not None}
-
-
 def same_bits(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors of one shape and dtype hold the same bytes (-0.0 is not 0.0, a NaN equals
     itself).
@@ -79,6 +68,30 @@ class WeightFiles:
     def file_of(self, name: str) -> str:
         """The name of the file that stores a tensor."""
         return self.files[name]
+
+    def down_names(self) -> dict[int, str]:
+        """Layer number to the name of its `W_down`: in the one stack of layers that has all of the
+        model's. A head that predicts further tokens has layers of its own, and they are not meant.
+
+        Raises:
+            Refusal: two stacks could be the model's.
+        """
+        stacks: dict[str, dict[int, str]] = {}
+        for name in sorted(self.names):
+            if match := DOWN.search(name):
+                stacks.setdefault(name[: match.start(1)], {})[int(match[1])] = name
+        layers = range(self._layer_count())
+        whole = [{i: stack[i] for i in layers} for stack in stacks.values() if stack.keys() >= set(layers)]
+        if len(whole) > 1:
+            raise Refusal(
+                f"{self.folder}: {' and '.join(stack[0] for stack in whole)} could both be layer 0's W_down; loki-ds "
+                "trains models with one stack of layers"
+            )
+        return whole[0] if whole else max(stacks.values(), key=len, default={})
+
+    def _layer_count(self) -> int:
+        config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+        return int((config.get("text_config") or config)["num_hidden_layers"])
 
     def tied_twin(self, name: str) -> str | None:
         """The stored tensor that a tied, unstored one shares its memory with."""

@@ -9,6 +9,7 @@ from rich.progress import Progress
 from loki_ds import ranks
 from loki_ds.attribution.batches import batches, sweep_batches
 from loki_ds.attribution.kept import KeptScores
+from loki_ds.attribution.rope import length_class
 from loki_ds.attribution.self_check import check_family
 from loki_ds.attribution.sweep import Sweep
 from loki_ds.protected import ProtectedSet
@@ -79,12 +80,13 @@ def _plan(section: AttributionSection, sweep: Sweep, prompts: ProtectedSet, kept
     if planned is not None:
         return planned
     tokens, order = prompts.tokens, prompts.order
-    size = batch_size(section, sweep.run, tokens)
+    together = length_class(sweep.model.config)
+    size = batch_size(section, sweep.run, tokens, together)
     every = section.stop.every * len(prompts.subjects) if section.stop else len(order)
     planned = []
     for start in range(0, len(order), every):
         members = sorted(order[start : start + every])
-        planned.append([[members[i] for i in batch] for batch in batches([tokens[i] for i in members], size)])
+        planned.append([[members[i] for i in batch] for batch in batches([tokens[i] for i in members], size, together)])
     sample = [{"subject": one.subject, "line": one.line, "tokens": len(one.tokens)} for one in prompts.prompts]
     versions = {name: version(name) for name in LIBRARIES}
     ranks.on_first_rank(lambda: kept.note(rounds=planned, sample=sample, versions=versions))

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from loki_ds.attribution.batches import affordable_batch
+from loki_ds.attribution.rope import LengthClass
 from loki_ds.device import available_memory
 from loki_ds.recipe import AttributionSection
 
@@ -13,9 +14,14 @@ def batch_size(
     section: AttributionSection,
     work: Callable[[Sequence[Sequence[int]]], object],
     prompts: Sequence[Sequence[int]],
+    class_of: LengthClass,
 ) -> int:
-    """For `auto`, measured. work: what will be done with each batch; all ranks call it together."""
+    """For `auto`, measured.
+
+    work: what will be done with each batch; all ranks call it together. class_of: of lengths
+    (`attribution.rope`).
+    """
     if section.batch_size != "auto":
         return section.batch_size
     budget = int(section.memory_gib * 2**30) if section.memory_gib else int(FREE_SHARE * available_memory())
-    return affordable_batch(work, prompts, budget)
+    return affordable_batch(work, prompts, budget, class_of)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from loki_ds import device, ranks
 from loki_ds.attribution.batches import batches
+from loki_ds.attribution.rope import length_class
 from loki_ds.attribution.self_check import check_family
 from loki_ds.quiet.inputs import input_sizes, observe_inputs
 from loki_ds.quiet.kept import PartialSums, load_moments, save_moments
@@ -67,7 +68,8 @@ def _collect(run: Run, section: QuietSection, inputs: Inputs) -> list[SecondMome
     def observed(prompts: Sequence[Sequence[int]]) -> None:
         observe_inputs(run.model, gatherer, prompts, lambda *_: None)
 
-    planned = batches(tokens, batch_size(run.recipe.attribution, observed, tokens))
+    together = length_class(run.model.config)
+    planned = batches(tokens, batch_size(run.recipe.attribution, observed, tokens, together), together)
     budget = min(ranks.all_gather(int(FREE_SHARE * device.available_host_memory())))
     width = sketch_width(input_sizes(run.model), budget, section.sketch)
     partial = PartialSums(run.folder.quiet / "partial" / _digest(inputs, planned, width))

@@ -54,7 +54,7 @@ def test_an_unknown_family_that_disagrees_is_refused() -> None:
 
 def test_a_family_that_cannot_be_copied_is_refused() -> None:
     sizes = {**SMALL, "num_attention_heads": 3, "num_key_value_heads": 3, "hidden_size": 24}
-    with pytest.raises(Refusal, match="no tiny copy of it could be built to check attribution: must have three heads"):
+    with pytest.raises(Refusal, match="attribution could not be checked on a tiny copy of it: must have three heads"):
         check_family(ThreeHeadedForCausalLM(NeighbourConfig(**sizes)))
 
 
