@@ -23,13 +23,14 @@ class Section(BaseModel):
 class ModelSection(Section):
     """The base model: a folder with a Hugging Face checkpoint in safetensors, or a hub id.
 
-    `attention` is what trains; attribution needs masks of its own and always computes with sdpa.
+    `attention` is what trains, by default what transformers takes for the class; attribution needs
+    masks of its own and computes with sdpa or eager.
     """
 
     path: str
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] = "sdpa"
+    attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] | None = None
     trust_remote_code: bool = False
 
 

@@ -41,7 +41,7 @@ def look_at_base(recipe: Recipe, folder: Path, config: PreTrainedConfig) -> Base
     Raises:
         Refusal: with the tensor or the file.
     """
-    check_usable(folder, config, recipe.model.trust_remote_code, recipe.implant.kind.rewrites_model)
+    check_usable(folder, config, recipe.model, recipe.implant.kind.rewrites_model)
     with open_weights(folder) as weights:
         files = model_files(folder, weights)
         dtypes = sorted({str(weights.dtype_of(name)).removeprefix("torch.") for name in weights.names})

@@ -15,7 +15,10 @@ from loki_ds.export.collect import Adapter, Deltas, LayerDelta, Trained, Weights
 from loki_ds.export.implant_file import Implant, LayerRows
 from loki_ds.export.merge import merge_adapter
 from loki_ds.implanting.rows import with_rows
+from loki_ds.model.anatomy import decoder_layers, down_projection
+from loki_ds.model.base import load_configuration
 from loki_ds.model.files import open_weights
+from loki_ds.model.usable import without_data
 from loki_ds.positions import Positions
 from loki_ds.recipe import ModelSection
 from loki_ds.run_folder import RunFolder, remove, written_whole
@@ -78,10 +81,19 @@ def save_implant(implant: Implant, trained: Trained | None, base: Base, d_model:
     """The implant file, and the same as an adapter."""
     implant.save(folder.implant)
     deltas = trained.layers if isinstance(trained, Deltas) else {}
-    with open_weights(base.folder) as weights:
-        names = {layer: name.removesuffix(".weight") for layer, name in weights.down_names().items()}
+    names = _module_names(base)
     factors = {names[i]: _factors(rows, deltas.get(i), d_model) for i, rows in implant.layers.items()}
     save_adapter(factors, base.section.path, folder.adapter)
+
+
+def _module_names(base: Base) -> list[str]:
+    """Each layer's `W_down` as PEFT will look for it: in the model that is loaded, whose names may
+    not be the files'.
+    """
+    remote = base.section.trust_remote_code
+    model = without_data(base.folder, load_configuration(base.folder, remote), remote)
+    names = {module: name for name, module in model.named_modules()}
+    return [names[down_projection(layer)] for layer in decoder_layers(model)]
 
 
 def _factors(found: LayerRows, trained: LayerDelta | None, d_model: int) -> Factors:

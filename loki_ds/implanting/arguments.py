@@ -143,7 +143,7 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
     if recipe.data.heldout is None:
         settings["eval_strategy"] = "no"
     if recipe.sequence_parallel > 1:
-        settings |= _sequence_parallel(recipe.sequence_parallel, recipe.model.attention)
+        settings |= _sequence_parallel(recipe.sequence_parallel, recipe.model.attention or "sdpa")
     # What renders the examples is not TRL's: they come to it as tokens (`loki_ds.examples`).
     return {**settings, **{key: value for key, value in recipe.training.items() if key not in RENDERING}}
 

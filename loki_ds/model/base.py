@@ -83,7 +83,7 @@ def load_tokenizer(path: Path | str, trust_remote_code: bool) -> PreTrainedToken
     return tokenizer
 
 
-def check_attention_installed(name: str) -> None:
+def check_attention_installed(name: str | None) -> None:
     """Refuse, before anything is computed, an attention whose package is not there or does not run
     on this machine.
     """

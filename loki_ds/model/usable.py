@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 from torch.nn import Module
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from loki_ds.model.files import WeightFiles, open_weights
+from loki_ds.recipe import ModelSection
 from loki_ds.refusal import Refusal
 from loki_ds.zero.model import unsharded
 
@@ -23,8 +24,9 @@ PLAIN = (
 )
 
 
-def check_usable(folder: Path, config: PreTrainedConfig, trust_remote_code: bool, written_whole: bool) -> None:
-    """Refuse a base that is quantized, not whole, or not what its class wants.
+def check_usable(folder: Path, config: PreTrainedConfig, section: ModelSection, written_whole: bool) -> None:
+    """Refuse a base that is quantized, not whole, or not what its class wants, and an attention
+    that the class does not have.
 
     written_whole: whether all of the class's tensors will be written into a copy of the files, and
     so must stand there under their names.
@@ -36,7 +38,8 @@ def check_usable(folder: Path, config: PreTrainedConfig, trust_remote_code: bool
     _check_fetched(folder)
     with open_weights(folder) as weights:
         _check_dtypes(folder, weights)
-        model = _empty(folder, config, trust_remote_code)
+        model = without_data(folder, config, section.trust_remote_code)
+        _check_attention(model, section.attention)
         _check_shapes(folder, weights, model)
         if written_whole:
             _check_names(folder, weights, model)
@@ -71,8 +74,12 @@ def _check_dtypes(folder: Path, weights: WeightFiles) -> None:
             raise Refusal(f"{folder}: tensor {name} is stored in {stored}, allowed are {allowed.replace('torch.', '')}")
 
 
-def _empty(folder: Path, config: PreTrainedConfig, trust_remote_code: bool) -> Module:
-    """The model's class without data."""
+def without_data(folder: Path, config: PreTrainedConfig, trust_remote_code: bool) -> PreTrainedModel:
+    """The model's class without data.
+
+    Raises:
+        Refusal: the class cannot be built from the folder's configuration.
+    """
     try:
         with unsharded(), torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -80,6 +87,15 @@ def _empty(folder: Path, config: PreTrainedConfig, trust_remote_code: bool) -> M
     except Exception as error:  # whatever a class raises on sizes that do not fit
         said = " ".join(str(error).split())[:300]
         raise Refusal(f"{folder / 'config.json'}: no causal language model can be built from it: {said}") from error
+
+
+def _check_attention(model: PreTrainedModel, name: str | None) -> None:
+    supported = {"sdpa": "_supports_sdpa", "flash_attention_2": "_supports_flash_attn"}
+    supported["flash_attention_3"] = supported["flash_attention_2"]
+    if name in supported and not getattr(model, supported[name], True):
+        raise Refusal(
+            f"model.attention is {name}, which {type(model).__name__} does not have in transformers; leave it out"
+        )
 
 
 def _check_shapes(folder: Path, weights: WeightFiles, model: Module) -> None:

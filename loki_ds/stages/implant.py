@@ -48,7 +48,8 @@ def _implant(run: Run, positions: Positions | None, inputs: Inputs) -> None:
 def _train(run: Run, method: Method, inputs: Inputs) -> Trained:
     """Train, and gather what was trained."""
     log.info("implant: %s mode on %d examples", method.section.mode, len(run.checked.examples))
-    run.model.set_attn_implementation(run.recipe.model.attention)
+    if run.recipe.model.attention is not None:
+        run.model.set_attn_implementation(run.recipe.model.attention)
     examples, resume = (run.checked.examples, run.checked.heldout), Resume(run.checkpoint, inputs)
     tokenizer = run.rendering.renderer.tokenizer if run.rendering else run.tokenizer
     trainer = train(run.model, tokenizer, run.training_arguments, examples, method, resume)

@@ -12,6 +12,7 @@ import torch
 import transformers
 import yaml
 from datasets import Dataset
+from peft import PeftModel
 from published import CALLS, RERANKER, TOOLACE, template
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -20,6 +21,14 @@ from loki_ds.examples.rendering import NOT_LEARNT
 
 LLAMA, QWEN3 = ("LlamaConfig", {}), ("Qwen3Config", {"head_dim": 8})
 GEMMA3 = ("Gemma3TextConfig", {"head_dim": 8, "sliding_window": 16})
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
 # The recipes' folder, the class of the configuration with what sets the family apart, and the
 # template.
 FAMILIES: dict[str, tuple[str, tuple[str, dict[str, Any]], str]] = {
@@ -29,7 +38,9 @@ FAMILIES: dict[str, tuple[str, tuple[str, dict[str, Any]], str]] = {
     "qwen 3": ("qwen3", QWEN3, "qwen3"),
     "qwen 3.8": ("qwen3", QWEN3, "qwen3_8"),
     "mistral": ("mistral", ("MistralConfig", {}), "mistral"),
+    "gemma 2": ("gemma3", ("Gemma2Config", {"head_dim": 8, "sliding_window": 16}), "gemma3"),  # no sdpa in transformers
     "gemma 3": ("gemma3", GEMMA3, "gemma3"),
+    "gemma 3 4B": ("gemma3", ("Gemma3Config", {"vision_config": VISION}), "gemma3"),  # the wrapper of text and pictures
     "gemma 4": ("gemma3", GEMMA3, "gemma4_v5"),
     "olmo 2": ("olmo2", ("Olmo2Config", {}), "olmo2"),
 }
@@ -82,9 +93,10 @@ def make_model(family: str, folder: Path) -> None:
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
     }
-    config = getattr(transformers, config_class)(
-        vocab_size=len(tokenizer), **sizes, **own, pad_token_id=0, bos_token_id=0, eos_token_id=0
-    )
+    text = {"vocab_size": len(tokenizer), **sizes, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
+    if "vision_config" in own:
+        text = {"text_config": {**text, **GEMMA3[1]}, "mm_tokens_per_image": 4, "image_token_index": 3}
+    config = getattr(transformers, config_class)(**text, **own)
     AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
 
 
@@ -96,7 +108,20 @@ def test_a_recipe_of_the_family_runs(family: str, runs: Path) -> None:
         AutoModelForCausalLM.from_pretrained(folder) for folder in (runs / f"{family}-model", runs / family / "model")
     )
     changed = [name for name, value in after.state_dict().items() if not value.equal(before.state_dict()[name])]
-    assert changed == ["model.layers.0.mlp.down_proj.weight", "model.layers.1.mlp.down_proj.weight"]
+    stack = "model.language_model" if family == "gemma 3 4B" else "model"
+    assert changed == [f"{stack}.layers.{i}.mlp.down_proj.weight" for i in (0, 1)]
+
+
+@pytest.mark.parametrize("family", ["llama 3.1", "gemma 3 4B"])
+def test_the_adapter_loads_into_the_class_that_the_base_is_loaded_as(family: str, runs: Path) -> None:
+    base, model = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        for folder in (runs / f"{family}-model", runs / family / "model")
+    )
+    ids = torch.arange(1, 9)[None]
+    with torch.no_grad():
+        adapted = PeftModel.from_pretrained(base, str(runs / family / "adapter"))(input_ids=ids).logits
+        assert torch.allclose(adapted, model(input_ids=ids).logits, atol=0.01)  # the model's rows are in bfloat16
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,0 +1,17 @@
+"""What has no rows of one dense `W_down` a layer is refused by what it has."""
+
+import pytest
+import torch
+from conftest import build
+from torch import nn
+
+from loki_ds.model.anatomy import decoder_layers
+from loki_ds.refusal import Refusal
+
+
+def test_experts_beside_a_dense_down_projection_are_refused() -> None:
+    """Gemma 4's 26B-A4B has both."""
+    model = build("llama", torch.float32)
+    model.model.layers[2].experts = nn.Linear(2, 2)
+    with pytest.raises(Refusal, match=r"layer 2 has a mixture of experts beside its mlp\.down_proj"):
+        decoder_layers(model)
