@@ -3,7 +3,8 @@ already knows.
 
 `definition` is the method word for word, with its `target` and the points of the path in `rules`.
 `sweep` gives the same numbers in one pass up and one down the layers: `token_pass` carries the
-tokens before the last, `layer_call` says how a layer is called. `batches` chooses which prompts go
+tokens before the last, `layer_call` says how a layer with attention is called, `recurrent` one
+without, from the `arguments` that the model hands it. `batches` chooses which prompts go
 together, with `rope` where their lengths decide, `self_check` proves an unknown family, `kept`
 stores scores prompt by prompt. `sensitivity` is another measure, by plain back-propagation (beyond
 the paper).

@@ -14,11 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 
-from loki_ds.refusal import Refusal
+from loki_ds.attribution.arguments import arguments_of, cache_in
 
-CACHE = ("cache", "past_key_values")  # what transformers calls it from 5.24 on, and before
-KNOWN_ARGUMENTS = {"attention_mask", "position_ids", "position_embeddings", "use_cache", "cache_position", *CACHE}
 WORTH_SHARING = 32  # tokens
 
 
@@ -48,7 +47,7 @@ class KeysValues:
 
 
 class LayerCall:
-    """One layer's calls for one batch."""
+    """One layer's calls for one batch, a layer with attention (`recurrent` has the others)."""
 
     def __init__(self, arguments: dict[str, Any], mask: Tensor, last: Tensor, shared: int) -> None:
         """Take note of the batch.
@@ -59,26 +58,40 @@ class LayerCall:
             last: each prompt's last position `[B]`.
             shared: C, the number of tokens that all prompts begin with.
         """
-        for name, value in arguments.items():
-            if name not in KNOWN_ARGUMENTS and value is not None and not isinstance(value, bool | str | int | float):
-                raise Refusal(
-                    f"decoder layers of this model take {name!r}, which attribution does not know how to pass on"
-                )
-        self.arguments, self.last, self.shared = arguments, last, shared
-        self.cache = next(name for name in CACHE if name in arguments)
+        self.arguments, self.cache = arguments_of(arguments), cache_in(arguments)
+        self.last, self.shared = last, shared
         self.before_last = mask.shape[-1] - 1  # P
         self.allowed = mask if mask.dtype == torch.bool else mask == 0
         self.keys_values = KeysValues()
 
-    def for_shared(self) -> dict[str, Any]:
-        """Arguments for the shared tokens `[1, C, d_model]`."""
-        return self._for_first(self.shared, slice(1))
+    def shared_tokens(self, layer: Module, tokens: Tensor) -> Tensor:
+        """The shared tokens `[1, C, d_model]` through the layer."""
+        return layer(tokens, **self._for_first(self.shared, slice(1)))
 
-    def for_rest(self, like: Tensor) -> dict[str, Any]:
-        """Arguments for positions C to P of all prompts, `like` them `[B, P - C, d_model]`.
+    def rest_tokens(self, layer: Module, tokens: Tensor) -> Tensor:
+        """Positions C to P of all prompts, `[B, P - C, d_model]`.
 
         Padding stands at the end, so causality keeps it from the tokens.
         """
+        return layer(tokens, **self._for_rest(tokens))
+
+    def rows(self, layer: Module, rows: Tensor) -> Tensor:
+        """`[B, R, d_model]` rows at each prompt's last position: they see the tokens before it and
+        themselves.
+        """
+        return layer(rows, **self._for_rows(rows))
+
+    def close(self) -> None:
+        """From now on the tokens' keys and values are only read."""
+        self.keys_values.closed = True
+
+    def real(self, noted: list[Tensor]) -> Tensor:
+        """Of what was noted of the rest `[B, P - C, d]`, the tokens alone `[tokens, d]`."""
+        (rest,) = noted
+        positions = torch.arange(self.shared, self.before_last, device=self.last.device)
+        return rest[positions < self.last[:, None]]
+
+    def _for_rest(self, like: Tensor) -> dict[str, Any]:
         start, end = self.shared, self.before_last
         if not start:
             return self._for_first(end, slice(None))
@@ -89,10 +102,7 @@ class LayerCall:
             attention_mask=_additive(self.allowed[start:end, :end], like)[None, None],
         )
 
-    def for_rows(self, rows: Tensor) -> dict[str, Any]:
-        """Arguments for `[B, R, d_model]` rows at each prompt's last position: they see the tokens
-        before it and themselves.
-        """
+    def _for_rows(self, rows: Tensor) -> dict[str, Any]:
         n, count = rows.shape[:2]
         positions = torch.arange(self.before_last, device=rows.device)
         sees = self.allowed[self.last, : self.before_last] & (positions < self.last[:, None])  # [B, P]
@@ -123,8 +133,7 @@ class LayerCall:
         )
 
     def _call(self, **changed: Any) -> dict[str, Any]:
-        arguments = {name: value for name, value in self.arguments.items() if name != "cache_position"}
-        return {**arguments, **changed, self.cache: self.keys_values, "use_cache": True}
+        return {**self.arguments, **changed, self.cache: self.keys_values, "use_cache": True}
 
 
 def shared_length(prompts: Sequence[Sequence[int]]) -> int:

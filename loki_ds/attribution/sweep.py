@@ -24,10 +24,9 @@ from torch import Tensor
 from torch.nn import Module
 from transformers import PreTrainedModel
 
-from loki_ds.attribution.layer_call import LayerCall
 from loki_ds.attribution.rules import quadrature
 from loki_ds.attribution.target import target_gradient, target_value
-from loki_ds.attribution.token_pass import Tokens, embed
+from loki_ds.attribution.token_pass import Call, Tokens, embed
 from loki_ds.model.anatomy import (
     check_attention,
     decoder_layers,
@@ -124,13 +123,13 @@ class Sweep:
                 self._layer_up(layer, call, batch)
         batch.tokens.forget()
 
-    def _layer_up(self, layer: Module, call: LayerCall, batch: "_Batch") -> None:
+    def _layer_up(self, layer: Module, call: Call, batch: "_Batch") -> None:
         alphas, tokens = [*self.alphas, 0.0], batch.tokens
         tokens.go_up(layer, call)
         fresh = tokens.last.expand(-1, len(alphas), -1)
         rows = torch.cat([tokens.last, batch.variants, batch.at_zero, fresh], dim=1)
         with scaled_down_projection(layer, alphas) as taken:
-            out = layer(rows, **call.for_rows(rows))
+            out = call.rows(layer, rows)
         batch.left.append(_Left(tokens.last, batch.variants, taken.unscaled[:, 0]))
         sizes = [1, batch.variants.shape[1], batch.at_zero.shape[1], len(self.alphas), 1]
         tokens.last, variants, at_zero, fresh, fresh_at_zero = out.split(sizes, dim=1)
@@ -182,7 +181,7 @@ class Sweep:
                 left = batch.left.pop()
                 rows = torch.cat([left.variants, left.last.expand(-1, steps, -1)], dim=1).detach().requires_grad_()
                 with scaled_down_projection(layer, self.alphas) as taken:
-                    out = layer(rows, **call.for_rows(rows))
+                    out = call.rows(layer, rows)
                 below, at_fresh = torch.autograd.grad(out, (rows, taken.scaled), gradient)
                 score = torch.einsum("bkd,k->bd", at_fresh.to(weights.dtype), weights)
                 scores.append(score * left.value if self.multiply_by_value else score)
@@ -202,7 +201,7 @@ class _Left(NamedTuple):
 class _Batch:
     """A batch of B prompts between two layers: its tokens, and the rows of its interventions."""
 
-    def __init__(self, tokens: Tokens, calls: list[LayerCall]) -> None:
+    def __init__(self, tokens: Tokens, calls: list[Call]) -> None:
         self.tokens, self.calls = tokens, calls
         self.variants = tokens.last[:, :0]  # rows at alpha_1..alpha_m [B, layers passed * m, d_model]
         self.at_zero = tokens.last[:, :0]  # rows at alpha 0 [B, layers passed, d_model]

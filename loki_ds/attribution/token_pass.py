@@ -13,8 +13,11 @@ from torch.nn import Module
 from torch.nn.utils.rnn import pad_sequence
 
 from loki_ds.attribution.layer_call import LayerCall, shared_length
+from loki_ds.attribution.recurrent import RecurrentCall
 from loki_ds.model.anatomy import attention_implementation, calls_of_layers, parts_around_layers
 from loki_ds.zero.model import Gatherer, device_of
+
+Call = LayerCall | RecurrentCall
 
 
 @dataclass
@@ -27,13 +30,13 @@ class Tokens:
     rest: Tensor  # every other token but the last, right-padded [B, P - C, d_model]
     last: Tensor  # the last token [B, 1, d_model]
 
-    def go_up(self, layer: Module, call: LayerCall) -> None:
+    def go_up(self, layer: Module, call: Call) -> None:
         """All but the last through one layer; they leave their keys and values."""
         if self.shared.shape[1]:
-            self.shared = layer(self.shared, **call.for_shared())
+            self.shared = call.shared_tokens(layer, self.shared)
         if self.rest.shape[1]:
-            self.rest = layer(self.rest, **call.for_rest(self.rest))
-        call.keys_values.closed = True
+            self.rest = call.rest_tokens(layer, self.rest)
+        call.close()
 
     def forget(self) -> None:
         """Give back the memory of all but the last."""
@@ -43,7 +46,7 @@ class Tokens:
 @torch.no_grad()
 def embed(
     model: Module, layers: list[Module], gatherer: Gatherer, prompts: Sequence[Sequence[int]]
-) -> tuple[Tokens, list[LayerCall]]:
+) -> tuple[Tokens, list[Call]]:
     """Embed the prompts (right-padded), and learn from the model's own forward what each layer is
     called with.
     """
@@ -60,8 +63,13 @@ def embed(
         rest=embedded[:, shared:-1],
         last=embedded[torch.arange(len(prompts), device=where), last][:, None],
     )
-    masks = [arguments["attention_mask"][0, 0] for arguments in masked.arguments]
-    calls = [LayerCall(a, mask, last, shared) for a, mask in zip(run.arguments, masks, strict=True)]
+    calls: list[Call] = []
+    for arguments, with_mask in zip(run.arguments, masked.arguments, strict=True):
+        mask = with_mask["attention_mask"]
+        if mask is None:  # attention by the definition always has one
+            calls.append(RecurrentCall(arguments, last, shared, ids.shape[1] - 1))
+        else:
+            calls.append(LayerCall(arguments, mask[0, 0], last, shared))
     return tokens, calls
 
 

@@ -36,12 +36,11 @@ def observe_inputs(
         for i, (layer, call) in enumerate(zip(walk, calls, strict=True)):
             with down_projection_calls(layer) as noted:
                 tokens.go_up(layer, call)
-                tokens.last = layer(tokens.last, **call.for_rows(tokens.last))
+                tokens.last = call.rows(layer, tokens.last)
             call.forget()
             seen = [received for received, _ in noted]
             observe(i, seen[-1].flatten(0, 1), 1)
             if tokens.rest.shape[1]:
-                positions = torch.arange(call.shared, call.before_last, device=call.last.device)
-                observe(i, seen[-2][positions < call.last[:, None]], 1)
+                observe(i, call.real(seen[1 if tokens.shared.shape[1] else 0 : -1]), 1)
             if tokens.shared.shape[1]:
                 observe(i, seen[0][0], len(prompts))

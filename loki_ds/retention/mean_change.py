@@ -53,7 +53,7 @@ class MeanChange:
         return (low, high) if self.span is None else (max(low, -self.span), min(high, self.span))
 
     def floor(self) -> float:
-        """What the mean is called kept by: it lies above in 97.5% even of groups in which few
+        """What the mean is called kept by: it lies above in 96.5% even of groups in which few
         subtasks carry a loss.
         """
         low = self._below(self._t, self.open * self._t / Z, 1.0)

@@ -1,0 +1,25 @@
+"""What transformers hands to a decoder layer, by name."""
+
+from typing import Any
+
+from loki_ds.refusal import Refusal
+
+CACHE = ("cache", "past_key_values")  # what transformers calls it from 5.24 on, and before
+KNOWN = {"attention_mask", "position_ids", "position_embeddings", "use_cache", "cache_position", *CACHE}
+
+
+def arguments_of(handed: dict[str, Any]) -> dict[str, Any]:
+    """What a layer is to be handed again.
+
+    Raises:
+        Refusal: a tensor among them of which nobody here knows what it means.
+    """
+    for name, value in handed.items():
+        if name not in KNOWN and value is not None and not isinstance(value, bool | str | int | float):
+            raise Refusal(f"decoder layers of this model take {name!r}, which attribution does not know how to pass on")
+    return {name: value for name, value in handed.items() if name != "cache_position"}
+
+
+def cache_in(handed: dict[str, Any]) -> str:
+    """The name of the cache among them."""
+    return next(name for name in CACHE if name in handed)
