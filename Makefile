@@ -65,7 +65,7 @@ real: $(READY)  ## a real model: SmolLM2-135M taught BFCL's calls by LoKI, LoRA 
 	$(REAL)/calls-q30.yaml $(REAL_BASE) run=runs/smollm2/calls-q30
 	$(REAL)/calls-baseline-lora.yaml $(REAL_BASE) run=runs/smollm2/calls-baseline-lora
 	$(REAL)/calls-baseline-full.yaml $(REAL_BASE) run=runs/smollm2/calls-baseline-full
-	$(BIN)/loki-ds compare runs/smollm2/calls-q30 runs/smollm2/calls-baseline-lora runs/smollm2/calls-baseline-full
+	$(BIN)/loki-ds compare runs/smollm2/calls-q30 runs/smollm2/calls-baseline-lora runs/smollm2/calls-baseline-full --out runs/smollm2/compare
 
 real-study: $(READY)  ## that model's rates by the stated rule, then every method with two seeds (some two hours on two cores)
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) gguf
