@@ -46,7 +46,7 @@ def find_rates(pool: ThreadPoolExecutor) -> dict[str, Any]:
     """By method: the rates tried with their losses on the tuning chats, and the one chosen."""
     found: dict[str, Any] = {method: [] for method, own in METHODS.items() if "rates" in own}
     waiting = [(method, float(rate)) for method in found for rate in METHODS[method]["rates"]]
-    while waiting:
+    for _ in ("as listed", "once wider"):
         for method, tried in pool.map(lambda one: (one[0], tuned(*one)), waiting):
             found[method].append(tried)
         waiting = [(method, wider) for method, tried in found.items() if (wider := next_rate(tried)) is not None]

@@ -5,7 +5,7 @@ from typing import Any
 from loki_ds.refusal import Refusal
 
 CACHE = ("cache", "past_key_values")  # what transformers calls it from 5.24 on, and before
-KNOWN = {"attention_mask", "position_ids", "position_embeddings", "use_cache", "cache_position", *CACHE}
+KNOWN = {"attention_mask", "position_ids", "position_embeddings", "use_cache", "shared_kv_states", *CACHE}
 
 
 def arguments_of(handed: dict[str, Any]) -> dict[str, Any]:
@@ -14,10 +14,13 @@ def arguments_of(handed: dict[str, Any]) -> dict[str, Any]:
     Raises:
         Refusal: a tensor among them of which nobody here knows what it means.
     """
+    # Gemma 4 hands it to all layers; where layers do share keys and values the check on a tiny copy
+    # says so.
+    handed = {name: value for name, value in handed.items() if name != "cache_position"}
     for name, value in handed.items():
         if name not in KNOWN and value is not None and not isinstance(value, bool | str | int | float):
             raise Refusal(f"decoder layers of this model take {name!r}, which attribution does not know how to pass on")
-    return {name: value for name, value in handed.items() if name != "cache_position"}
+    return handed
 
 
 def cache_in(handed: dict[str, Any]) -> str:

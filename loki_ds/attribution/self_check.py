@@ -9,10 +9,11 @@ not agree is refused, never attributed wrongly in silence.
 
 import copy
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from loki_ds.attribution.definition import attribute_by_definition
 from loki_ds.attribution.sweep import Sweep
@@ -33,6 +34,9 @@ TINY = {
     "max_position_embeddings": 64,
     **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"), 8),
 }
+SPECIAL_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
+SIZES = (*TINY, "num_key_value_heads", "sliding_window", *SPECIAL_TOKENS)
+LAYERS = ("num_hidden_layers", "layer_types")
 PROMPTS = [[5, 9, 2, 7, 1, 3, 8, 6, 4], [11, 12], [3]]
 
 
@@ -43,24 +47,30 @@ def check_family(model: PreTrainedModel) -> None:
         Refusal: the model's family is not known and the check could not be made or failed.
     """
     config = model.config.get_text_config()
+    if shared := getattr(config, "num_kv_shared_layers", 0):
+        raise Refusal(
+            f"{type(model).__name__}: its last {shared} layers use the keys and values of earlier ones, so attribution "
+            "cannot go through the layers one by one"
+        )
     if config.model_type not in PROVEN:
         log.info(
             "attribute: %s is not a known family; comparing the sweep with the definition on a tiny copy",
             config.model_type,
         )
-        difference = _difference(type(model), config)
+        # Of a wrapper of text and pictures the text part alone, by its own class.
+        build = type(model) if config is model.config else AutoModelForCausalLM.from_config
+        difference = _difference(type(model).__name__, build, config)
         log.info("attribute: the tiny %s agrees to %.1e", config.model_type, difference)
 
 
-def _difference(model_class: type, config: Any) -> float:
+def _difference(name: str, build: Callable[[Any], Any], config: Any) -> float:
     """Largest difference between sweep and definition, relative to the largest score, on a tiny
     model of the class.
     """
-    name = model_class.__name__
     try:
         with torch.random.fork_rng(devices=[]), unsharded():
             torch.manual_seed(0)
-            model = model_class(tiny_config(config)).double().eval().requires_grad_(False)
+            model = build(tiny_config(config)).double().eval().requires_grad_(False)
             for parameter in model.parameters():
                 parameter.mul_(4 if parameter.dim() > 1 else 1)  # so that the layers matter
         expected = attribute_by_definition(model, PROMPTS, steps=2)
@@ -83,21 +93,41 @@ def tiny_config(config: Any) -> Any:
     """A copy of a configuration with every size made small and every other choice kept; at most
     four layers, all kinds of them.
     """
+    stated = config.to_dict()
+    if own := stated.get("per_layer_config"):
+        return type(config).from_dict({**stated, **_tiny_sizes(stated), **_tiny_layers(stated, own)})
     tiny = copy.deepcopy(config)
-    kinds = getattr(config, "layer_types", None)
-    layers = min(config.num_hidden_layers, 4)
-    for name, size in TINY.items():
-        if getattr(config, name, None) is not None:
-            setattr(tiny, name, size)
-    tiny.num_hidden_layers = layers
-    if getattr(config, "num_key_value_heads", None) is not None:
-        tiny.num_key_value_heads = 4 if config.num_key_value_heads == config.num_attention_heads else 2
-    if kinds is not None:
-        first = list(dict.fromkeys(kinds))
-        tiny.layer_types = (first + list(kinds))[:layers] if len(first) > 1 else list(kinds[:layers])
-    if getattr(config, "sliding_window", None) is not None:
-        tiny.sliding_window = 5
-    for token in ("pad_token_id", "bos_token_id", "eos_token_id"):
-        if getattr(config, token, None) is not None:
-            setattr(tiny, token, 0)
+    for name, size in _tiny_sizes({name: getattr(config, name, None) for name in SIZES}).items():
+        setattr(tiny, name, size)
+    for name, value in _tiny_layers({name: getattr(config, name, None) for name in LAYERS}, {}).items():
+        setattr(tiny, name, value)
     return tiny
+
+
+def _tiny_sizes(stated: dict[str, Any]) -> dict[str, int]:
+    """Of those that the configuration has."""
+    tiny = {name: size for name, size in TINY.items() if stated.get(name) is not None}
+    if stated.get("num_key_value_heads") is not None:
+        tiny["num_key_value_heads"] = 4 if stated["num_key_value_heads"] == stated["num_attention_heads"] else 2
+    if stated.get("sliding_window") is not None:
+        tiny["sliding_window"] = 5
+    return tiny | {name: 0 for name in SPECIAL_TOKENS if stated.get(name) is not None}
+
+
+def _tiny_layers(stated: dict[str, Any], own: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """At most four layers, all kinds of them. own: what single layers have, by their numbers."""
+    count, kinds = min(stated["num_hidden_layers"], 4), stated.get("layer_types")
+    layers: dict[str, Any] = {"num_hidden_layers": count}
+    if kinds is None:
+        return layers
+    first = list(dict.fromkeys(kinds))
+    layers["layer_types"] = (first + list(kinds))[:count] if len(first) > 1 else list(kinds[:count])
+    if own:
+        of_kind = {kinds[int(number)]: settings for number, settings in own.items()}
+        layers["layer_types"][-1] = kinds[-1]
+        layers["per_layer_config"] = {
+            i: {name: 2 * TINY[name] if name in TINY else value for name, value in of_kind[kind].items()}
+            for i, kind in enumerate(layers["layer_types"])
+            if kind in of_kind
+        }
+    return layers

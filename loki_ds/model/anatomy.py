@@ -106,9 +106,10 @@ def emptied(layers: list[Module], output: Tensor | None = None) -> Iterator[Empt
     """
     run = EmptiedRun()
 
-    def stand_in(hidden_states: Tensor, *_: Any, **arguments: Any) -> Tensor:
+    def stand_in(hidden_states: Tensor, *others: Any, **arguments: Any) -> Tensor:
         run.hidden_states.append(hidden_states)
-        run.arguments.append(arguments)
+        without_names = {f"argument {i}": other for i, other in enumerate(others, start=2) if other is not None}
+        run.arguments.append({**arguments, **without_names})
         return hidden_states if output is None else output
 
     for layer in layers:

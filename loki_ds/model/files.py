@@ -80,8 +80,9 @@ class WeightFiles:
         for name in sorted(self.names):
             if match := DOWN.search(name):
                 stacks.setdefault(name[: match.start(1)], {})[int(match[1])] = name
-        layers = range(self._layer_count())
-        whole = [{i: stack[i] for i in layers} for stack in stacks.values() if stack.keys() >= set(layers)]
+        layers = set(range(self._layer_count()))
+        exact = [stack for stack in stacks.values() if stack.keys() == layers]
+        whole = exact or [{i: stack[i] for i in layers} for stack in stacks.values() if stack.keys() >= layers]
         if len(whole) > 1:
             raise Refusal(
                 f"{self.folder}: {' and '.join(stack[0] for stack in whole)} could both be layer 0's W_down; loki-ds "

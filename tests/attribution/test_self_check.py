@@ -4,7 +4,17 @@ import pytest
 import torch
 from conftest import SMALL, build
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GlmConfig, LlamaConfig, LlamaForCausalLM, OlmoConfig, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    Gemma4Config,
+    Gemma4TextConfig,
+    GlmConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OlmoConfig,
+    Qwen3Config,
+)
 
 from loki_ds import attribute, attribute_by_definition
 from loki_ds.attribution.self_check import PROVEN, check_family, tiny_config
@@ -72,3 +82,36 @@ def test_the_copy_is_small_and_keeps_the_choices() -> None:
     assert (tiny.hidden_size, tiny.num_hidden_layers, len(tiny.layer_types), tiny.attention_bias) == (32, 4, 4, True)
     assert config.hidden_size == 4096
     assert tiny_config(GlmConfig(num_key_value_heads=2)).num_key_value_heads == 2
+
+
+def test_the_text_part_of_a_wrapper_proves_itself_and_layers_of_unequal_sizes_stay_so() -> None:
+    """Gemma 4's 12B and 31B: global layers have larger heads."""
+    layers = ["sliding_attention"] * 5 + ["full_attention"]
+    text = {**SMALL, "num_hidden_layers": 6, "head_dim": 8, "global_head_dim": 32, "hidden_size_per_layer_input": 0}
+    marks = {
+        f"{name}_token_id": place for place, name in enumerate(("image", "video", "audio", "boi", "boa"), start=50)
+    }
+    config = Gemma4Config(text_config={**text, "layer_types": layers}, vision_config=None, audio_config=None, **marks)
+    tiny = tiny_config(config.get_text_config())
+    assert tiny.layer_types == ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
+    assert [one.head_dim for one in tiny.per_layer_config] == [8, 16, 8, 16]
+    model = AutoModelForImageTextToText.from_config(config).double().eval()
+    scores: Tensor = attribute(model, [[5, 3, 1], [2]], steps=2)
+    expected = attribute_by_definition(model, [[5, 3, 1], [2]], steps=2)
+    assert (scores - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"num_kv_shared_layers": 2}, "its last 2 layers use the keys and values of earlier ones"),
+        ({"hidden_size_per_layer_input": 8}, "decoder layers of this model take 'argument 2'"),
+    ],
+)
+def test_what_the_small_gemma_4s_have_is_refused_by_what_it_is(settings: dict, says: str) -> None:
+    """E2B and E4B: shared keys and values, inputs of each layer's own."""
+    own = {"head_dim": 8, "global_head_dim": 8, "hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 64}
+    layers = ["sliding_attention", "full_attention"] * 2
+    config = Gemma4TextConfig(**{**SMALL, **own, **settings}, layer_types=layers)
+    with pytest.raises(Refusal, match=says):
+        attribute(AutoModelForCausalLM.from_config(config).double().eval(), [[1, 2, 3]])

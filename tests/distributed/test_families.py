@@ -36,6 +36,32 @@ GEMMA3_4B = {
     "mm_tokens_per_image": 4,
     "image_token_index": 3,
 }
+# As the 12B and the 31B: two sizes of heads, keys that are values, layers that share nothing.
+GEMMA4 = {
+    "text_config": {
+        "head_dim": 8,
+        "global_head_dim": 16,
+        "num_global_key_value_heads": 2,
+        "attention_k_eq_v": True,
+        "hidden_size_per_layer_input": 0,
+        "sliding_window": 16,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "vision_config": {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "patch_size": 4,
+        "position_embedding_size": 64,
+    },
+    **{
+        f"{name}_token_{'index' if name == 'eoa' else 'id'}": place
+        for place, name in enumerate(("image", "video", "audio", "boi", "eoi", "boa", "eoa"), start=3)
+    },
+}
 QWEN35 = {
     "text_config": {
         "head_dim": 8,
@@ -70,7 +96,7 @@ FAMILIES: dict[str, tuple[str, tuple[str, dict[str, Any]], str]] = {
     "gemma 2": ("gemma3", ("Gemma2Config", {"head_dim": 8, "sliding_window": 16}), "gemma3"),  # no sdpa in transformers
     "gemma 3": ("gemma3", GEMMA3, "gemma3"),
     "gemma 3 4B": ("gemma3", ("Gemma3Config", GEMMA3_4B), "gemma3"),
-    "gemma 4": ("gemma3", GEMMA3, "gemma4_v5"),
+    "gemma 4": ("gemma3", ("Gemma4Config", GEMMA4), "gemma4_v5"),
     "olmo 2": ("olmo2", ("Olmo2Config", {}), "olmo2"),
 }
 
@@ -141,11 +167,11 @@ def test_a_recipe_of_the_family_runs(family: str, runs: Path) -> None:
         AutoModelForCausalLM.from_pretrained(folder) for folder in (runs / f"{family}-model", runs / family / "model")
     )
     changed = [name for name, value in after.state_dict().items() if not value.equal(before.state_dict()[name])]
-    stack = "model.language_model" if family == "gemma 3 4B" else "model"
+    stack = "model.language_model" if family in ("gemma 3 4B", "gemma 4") else "model"
     assert changed == [f"{stack}.layers.{i}.mlp.down_proj.weight" for i in (0, 1)]
 
 
-@pytest.mark.parametrize("family", ["llama 3.1", "gemma 3 4B", "qwen 3.5"])
+@pytest.mark.parametrize("family", ["llama 3.1", "gemma 3 4B", "gemma 4", "qwen 3.5"])
 def test_the_adapter_loads_into_the_class_that_the_base_is_loaded_as(family: str, runs: Path) -> None:
     base, model = (
         AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
