@@ -9,11 +9,12 @@ not agree is refused, never attributed wrongly in silence.
 
 import copy
 import logging
+import re
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 from loki_ds.attribution.definition import attribute_by_definition
 from loki_ds.attribution.sweep import Sweep
@@ -57,10 +58,33 @@ def check_family(model: PreTrainedModel) -> None:
             "attribute: %s is not a known family; comparing the sweep with the definition on a tiny copy",
             config.model_type,
         )
-        # Of a wrapper of text and pictures the text part alone, by its own class.
-        build = type(model) if config is model.config else AutoModelForCausalLM.from_config
-        difference = _difference(type(model).__name__, build, config)
+        difference = _difference(type(model).__name__, _builder(model), config)
         log.info("attribute: the tiny %s agrees to %.1e", config.model_type, difference)
+
+
+def _builder(model: PreTrainedModel) -> Callable[[Any], PreTrainedModel]:
+    """What makes a model of a text configuration: the model's own class; of a wrapper of text and
+    pictures its text part's, or where there is none the wrapper with one layer for pictures.
+    """
+    whole = model.config
+    text = whole.get_text_config()
+    if text is whole:
+        return type(model)
+    if type(text) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return AutoModelForCausalLM.from_config
+
+    def wrapped(tiny: Any) -> PreTrainedModel:
+        small = copy.deepcopy(whole)
+        small.text_config = tiny
+        for name in ("depth", "num_hidden_layers"):
+            if hasattr(small.vision_config, name):
+                setattr(small.vision_config, name, 1)
+        marks = [name for name in small.to_dict() if re.search("(token_id|token_index)$", name)]
+        for token, name in enumerate(marks, start=TINY["vocab_size"] // 2):
+            setattr(small, name, token)
+        return type(model)(small)
+
+    return wrapped
 
 
 def _difference(name: str, build: Callable[[Any], Any], config: Any) -> float:

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig
 
 from loki_ds.export.checkpoint import write_tensors
 from loki_ds.launcher import environment_of_one_process
+from loki_ds.model_class import model_class
 from loki_ds.recipe import ModelSection
 from loki_ds.refusal import Refusal
 
@@ -31,7 +32,8 @@ def main() -> None:
     base, adapter, out = map(Path, sys.argv[1:4])
     section = ModelSection.model_validate_json(sys.argv[4])
     remote = section.trust_remote_code
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, section.dtype), trust_remote_code=remote)
+    config = AutoConfig.from_pretrained(base, trust_remote_code=remote)
+    model = model_class(config).from_pretrained(base, dtype=getattr(torch, section.dtype), trust_remote_code=remote)
     merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
     write_tensors(base, merged.state_dict(), out)
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 from torch.nn import Module
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from loki_ds.model.files import WeightFiles, open_weights
+from loki_ds.model_class import model_class
 from loki_ds.recipe import ModelSection
 from loki_ds.refusal import Refusal
 from loki_ds.zero.model import unsharded
@@ -83,7 +84,7 @@ def without_data(folder: Path, config: PreTrainedConfig, trust_remote_code: bool
     try:
         with unsharded(), torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            return model_class(config).from_config(config, trust_remote_code=trust_remote_code)
     except Exception as error:  # whatever a class raises on sizes that do not fit
         said = " ".join(str(error).split())[:300]
         raise Refusal(f"{folder / 'config.json'}: no causal language model can be built from it: {said}") from error

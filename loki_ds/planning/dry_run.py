@@ -26,7 +26,6 @@ from torch.utils.flop_counter import flop_registry
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
-    AutoModelForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -38,6 +37,7 @@ from loki_ds.implanting.arguments import TrainingShape
 from loki_ds.implanting.baselines import peft_config
 from loki_ds.implanting.training import Method, prepare
 from loki_ds.model.anatomy import attention_implementation, decoder_layers, parts_around_layers
+from loki_ds.model_class import model_class
 from loki_ds.recipe import AttributionSection, PeftSection
 
 ATEN = torch.ops.aten
@@ -99,7 +99,7 @@ def model_without_data(
     """
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+        model: Any = model_class(config).from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
         add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
         if adapter is not None:
             model = get_peft_model(

@@ -17,8 +17,11 @@ from random import Random
 from typing import Any
 
 import numpy as np
+from peft import PeftModel
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from loki_ds.launcher import end_with_parent
+from loki_ds.model_class import is_wrapper_alone
 from loki_ds.recipe import TaskGroup
 from loki_ds.refusal import Refusal, shown_once
 from loki_ds.retention.parcels import ArmResult, Request, Sample, TaskSamples
@@ -61,7 +64,20 @@ def _model(request: Request) -> Any:
     if request.backend == "vllm":
         return get_model("vllm")(**settings, tensor_parallel_size=request.devices_per_model, batch_size="auto")
     spread = {"parallelize": True} if request.devices_per_model > 1 else {"device": request.device}
+    if is_wrapper_alone(AutoConfig.from_pretrained(request.model, trust_remote_code=request.trust_remote_code)):
+        return get_model("hf")(_loaded(request), tokenizer=request.tokenizer, batch_size=request.batch_size)
     return get_model("hf")(**settings, **spread, batch_size=request.batch_size)
+
+
+def _loaded(request: Request) -> Any:
+    """A wrapper of text and pictures, which lm-eval asks for its text when it is handed over."""
+    model = AutoModelForImageTextToText.from_pretrained(
+        request.model,
+        dtype=request.dtype,
+        trust_remote_code=request.trust_remote_code,
+        device_map="auto" if request.devices_per_model > 1 else {"": request.device},
+    )
+    return PeftModel.from_pretrained(model, request.adapter) if request.adapter else model
 
 
 def _chosen(name: str, task: Any, limit: int | None, request: Request) -> list[int]:

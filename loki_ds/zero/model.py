@@ -13,9 +13,10 @@ import torch
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from torch import nn
 from torch.nn import Module
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 from transformers.integrations import deepspeed as hf_deepspeed
 
+from loki_ds.model_class import model_class
 from loki_ds.refusal import Refusal
 
 
@@ -28,7 +29,8 @@ def load_model(folder: Path, dtype: torch.dtype, trust_remote_code: bool = False
     Raises:
         Refusal: a tensor of the class that is not there; transformers would make one at random.
     """
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    loaded: Any = model_class(config).from_pretrained(
         folder, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True
     )
     model, found = loaded

@@ -15,10 +15,11 @@ from datasets import Dataset
 from peft import PeftModel
 from published import CALLS, RERANKER, TOOLACE, template
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from distributed.conftest import ROOT, launch_all
 from loki_ds.examples.rendering import NOT_LEARNT
+from loki_ds.model_class import model_class
 
 LLAMA, QWEN3 = ("LlamaConfig", {}), ("Qwen3Config", {"head_dim": 8})
 GEMMA3 = ("Gemma3TextConfig", {"head_dim": 8, "sliding_window": 16})
@@ -35,6 +36,33 @@ GEMMA3_4B = {
     },
     "mm_tokens_per_image": 4,
     "image_token_index": 3,
+}
+MISTRAL3 = {
+    "text_config": {"model_type": "mistral", "head_dim": 8},
+    "vision_config": {
+        "model_type": "pixtral",
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    },
+    "image_token_index": 3,
+}
+QWEN3VL = {
+    "text_config": {"head_dim": 8, "rope_scaling": {"rope_type": "default", "mrope_section": [2, 1, 1]}},
+    "vision_config": {
+        "depth": 2,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_heads": 2,
+        "out_hidden_size": 32,
+        "patch_size": 4,
+        "num_position_embeddings": 16,
+        "deepstack_visual_indexes": [0, 1],
+    },
+    **{f"{name}_token_id": i for i, name in enumerate(("image", "video", "vision_start", "vision_end"), start=3)},
 }
 # As the 12B and the 31B: two sizes of heads, keys that are values, layers that share nothing.
 GEMMA4 = {
@@ -94,11 +122,21 @@ FAMILIES: dict[str, tuple[str, tuple[str, dict[str, Any]], str]] = {
     "qwen 3.5": ("qwen3", ("Qwen3_5Config", QWEN35), "qwen3_6"),
     "mistral": ("mistral", ("MistralConfig", {}), "mistral"),
     "gemma 2": ("gemma3", ("Gemma2Config", {"head_dim": 8, "sliding_window": 16}), "gemma3"),  # no sdpa in transformers
+    "qwen 3 VL": ("qwen3", ("Qwen3VLConfig", QWEN3VL), "qwen3_vl"),
+    "mistral 3": ("mistral", ("Mistral3Config", MISTRAL3), "mistral"),
     "gemma 3": ("gemma3", GEMMA3, "gemma3"),
     "gemma 3 4B": ("gemma3", ("Gemma3Config", GEMMA3_4B), "gemma3"),
     "gemma 4": ("gemma3", ("Gemma4Config", GEMMA4), "gemma4_v5"),
     "olmo 2": ("olmo2", ("Olmo2Config", {}), "olmo2"),
 }
+
+
+WRAPPED = ("qwen 3 VL", "mistral 3", "gemma 3 4B", "gemma 4")  # loaded as a whole
+
+
+def loaded(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
+    """As PEFT's documentation and the model's card would."""
+    return model_class(AutoConfig.from_pretrained(folder)).from_pretrained(folder, dtype=dtype)
 
 
 def test_every_family_folder_is_here() -> None:
@@ -163,20 +201,15 @@ def make_model(family: str, folder: Path) -> None:
 def test_a_recipe_of_the_family_runs(family: str, runs: Path) -> None:
     resolved = yaml.safe_load((runs / family / "recipe.yaml").read_text())
     assert resolved["implant"]["mode"] == "rows"
-    before, after = (
-        AutoModelForCausalLM.from_pretrained(folder) for folder in (runs / f"{family}-model", runs / family / "model")
-    )
+    before, after = (loaded(folder, torch.bfloat16) for folder in (runs / f"{family}-model", runs / family / "model"))
     changed = [name for name, value in after.state_dict().items() if not value.equal(before.state_dict()[name])]
-    stack = "model.language_model" if family in ("gemma 3 4B", "gemma 4") else "model"
+    stack = "model.language_model" if family in WRAPPED else "model"
     assert changed == [f"{stack}.layers.{i}.mlp.down_proj.weight" for i in (0, 1)]
 
 
-@pytest.mark.parametrize("family", ["llama 3.1", "gemma 3 4B", "gemma 4", "qwen 3.5"])
+@pytest.mark.parametrize("family", ["llama 3.1", "qwen 3.5", *WRAPPED])
 def test_the_adapter_loads_into_the_class_that_the_base_is_loaded_as(family: str, runs: Path) -> None:
-    base, model = (
-        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        for folder in (runs / f"{family}-model", runs / family / "model")
-    )
+    base, model = (loaded(folder, torch.float32) for folder in (runs / f"{family}-model", runs / family / "model"))
     ids = torch.arange(1, 9)[None]
     with torch.no_grad():
         adapted = PeftModel.from_pretrained(base, str(runs / family / "adapter"))(input_ids=ids).logits

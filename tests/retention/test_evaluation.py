@@ -14,7 +14,14 @@ import torch
 from conftest import ROOT
 from paired import metric
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    Mistral3Config,
+    MistralConfig,
+    PixtralVisionConfig,
+)
 
 from loki_ds.recipe_file import load_suite
 from loki_ds.refusal import Refusal
@@ -293,6 +300,31 @@ def test_documents_are_scored_by_right_or_wrong_and_in_nats(own_tasks: Path) -> 
     assert choice["scores"][2] == pytest.approx(choices["2"], abs=1e-4)
     assert (choice["answer"], choice["gold"]) == (max(choices, key=lambda answer: choices[answer]), "2")
     assert text["scores"] == [pytest.approx(-nats("", "2") / math.log(2), rel=1e-3)]
+
+
+def test_a_wrapper_of_text_and_pictures_is_asked_as_its_text_part_is(own_tasks: Path, tmp_path: Path) -> None:
+    """Mistral 3 has no class of its own for text; lm-eval gets the model, not its name."""
+    tokenizer = AutoTokenizer.from_pretrained(REQUEST["model"])
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text = MistralConfig(vocab_size=len(tokenizer), **sizes, head_dim=8, num_key_value_heads=2)
+    pictures = PixtralVisionConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    torch.manual_seed(0)
+    wrapper = AutoModelForImageTextToText.from_config(Mistral3Config(text_config=text, vision_config=pictures))
+    alone = AutoModelForCausalLM.from_config(text)
+    alone.model.load_state_dict(wrapper.model.language_model.state_dict())
+    alone.lm_head.load_state_dict(wrapper.lm_head.state_dict())
+    found = []
+    for name, model in (("wrapper", wrapper), ("alone", alone)):
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+        asked = request(
+            groups=[{**PLAIN, "tasks": ["choice"]}],
+            include_path=str(own_tasks),
+            model=str(tmp_path / name),
+            tokenizer=str(tmp_path / name),
+        )
+        found.append([sample["scores"] for sample in run_lm_eval(asked)["tasks"]["choice"]["samples"]])
+    assert found[0] == [pytest.approx(scores, abs=1e-5) for scores in found[1]]
 
 
 def nats(context: str, answer: str) -> float:
