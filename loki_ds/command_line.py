@@ -7,18 +7,17 @@ misspelt command or a misspelt recipe key answer at once.
 import argparse
 import json
 import sys
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from loki_ds.command_arguments import ARGUMENTS, GATE
 from loki_ds.refusal import Refusal, shown_once
-from loki_ds.strategies import BY_SENSITIVITY, STRATEGIES
+from loki_ds.strategies import BY_SENSITIVITY
 
 if TYPE_CHECKING:
     from loki_ds.report.schema import Report
 
-GATE = "--gate"
 REFUSED = 2
 MISUSED = 1  # where 2 means that something was lost
 
@@ -32,6 +31,19 @@ def main() -> None:
     except SystemExit as ended:  # argparse, or a process that evaluated, has said why
         sys.exit(refused if ended.code else 0)
     sys.exit(status)
+
+
+def doctor(arguments: argparse.Namespace) -> int:
+    """Whether the main job can start on this machine: libraries, devices, communication, compiler,
+    builds, disk, hub; exit status 1 where it cannot. More of DeepSpeed: ds_report.
+    """
+    from rich.console import Console
+
+    from loki_ds.doctor import as_table, examine
+
+    looked = examine(Path("runs"))
+    Console().print(as_table(looked))
+    return 1 if any(one.stops for one in looked) else 0
 
 
 def check(arguments: argparse.Namespace) -> int:
@@ -219,49 +231,13 @@ def _arguments() -> argparse.Namespace:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="loki-ds", allow_abbrev=False, description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--version", action="version", version=f"loki-ds {version('loki-ds')}")
-    commands = parser.add_subparsers(required=True, metavar="command")
-
-    def add(command: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+    added = parser.add_subparsers(required=True, metavar="command")
+    for command in (doctor, check, plan, select, positions, apply, revert, verify, retain, report, compare):
         said = " ".join((command.__doc__ or "").split())
-        added = commands.add_parser(command.__name__, help=said, description=said, allow_abbrev=False)
-        added.set_defaults(command=command)
-        return added
-
-    checked, planned = add(check), add(plan)
-    for added in (checked, planned):
-        added.add_argument("recipe", type=Path)
-        added.add_argument("overrides", nargs="*", metavar="key=value")
-    planned.add_argument("--ranks", type=int, default=8, help="GPUs, of all nodes together (default 8)")
-    planned.add_argument("--gpu", help="h100, a100-80, ...; when not given, this machine's, or an h100")
-    planned.add_argument("--memory", type=float, help="GiB of a GPU, instead of the named one's")
-    planned.add_argument("--tflops", type=float, help="TFLOP/s as measured in training, instead of the named GPU's")
-    selected = add(select)
-    selected.add_argument("run", type=Path)
-    selected.add_argument("--quota", type=float, required=True, help="percent of each layer's rows")
-    selected.add_argument("--strategy", choices=STRATEGIES, default="layer_balanced")
-    selected.add_argument("--seed", type=int, default=0, help="of the strategy random")
-    selected.add_argument("--out", type=Path, required=True)
-    compared = add(positions)
-    compared.add_argument("first", type=Path)
-    compared.add_argument("second", type=Path)
-    for command, source in ((apply, "base"), (revert, "model")):
-        added = add(command)
-        for name in (source, "implant", "out"):
-            added.add_argument(name, type=Path)
-    verified = add(verify)
-    for name in ("base", "model", "positions"):
-        verified.add_argument(name, type=Path)
-    retained, reported = add(retain), add(report)
-    retained.add_argument("base", help="folder or hub id")
-    retained.add_argument("model", help="folder, hub id, or folder of a PEFT adapter on the base")
-    retained.add_argument("overrides", nargs="*", metavar="key=value", help="retention.* and model.* as in a recipe")
-    retained.add_argument("--out", type=Path, default=Path("retained"), help="folder of report and answers (retained)")
-    reported.add_argument("run", type=Path)
-    for added in (retained, reported):
-        added.add_argument(GATE, action="store_true", help="end with 0 when all is kept, 2 lost, 3 not shown")
-    side_by_side = add(compare)
-    side_by_side.add_argument("runs", nargs="+", type=Path)
-    side_by_side.add_argument("--out", type=Path, help="folder for compare.html, compare.json and the picture")
+        own = added.add_parser(command.__name__, help=said, description=said, allow_abbrev=False)
+        own.set_defaults(command=command)
+        for name, settings in ARGUMENTS[command.__name__]:
+            own.add_argument(name, **settings)
     return parser
 
 

@@ -1,0 +1,55 @@
+"""What each command of `loki-ds` takes."""
+
+from pathlib import Path
+from typing import Any
+
+from loki_ds.strategies import STRATEGIES
+
+GATE = "--gate"
+Arguments = list[tuple[str, dict[str, Any]]]
+
+
+def _paths(*names: str) -> Arguments:
+    return [(name, {"type": Path}) for name in names]
+
+
+def _overrides(said: str | None = None) -> Arguments:
+    return [("overrides", {"nargs": "*", "metavar": "key=value", "help": said})]
+
+
+GATED: Arguments = [(GATE, {"action": "store_true", "help": "end with 0 when all is kept, 2 lost, 3 not shown"})]
+RECIPE: Arguments = [*_paths("recipe"), *_overrides()]
+ARGUMENTS: dict[str, Arguments] = {
+    "doctor": [],
+    "check": RECIPE,
+    "plan": [
+        *RECIPE,
+        ("--ranks", {"type": int, "default": 8, "help": "GPUs, of all nodes together (default 8)"}),
+        ("--gpu", {"help": "h100, a100-80, ...; when not given, this machine's, or an h100"}),
+        ("--memory", {"type": float, "help": "GiB of a GPU, instead of the named one's"}),
+        ("--tflops", {"type": float, "help": "TFLOP/s as measured in training, instead of the named GPU's"}),
+    ],
+    "select": [
+        *_paths("run"),
+        ("--quota", {"type": float, "required": True, "help": "percent of each layer's rows"}),
+        ("--strategy", {"choices": STRATEGIES, "default": "layer_balanced"}),
+        ("--seed", {"type": int, "default": 0, "help": "of the strategy random"}),
+        ("--out", {"type": Path, "required": True}),
+    ],
+    "positions": _paths("first", "second"),
+    "apply": _paths("base", "implant", "out"),
+    "revert": _paths("model", "implant", "out"),
+    "verify": _paths("base", "model", "positions"),
+    "retain": [
+        ("base", {"help": "folder or hub id"}),
+        ("model", {"help": "folder, hub id, or folder of a PEFT adapter on the base"}),
+        *_overrides("retention.* and model.* as in a recipe"),
+        ("--out", {"type": Path, "default": Path("retained"), "help": "folder of report and answers (retained)"}),
+        *GATED,
+    ],
+    "report": [*_paths("run"), *GATED],
+    "compare": [
+        ("runs", {"nargs": "+", "type": Path}),
+        ("--out", {"type": Path, "help": "folder for compare.html, compare.json and the picture"}),
+    ],
+}

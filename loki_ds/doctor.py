@@ -1,0 +1,119 @@
+"""Can the main job start on this machine? What it needs, what is there, and what for.
+
+DeepSpeed's own report (`ds_report`) says more of its operators.
+"""
+
+import os
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import deepspeed
+import psutil
+import torch
+from huggingface_hub import get_token
+from huggingface_hub.constants import HF_HUB_OFFLINE
+from rich.table import Table
+from torch.utils.cpp_extension import CUDA_HOME, get_cxx_compiler
+from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
+
+from loki_ds.device import on_cpu
+from loki_ds.extensions import check_builds
+from loki_ds.refusal import Refusal
+
+LIBRARIES = ("torch", "deepspeed", "transformers", "trl", "peft", "lm_eval")
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Looked:
+    """At one thing: what is there, what it is needed for, and whether the main job cannot start
+    without what is missing.
+    """
+
+    at: str
+    found: str
+    needed_for: str
+    stops: bool = False
+
+
+def examine(runs: Path) -> list[Looked]:
+    """This machine, and the disk under `runs`."""
+    return [
+        Looked("libraries", ", ".join(f"{name} {version(name)}" for name in LIBRARIES), "everything"),
+        _devices(),
+        _communication(),
+        _compiler(),
+        _builds(),
+        _attention(),
+        _disk(runs),
+        _hub(),
+    ]
+
+
+def _devices() -> Looked:
+    accelerator = deepspeed.get_accelerator()
+    if on_cpu():
+        free = psutil.virtual_memory().available / GIB
+        found = f"no accelerator; {psutil.cpu_count(logical=False)} cores, {free:.0f} GiB free"
+        return Looked("devices", found, "small models on processors; a GPU for all others")
+    each = [
+        f"{torch.cuda.get_device_name(i)}, {accelerator.available_memory(i) / GIB:.0f} GiB free"
+        for i in range(accelerator.device_count())
+    ]
+    return Looked("devices", "; ".join(each), "training, attribution, evaluation", stops=not each)
+
+
+def _communication() -> Looked:
+    wanted, there = (
+        ("gloo", torch.distributed.is_gloo_available()) if on_cpu() else ("nccl", torch.distributed.is_nccl_available())
+    )
+    return Looked("communication", wanted if there else f"{wanted} is missing", "more than one rank", stops=not there)
+
+
+def _compiler() -> Looked:
+    """On processors DeepSpeed builds its shared memory when it first starts; on GPUs only what a
+    recipe asks for.
+    """
+    compiler, toolkit = shutil.which(get_cxx_compiler()), "" if on_cpu() else f", CUDA toolkit {CUDA_HOME or 'none'}"
+    builds = "DeepSpeed's communication" if on_cpu() else "offloading, with the CUDA toolkit (DeepSpeed's CPU Adam)"
+    there = compiler is not None and shutil.which("ninja") is not None
+    found = f"{compiler or 'no C++ compiler'}{'' if shutil.which('ninja') else ', no ninja'}{toolkit}"
+    return Looked("compiler", found, builds, stops=on_cpu() and not there)
+
+
+def _builds() -> Looked:
+    place = os.environ.get("TORCH_EXTENSIONS_DIR", "torch's own folder")
+    try:
+        check_builds()
+    except Refusal as locked:
+        return Looked("builds", str(locked), "every start", stops=True)
+    return Looked("builds", f"in {place}, no lock left behind", "every start")
+
+
+def _attention() -> Looked:
+    there = {"flash_attention_2": is_flash_attn_2_available(), "flash_attention_3": is_flash_attn_3_available()}
+    found = [name for name, here in there.items() if here]
+    return Looked("attention", ", ".join(["sdpa", *found]), "long or packed sequences go faster with a flash attention")
+
+
+def _disk(runs: Path) -> Looked:
+    beneath = next(folder for folder in (runs, *runs.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(beneath).free / GIB
+    return Looked("disk", f"{free:.0f} GiB free at {beneath.absolute()}", "the model once more, and each checkpoint")
+
+
+def _hub() -> Looked:
+    login = "logged in" if get_token() else "not logged in (hf auth login)"
+    found = "offline: only what is in the cache or a folder" if HF_HUB_OFFLINE else login
+    return Looked("model hub", found, "gated models (Llama, Gemma); a folder needs none")
+
+
+def as_table(looked: list[Looked]) -> Table:
+    table = Table(title="this machine")
+    for heading in ("", "found", "needed for"):
+        table.add_column(heading)
+    for one in looked:
+        table.add_row(one.at, f"{one.found}{' (the main job cannot start)' if one.stops else ''}", one.needed_for)
+    return table
