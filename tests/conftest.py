@@ -39,6 +39,25 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1, "no_rope_layer_interval": 2},
     ),
 }
+# With recurrent layers; these compute in float32 whatever the dtype.
+LINEAR, FULL = "linear_attention", "full_attention"
+HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen3.5": (
+        "Qwen3_5TextConfig",
+        {
+            "head_dim": 8,
+            "linear_num_value_heads": 4,
+            "linear_num_key_heads": 2,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+            "layer_types": [LINEAR, LINEAR, FULL, LINEAR],
+        },
+    ),
+    "olmo hybrid": (
+        "OlmoHybridConfig",
+        {"head_dim": 8, "layer_types": [LINEAR, FULL, LINEAR, FULL], "pad_token_id": 0, "eos_token_id": 1},
+    ),
+}
 SMALL = {
     "vocab_size": 64,
     "hidden_size": 32,

@@ -5,6 +5,8 @@ from typing import Any
 from loki_ds.refusal import Refusal
 
 CACHE = ("cache", "past_key_values")  # what transformers calls it from 5.24 on, and before
+# Gemma 4 hands `shared_kv_states` to layers that share nothing, too; those that do are refused
+# (`self_check`).
 KNOWN = {"attention_mask", "position_ids", "position_embeddings", "use_cache", "shared_kv_states", *CACHE}
 
 
@@ -14,8 +16,6 @@ def arguments_of(handed: dict[str, Any]) -> dict[str, Any]:
     Raises:
         Refusal: a tensor among them of which nobody here knows what it means.
     """
-    # Gemma 4 hands it to all layers; where layers do share keys and values the check on a tiny copy
-    # says so.
     handed = {name: value for name, value in handed.items() if name != "cache_position"}
     for name, value in handed.items():
         if name not in KNOWN and value is not None and not isinstance(value, bool | str | int | float):

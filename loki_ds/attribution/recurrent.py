@@ -8,7 +8,7 @@ so the tokens before go through in groups of equal length.
 Knows the methods that transformers' mixers ask of a cache. Knows nothing of interventions.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -94,19 +94,27 @@ def together(groups: list[tuple[Tensor, State]], batch: int) -> State:
 class RecurrentCall:
     """One recurrent layer's calls for one batch; the three of `layer_call.LayerCall`."""
 
-    def __init__(self, arguments: dict[str, Any], last: Tensor, shared: int, before_last: int) -> None:
+    def __init__(self, arguments: dict[str, Any], lengths: Sequence[int], last: Tensor, shared: int) -> None:
+        """Take note of the batch.
+
+        Args:
+            arguments: what the model passes to this layer.
+            lengths: of the prompts.
+            last: their last positions `[B]`.
+            shared: how many tokens all of them begin with.
+        """
         self.arguments, self.cache = arguments_of(arguments), cache_in(arguments)
-        self.last, self.shared, self.before_last = last, shared, before_last
+        self.lengths, self.last, self.shared = lengths, last, shared
         self.state = State()
 
     def shared_tokens(self, layer: Module, tokens: Tensor) -> Tensor:
         return layer(tokens, **self._call(self.state, slice(1), slice(self.shared)))
 
     def rest_tokens(self, layer: Module, tokens: Tensor) -> Tensor:
-        lengths, out = self.last - self.shared, torch.zeros_like(tokens)
-        groups = []
-        for length in lengths.unique().tolist():
-            members = (lengths == length).nonzero().flatten()
+        out, groups = torch.zeros_like(tokens), []
+        rest = [length - 1 - self.shared for length in self.lengths]
+        for length in sorted(set(rest)):
+            members = torch.tensor([i for i, own in enumerate(rest) if own == length], device=tokens.device)
             state = self.state.for_group(len(members))
             if length:
                 here = slice(self.shared, self.shared + length)
@@ -122,7 +130,7 @@ class RecurrentCall:
     def rows(self, layer: Module, rows: Tensor) -> Tensor:
         state = self.state.repeated(*rows.shape[:2])
         with each_row_a_step(layer, self.cache):
-            return layer(rows, **self._call(state, torch.arange(len(rows)), self.last))
+            return layer(rows, **self._call(state, torch.arange(len(rows), device=rows.device), self.last))
 
     def real(self, noted: list[Tensor]) -> Tensor:
         """What the groups' calls noted `[n, tokens, d]`, as `[tokens, d]`; there is no padding."""

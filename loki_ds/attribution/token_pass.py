@@ -67,7 +67,7 @@ def embed(
     for arguments, with_mask in zip(run.arguments, masked.arguments, strict=True):
         mask = with_mask["attention_mask"]
         if mask is None:  # attention by the definition always has one
-            calls.append(RecurrentCall(arguments, last, shared, ids.shape[1] - 1))
+            calls.append(RecurrentCall(arguments, [len(prompt) for prompt in prompts], last, shared))
         else:
             calls.append(LayerCall(arguments, mask[0, 0], last, shared))
     return tokens, calls

@@ -2,12 +2,10 @@
 and no state leaks from one prompt, row or sweep into another.
 """
 
-from typing import Any
-
 import pytest
 import torch
 import transformers
-from conftest import SMALL
+from conftest import HYBRIDS, SMALL
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -18,21 +16,6 @@ from loki_ds.model.anatomy import decoder_layers, down_projection_calls
 from loki_ds.quiet.inputs import observe_inputs
 from loki_ds.zero.model import Gatherer
 
-LINEAR, FULL = "linear_attention", "full_attention"
-HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
-    "qwen3.5": (
-        "Qwen3_5TextConfig",
-        {
-            "head_dim": 8,
-            "linear_num_value_heads": 4,
-            "linear_num_key_heads": 2,
-            "linear_key_head_dim": 8,
-            "linear_value_head_dim": 8,
-            "layer_types": [LINEAR, LINEAR, FULL, LINEAR],
-        },
-    ),
-    "olmo hybrid": ("OlmoHybridConfig", {"head_dim": 8, "layer_types": [LINEAR, FULL, LINEAR, FULL]}),
-}
 TOLERANCE = 1e-5  # of the largest score: the delta rule computes in float32 whatever the dtype
 BEGINNING = [i % 60 + 1 for i in range(40)]
 PROMPTS = {
@@ -46,7 +29,7 @@ PROMPTS = {
 def hybrid(name: str) -> PreTrainedModel:
     config_class, own = HYBRIDS[name]
     torch.manual_seed(0)
-    config = getattr(transformers, config_class)(**{**SMALL, **own}, pad_token_id=0, bos_token_id=0, eos_token_id=0)
+    config = getattr(transformers, config_class)(**{**SMALL, **own})
     model = AutoModelForCausalLM.from_config(config).double().eval().requires_grad_(False)
     for parameter in model.parameters():
         parameter.mul_(4 if parameter.dim() > 1 else 1)

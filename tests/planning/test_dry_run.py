@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from conftest import FAMILIES, SMALL
+from conftest import FAMILIES, HYBRIDS, SMALL
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 from trl.trainer.utils import add_fused_lm_head
@@ -83,16 +83,18 @@ def test_a_batch_of_the_attribution_is_the_real_one() -> None:
     assert dry.gathered == 2 * layers + 2 * (embedding + norm) + (0 if tied else embedding)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *HYBRIDS])
 def test_every_family_can_be_planned(family: str) -> None:
-    name, own = FAMILIES[family]
+    name, own = (FAMILIES | HYBRIDS)[family]
     config = getattr(transformers, name)(**{**SMALL, **own})
     with model_without_data(config, torch.bfloat16) as model:
         dry = micro_step(
             model, Method(ImplantSection(mode="rows"), Positions([[0, 1]] * 4)), shape(True, sequences=1, tokens=16)
         )
+        swept = sweep_batch(model, AttributionSection(steps=2), 2, 12)
     assert sum(dry.trained) == 4 * 2 * SMALL["intermediate_size"]
     assert dry.peak > dry.kept > 0
+    assert swept.flops > 0
 
 
 def test_no_memory_is_taken() -> None:
