@@ -27,6 +27,9 @@ from reporting import ROOT, keep
 STUDY = yaml.safe_load((Path(__file__).parent / "real.yaml").read_text())
 METHODS = STUDY["methods"]
 RUNS = Path("runs/real")
+KEPT = (
+    "base_digest settings outcome forgetting forgetting_ci losses_only losses_only_ci tasks likelihoods new_task"
+).split()
 POSITIONS = RUNS / "attribution/positions.json"
 
 
@@ -76,7 +79,8 @@ def evaluated(method: str, seed: int, rates: dict[str, Any]) -> dict[str, Any]:
     run, rate = RUNS / f"{METHODS[method]['recipe']}-seed={seed}", rates[method]["chosen"]
     settings = [f"training.learning_rate={rate:g}", f"training.seed={seed}", f"selection.seed={seed}"]
     main_job(METHODS[method]["recipe"], run, *selected(method), *settings)
-    return {"method": method, "seed": seed, "report": json.loads((ROOT / run / "report/report.json").read_text())}
+    report = json.loads((ROOT / run / "report/report.json").read_text())
+    return {"method": method, "seed": seed, "report": {key: report[key] for key in KEPT}}
 
 
 def selected(method: str) -> list[str]:
