@@ -8,8 +8,8 @@ model in which documents are independent). Added to it, for few or no documents 
 - what so few documents leave open whatever they show, as the rule of three does;
 - that more losses than were seen would also vary more, as in a score interval; likewise of gains.
 
-Whether an ability is kept asks for more than such an interval, which is symmetric in its errors
-where few subtasks carry a loss: `floor` takes both at the t-distribution's size.
+Whether an ability is kept asks for more: where few subtasks carry a loss, an interval lies above
+the truth too often. `floor` takes both at the t-distribution's size, and 2% instead of 2.5%.
 
 Simulated coverage: `eval/reports/intervals.md`.
 """
@@ -21,6 +21,7 @@ from scipy import stats
 from statsmodels.stats.power import TTestPower
 
 LEVEL = 0.05  # of every interval and test
+CAREFUL = 0.02  # of samples that may put the floor above the truth, were they as the t-distribution has them
 POWER = 0.8  # at which a change would be shown
 ENOUGH = 10  # documents that changed, whose largest change then stands for what a document can change
 Z = float(stats.norm.ppf(1 - LEVEL / 2))
@@ -49,22 +50,24 @@ class MeanChange:
     def interval(self) -> tuple[float, float]:
         """95%."""
         one_way = self.value / self.moved if self.moved else 0.0  # -1: losses alone, 0: as many gains
-        low, high = self._below(Z, self.open, max(-one_way, 0.0)), self._above(max(one_way, 0.0))
+        low = self._below(self._t, Z, self.open, max(-one_way, 0.0))
+        high = -replace(self, value=-self.value)._below(self._t, Z, self.open, max(one_way, 0.0))
         return (low, high) if self.span is None else (max(low, -self.span), min(high, self.span))
 
     def floor(self) -> float:
-        """What the mean is called kept by: it lies above in 96.5% even of groups in which few
-        subtasks carry a loss.
+        """What a loss is called kept by: the truth lies above it in 96.5% and more, also of groups
+        in which few subtasks carry the loss.
         """
-        low = self._below(self._t, self.open * self._t / Z, 1.0)
+        t = float(stats.t.ppf(1 - CAREFUL, self.df))
+        low = self._below(t, t, self.open * t / Z, 1.0)
         return low if self.span is None else max(low, -self.span)
 
-    def _below(self, skewed_by: float, opened: float, one_way: float) -> float:
+    def _below(self, by: float, skewed_by: float, opened: float, one_way: float) -> float:
+        """The end towards the worse: `by` so many errors, leaning by `skewed_by` of them as far as
+        changes go one way.
+        """
         skew = one_way * (skewed_by * self.error) ** 2 / self.moved / 2 if self.moved else 0.0
-        return float(self.value - skew - np.sqrt(skew**2 + (self._t * self.error) ** 2 + opened**2))
-
-    def _above(self, one_way: float) -> float:
-        return -replace(self, value=-self.value)._below(Z, self.open, one_way)
+        return float(self.value - skew - np.sqrt(skew**2 + (by * self.error) ** 2 + opened**2))
 
     def p_value(self) -> float:
         """Of no mean change, two-sided; 5% where the interval without its skew just reaches 0."""

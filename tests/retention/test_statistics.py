@@ -184,4 +184,4 @@ def test_the_least_margin_of_a_group_is_where_kept_begins(n: int) -> None:
     least = least_margin_of_group([n] * 5, by_size=True)
     unchanged = task([1] * 5 * n, [1] * 5 * n, clusters=[str(i % 5) for i in range(5 * n)])
     assert [suite_changes([unchanged], least * by)[0].verdict for by in (1.01, 0.99)] == ["kept", "not shown"]
-    assert least_margin(5 * n) < least < 3 * least_margin(5 * n)  # half of them right is the kindest case
+    assert least_margin(5 * n) < least < 3.2 * least_margin(5 * n)  # half of them right is the kindest case
