@@ -232,7 +232,7 @@ def test_a_rank_that_raises_ends_the_others(tmp_path: Path) -> None:
 def test_numbers_that_go_wrong_stop_the_run_with_step_and_layer(tmp_path: Path) -> None:
     wild = [
         "training.optim=sgd",
-        "training.learning_rate=1e30",
+        "training.learning_rate=3e38",
         "training.max_grad_norm=0",
         "training.warmup_steps=0",
         "training.lr_scheduler_type=constant",
