@@ -75,12 +75,7 @@ real-study: $(READY)  ## that model's rates by the stated rule, then every metho
 study: $(READY)  ## methods, selections, quotas and baselines on the tiny world, three seeds (about an hour on two cores)
 	$(ON_CPU) python eval/studies/trade_off.py eval/studies/methods.yaml
 
-quiet-real-study: $(READY)  ## that model's rates by the stated rule, then every method with two seeds (some two hours on two cores)
-	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) gguf
-	$(BIN)/python eval/real/fetch.py build/real
-	$(ON_CPU) python eval/studies/real.py
-
-study: $(READY)  ## quiet implanting, decay, other worlds (about an hour on two cores)
+quiet-study: $(READY)  ## quiet implanting, decay, other worlds (about an hour on two cores)
 	$(ON_CPU) python eval/studies/trade_off.py eval/studies/quiet.yaml
 
 scaling: $(READY)  ## eval/reports/scaling.md: the plan's counts carried to 512 GPUs

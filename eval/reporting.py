@@ -52,6 +52,12 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]], words: int 
     return "\n".join([*lines, *(f"| {' | '.join(map(str, row))} |" for row in rows)])
 
 
+def spread(values: Sequence[float], form: str) -> str:
+    """The mean, and of several the range."""
+    mean = form.format(sum(values) / len(values))
+    return mean if len(values) == 1 else f"{mean} ({form.format(min(values))} to {form.format(max(values))})"
+
+
 def keep(name: str, figures: Any) -> None:
     """`NAME.json`."""
     (REPORTS / f"{name}.json").write_text(json.dumps(figures, indent=1) + "\n")

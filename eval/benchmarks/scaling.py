@@ -23,7 +23,7 @@ from loki_ds.implanting.training import Method
 from loki_ds.model.anatomy import down_shapes
 from loki_ds.planning.estimate import Training, dry_step, dry_sweep, estimate
 from loki_ds.planning.hardware import GPUS, NODE, REACHED, WIRE_REACHED
-from loki_ds.planning.partitioning import Setting, sweep_traffic
+from loki_ds.planning.partitioning import Setting, kept_bytes, sweep_traffic
 from loki_ds.recipe import AttributionSection, ImplantSection, ModelSection, SelectionSection
 from loki_ds.selection import planned_positions
 
@@ -61,9 +61,9 @@ def trainings(mode: str, config: str) -> list[Training]:
     positions = planned_positions(SelectionSection(), down_shapes(LLAMA)) if implant.kind.confined else None
     step = dry_step(LLAMA, MODEL, Method(implant, positions), SHAPE)
     deepspeed = json.loads((ROOT / f"launch/{config}.json").read_text())
-    frozen = 1 - SelectionSection().quota / 100 if implant.kind.masks else 0.0
+    kept = kept_bytes(1 - SelectionSection().quota / 100 if implant.kind.masks else 0.0, pulled=False)
     settings = [Setting.of(deepspeed, ranks, LLAMA.hidden_size) for ranks in RANKS]
-    return [estimate(step, setting, SHAPE, implant.kind, frozen) for setting in settings]
+    return [estimate(step, setting, SHAPE, implant.kind, kept) for setting in settings]
 
 
 def per_gpu(found: Training) -> float:

@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,7 @@ def tokens_of(chat: Row, tokenizer: Any, turns: int | None = None) -> int:
     return len(tokenizer(chat["system"] + "".join(said))["input_ids"])
 
 
+@cache
 def instruction() -> str:
     """What `eval/tasks/bfcl` says to a model before the functions."""
     spec = importlib.util.spec_from_file_location("documents", ROOT / "eval/tasks/bfcl/documents.py")

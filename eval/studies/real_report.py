@@ -13,7 +13,7 @@ from loki_ds.attribution.kept import KeptScores
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from reporting import REPORTS, ROOT, listed, paragraph, table, where, write
+from reporting import REPORTS, ROOT, listed, paragraph, spread, table, where, write
 
 Reports = dict[str, list[dict[str, Any]]]  # of a method's seeds
 
@@ -110,15 +110,12 @@ def by_task(study: dict[str, Any], reports: Reports, kind: str) -> str:
     rows = []
     for task in [name for name in names if any(line["task"] == name for line in one)]:
         group = next(group for group in ("covered", "held out", "asked first") if task in study[group])
-        of_methods = [spread([_of(report[kind], task)["implanted"] for report in found]) for found in reports.values()]
+        of_methods = [
+            spread([_of(report[kind], task)["implanted"] for report in found], "{:.3f}") for found in reports.values()
+        ]
         line = _of(one, task)
         rows.append([task, f"{group}, {line['unit']}", line["n"], f"{line['base']:.3f}", *of_methods])
     return table(["task", "", "documents", "base", *reports], rows, words=2)
-
-
-def spread(values: list[float], form: str = "{:.3f}") -> str:
-    mean = form.format(float(np.mean(values)))
-    return mean if len(values) == 1 else f"{mean} ({form.format(min(values))} to {form.format(max(values))})"
 
 
 def trade_off(reports: Reports, path: Path) -> None:

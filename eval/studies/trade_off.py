@@ -29,7 +29,7 @@ from loki_ds.report.pictures import Point, trade_off
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from reporting import REPORTS, keep, paragraph, table, write
+from reporting import REPORTS, keep, paragraph, spread, table, write
 
 Cell = dict[str, Any]
 
@@ -227,14 +227,9 @@ def _chosen_row(key: str, study: dict[str, Any], cells: list[Cell]) -> list[obje
 
 def _figures(cells: list[Cell], groups: dict[str, list[str]]) -> list[str]:
     """Skill, forgetting, and forgetting of each group of tasks."""
-    by_group = [_spread([_forgotten(cell, tasks) for cell in cells], "{:.2f}%") for tasks in groups.values()]
+    by_group = [spread([_forgotten(cell, tasks) for cell in cells], "{:.2f}%") for tasks in groups.values()]
     skill, forgetting = ([cell[key] for cell in cells] for key in ("skill", "forgetting"))
-    return [_spread(skill, "{:.3f}"), _spread(forgetting, "{:.2f}%"), *by_group]
-
-
-def _spread(values: list[float], form: str) -> str:
-    mean = form.format(float(np.mean(values)))
-    return mean if len(values) == 1 else f"{mean} ({form.format(min(values))} to {form.format(max(values))})"
+    return [spread(skill, "{:.3f}"), spread(forgetting, "{:.2f}%"), *by_group]
 
 
 def _forgotten(cell: Cell, tasks: list[str]) -> float:

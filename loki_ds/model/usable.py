@@ -18,6 +18,12 @@ from loki_ds.refusal import Refusal
 from loki_ds.zero.model import unsharded
 
 TRAINABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+# What says of a class of transformers that it has an attention; every one has eager.
+SUPPORTS = {
+    "sdpa": "_supports_sdpa",
+    "flash_attention_2": "_supports_flash_attn",
+    "flash_attention_3": "_supports_flash_attn",
+}
 LFS = b"version https://git-lfs"
 PLAIN = (
     'python -c "from transformers import AutoModelForCausalLM as M; '
@@ -91,9 +97,8 @@ def without_data(folder: Path, config: PreTrainedConfig, trust_remote_code: bool
 
 
 def _check_attention(model: PreTrainedModel, name: str | None) -> None:
-    supported = {"sdpa": "_supports_sdpa", "flash_attention_2": "_supports_flash_attn"}
-    supported["flash_attention_3"] = supported["flash_attention_2"]
-    if name in supported and not getattr(model, supported[name], True):
+    flag = SUPPORTS.get(name or "")
+    if flag is not None and not getattr(model, flag, True):
         raise Refusal(
             f"model.attention is {name}, which {type(model).__name__} does not have in transformers; leave it out"
         )

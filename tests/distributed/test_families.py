@@ -24,16 +24,17 @@ from loki_ds.model_class import model_class
 LLAMA, QWEN3 = ("LlamaConfig", {}), ("Qwen3Config", {"head_dim": 8})
 GEMMA3 = ("Gemma3TextConfig", {"head_dim": 8, "sliding_window": 16})
 # Wrappers of text and pictures, as the larger models are published.
+PICTURES = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
 GEMMA3_4B = {
     "text_config": GEMMA3[1],
-    "vision_config": {
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "image_size": 28,
-        "patch_size": 14,
-    },
+    "vision_config": PICTURES,
     "mm_tokens_per_image": 4,
     "image_token_index": 3,
 }
@@ -41,12 +42,7 @@ MISTRAL3 = {
     "text_config": {"model_type": "mistral", "head_dim": 8},
     "vision_config": {
         "model_type": "pixtral",
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "image_size": 28,
-        "patch_size": 14,
+        **PICTURES,
     },
     "image_token_index": 3,
 }
