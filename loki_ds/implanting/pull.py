@@ -12,7 +12,7 @@ from torch.nn import Module
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from loki_ds.recipe import ImplantSection
-from loki_ds.zero.optimizer import Noted, Shard, after_each_step, learning_rate
+from loki_ds.zero.optimizer import Noted, Shard, after_each_step, just_stepped, learning_rate
 
 
 def pulled(model: Module, section: ImplantSection) -> list[Tensor]:
@@ -59,8 +59,9 @@ def pull_through_steps(optimizer: Any, starts: list[tuple[Shard, Tensor]], stren
     """
 
     def pull() -> None:
-        way = min(learning_rate(optimizer) * strength, 1.0)
+        way, stepped = min(learning_rate(optimizer) * strength, 1.0), just_stepped(optimizer)
         for shard, start in starts:
-            shard.write(shard.read().lerp_(start, way))
+            if shard.lies_in(stepped):
+                shard.write(shard.read().lerp_(start, way))
 
     after_each_step(optimizer, pull)

@@ -17,7 +17,7 @@ from loki_ds.zero.model import is_partitioned
 
 
 def after_each_step(optimizer: Any, change: Callable[[], None]) -> None:
-    """Call `change` after each step and before anybody reads the weights.
+    """Call `change` after each step of a group and before anybody reads the group's weights.
 
     The innermost optimizer works on shards in full precision, and DeepSpeed copies them to the
     model's weights after its step. So its post-step hook is the one place where nothing slips past:
@@ -27,6 +27,20 @@ def after_each_step(optimizer: Any, change: Callable[[], None]) -> None:
         optimizer: the Trainer's, once DeepSpeed (any ZeRO stage, or none) has wrapped it.
     """
     _innermost(optimizer).register_step_post_hook(lambda *_: change())
+
+
+def just_stepped(optimizer: Any) -> set[int]:
+    """The storages that the step before held, for `Shard.lies_in`.
+
+    DeepSpeed has the innermost optimizer step one group after the other (weights with decay and
+    without, under ZeRO-3 parts of a billion numbers), each copied to the model's weights right
+    after. So a change that must not come twice is made to a shard after its own group's step.
+    """
+    return {_storage(tensor) for group in _innermost(optimizer).param_groups for tensor in group["params"]}
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def learning_rate(optimizer: Any) -> float:
@@ -67,6 +81,14 @@ class Shard:
         """Make what `read` gave, changed in place, the parameter's; a view is already."""
         if is_partitioned(self.parameter):
             safe_set_local_fp32_param(self.parameter, elements)
+
+    def lies_in(self, stepped: set[int]) -> bool:
+        """Whether this rank's part is among what was `just_stepped`."""
+        if is_partitioned(self.parameter):
+            zero = self.parameter._z3_optimizer
+            group, *_ = zero.grad_position[zero.get_param_id(self.parameter)]
+            return _storage(zero.fp32_partitioned_groups_flat[group]) in stepped
+        return _storage(self.read()) in stepped
 
     def part_of(self, noted: "Noted") -> Tensor:
         """This rank's part of the noted values, in full precision."""

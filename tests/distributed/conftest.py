@@ -75,6 +75,14 @@ def launch(
     return Launched(job.returncode, output, time.monotonic() - started)
 
 
+def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """Between two models' weights, over the tensors both store."""
+    return (
+        sum(float((one[name].double() - other[name].double()).square().sum()) for name in one.keys() & other.keys())
+        ** 0.5
+    )
+
+
 def launch_all(
     folder: Path, cases: dict[str, list[str]], recipes: dict[str, Path] | None = None, ranks: int = 2
 ) -> None:

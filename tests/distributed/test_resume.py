@@ -8,13 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from conftest import in_mode
 from safetensors.torch import load_file
 from transformers import AutoConfig
 from trl import SFTConfig
 
-from distributed.conftest import BFLOAT16, ROOT, kill, launch, launch_all, start, write_configurations
+from distributed.conftest import BFLOAT16, ROOT, distance, kill, launch, launch_all, start, write_configurations
 from loki_ds.checking.base import look_at_base
 from loki_ds.checking.room import checkpoint_size
 from loki_ds.recipe_file import load_recipe
@@ -36,6 +35,7 @@ SAVED = {
         "implant.mode=full",
         "deepspeed={folder}/zero2.json",
         "training.learning_rate=1e-4",
+        "implant.pull=400",
     ],
     "peft dora": ["implant.mode=peft", "implant.peft.method=dora", "implant.peft.rank=4", "implant.pull=20"],
     "mask offloaded": ["implant.mode=mask", "deepspeed=launch/zero3_offload.json", "implant.pull=20"],
@@ -132,14 +132,6 @@ def test_a_checkpoint_takes_what_the_check_reckons(case: str, saved: tuple[Path,
         if file.suffix in (".pt", ".safetensors")
     ]
     assert 0.9 < checkpoint_size(recipe, found, arguments) / sum(file.stat().st_size for file in files) <= 1
-
-
-def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
-    """Between two models' weights, over the tensors both store."""
-    return (
-        sum(float((one[name].double() - other[name].double()).square().sum()) for name in one.keys() & other.keys())
-        ** 0.5
-    )
 
 
 @pytest.mark.parametrize(
