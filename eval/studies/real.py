@@ -9,6 +9,7 @@ eval/reports/real.json and .md.
 """
 
 import json
+import math
 import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,8 @@ import yaml
 from main_job import python
 from real_report import write_report
 from rule import next_rate, smallest_of_the_best
+
+from loki_ds.recipe_file import load_recipe
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -76,11 +79,20 @@ def tuned(method: str, rate: float) -> dict[str, float]:
 
 def evaluated(method: str, seed: int, rates: dict[str, Any]) -> dict[str, Any]:
     """A whole run, and its report."""
-    run, rate = RUNS / f"{METHODS[method]['recipe']}-seed={seed}", rates[method]["chosen"]
+    own, rate = METHODS[method], rates[method]["chosen"]
     settings = [f"training.learning_rate={rate:g}", f"training.seed={seed}", f"selection.seed={seed}"]
-    main_job(METHODS[method]["recipe"], run, *selected(method), *settings)
+    if own.get("pulled"):
+        settings.append(f"implant.pull={halving(own['recipe'], rate):.3g}")
+    run = RUNS / f"{own['recipe']}{'-pulled' if own.get('pulled') else ''}-seed={seed}"
+    main_job(own["recipe"], run, *selected(method), *settings)
     report = json.loads((ROOT / run / "report/report.json").read_text())
     return {"method": method, "seed": seed, "report": {key: report[key] for key in KEPT}}
+
+
+def halving(recipe: str, rate: float) -> float:
+    """The pull by which a change that nothing holds is half of itself after the training."""
+    steps = load_recipe(ROOT / f"recipes/smollm2/{recipe}.yaml").training["max_steps"]
+    return math.log(2) / (rate * steps / 2)
 
 
 def selected(method: str) -> list[str]:
