@@ -7,17 +7,12 @@ is typed in.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from loki_ds.modes import MODES, Mode
+from loki_ds.implant_section import ImplantSection
 from loki_ds.recipe_keys import check_training_keys
+from loki_ds.section import Section
 from loki_ds.strategies import BY_SCORES, BY_SENSITIVITY, Strategy
-
-
-class Section(BaseModel):
-    """Part of a recipe: unknown keys and values of another type are refused."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class ModelSection(Section):
@@ -87,72 +82,7 @@ class SelectionSection(Section):
     quota: Annotated[float, Field(gt=0, lt=100)] = 10.0
     seed: int = 0
     positions: str | None = None
-    exclude: list[str] = []
-
-
-class LowRankSection(Section):
-    """LoKI*: the rows' delta is `alpha/rank A B`. A starts at zero, B by `init`, as PEFT's LoRA."""
-
-    rank: Annotated[int, Field(gt=0)] = 16
-    alpha: Annotated[float, Field(gt=0)] = 16.0
-    init: Literal["kaiming", "gaussian"] = "kaiming"
-
-
-class PeftSection(Section):
-    """A baseline trained by PEFT: LoRA, DoRA or PiSSA on `targets` (PEFT's `target_modules`)."""
-
-    method: Literal["lora", "dora", "pissa"] = "lora"
-    rank: Annotated[int, Field(gt=0)] = 16
-    alpha: Annotated[float, Field(gt=0)] = 16.0
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    targets: str | list[str] = "all-linear"
-
-
-class QuietSection(Section):
-    """Quiet implanting: keep the delta out of the directions that hold `energy` of what the layers
-    receive on protected prompts.
-
-    `sketch`: how many directions of each layer's inputs to keep track of; when not given, all of
-    them if half the host's free memory holds that, else as many as it does.
-    """
-
-    energy: Annotated[float, Field(gt=0, lt=1)] = 0.99
-    sketch: Annotated[int, Field(gt=0)] | None = None
-
-
-class ImplantSection(Section):
-    """How the selected rows train: `mask`, `rows`, or `lora`, a low rank of them.
-
-    `full` and `peft` are baselines; `suppress` trains nothing and sets the selected rows to zero
-    (the paper's S-H and S-L). `early_stopping`: after so many evaluations on held-out examples that
-    are no better than the best (it needs `training.load_best_model_at_end`).
-
-    `pull`: after each step what trains goes back to the base by `learning_rate * pull` of its way.
-    """
-
-    mode: Literal["mask", "rows", "lora", "full", "peft", "suppress"] = "rows"
-    lora: LowRankSection = LowRankSection()
-    peft: PeftSection = PeftSection()
-    quiet: QuietSection | None = None
-    pull: Annotated[float, Field(ge=0)] = 0.0
-    early_stopping: Annotated[int, Field(gt=0)] | None = None
-
-    @property
-    def kind(self) -> Mode:
-        return MODES[self.mode]
-
-    @property
-    def method(self) -> str:
-        """What reports call it: the mode, or PEFT's method."""
-        return self.peft.method if self.kind.leaves == "adapter" else self.mode
-
-    @model_validator(mode="after")
-    def _check_mode(self) -> "ImplantSection":
-        for key in ("quiet", "pull"):
-            if getattr(self, key) and key not in self.kind.reads:
-                *others, last = (name for name, mode in MODES.items() if key in mode.reads)
-                raise ValueError(f"implant.{key} needs implant.mode {', '.join(others)} or {last}, it is {self.mode}")
-        return self
+    exclude: list[str] = Field(default=[])
 
 
 class SourceSection(Section):
@@ -180,7 +110,7 @@ Source = Annotated[SourceSection, BeforeValidator(_named)]
 class DataSection(Section):
     """The new task: chats, pairs or texts. A source may be given by its path alone."""
 
-    train: Annotated[list[Source], BeforeValidator(_one_or_more)] = []
+    train: Annotated[list[Source], BeforeValidator(_one_or_more)] = Field(default=[])
     heldout: Source | None = None
 
     @property
@@ -238,7 +168,7 @@ class Recipe(Section):
     selection: SelectionSection = SelectionSection()
     implant: ImplantSection = ImplantSection()
     data: DataSection = DataSection()
-    training: dict[str, Any] = {}
+    training: dict[str, Any] = Field(default={})
     deepspeed: str | None = None
     sequence_parallel: Annotated[int, Field(gt=0)] = 1
     retention: RetentionSection

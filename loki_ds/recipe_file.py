@@ -11,9 +11,10 @@ from typing import Annotated, Any, get_args
 import yaml
 from pydantic import Field, ValidationError
 
-from loki_ds.recipe import ModelSection, Recipe, RetentionSection, Section, TaskGroup
+from loki_ds.recipe import ModelSection, Recipe, RetentionSection, TaskGroup
 from loki_ds.recipe_keys import changes_a_result
 from loki_ds.refusal import Refusal, did_you_mean
+from loki_ds.section import Section
 from loki_ds.yaml_files import parsed, read_yaml, short
 
 NOTES = (

@@ -30,12 +30,12 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from loki_ds.device import on_cpu, peak_memory
+from loki_ds.implant_section import LowRankSection
 from loki_ds.implanting.mask import keep_through_steps, train_only_rows
 from loki_ds.implanting.rows import train_row_deltas
 from loki_ds.model.anatomy import decoder_layers, down_projection, down_weights, replace_down_projection
 from loki_ds.planning.dry_run import Tally
 from loki_ds.planning.hardware import this_machines
-from loki_ds.recipe import LowRankSection
 from loki_ds.selection import select_random
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

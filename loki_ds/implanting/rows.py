@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Linear, Module
 
+from loki_ds.implant_section import LowRankSection
 from loki_ds.model.anatomy import decoder_layers, down_projection, replace_down_projection
 from loki_ds.positions import Positions
 from loki_ds.quiet.subspace import project_out
-from loki_ds.recipe import LowRankSection
 
 
 class RowLinear(Linear):

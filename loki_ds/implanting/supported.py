@@ -11,9 +11,9 @@ import torch
 from trl import SFTConfig
 
 from loki_ds.device import on_cpu
+from loki_ds.implant_section import ImplantSection
 from loki_ds.model.files import open_weights
 from loki_ds.ranks import world_size
-from loki_ds.recipe import ImplantSection
 from loki_ds.refusal import Refusal
 from loki_ds.zero.configuration import check_zero
 

@@ -20,6 +20,7 @@ from loki_ds.examples.choice import Rendering, make_rendering
 from loki_ds.examples.rendering import NOT_LEARNT
 from loki_ds.examples.turns import NotUnderstood
 from loki_ds.examples.whole import examples_in, examples_of, first_counts, needs_of
+from loki_ds.implant_section import QuietSection
 from loki_ds.implanting.arguments import TrainingShape, deepspeed_config
 from loki_ds.implanting.settings import check_settings
 from loki_ds.implanting.training import Method
@@ -33,7 +34,7 @@ from loki_ds.planning.partitioning import Setting, kept_bytes
 from loki_ds.planning.passes import Passes, Stage, prompts_of, training_stages
 from loki_ds.quiet.kept import load_moments
 from loki_ds.quiet.subspace import protected_subspace
-from loki_ds.recipe import DataSection, QuietSection, Recipe
+from loki_ds.recipe import DataSection, Recipe
 from loki_ds.refusal import Refusal
 from loki_ds.run_folder import RunFolder
 from loki_ds.selection import planned_positions

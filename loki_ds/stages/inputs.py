@@ -13,9 +13,10 @@ from typing import Any
 
 from loki_ds.examples.choice import Rendering
 from loki_ds.export.implant_file import Implant
+from loki_ds.implant_section import QuietSection
 from loki_ds.implanting.arguments import deepspeed_config
 from loki_ds.positions import Positions
-from loki_ds.recipe import DataSection, ProtectedSection, QuietSection, Recipe, RetentionSection
+from loki_ds.recipe import DataSection, ProtectedSection, Recipe, RetentionSection
 from loki_ds.recipe_keys import changes_a_result, without_secrets
 from loki_ds.run_folder import digest_of
 

@@ -12,11 +12,11 @@ from loki_ds import device, ranks
 from loki_ds.attribution.batches import batches
 from loki_ds.attribution.rope import length_class
 from loki_ds.attribution.self_check import check_family
+from loki_ds.implant_section import QuietSection
 from loki_ds.quiet.inputs import input_sizes, observe_inputs
 from loki_ds.quiet.kept import PartialSums, load_moments, save_moments
 from loki_ds.quiet.moments import collect_moments, sketch_width
 from loki_ds.quiet.subspace import SecondMoment, Subspace, protected_subspace
-from loki_ds.recipe import QuietSection
 from loki_ds.run_folder import remove
 from loki_ds.stages.batch_size import batch_size
 from loki_ds.stages.costs import cost_of

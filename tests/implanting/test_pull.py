@@ -10,11 +10,11 @@ from peft import get_peft_model
 from torch import Tensor
 from torch.nn import Module
 
+from loki_ds.implant_section import ImplantSection
 from loki_ds.implanting.baselines import peft_config
 from loki_ds.implanting.pull import pull_through_steps, pulled
 from loki_ds.implanting.training import Method, prepare
 from loki_ds.positions import Positions
-from loki_ds.recipe import ImplantSection
 from loki_ds.zero.optimizer import Shard
 
 POSITIONS = Positions([[1, 5], [], [0], [31]])

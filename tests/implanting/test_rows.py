@@ -13,11 +13,11 @@ from torch.nn import Linear
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
+from loki_ds.implant_section import LowRankSection
 from loki_ds.implanting.mask import keep_through_steps, train_only_rows
 from loki_ds.implanting.rows import RowLinear, train_row_deltas, with_rows
 from loki_ds.model.anatomy import down_projection, down_weights
 from loki_ds.positions import Positions
-from loki_ds.recipe import LowRankSection
 
 POSITIONS = Positions([[1, 5], [], [0], [31]])
 CPU = torch.device("cpu")

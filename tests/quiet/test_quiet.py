@@ -10,6 +10,7 @@ from conftest import build
 from torch import Tensor
 
 from loki_ds.attribution.batches import batches
+from loki_ds.implant_section import LowRankSection
 from loki_ds.implanting.rows import RowLinear, train_row_deltas
 from loki_ds.model.anatomy import decoder_layers, down_projection, down_weights
 from loki_ds.positions import Positions
@@ -17,7 +18,6 @@ from loki_ds.quiet.certificate import certify
 from loki_ds.quiet.kept import PartialSums, load_moments, save_moments
 from loki_ds.quiet.moments import collect_moments, random_directions, sketch_width
 from loki_ds.quiet.subspace import SecondMoment, exact, nystrom, project_out, protected_subspace
-from loki_ds.recipe import LowRankSection
 from loki_ds.refusal import Refusal
 from loki_ds.zero.model import Gatherer
 

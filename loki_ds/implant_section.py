@@ -1,0 +1,73 @@
+"""The recipe's section `implant`: how the selected rows, or what they are compared with, train."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from loki_ds.modes import MODES, Mode
+from loki_ds.section import Section
+
+
+class LowRankSection(Section):
+    """LoKI*: the rows' delta is `alpha/rank A B`. A starts at zero, B by `init`, as PEFT's LoRA."""
+
+    rank: Annotated[int, Field(gt=0)] = 16
+    alpha: Annotated[float, Field(gt=0)] = 16.0
+    init: Literal["kaiming", "gaussian"] = "kaiming"
+
+
+class PeftSection(Section):
+    """A baseline trained by PEFT: LoRA, DoRA or PiSSA on `targets` (PEFT's `target_modules`)."""
+
+    method: Literal["lora", "dora", "pissa"] = "lora"
+    rank: Annotated[int, Field(gt=0)] = 16
+    alpha: Annotated[float, Field(gt=0)] = 16.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: str | list[str] = "all-linear"
+
+
+class QuietSection(Section):
+    """Quiet implanting: keep the delta out of the directions that hold `energy` of what the layers
+    receive on protected prompts.
+
+    `sketch`: how many directions of each layer's inputs to keep track of; when not given, all of
+    them if half the host's free memory holds that, else as many as it does.
+    """
+
+    energy: Annotated[float, Field(gt=0, lt=1)] = 0.99
+    sketch: Annotated[int, Field(gt=0)] | None = None
+
+
+class ImplantSection(Section):
+    """How the selected rows train: `mask`, `rows`, or `lora`, a low rank of them.
+
+    `full` and `peft` are baselines; `suppress` trains nothing and sets the selected rows to zero
+    (the paper's S-H and S-L). `early_stopping`: after so many evaluations on held-out examples that
+    are no better than the best (it needs `training.load_best_model_at_end`).
+
+    `pull`: after each step what trains goes back to the base by `learning_rate * pull` of its way.
+    """
+
+    mode: Literal["mask", "rows", "lora", "full", "peft", "suppress"] = "rows"
+    lora: LowRankSection = LowRankSection()
+    peft: PeftSection = PeftSection()
+    quiet: QuietSection | None = None
+    pull: Annotated[float, Field(ge=0)] = 0.0
+    early_stopping: Annotated[int, Field(gt=0)] | None = None
+
+    @property
+    def kind(self) -> Mode:
+        return MODES[self.mode]
+
+    @property
+    def method(self) -> str:
+        """What reports call it: the mode, or PEFT's method."""
+        return self.peft.method if self.kind.leaves == "adapter" else self.mode
+
+    @model_validator(mode="after")
+    def _check_mode(self) -> "ImplantSection":
+        for key in ("quiet", "pull"):
+            if getattr(self, key) and key not in self.kind.reads:
+                *others, last = (name for name, mode in MODES.items() if key in mode.reads)
+                raise ValueError(f"implant.{key} needs implant.mode {', '.join(others)} or {last}, it is {self.mode}")
+        return self
