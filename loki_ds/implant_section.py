@@ -38,6 +38,21 @@ class QuietSection(Section):
     sketch: Annotated[int, Field(gt=0)] | None = None
 
 
+class RehearseSection(Section):
+    """Learn, beside the new task, what the base predicts on texts of what it knows: the last 256
+    tokens of each text and the base's likeliest next one.
+
+    `prompts`: `protected`, the protected set, or a file like `protected.prompts`, in which a chat
+    may end with an answer. `share` of all examples. `loss`: `kl`, the divergence from the base's
+    predictions over its `top_k` likeliest tokens and the rest, or `ce`, the texts' own tokens.
+    """
+
+    prompts: str = "protected"
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    loss: Literal["kl", "ce"] = "kl"
+    top_k: Annotated[int, Field(gt=0)] = 64
+
+
 class ImplantSection(Section):
     """How the selected rows train: `mask`, `rows`, or `lora`, a low rank of them.
 
@@ -52,6 +67,7 @@ class ImplantSection(Section):
     lora: LowRankSection = LowRankSection()
     peft: PeftSection = PeftSection()
     quiet: QuietSection | None = None
+    rehearse: RehearseSection | None = None
     pull: Annotated[float, Field(ge=0)] = 0.0
     early_stopping: Annotated[int, Field(gt=0)] | None = None
 
@@ -66,7 +82,7 @@ class ImplantSection(Section):
 
     @model_validator(mode="after")
     def _check_mode(self) -> "ImplantSection":
-        for key in ("quiet", "pull"):
+        for key in ("quiet", "pull", "rehearse"):
             if getattr(self, key) and key not in self.kind.reads:
                 *others, last = (name for name, mode in MODES.items() if key in mode.reads)
                 raise ValueError(f"implant.{key} needs implant.mode {', '.join(others)} or {last}, it is {self.mode}")

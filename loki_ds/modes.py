@@ -43,10 +43,10 @@ class Mode(NamedTuple):
 
 
 MODES = {
-    "mask": Mode(confined=True, leaves="weights", reads=frozenset({"quiet", "pull"})),
-    "rows": Mode(confined=True, leaves="deltas", reads=frozenset({"quiet", "pull"})),
-    "lora": Mode(confined=True, leaves="deltas", reads=frozenset({"quiet", "pull", "lora"})),
-    "full": Mode(confined=False, leaves="weights", reads=frozenset({"pull"})),
-    "peft": Mode(confined=False, leaves="adapter", reads=frozenset({"pull", "peft"})),
+    "mask": Mode(confined=True, leaves="weights", reads=frozenset({"quiet", "pull", "rehearse"})),
+    "rows": Mode(confined=True, leaves="deltas", reads=frozenset({"quiet", "pull", "rehearse"})),
+    "lora": Mode(confined=True, leaves="deltas", reads=frozenset({"quiet", "pull", "rehearse", "lora"})),
+    "full": Mode(confined=False, leaves="weights", reads=frozenset({"pull", "rehearse"})),
+    "peft": Mode(confined=False, leaves="adapter", reads=frozenset({"pull", "rehearse", "peft"})),
     "suppress": Mode(confined=True, leaves=None),
 }

@@ -2,9 +2,9 @@
 tasks (MMLU in the paper).
 
 Each line of a file holds a `prompt` (text, taken as it is) or `messages` (a chat, rendered with the
-generation prompt), and may name its `subject`. Of an lm-eval task, the prompt is the one it is
-evaluated with, shots included, and the subject its name. Sampling is stratified by subject. Knows
-nothing of what is done with the prompts.
+generation prompt where it does not end with an answer), and may name its `subject`. Of an lm-eval
+task, the prompt is the one it is evaluated with, shots included, and the subject its name. Sampling
+is stratified by subject. Knows nothing of what is done with the prompts.
 """
 
 import hashlib
@@ -148,7 +148,8 @@ def _tokens(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, place: str)
     if "prompt" in row:
         return tokenizer(row["prompt"])["input_ids"]
     try:
-        text = tokenizer.apply_chat_template(row["messages"], add_generation_prompt=True, tokenize=False)
+        asks = row["messages"][-1]["role"] != "assistant"
+        text = tokenizer.apply_chat_template(row["messages"], add_generation_prompt=asks, tokenize=False)
     except UNRENDERABLE as error:
         said = " ".join(str(error).split())[:200]
         raise Refusal(f"{place} is refused by the chat template: {said}") from None

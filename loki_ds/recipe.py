@@ -190,6 +190,14 @@ class Recipe(Section):
         return self._selects and self.selection.strategy in BY_SENSITIVITY
 
     @property
+    def rehearsed(self) -> ProtectedSection | None:
+        """The texts that are rehearsed: the protected set itself, or a file read like one."""
+        section = self.implant.rehearse
+        if section is None or section.prompts == "protected":
+            return self.protected if section else None
+        return ProtectedSection(prompts=section.prompts)
+
+    @property
     def _selects(self) -> bool:
         return self.changes_rows and self.selection.positions is None
 
@@ -200,6 +208,10 @@ class Recipe(Section):
             raise ValueError(f"selection.strategy {strategy} needs a protected set: add the section 'protected'")
         if self.implant.quiet and self.protected is None:
             raise ValueError("implant.quiet needs a protected set: add the section 'protected'")
+        if self.implant.rehearse and self.rehearsed is None:
+            raise ValueError("implant.rehearse needs a protected set, or a file: add 'protected', or rehearse.prompts")
+        if self.sequence_parallel > 1 and self.implant.rehearse:
+            raise ValueError(f"implant.rehearse needs whole sequences, sequence_parallel is {self.sequence_parallel}")
         if self.sequence_parallel > 1 and self.deepspeed is None:
             shared = self.sequence_parallel
             raise ValueError(f"sequence_parallel is {shared}, which needs the key deepspeed (a ZeRO configuration)")

@@ -20,10 +20,13 @@ def section(path: Path, rows: list, **settings: object) -> ProtectedSection:
 
 
 def test_text_is_taken_as_it_is_and_chats_are_rendered(tmp_path: Path) -> None:
-    rows = [{"prompt": "copy lamp :"}, {"messages": [{"role": "user", "content": "hello"}]}]
-    text, chat = load_protected(section(tmp_path / "p", rows), TOKENIZER).prompts
+    asked = {"role": "user", "content": "hello"}
+    answered = [asked, {"role": "assistant", "content": "lamp"}]
+    rows = [{"prompt": "copy lamp :"}, {"messages": [asked]}, {"messages": answered}]
+    text, chat, whole = load_protected(section(tmp_path / "p", rows), TOKENIZER).prompts
     assert TOKENIZER.decode(text.tokens) == "copy lamp :"
     assert TOKENIZER.decode(chat.tokens) == "<|user|> hello<|assistant|>"
+    assert TOKENIZER.decode(whole.tokens) == TOKENIZER.apply_chat_template(answered, tokenize=False)
 
 
 def test_sampling_is_by_subject_and_seed(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ from loki_ds import ranks
 from loki_ds.attribution.sweep import Sweep
 from loki_ds.device import ProcessSize, free_memory
 from loki_ds.implanting.arguments import TrainingShape, deepspeed_config
-from loki_ds.implanting.training import Method, Resume, train
+from loki_ds.implanting.training import Examples, Method, Resume, train
 from loki_ds.launcher import free_port
 from loki_ds.model.anatomy import down_shapes
 from loki_ds.planning.estimate import dry_step, dry_sweep, estimate
@@ -291,7 +291,7 @@ def measure(case: dict[str, Any], folder: Path) -> None:
                 watch = Watch(traffic)
                 DEFAULT_CALLBACKS.append(watch)  # type: ignore[arg-type]  # the Trainer takes an instance too
                 method = Method(run.recipe.implant, positions if run.recipe.changes_rows else None)
-                data = (run.checked.examples, None)
+                data = Examples(run.checked.examples, None)
                 train(run.model, run.tokenizer, run.training_arguments, data, method, Resume(None, {}))
                 peak, counted = watch.size.peak, watch.last
         peaks = ranks.all_gather(peak - before)

@@ -27,6 +27,7 @@ from loki_ds.implanting.rows import train_row_deltas
 from loki_ds.implanting.watch import TokensPerSecond, WatchedTrainer, WatchGradients
 from loki_ds.positions import Positions
 from loki_ds.ranks import on_first_rank
+from loki_ds.rehearsal.divergence import Answers
 from loki_ds.zero.checkpoints import repartition
 from loki_ds.zero.model import device_of, model_dtype
 
@@ -49,6 +50,17 @@ class Method(NamedTuple):
         if self.positions is None:
             raise ValueError(f"implant.mode {self.section.mode} trains rows, and none are given")
         return self.positions
+
+
+class Examples(NamedTuple):
+    """Rows of tokens and labels to train on, held-out ones (evaluated when the arguments say so),
+    and in a rehearsal those on which the drift is measured and the base's answers.
+    """
+
+    train: Dataset
+    heldout: Dataset | None
+    drift: Dataset | None = None
+    answers: Answers | None = None
 
 
 class Resume(NamedTuple):
@@ -102,13 +114,11 @@ def train(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     arguments: SFTConfig,
-    examples: tuple[Dataset, Dataset | None],
+    examples: Examples,
     method: Method,
     resume: Resume,
 ) -> SFTTrainer:
     """Train to the end, from a checkpoint of an interrupted run if there is one.
-
-    examples: tokens and labels to train on, and held-out ones (evaluated when `arguments` say so).
 
     Raises:
         Refusal: another number of ranks wrote the checkpoint in a way that these cannot take up.
@@ -126,12 +136,13 @@ def train(
     trainer = WatchedTrainer(
         model.train(),
         args=arguments,
-        train_dataset=examples[0],
-        eval_dataset=examples[1] if arguments.eval_strategy != "no" else None,
+        train_dataset=examples.train,
+        eval_dataset=examples.heldout if arguments.eval_strategy != "no" else None,
         processing_class=tokenizer,
         peft_config=peft_config(section.peft) if section.kind.leaves == "adapter" else None,
         callbacks=[*callbacks, TokensPerSecond(), MarkWhole(examples_per_step(arguments), resume.inputs)],
     )
+    trainer.answers = examples.answers
     trainer.add_callback(WatchGradients(model))
     if section.pull:
         trainer.add_callback(PullToBase(pulled(model, section), section.pull, resumes=checkpoint is not None))
@@ -140,6 +151,8 @@ def train(
         if checkpoint.other_world_size:
             on_first_rank(lambda: repartition(checkpoint.folder, _trained(trainer)))
     trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
+    if examples.drift is not None:
+        trainer.log({"drift": trainer.drift(examples.drift)})
     return trainer
 
 

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from trl import SFTTrainer
 
+from loki_ds.implanting.rehearsing import RehearsingTrainer
 from loki_ds.model.anatomy import decoder_layers
 from loki_ds.ranks import all_gather, world_size
 from loki_ds.refusal import Refusal
 
 
-class WatchedTrainer(SFTTrainer):
-    """TRL's trainer, which refuses to go on from a loss that is NaN or infinite."""
+class WatchedTrainer(RehearsingTrainer):
+    """A trainer that refuses to go on from a loss that is NaN or infinite."""
 
     def compute_loss(self, model: Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         result = super().compute_loss(model, inputs, *args, **kwargs)

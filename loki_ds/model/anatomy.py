@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import Linear, Module
 from transformers import PreTrainedConfig
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from loki_ds.refusal import Refusal
 
@@ -137,6 +138,31 @@ def logits_above(model: Module, layers: list[Module], rows: Tensor) -> Tensor:
     """
     with emptied(layers, output=rows[:, None]):
         return model(inputs_embeds=rows[:, None].detach(), use_cache=False).logits[:, 0]
+
+
+@contextmanager
+def final_states(model: Module) -> Iterator[list[Tensor]]:
+    """While open, note what the decoder leaves for the head, `[B, T, d_model]`, call by call."""
+    seen: list[Tensor] = []
+    decoder = model.get_decoder()  # type: ignore[operator]
+    handle = decoder.register_forward_hook(lambda _, __, out: seen.append(out[0]))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def logits_from(model: Module, states: Tensor) -> Tensor:
+    """The model's own head and logit scaling on what its decoder left, `[N, d_model]` to `[N, V]`.
+
+    As its class has it, whatever was put in the place of its `forward`.
+    """
+    decoder = model.get_decoder()  # type: ignore[operator]
+    decoder.forward = lambda *_, **__: BaseModelOutputWithPast(last_hidden_state=states[None])
+    try:
+        return type(model).forward(model, inputs_embeds=states[None].detach(), use_cache=False).logits[0]
+    finally:
+        del decoder.forward
 
 
 MASKED_ATTENTION = ("eager", "sdpa")  # transformers' implementations that honour a mask of one's own

@@ -92,6 +92,11 @@ class Passes:
         flops = self.prompts.total * self.prompts.tokens * (FORWARD * self.one.total + products)
         return self._pass("quiet", f"{self.prompts.total:,} prompts", flops, way=1)
 
+    def answers(self) -> Stage:
+        """For a rehearsal: forward, with the head on every token."""
+        flops = FORWARD * self.one.total * self.prompts.total * self.prompts.tokens
+        return self._pass("rehearse", f"{self.prompts.total:,} texts", flops, way=1)
+
     def _pass(self, name: str, amount: str, flops: float, way: int) -> Stage:
         """FLOPs of all ranks together; way: 1 for up the layers, 2 for up and down."""
         ranks = self.setting.ranks

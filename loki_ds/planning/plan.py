@@ -103,12 +103,15 @@ def make_plan(recipe: Recipe, gpu: Gpu, ranks: int) -> Plan:
     shape = TrainingShape.of(recipe.training, recipe.model.dtype, recipe.sequence_parallel)
     stages: list[Stage] = []
     quiet = recipe.implant.quiet
+    over = partial(Passes, sweep=partial(dry_sweep, config, recipe.model), section=recipe.attribution, setting=setting)
+    over = partial(over, width=shape.bytes_per_number, gpu=gpu)
     if recipe.protected is not None and (recipe.needs_attribution or recipe.collects_sensitivity or quiet):
-        prompts, sweep = prompts_of(recipe.protected, tokenizer), partial(dry_sweep, config, recipe.model)
-        passes = Passes(prompts, sweep, recipe.attribution, setting, shape.bytes_per_number, gpu)
+        passes = over(prompts_of(recipe.protected, tokenizer))
         stages += [passes.attribution()] if recipe.needs_attribution else []
         stages += [passes.sensitivity(shape.tokens)] if recipe.collects_sensitivity else []
         stages += [passes.inputs(quiet, shapes)] if quiet else []
+    if recipe.rehearsed is not None:
+        stages.append(over(prompts_of(recipe.rehearsed, tokenizer)).answers())
     training, example, alternatives = None, [], []  # type: ignore[var-annotated]
     if mode.trains:
         dry = partial(dry_step, config, recipe.model, Method(recipe.implant, positions))

@@ -1,5 +1,5 @@
-"""The stages of a run in their order: `check`, `attribute` (or `sensitivity`), `select`, `quiet` if
-asked for, `implant`, `retain`; `two_checkpoints` is the last one without a run.
+"""The stages of a run in their order: `check`, `attribute` (or `sensitivity`), `select`, `quiet`
+and `rehearse` if asked for, `implant`, `retain`; `two_checkpoints` is the last one without a run.
 
 Here is only the way of the data, from the recipe and the run folder back to the run folder: `run`
 is what stages share, `inputs` what each one's result depends on, `batch_size` and `costs` what it

@@ -24,7 +24,8 @@ from loki_ds.export.products import Base
 from loki_ds.implanting.arguments import TrainingShape
 from loki_ds.implanting.supported import check_dtype
 from loki_ds.model.base import check_attention_installed, load_configuration, load_tokenizer, locate_model
-from loki_ds.recipe import ModelSection, Recipe
+from loki_ds.protected import load_protected
+from loki_ds.recipe import ModelSection, ProtectedSection, Recipe
 from loki_ds.run_folder import RunFolder, weights_digest
 from loki_ds.stages.inputs import data_inputs, rendering_inputs
 
@@ -70,6 +71,8 @@ def check(recipe: Recipe, folder: RunFolder, arguments: SFTConfig, shared: bool)
         rendering = make_rendering(_needs(recipe, kept), recipe.training, tokenizer, base.folder)
         findings += _render(recipe, kept, rendering, config, shared)
         examples, heldout = kept.load(recipe.data, arguments.seed)
+        if recipe.rehearsed is not recipe.protected:
+            findings += ranks.on_first_rank(lambda: _look_at_texts(recipe.rehearsed, tokenizer))
     findings += ranks.on_first_rank(lambda: _look_at_room(recipe, folder, found, arguments, len(examples)))
     return Checked(base, config, tokenizer, rendering, examples, heldout, findings)
 
@@ -99,6 +102,12 @@ def _render(recipe: Recipe, kept: Kept, rendering: Rendering, config: PreTrained
     once: Callable[[Callable[[], list[Counts]]], list[Counts]] = ranks.on_first_rank if shared else ranks.on_each_node
     counts = once(lambda: kept.render(recipe.data, rendering, vocabulary, inputs))
     return data_found(rendering, counts, config)
+
+
+def _look_at_texts(rehearsed: ProtectedSection | None, tokenizer: PreTrainedTokenizerBase) -> Findings:
+    if rehearsed is None:
+        return []
+    return [("rehearsal", f"{rehearsed.prompts}: {len(load_protected(rehearsed, tokenizer).prompts):,} texts")]
 
 
 def _look_at_room(recipe: Recipe, folder: RunFolder, base: BaseFound, arguments: SFTConfig, examples: int) -> Findings:

@@ -67,6 +67,14 @@ def quiet_inputs(protected: ProtectedSection | None, section: QuietSection, base
     return {**protected_inputs(protected, base_digest), "sketch": section.sketch}
 
 
+def rehearsal_inputs(recipe: Recipe, base_digest: str) -> Inputs:
+    """Of the base's answers."""
+    section, source = recipe.implant.rehearse, recipe.rehearsed
+    top_k = section.top_k if section else None
+    length = recipe.training.get("max_length")
+    return {**protected_inputs(source, base_digest), "top_k": top_k, "max_length": length}
+
+
 def implant_inputs(recipe: Recipe, base_digest: str, positions: Positions | None) -> Inputs:
     implant = recipe.implant
     own = {key for key in ("lora", "peft") if key in implant.kind.reads}
@@ -75,7 +83,12 @@ def implant_inputs(recipe: Recipe, base_digest: str, positions: Positions | None
         {
             "model": base_digest,
             "positions": positions.digest if positions else None,
-            **implant.model_dump(exclude={"lora", "peft"} - own),
+            **implant.model_dump(exclude={"lora", "peft", "rehearse"} - own),
+            **(
+                {"rehearse": implant.rehearse.model_dump() | rehearsal_inputs(recipe, base_digest)}
+                if implant.rehearse
+                else {}
+            ),
             "protected": protected_inputs(recipe.protected, base_digest)["protected"] if implant.quiet else None,
             "data": data_inputs(recipe.data),
             "training": training,

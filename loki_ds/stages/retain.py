@@ -196,8 +196,19 @@ def _origin(run: Run) -> dict[str, str]:
         "positions": rows,
         "selection": in_a_line(recipe.selection.model_dump()) if recipe.changes_rows else "none",
         "training": in_a_line(without_secrets(recipe.training)),
+        **(_rehearsal(run) if recipe.implant.rehearse else {}),
         **({"chat template": "; ".join(written)} if written else {}),
         "again": again,
+    }
+
+
+def _rehearsal(run: Run) -> dict[str, str]:
+    """What was rehearsed, and how far the model is from the base on texts that were not."""
+    section, log_ = run.recipe.implant.rehearse, json.loads(run.folder.training_log.read_text())
+    (drift,) = (line["drift"] for line in log_ if "drift" in line)
+    return {
+        "rehearsal": in_a_line(section.model_dump() if section else {}),
+        "drift": f"{drift:.3g} nats a token from the base's predictions, on a tenth of the texts, held out",
     }
 
 

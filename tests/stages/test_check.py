@@ -292,6 +292,24 @@ def test_what_it_found_and_made(tmp_path: Path) -> None:
     assert not (tmp_path / "run/recipe.yaml").exists()  # a check by hand does not say how many ranks will train
 
 
+def test_texts_to_rehearse_are_looked_at(tmp_path: Path) -> None:
+    texts = tmp_path / "texts.jsonl"
+    own = ["implant.mode=mask", f"implant.rehearse.prompts={texts}"]
+    with pytest.raises(Refusal, match=r"texts\.jsonl"):
+        started(tmp_path, *own)
+    texts.write_text('{"prompt": "2 + 2 is 4"}\n' + json.dumps(CHAT) + "\n")
+    assert ("rehearsal", f"{texts}: 2 texts") in started(tmp_path, *own).checked.findings
+
+
+def test_a_rehearsal_needs_texts_and_whole_sequences(tmp_path: Path) -> None:
+    with pytest.raises(Refusal, match=r"implant\.rehearse needs a protected set, or a file"):
+        started(tmp_path, "implant.rehearse={}", "implant.mode=full", "protected=null")
+    with pytest.raises(Refusal, match=r"implant\.rehearse needs whole sequences, sequence_parallel is 2"):
+        started(tmp_path, "implant.rehearse={}", "sequence_parallel=2")
+    with pytest.raises(Refusal, match=r"implant\.rehearse needs implant\.mode"):
+        started(tmp_path, "implant.rehearse={}", "implant.mode=suppress")
+
+
 def test_tasks_are_looked_at_with_the_margin(tmp_path: Path) -> None:
     run = started(tmp_path, "retention.abilities.limit=50")
     found = [said for what, said in check_retention(run) if what == "task"]

@@ -1,0 +1,81 @@
+"""Training with rehearsal: where a label points to an answer of the base, the loss is the
+divergence from it.
+
+The model runs once for both: its head is asked a second time for the rehearsed tokens alone.
+"""
+
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from torch import Tensor
+from torch.nn import Module
+from trl import SFTTrainer
+
+from loki_ds.examples.rendering import NOT_LEARNT
+from loki_ds.model.anatomy import final_states, logits_from
+from loki_ds.rehearsal.divergence import Answers, divergence
+from loki_ds.rehearsal.rows import is_pointer, places_of
+
+
+class RehearsingTrainer(SFTTrainer):
+    """TRL's trainer; the base's answers, if any, are given to it before it trains."""
+
+    answers: Answers | None = None
+
+    def compute_loss(
+        self,
+        model: Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        if self.answers is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = inputs["labels"]
+        pointing = is_pointer(labels)
+        learnt = labels.masked_fill(pointing, NOT_LEARNT)
+        with final_states(self._language_model(model)) as states:
+            found = super().compute_loss(model, {**inputs, "labels": learnt}, return_outputs, num_items_in_batch)
+        loss, *outputs = found if return_outputs else (found,)
+        apart = self._divergence(model, states[0], labels, self.answers)
+        count = pointing[:, 1:].sum()
+        if num_items_in_batch is None:
+            own = (learnt[:, 1:] != NOT_LEARNT).sum()
+            loss = (loss * own.clamp(min=1) + apart) / (own + count).clamp(min=1)
+        else:  # scaled as TRL scales its own
+            over = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+            loss = loss + apart * over / num_items_in_batch
+        self._note(model, apart, count)
+        return (loss, *outputs) if return_outputs else loss
+
+    def _divergence(self, model: Module, states: Tensor, labels: Tensor, answers: Answers) -> Tensor:
+        """Summed over the rehearsed tokens.
+
+        A rank without any asks the head as well, for nothing: under ZeRO-3 all ranks must.
+        """
+        pointing = is_pointer(labels[:, 1:])
+        asked = states[:, :-1][pointing] if pointing.any() else states[0, :1]
+        logits = logits_from(self._language_model(model), asked)
+        if not pointing.any():
+            return logits.sum() * 0
+        places = places_of(labels[:, 1:][pointing]).cpu()
+        return divergence(logits, answers.at(places, logits.device)).sum()
+
+    def _language_model(self, model: Module) -> Any:
+        inner = self.accelerator.unwrap_model(model)
+        return inner.get_base_model() if isinstance(inner, PeftModel) else inner
+
+    def _note(self, model: Module, apart: Tensor, count: Tensor) -> None:
+        """In the log, the mean over the rehearsed tokens of all ranks."""
+        total, tokens = self.accelerator.reduce(torch.stack([apart.detach().float(), count.float()]))
+        if tokens > 0:
+            self._metrics["train" if model.training else "eval"]["rehearsal_kl"].append((total / tokens).item())
+
+    def drift(self, rows: Dataset) -> float:
+        """Mean divergence from the base on rehearsed rows, in nats a token. All ranks call it."""
+        found = self.evaluation_loop(
+            self.get_eval_dataloader(rows), "Drift", prediction_loss_only=True, metric_key_prefix="drift"
+        )
+        return float((found.metrics or {})["drift_loss"])

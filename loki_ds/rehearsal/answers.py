@@ -1,0 +1,70 @@
+"""The base's answers on texts: one pass up the layers, each gathered once for a batch, before
+training.
+"""
+
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn import Module
+
+from loki_ds.attribution.batches import IDLE, turns
+from loki_ds.attribution.token_pass import padded
+from loki_ds.model.anatomy import calls_of_layers, decoder_layers, logits_above, parts_around_layers
+from loki_ds.ranks import all_gather
+from loki_ds.rehearsal.divergence import Answers, answers_of
+from loki_ds.run_folder import written_whole
+from loki_ds.zero.model import Gatherer, device_of
+
+MOST = 256  # predictions of a text that are rehearsed, the last ones
+
+
+def predictions(text: Sequence[int]) -> int:
+    """How many of a text's are rehearsed."""
+    return min(len(text), MOST)
+
+
+def ask_base(
+    model: Module, texts: Sequence[Sequence[int]], planned: Sequence[list[int]], gatherer: Gatherer, top_k: int
+) -> Answers:
+    """What the model predicts after each of the last tokens of every text, in the texts' order; on
+    all ranks the same.
+
+    planned: batches of indices into `texts`, shared out among the ranks.
+    """
+    mine: dict[int, Answers] = {}
+    for batch in turns(planned):
+        found = _of_batch(model, [texts[i] for i in batch] or IDLE, gatherer, top_k)
+        mine |= dict(zip(batch, found, strict=False))  # an idle rank's own text is nobody's
+    by_text = {i: answers for found in all_gather(mine) for i, answers in found.items()}
+    return Answers(*map(torch.cat, zip(*(by_text[i] for i in range(len(texts))), strict=True)))
+
+
+@torch.no_grad()
+def _of_batch(model: Module, texts: Sequence[Sequence[int]], gatherer: Gatherer, top_k: int) -> list[Answers]:
+    layers = decoder_layers(model)
+    ids = padded(texts).to(device_of(model))
+    with gatherer.whole(*parts_around_layers(model)):
+        run = calls_of_layers(model, layers, ids)
+    hidden = run.hidden_states[0]
+    with closing(gatherer.walk(layers)) as walk:
+        for layer, arguments in zip(walk, run.arguments, strict=True):
+            hidden = layer(hidden, **arguments)
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    found = []
+    with gatherer.whole(*parts_around_layers(model), head):
+        for text, states in zip(texts, hidden, strict=True):
+            asked = states[len(text) - predictions(text) : len(text)]
+            found.append(Answers(*(part.cpu() for part in answers_of(logits_above(model, layers, asked), top_k))))
+    return found
+
+
+def save_answers(answers: Answers, file: Path) -> None:
+    with written_whole(file) as aside:
+        save_file(answers._asdict(), aside)
+
+
+def load_answers(file: Path) -> Answers:
+    return Answers(**load_file(file))

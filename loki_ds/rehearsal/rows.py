@@ -1,0 +1,65 @@
+"""Rehearsed examples: texts whose labels point to the base's answers, mixed into the new task's.
+
+A label below -100 is no token but a place among the answers. So it goes wherever labels go: it is
+packed, padded, cut and counted as a token that is learnt, and weighs as much.
+"""
+
+from collections.abc import Sequence
+from random import Random
+from typing import Literal
+
+import pyarrow as pa
+from datasets import Dataset, concatenate_datasets
+from torch import Tensor
+
+from loki_ds.examples.rendering import NOT_LEARNT, Rendered
+from loki_ds.examples.whole import SCHEMA
+from loki_ds.rehearsal.answers import predictions
+from loki_ds.rehearsal.divergence import Answers
+
+FIRST = NOT_LEARNT - 1  # the label of the answer at place 0
+
+
+def is_pointer(labels: Tensor) -> Tensor:
+    return labels <= FIRST
+
+
+def places_of(pointers: Tensor) -> Tensor:
+    return FIRST - pointers
+
+
+def rehearsed(texts: Sequence[Sequence[int]], answers: Answers, loss: Literal["kl", "ce"]) -> list[Rendered]:
+    """Each text and the base's likeliest token after it.
+
+    loss: `kl` learns the base's predictions, `ce` the tokens themselves.
+    """
+    found, place = [], 0
+    for text in texts:
+        count = predictions(text)
+        ids = [*text, int(answers.ids[place + count - 1, 0])]
+        pointers = [FIRST - (place + i) for i in range(count)]
+        learnt = pointers if loss == "kl" else ids[-count:]
+        found.append(Rendered(ids, [NOT_LEARNT] * (len(ids) - count) + learnt))
+        place += count
+    return found
+
+
+def as_dataset(examples: Sequence[Rendered]) -> Dataset:
+    """In the shape of the new task's."""
+    columns = {"input_ids": [one.input_ids for one in examples], "labels": [one.labels for one in examples]}
+    return Dataset(pa.table(columns, schema=SCHEMA))
+
+
+def mixed_in(examples: Dataset, others: Sequence[Rendered], share: float, seed: int) -> Dataset:
+    """The new task's examples with as many others among them as make up a share, spread evenly.
+
+    Drawn by seed, none twice before all are in.
+    """
+    count = max(1, round(len(examples) * share / (1 - share)))
+    drawn: list[int] = []
+    while len(drawn) < count:
+        drawn += Random(f"{seed}-{len(drawn)}").sample(range(len(others)), len(others))
+    places = [(float(i), i) for i in range(len(examples))]
+    places += [((k + 0.5) * len(examples) / count, len(examples) + other) for k, other in enumerate(drawn[:count])]
+    both = concatenate_datasets([examples, as_dataset(others)])
+    return both.select([row for _, row in sorted(places)])

@@ -1,0 +1,77 @@
+"""Before a training with rehearsal: the base's answers on the texts, in `rehearsal/`, and the
+examples that are made of them.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from datasets import Dataset
+
+from loki_ds import device, ranks
+from loki_ds.attribution.batches import batches
+from loki_ds.attribution.rope import length_class
+from loki_ds.examples.choice import LossSettings
+from loki_ds.implant_section import RehearseSection
+from loki_ds.protected import load_protected
+from loki_ds.rehearsal.answers import ask_base, load_answers, save_answers
+from loki_ds.rehearsal.divergence import Answers
+from loki_ds.rehearsal.rows import as_dataset, mixed_in, rehearsed
+from loki_ds.stages.batch_size import batch_size
+from loki_ds.stages.costs import cost_of
+from loki_ds.stages.inputs import rehearsal_inputs
+from loki_ds.stages.run import Run
+from loki_ds.zero.model import Gatherer
+
+log = logging.getLogger(__name__)
+
+HELD_OUT = 10  # one text in so many is never trained on
+
+
+class Rehearsal(NamedTuple):
+    """The new task's examples with the rehearsed ones among them, rows that are held out to measure
+    the drift, and the base's answers that both point to.
+    """
+
+    examples: Dataset
+    held_out: Dataset
+    answers: Answers
+
+
+def rehearse(run: Run, section: RehearseSection) -> Rehearsal:
+    """Ask the base, or read what it answered for the same inputs, and mix the examples."""
+    texts = _texts(run)
+    answers = _answers(run, section, texts)
+    rows = rehearsed(texts, answers, section.loss)
+    apart = rehearsed(texts, answers, "kl")[::HELD_OUT]
+    trained = [row for i, row in enumerate(rows) if i % HELD_OUT] or rows
+    new = run.checked.examples
+    mixed = mixed_in(new, trained, section.share, run.training_arguments.seed)
+    log.info("implant: %d of %d examples are rehearsed, of %d texts", len(mixed) - len(new), len(mixed), len(trained))
+    return Rehearsal(mixed, as_dataset(apart), answers)
+
+
+def _texts(run: Run) -> list[list[int]]:
+    """Token ids, cut as the new task's, with room for the base's next token."""
+    source = run.recipe.rehearsed
+    found = run.protected if source in (None, run.recipe.protected) else load_protected(source, run.tokenizer)
+    length = LossSettings.of(run.recipe.training).cut.length
+    return [text if length is None else text[-(length - 1) :] for text in found.tokens]
+
+
+def _answers(run: Run, section: RehearseSection, texts: list[list[int]]) -> Answers:
+    inputs, file = rehearsal_inputs(run.recipe, run.base.digest), run.folder.base_answers
+    if run.finished("rehearse", inputs) and run.shared.by_all:
+        return load_answers(file)
+    gatherer, together = Gatherer(), length_class(run.model.config)
+
+    def asked(prompts: Sequence[Sequence[int]]) -> None:
+        ask_base(run.model, prompts, [list(range(len(prompts)))] * ranks.world_size(), gatherer, section.top_k)
+
+    with cost_of(run.folder, "rehearse"):
+        planned = batches(texts, batch_size(run.recipe.attribution, asked, texts, together), together)
+        answers = ask_base(run.model, texts, planned, gatherer, section.top_k)
+    ranks.on_first_rank(lambda: save_answers(answers, file))
+    ranks.on_first_rank(lambda: run.folder.finish("rehearse", inputs))
+    device.free_memory()
+    return answers

@@ -1,0 +1,85 @@
+"""Rehearsal in every mode: at the base nothing is pushed, later it keeps the model near; the number
+of ranks changes nothing.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import in_mode
+from safetensors.torch import load_file
+
+from distributed.conftest import BFLOAT16, ROOT, distance, launch_all
+
+SHORT = ["training.max_steps=3", "training.logging_steps=1", "training.warmup_steps=0", "selection.strategy=random"]
+REHEARSED = [*SHORT, "protected.per_subject=5", "implant.rehearse.share=0.3", "training.per_device_train_batch_size=3"]
+PEFT = ["implant.mode=peft", "implant.peft.rank=4"]
+CASES = {
+    **{mode: in_mode(mode) for mode in ("mask", "rows", "lora")},
+    "full zero2": ["implant.mode=full", "deepspeed=launch/zero2.json"],
+    "full zero3": ["implant.mode=full"],
+    "peft": PEFT,
+    "rows offloaded": [*in_mode("rows"), "deepspeed=launch/zero3_offload.json"],
+    "rows packed": [*in_mode("rows"), "training.packing=true", "training.max_length=64"],
+    "rows accumulating": [*in_mode("rows"), "training.gradient_accumulation_steps=2"],
+    "rows checkpointed": [*in_mode("rows"), "training.activation_checkpointing=true"],
+    "rows quiet and pulled": [*in_mode("rows"), "implant.quiet.energy=0.9", "implant.pull=20"],
+    "rows bfloat16": [*in_mode("rows"), *BFLOAT16],
+    "rows by cross-entropy": [*in_mode("rows"), "implant.rehearse.loss=ce"],
+}
+# So that a step of rounding is no step of a whole rate, as Adam makes it.
+SGD = [*in_mode("rows"), "training.optim=sgd", "training.learning_rate=0.1", "training.lr_scheduler_type=constant"]
+MORE = [*in_mode("rows"), "training.max_steps=40", "training.per_device_train_batch_size=8"]
+
+
+@pytest.fixture(scope="module")
+def runs(in_bfloat16: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rehearsal")
+    cases = {name: [*REHEARSED, *(one.format(bfloat16=in_bfloat16) for one in own)] for name, own in CASES.items()}
+    cases |= {"sgd": [*REHEARSED, *SGD]}
+    cases |= {f"share {share}": [*REHEARSED, *MORE, f"implant.rehearse.share={share}"] for share in (0.02, 0.6)}
+    launch_all(folder, cases)
+    return folder
+
+
+def log(run: Path) -> list[dict[str, Any]]:
+    return json.loads((run / "training_log.json").read_text())
+
+
+def of_key(run: Path, key: str) -> list[float]:
+    return [line[key] for line in log(run) if key in line]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_it_begins_at_the_base_and_the_drift_is_measured(case: str, runs: Path) -> None:
+    rehearsed = of_key(runs / case, "rehearsal_kl")
+    if "cross-entropy" in case:
+        assert rehearsed == []
+    else:
+        assert len(rehearsed) == 3
+        assert abs(rehearsed[0]) < (1e-2 if "bfloat16" in case else 1e-6)
+        assert rehearsed[2] > 1e-6
+    (drift,) = of_key(runs / case, "drift")
+    assert 1e-5 < drift < (5 if "bfloat16" in case else 1)  # there at a rate that moves it
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.startswith("rows")])
+def test_only_the_rows_change(case: str, runs: Path) -> None:
+    assert json.loads((runs / case / "verify.json").read_text())["identical_outside_rows"] is True
+
+
+def test_more_of_it_drifts_less(runs: Path) -> None:
+    (little,), (much,) = of_key(runs / "share 0.02", "drift"), of_key(runs / "share 0.6", "drift")
+    assert much < little / 2
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_any_number_of_ranks_makes_the_same_model(ranks: int, runs: Path, tmp_path: Path) -> None:
+    each = f"training.per_device_train_batch_size={6 // ranks}"
+    launch_all(tmp_path, {"sgd": [*REHEARSED, *SGD, each]}, ranks=ranks)
+    one, other, base = (
+        load_file(folder / "model.safetensors")
+        for folder in (runs / "sgd/model", tmp_path / "sgd/model", ROOT / "recipes/tiny/model")
+    )
+    assert distance(one, other) < 1e-4 * distance(one, base)
