@@ -40,6 +40,7 @@ ARGUMENTS: dict[str, Arguments] = {
     "apply": _paths("base", "implant", "out"),
     "revert": _paths("model", "implant", "out"),
     "verify": _paths("base", "model", "positions"),
+    "tune": [*_paths("run"), *_overrides("tune.*, retention.* and model.* as in a recipe")],
     "retain": [
         ("base", {"help": "folder or hub id"}),
         ("model", {"help": "folder, hub id, or folder of a PEFT adapter on the base"}),

@@ -180,6 +180,31 @@ def retain(arguments: argparse.Namespace) -> int:
     return _gate(report) if arguments.gate else 0
 
 
+def tune(arguments: argparse.Namespace) -> int:
+    """Another budget or other scales of a trained run: its change at each of them, and its model,
+    adapter, certificate and report at the one that is chosen. Nothing trains again.
+    """
+    from loki_ds.recipe_file import load_recipe
+
+    recipe = load_recipe(arguments.run / "recipe.yaml", [f"run={arguments.run}", *arguments.overrides])
+    if recipe.tune is None:
+        raise Refusal(f"{arguments.run}: its recipe has no section 'tune'; give one, as tune.budget.skill=0.95")
+
+    from loki_ds.report.compare import read_report
+    from loki_ds.stages.retain import retain
+    from loki_ds.stages.run import Run
+
+    run = Run(recipe.model_copy(update={"sequence_parallel": 1}))
+    if not run.folder.has("implant"):
+        raise Refusal(f"{arguments.run}: nothing is trained there yet; run the recipe first")
+    retain(run)
+    found = read_report(arguments.run)
+    print(f"scale: {found['origin']['scale']}")
+    print(found["headline"])
+    print(f"As a page: {run.folder.report / 'report.html'}")
+    return 0
+
+
 def report(arguments: argparse.Namespace) -> int:
     """The report of one run; with --gate the exit status says whether all was kept."""
     from loki_ds.report.compare import read_report
@@ -232,7 +257,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="loki-ds", allow_abbrev=False, description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--version", action="version", version=f"loki-ds {version('loki-ds')}")
     added = parser.add_subparsers(required=True, metavar="command")
-    for command in (doctor, check, plan, select, positions, apply, revert, verify, retain, report, compare):
+    for command in (doctor, check, plan, select, positions, apply, revert, verify, tune, retain, report, compare):
         said = " ".join((command.__doc__ or "").split())
         own = added.add_parser(command.__name__, help=said, description=said, allow_abbrev=False)
         own.set_defaults(command=command)

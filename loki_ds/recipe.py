@@ -119,6 +119,43 @@ class DataSection(Section):
         return [*self.train, *([self.heldout] if self.heldout else [])]
 
 
+class BudgetSection(Section):
+    """What the scale is chosen by: `forgetting`, the most that losses alone may come to (0.01: one
+    percent of the base's scores), or `skill`, the share of the new skill that is to stay.
+    """
+
+    forgetting: Annotated[float, Field(gt=0, lt=1)] | None = None
+    skill: Annotated[float, Field(gt=0, le=1)] | None = None
+
+    @model_validator(mode="after")
+    def _check_one(self) -> "BudgetSection":
+        if (self.forgetting is None) == (self.skill is None):
+            raise ValueError("tune.budget needs one of the keys 'forgetting' and 'skill'")
+        return self
+
+
+Share = Annotated[float, Field(ge=0, le=1.25)]
+
+
+class TuneSection(Section):
+    """After training: how much of the change stays.
+
+    `scales` that are tried: a share of the whole change, or `[a, b]` for the share `a + b (l - 1) /
+    (L - 1)` in layer l of L. The model with the one that fits the `budget` is the run's result.
+    """
+
+    scales: Annotated[list[Share | list[float]], Field(min_length=1)] = Field(default=[0.25, 0.5, 0.75, 1.0])
+    budget: BudgetSection
+
+    @model_validator(mode="after")
+    def _check_scales(self) -> "TuneSection":
+        for scale in self.scales:
+            ends = [scale[0], sum(scale)] if isinstance(scale, list) and len(scale) == 2 else [scale]
+            if any(isinstance(end, list) or not 0 <= end <= 1.25 for end in ends):
+                raise ValueError(f"tune.scales has {scale}, allowed are shares from 0 to 1.25 in every layer")
+        return self
+
+
 class TaskGroup(Section):
     """lm-eval tasks that run under the same settings."""
 
@@ -171,6 +208,7 @@ class Recipe(Section):
     training: dict[str, Any] = Field(default={})
     deepspeed: str | None = None
     sequence_parallel: Annotated[int, Field(gt=0)] = 1
+    tune: TuneSection | None = None
     retention: RetentionSection
     run: str
 
@@ -217,5 +255,9 @@ class Recipe(Section):
             raise ValueError(f"sequence_parallel is {shared}, which needs the key deepspeed (a ZeRO configuration)")
         if not self.data.train and self.implant.kind.trains:
             raise ValueError("the key data.train is missing; only implant.mode suppress trains on nothing")
+        if self.tune and not self.implant.kind.trains:
+            raise ValueError(f"tune scales what was trained, and implant.mode {self.implant.mode} trains nothing")
+        if self.tune and not self.changes_rows and any(isinstance(scale, list) for scale in self.tune.scales):
+            raise ValueError(f"tune.scales by layer needs a mode that trains rows, implant.mode is {self.implant.mode}")
         check_training_keys(self.training)
         return self

@@ -63,7 +63,8 @@ def changes_a_result(key: str) -> bool:
     section, _, name = key.partition(".")
     if section == "training":
         return not name.startswith(ONLY_SEEN)
-    return section not in ("run", "retention") and key not in ("attribution.batch_size", "attribution.memory_gib")
+    of_memory = ("attribution.batch_size", "attribution.memory_gib")
+    return section not in ("run", "tune", "retention") and key not in of_memory
 
 
 def without_secrets(value: Any) -> Any:

@@ -44,6 +44,7 @@ class RunFolder:
         self.manifest = self.root / "manifest.json"
         self.costs = self.root / "costs.json"
         self.verification = self.root / "verify.json"
+        self.tune = self.root / "tune"
         self.retention = self.root / "retention"
         self.report = self.root / "report"
         self._stages = self.root / "stages.json"

@@ -7,7 +7,7 @@ header included, is the source's by construction and a model larger than memory 
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,7 @@ def copy_model(source: Path, out: Path) -> None:
         shutil.copyfile(source / file, out / file)
 
 
-def write_tensors(base: Path, tensors: Mapping[str, Tensor], out: Path) -> None:
+def write_tensors(base: Path, tensors: Iterable[tuple[str, Tensor]], out: Path) -> None:
     """A copy of the base in which some tensors have other values, in the base's own dtypes.
 
     Whatever the model's class does not load (prediction heads, old buffers) stays the base's, byte
@@ -43,7 +43,7 @@ def write_tensors(base: Path, tensors: Mapping[str, Tensor], out: Path) -> None:
     """
     with open_weights(base) as weights, written_whole(out) as aside:
         copy_model(base, aside)
-        for name, tensor in tensors.items():
+        for name, tensor in tensors:
             if name not in weights.names:
                 if weights.tied_twin(name) is None:
                     raise Refusal(f"{base}: tensor {name} of the trained model is not stored there")

@@ -65,7 +65,7 @@ def collect(trainer: SFTTrainer, model: Module, mode: Mode, base: Path, folder: 
         return Adapter(folder.adapter)
     tensors = gathered_weights(trainer)
     if rank() == 0:
-        write_tensors(base, tensors, folder.model)
+        write_tensors(base, tensors.items(), folder.model)
     barrier()
     return Weights(folder.model)
 

@@ -35,7 +35,7 @@ def main() -> None:
     config = AutoConfig.from_pretrained(base, trust_remote_code=remote)
     model = model_class(config).from_pretrained(base, dtype=getattr(torch, section.dtype), trust_remote_code=remote)
     merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
-    write_tensors(base, merged.state_dict(), out)
+    write_tensors(base, merged.state_dict().items(), out)
 
 
 if __name__ == "__main__":

@@ -81,12 +81,13 @@ def _loaded(request: Request) -> Any:
 
 
 def _chosen(name: str, task: Any, limit: int | None, request: Request) -> list[int]:
-    """A task's documents: `limit` of them drawn by the seed, the same on both arms, and of those
-    this process' share.
+    """A task's documents: `limit` of them drawn by the seed, the same on both arms, of those the
+    half that is asked, and of that this process' share.
     """
     count, (share, of) = len(task.eval_docs), request.share
     drawn = sorted(Random(f"{request.seed}-{name}").sample(range(count), min(limit or count, count)))
-    return drawn[share::of]
+    halves = {None: drawn, "choosing": drawn[::2], "confirming": drawn[1::2]}
+    return halves[request.half][share::of]
 
 
 def draws_shots_by_document(task: Any, seed: int) -> Any:
@@ -115,7 +116,7 @@ def _evaluate(
 
     if request.allow_code_execution:
         os.environ["HF_ALLOW_CODE_EVAL"] = "1"
-    whole = group.limit is None and request.share[1] == 1
+    whole = group.limit is None and request.half is None and request.share[1] == 1
     return simple_evaluate(
         model,
         tasks=tasks,

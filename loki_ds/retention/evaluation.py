@@ -18,6 +18,7 @@ from pathlib import Path
 from loki_ds.launcher import environment_of_one_process
 from loki_ds.refusal import Refusal
 from loki_ds.retention.parcels import ArmResult, Request, TaskSamples
+from loki_ds.retention.question import Answers, Arm, Question
 from loki_ds.run_folder import remove
 
 PATIENCE = 3.0  # seconds for the first process to fail as well
@@ -73,6 +74,16 @@ def gather_shares(request: Request, folder: Path, nodes: Nodes = Nodes()) -> Arm
     found = _together([json.loads(share.read_text(encoding="utf-8")) for share in shares])
     remove(folder)
     return found
+
+
+def answered(answers: Answers, question: Question, arm: Arm) -> ArmResult:
+    """A model's answers, from this node alone; documents answered before are not asked again."""
+    key, request = question.key(arm), question.request(arm)
+    if not answers.file(key).exists():
+        forget_failures(answers.shares(key))
+        evaluate_shares(request, answers.shares(key))
+        answers.write(key, gather_shares(request, answers.shares(key)))
+    return answers.read(key)
 
 
 def forget_failures(folder: Path) -> None:

@@ -1,6 +1,6 @@
 """What the main process and the arms hand each other, as JSON: a request, and what came of it."""
 
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 from pydantic import BaseModel, ConfigDict
 
@@ -8,13 +8,16 @@ from loki_ds.recipe import TaskGroup
 from loki_ds.task_metrics import Metric
 from loki_ds.tasks import TaskFound
 
+Half = Literal["choosing", "confirming"]  # of the documents, where a scale is chosen
+
 
 class Request(BaseModel):
     """One model and everything that is asked of it.
 
     `model` is its folder, `adapter` that of a PEFT adapter on it. `found` is what the check found
     behind every name. Each of `processes` evaluates a share of the documents: process
-    `share[0]` of `share[1]`. `seed` draws the documents of a limit.
+    `share[0]` of `share[1]`. `seed` draws the documents of a limit; of those `half` is asked, None
+    for all.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -34,6 +37,7 @@ class Request(BaseModel):
     seed: int
     groups: list[TaskGroup]
     found: list[TaskFound]
+    half: Half | None = None
     share: tuple[int, int] = (0, 1)
 
     @property

@@ -11,7 +11,7 @@ from loki_ds import device, task_metrics
 from loki_ds.recipe import RetentionSection
 from loki_ds.refusal import Refusal
 from loki_ds.retention.arm import library_versions
-from loki_ds.retention.parcels import ArmResult, Request
+from loki_ds.retention.parcels import ArmResult, Half, Request
 from loki_ds.run_folder import digest_of, publish, write_json
 from loki_ds.tasks import TaskFound
 
@@ -51,12 +51,16 @@ class Arm:
 
 @dataclass(frozen=True)
 class Question:
-    """The tasks, and how they run; the same for both models. found: what is behind their names."""
+    """The tasks, and how they run; the same for both models.
+
+    found: what is behind their names; half: of the documents, where a scale is chosen.
+    """
 
     section: RetentionSection
     found: list[TaskFound]
     dtype: str
     trust_remote_code: bool
+    half: Half | None = None
 
     def request(self, arm: Arm) -> Request:
         section, each = self.section, self.section.devices_per_model
@@ -77,11 +81,12 @@ class Question:
             seed=section.seed,
             groups=section.groups,
             found=self.found,
+            half=self.half,
         )
 
     def key(self, arm: Arm) -> dict[str, Any]:
         """All that determines the model's documents and scores, in JSON's types."""
-        own = {"model", "adapter", "tokenizer", "share"}
+        own = {"model", "adapter", "tokenizer", "share", *(() if self.half else ("half",))}
         request = self.request(arm).model_dump(mode="json", exclude=own)
         include = digest_of(Path(self.section.include_path)) if self.section.include_path else None
         return {

@@ -70,7 +70,7 @@ def _export(run: Run, positions: Positions | None, trained: Trained | None, prot
     """Model, verification, implant file and adapter, from what was gathered. Rank 0's work."""
     made = write_model(trained, run.base, positions, run.folder)
     export_template(run.rendering.exported_template if run.rendering else None, run.folder.model)
-    _verify(run, positions, _certificate(run, made, protected) if protected and made else None)
+    verify_model(run, positions, certificate(run, made, protected) if protected and made else None)
     if made is not None:
         save_implant(made, trained, run.base, run.down_shapes[0][0], run.folder)
     folder = run.folder
@@ -78,7 +78,7 @@ def _export(run: Run, positions: Positions | None, trained: Trained | None, prot
     folder.record(*(result for result in results if result.exists()))
 
 
-def _certificate(run: Run, made: Implant, protected: Quiet) -> dict[str, Any]:
+def certificate(run: Run, made: Implant, protected: Quiet) -> dict[str, Any]:
     """What protected inputs can feel of the implant as exported."""
     layers = certify(*changes_of(made, run.base.folder), protected.moments, protected.subspaces)
     worst = strongest(layers)
@@ -91,13 +91,19 @@ def _certificate(run: Run, made: Implant, protected: Quiet) -> dict[str, Any]:
     return {"energy": protected.energy, "layers": layers}
 
 
-def _verify(run: Run, positions: Positions | None, certificate: dict[str, Any] | None) -> None:
+def verify_model(run: Run, positions: Positions | None, felt: dict[str, Any] | None) -> None:
+    """Compare the run's model with the base, and write what was found, and what protected inputs
+    feel of a quiet one. Rank 0's work.
+
+    Raises:
+        Refusal: it differs outside the rows, or not at all; then it says so itself.
+    """
     try:
         found = verify(run.base.folder, run.folder.model, positions)
     except Refusal as refusal:
         _mark_not_verified(run, f"It could not be compared with the base: {refusal}\n")
         raise
-    write_json(run.folder.verification, {**found.as_json(), **({"quiet": certificate} if certificate else {})})
+    write_json(run.folder.verification, {**found.as_json(), **({"quiet": felt} if felt else {})})
     if positions is None:
         changed, all_ = len(found.changed_outside), found.tensors
         log.info("verify: %d of %d tensors changed; this baseline is not confined to rows", changed, all_)

@@ -16,9 +16,9 @@ from loki_ds.export.implant_file import Implant
 from loki_ds.implant_section import QuietSection
 from loki_ds.implanting.arguments import deepspeed_config
 from loki_ds.positions import Positions
-from loki_ds.recipe import DataSection, ProtectedSection, Recipe, RetentionSection
+from loki_ds.recipe import DataSection, ProtectedSection, Recipe
 from loki_ds.recipe_keys import changes_a_result, without_secrets
-from loki_ds.run_folder import digest_of
+from loki_ds.run_folder import RunFolder, digest_of
 
 Inputs = dict[str, Any]
 
@@ -110,10 +110,19 @@ def rendering_inputs(section: DataSection, rendering: Rendering) -> Inputs:
     }
 
 
-def retention_inputs(section: RetentionSection, dtype: str, base_digest: str, model_digest: str) -> Inputs:
+def retention_inputs(recipe: Recipe, base_digest: str, model_digest: str) -> Inputs:
+    section, dtype = recipe.retention, recipe.model.dtype
     own_tasks = digest_of(Path(section.include_path)) if section.include_path else None
     asked = section.model_dump(exclude={"processes"})
-    return {"base": base_digest, "model": model_digest, "dtype": dtype, "own_tasks": own_tasks, **asked}
+    half = {"half": "confirming"} if recipe.tune else {}
+    return {"base": base_digest, "model": model_digest, "dtype": dtype, "own_tasks": own_tasks, **asked, **half}
+
+
+def tune_inputs(recipe: Recipe, folder: RunFolder) -> Inputs:
+    """Of the scale that was chosen: the training before it, the dial and what was asked."""
+    asked = recipe.retention.model_dump(exclude={"processes"})
+    tuned = recipe.tune.model_dump() if recipe.tune else None
+    return {"implant": folder.inputs_of("implant"), "tune": tuned, "retention": asked, "dtype": recipe.model.dtype}
 
 
 def data_inputs(section: DataSection) -> Inputs:

@@ -17,7 +17,9 @@ from typing import Any
 from loki_ds import device, ranks
 from loki_ds.checking.findings import Findings
 from loki_ds.checking.tasks import in_words
+from loki_ds.dial.scale import Scale
 from loki_ds.launcher import local_rank, local_size
+from loki_ds.recipe import TuneSection
 from loki_ds.recipe_keys import without_secrets
 from loki_ds.report.build import build_report, in_a_line, settings_in_words, write_model_card, write_report
 from loki_ds.report.compare import draw_trade_off, is_read, read_report
@@ -27,11 +29,13 @@ from loki_ds.report.schema import Facts, Report
 from loki_ds.retention.evaluation import Nodes, evaluate_shares, forget_failures, gather_shares
 from loki_ds.retention.pairing import PairedTask, pair
 from loki_ds.retention.parcels import Request
-from loki_ds.retention.question import Answers, Arm, Question, check_backend, model_digest, short_digest
+from loki_ds.retention.question import check_backend, short_digest
 from loki_ds.run_folder import digest_of, weights_digest, write_json, written_whole
+from loki_ds.stages.asking import answers_in, base_answers_beside, base_arm, model_arm, question_of
 from loki_ds.stages.costs import costs_so_far, note_cost
 from loki_ds.stages.inputs import Inputs, retention_inputs
 from loki_ds.stages.run import Run
+from loki_ds.stages.tune import tune
 
 log = logging.getLogger(__name__)
 
@@ -74,13 +78,21 @@ class Asked:
 
 def retain(run: Run) -> None:
     """Evaluate base and implanted model in processes of their own, pair the documents, write the
-    report. All ranks call it; those that have nothing to do are done at once.
+    report; before it, with a dial, choose the scale of what was trained. All ranks call it; those
+    that have nothing to do are done at once.
     """
-    asked = ranks.on_first_rank(lambda: _asked(run))
+    if run.recipe.tune is None:
+        asked = ranks.on_first_rank(lambda: _asked(run))
+    elif ranks.rank() > 0:
+        return  # nobody waits in a collective while the first rank goes along the dial
+    else:
+        tune(run, run.recipe.tune)
+        asked = _asked(run)
     if asked is None:
         log.info("retain: already there, %s", run.folder.report)
         return
-    nodes = Nodes(ranks.rank() // local_size(), ranks.world_size() // local_size()) if run.shared.by_all else Nodes()
+    together = run.shared.by_all and run.recipe.tune is None
+    nodes = Nodes(ranks.rank() // local_size(), ranks.world_size() // local_size()) if together else Nodes()
     if local_rank() > 0 or (nodes.count == 1 and ranks.rank() > 0):
         return
     started = time.monotonic()
@@ -93,7 +105,7 @@ def retain(run: Run) -> None:
         note_cost(run.folder, "retain", {"seconds": round(time.monotonic() - started, 1), "device": device.name()})
     if not (kept / "report").exists():
         write_json(kept / "settings.json", run.recipe.retention.model_dump())
-        base, implanted = (_answers(run).read(key) for key in asked.keys)
+        base, implanted = (answers_in(run).read(key) for key in asked.keys)
         _write_report(run, pair(base, implanted), implanted["libraries"], kept)
     with written_whole(run.folder.report) as aside:
         shutil.copytree(kept / "report", aside)
@@ -108,21 +120,15 @@ def retain(run: Run) -> None:
 
 def _asked(run: Run) -> Asked | None:
     """What is to be evaluated; None where the report is there. Rank 0's work."""
-    section, weights = run.recipe.retention, weights_digest(run.folder.model)
-    inputs = retention_inputs(section, run.recipe.model.dtype, run.base.digest, weights)
+    inputs = retention_inputs(run.recipe, run.base.digest, weights_digest(run.folder.model))
     if run.folder.inputs_of("retain") == json.loads(json.dumps(inputs)):
         return None
-    recipe, template = run.recipe.model, run.rendering.exported_template if run.rendering else None
-    tokenizer = run.folder.model if template else None  # both read the same text
-    question = Question(section, run.tasks, recipe.dtype, recipe.trust_remote_code)
-    of_base, of_model = model_digest(run.base.folder, run.base.digest), model_digest(run.folder.model, weights)
-    base = Arm(run.base.folder, of_base, tokenizer=tokenizer, template=template)
-    implanted = Arm(run.folder.model, of_model, tokenizer=tokenizer, template=template)
-    keys, answers = (question.key(base), question.key(implanted)), _answers(run)
+    question, base, implanted = question_of(run), base_arm(run), model_arm(run, run.folder.model)
+    keys, answers = (question.key(base), question.key(implanted)), answers_in(run)
     if (_kept(run, inputs) / "report").exists():
         return Asked(inputs, keys, [])
     if not answers.file(keys[0]).exists():
-        answers.take_from(_of_all_runs(run), keys[0])
+        answers.take_from(base_answers_beside(run), keys[0])
     both = [
         Evaluation("the base", question.request(base), keys[0], of_all_runs=True),
         Evaluation("the implanted model", question.request(implanted), keys[1], of_all_runs=False),
@@ -137,22 +143,14 @@ def _evaluate(run: Run, evaluation: Evaluation, nodes: Nodes) -> None:
     """A model's documents, in this run's folder; the base's for all runs beside this one that ask
     the same of the same weights.
     """
-    answers, request, key = _answers(run), evaluation.request, evaluation.key
+    answers, request, key = answers_in(run), evaluation.request, evaluation.key
     log.info("retain: evaluating %s", evaluation.what)
     evaluate_shares(request, answers.shares(key), nodes)
     if nodes.this > 0:
         return
     answers.write(key, gather_shares(request, answers.shares(key), nodes))
     if evaluation.of_all_runs:
-        answers.publish_to(_of_all_runs(run), key)
-
-
-def _answers(run: Run) -> Answers:
-    return Answers(run.folder.retention / "answers")
-
-
-def _of_all_runs(run: Run) -> Answers:
-    return Answers(run.folder.root.parent / ".base-results")
+        answers.publish_to(base_answers_beside(run), key)
 
 
 def _kept(run: Run, inputs: Inputs) -> Path:
@@ -197,6 +195,7 @@ def _origin(run: Run) -> dict[str, str]:
         "selection": in_a_line(recipe.selection.model_dump()) if recipe.changes_rows else "none",
         "training": in_a_line(without_secrets(recipe.training)),
         **(_rehearsal(run) if recipe.implant.rehearse else {}),
+        **({"scale": _scale(run, recipe.tune)} if recipe.tune else {}),
         **({"chat template": "; ".join(written)} if written else {}),
         "again": again,
     }
@@ -210,6 +209,16 @@ def _rehearsal(run: Run) -> dict[str, str]:
         "rehearsal": in_a_line(section.model_dump() if section else {}),
         "drift": f"{drift:.3g} nats a token from the base's predictions, on a tenth of the texts, held out",
     }
+
+
+def _scale(run: Run, section: TuneSection) -> str:
+    """What was chosen along the dial, and how."""
+    chosen = json.loads((run.folder.tune / "chosen.json").read_text())
+    tried = ", ".join(str(Scale.of(scale)) for scale in section.scales)
+    return (
+        f"{Scale(*chosen['scale'])} of the trained change, for a budget of {in_a_line(section.budget.model_dump())}; "
+        f"tried: {tried}, on the other half of the documents"
+    )
 
 
 def _draw(run: Run, report: Report, kept: Path) -> dict[str, Path]:
@@ -226,6 +235,9 @@ def _draw(run: Run, report: Report, kept: Path) -> dict[str, Path]:
     return {
         "Retention: change of each task, implanted minus base.": kept / "retention.png",
         "Forgetting against skill, with the finished runs beside this one. Right and down is better.": trade_off,
+        "The dial: the trained change at several scales, on the half of the documents that chose.": (
+            folder.tune / "curve.png"
+        ),
         "Training.": folder.training_curves,
         "Attribution: mean score of every node, and the layers of the highest and lowest 1% of nodes.": folder.heat_map,
         "Stability: rows in common when selected from two halves of the protected prompts.": folder.overlap_curve,

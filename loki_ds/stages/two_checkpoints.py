@@ -15,7 +15,7 @@ from loki_ds.refusal import Refusal
 from loki_ds.report.build import build_report, settings_in_words, write_report
 from loki_ds.report.pictures import retention as draw_retention
 from loki_ds.report.schema import Facts, Report
-from loki_ds.retention.evaluation import evaluate_shares, forget_failures, gather_shares
+from loki_ds.retention.evaluation import answered
 from loki_ds.retention.pairing import pair as paired
 from loki_ds.retention.parcels import ArmResult
 from loki_ds.retention.question import Answers, Arm, Question, check_backend, model_digest
@@ -45,7 +45,7 @@ def retain_two(pair: Pair, model: str, out: Path) -> Report:
     question = Question(section, found, pair.model.dtype, pair.model.trust_remote_code)
     with folder.lock():
         started = time.monotonic()
-        answers = [_answered(folder, question, arm) for arm in arms]
+        answers = [answered(Answers(folder.retention / "answers"), question, arm) for arm in arms]
         seconds = round(time.monotonic() - started, 1)
         tasks = paired(answers[0], answers[1], one_tokenizer=False)
         report = build_report(str(out), tasks, section, _facts(pair, model, arms, answers, seconds))
@@ -67,16 +67,6 @@ def _second(pair: Pair, model: str, base: Path) -> Arm:
     section = ModelSection(path=model, dtype=pair.model.dtype, trust_remote_code=pair.model.trust_remote_code)
     folder = locate_model(section)
     return Arm(folder, model_digest(folder, weights_digest(folder)))
-
-
-def _answered(folder: RunFolder, question: Question, arm: Arm) -> ArmResult:
-    answers, key = Answers(folder.retention / "answers"), question.key(arm)
-    if not answers.file(key).exists():
-        request = question.request(arm)
-        forget_failures(answers.shares(key))
-        evaluate_shares(request, answers.shares(key))
-        answers.write(key, gather_shares(request, answers.shares(key)))
-    return answers.read(key)
 
 
 def _facts(pair: Pair, model: str, arms: list[Arm], answers: list[ArmResult], seconds: float) -> Facts:

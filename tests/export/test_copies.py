@@ -50,7 +50,7 @@ def base(tmp_path: Path) -> Path:
 
 def test_tensors_are_written_in_and_the_rest_is_the_bases(base: Path, tmp_path: Path) -> None:
     new = {NORM: torch.full((128,), 0.5), "model.layers.1.mlp.down_proj.weight": torch.randn(128, 384)}
-    write_tensors(base, new, tmp_path / "out")
+    write_tensors(base, new.items(), tmp_path / "out")
     before, after = load_file(base / "model.safetensors"), load_file(tmp_path / "out/model.safetensors")
     assert after.keys() == before.keys()
     for name, tensor in after.items():
@@ -91,7 +91,7 @@ def a_hub_cache(folder: Path) -> Path:
 @pytest.mark.parametrize("kept", [read_only_files, a_shared_store, a_hub_cache])
 def test_the_copy_of_a_read_only_base_is_its_owners_to_write(kept: Callable[[Path], Path], tmp_path: Path) -> None:
     folder = kept(Path(shutil.copytree(MODEL, tmp_path / "base")))
-    write_tensors(folder, {NORM: torch.full((128,), 0.5)}, tmp_path / "out")
+    write_tensors(folder, {NORM: torch.full((128,), 0.5)}.items(), tmp_path / "out")
     assert load_file(tmp_path / "out/model.safetensors")[NORM].unique().item() == 0.5
     assert {file.name for file in (tmp_path / "out").iterdir()} == {file.name for file in folder.iterdir()}
     for file in (tmp_path / "out").iterdir():
@@ -114,7 +114,7 @@ def test_what_the_base_does_not_store_is_refused(
     tensors: dict[str, torch.Tensor], says: str, base: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(Refusal, match=says):
-        write_tensors(base, tensors, tmp_path / "out")
+        write_tensors(base, tensors.items(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -129,7 +129,7 @@ def test_only_the_shards_that_the_index_names_are_the_model(tmp_path: Path) -> N
         save_file({name: tensors[name] for name in where if where[name] == file}, base / file, {"format": "pt"})
     save_file({"layers.0.feed_forward.w2.weight": torch.ones(2)}, base / "consolidated.safetensors")
     (base / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
-    write_tensors(base, {NORM: torch.zeros(128)}, tmp_path / "out")
+    write_tensors(base, {NORM: torch.zeros(128)}.items(), tmp_path / "out")
     assert sorted(file.name for file in (tmp_path / "out").glob("*.safetensors")) == sorted(set(where.values()))
     assert verify(base, tmp_path / "out", None).changed_outside == [NORM]
 

@@ -1,0 +1,69 @@
+"""What was measured along the dial, and the place that a budget chooses."""
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+from loki_ds.dial.scale import Scale
+from loki_ds.recipe import BudgetSection
+from loki_ds.refusal import Refusal
+from loki_ds.report.schema import Report
+
+
+class Place(TypedDict):
+    """A scale, and what the model is there; in percent, but for the new task's own score."""
+
+    scale: list[float]
+    losses_only: float
+    losses_only_ci: tuple[float, float]
+    forgetting: float
+    forgetting_ci: tuple[float, float]
+    outcome: str
+    base_skill: float | None  # None where no new task is asked
+    skill: float | None
+    skill_ci: tuple[float, float] | None
+
+
+def place_of(scale: Scale, report: Report) -> Place:
+    """Of a report of the model at a scale."""
+    new = report["new_task"][0] if report["new_task"] else None
+    return {
+        "scale": list(scale),
+        "losses_only": report["losses_only"],
+        "losses_only_ci": report["losses_only_ci"],
+        "forgetting": report["forgetting"],
+        "forgetting_ci": report["forgetting_ci"],
+        "outcome": report["outcome"],
+        "base_skill": new["base"] if new else None,
+        "skill": new["implanted"] if new else None,
+        "skill_ci": (new["base"] + new["ci"][0], new["base"] + new["ci"][1]) if new else None,
+    }
+
+
+def choose(curve: Sequence[Place], budget: BudgetSection) -> Place:
+    """The largest scale whose losses alone are below the budget with their whole interval, or the
+    smallest that keeps a share of the skill that the whole change gained.
+
+    Raises:
+        Refusal: no scale that was tried does.
+    """
+    ordered = sorted(curve, key=lambda place: Scale(*place["scale"]).mean)
+    if budget.forgetting is not None:
+        within = [place for place in ordered if place["losses_only_ci"][1] <= 100 * budget.forgetting]
+        if within:
+            return within[-1]
+        least = min(ordered, key=lambda place: place["losses_only_ci"][1])
+        raise Refusal(
+            f"tune.budget.forgetting is {budget.forgetting:g}, and at no scale losses alone are shown to be below it; "
+            f"nearest is {Scale(*least['scale'])}, with up to {least['losses_only_ci'][1]:.2g}%; ask more documents, "
+            "try smaller tune.scales, or a larger budget"
+        )
+    wanted = [place for place in ordered if _share_of_skill(place, curve) >= (budget.skill or 0)]
+    return wanted[0]  # the whole change keeps all of its own
+
+
+def _share_of_skill(place: Place, curve: Sequence[Place]) -> float:
+    (whole,) = (one for one in curve if one["scale"] == [1.0, 0.0])
+    base, full, own = whole["base_skill"], whole["skill"], place["skill"]
+    if base is None or full is None or own is None:
+        raise Refusal("tune.budget.skill needs retention.new_task, whose skill it is a share of")
+    return 1.0 if own >= full else (own - base) / (full - base) if full != base else 0.0

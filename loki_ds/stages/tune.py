@@ -1,0 +1,162 @@
+"""Between training and its report, if the recipe has a `tune`: the trained change at several
+scales, the one that the budget chooses, and the run's products at that scale.
+
+Every scale is evaluated on one half of the documents, the chosen one in the report on the other: a
+winner's score on the documents that chose it is too good. Nothing trains. Rank 0's work, without
+the others. What was trained is kept in `tune/`, so that another budget can be asked.
+"""
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from loki_ds import device
+from loki_ds.dial.curve import Place, choose, place_of
+from loki_ds.dial.scale import WHOLE, Scale
+from loki_ds.dial.scaled import keep, scaled_adapter, scaled_implant, scaled_tensors
+from loki_ds.export.checkpoint import apply_to_checkpoint, write_tensors
+from loki_ds.export.implant_file import Implant
+from loki_ds.export.products import export_template
+from loki_ds.positions import Positions
+from loki_ds.quiet.kept import load_moments
+from loki_ds.quiet.subspace import protected_subspace
+from loki_ds.recipe import TuneSection
+from loki_ds.report.build import build_report
+from loki_ds.report.pictures import dial
+from loki_ds.retention.evaluation import answered
+from loki_ds.retention.pairing import pair
+from loki_ds.retention.parcels import ArmResult
+from loki_ds.retention.question import Question
+from loki_ds.run_folder import RunFolder, remove, write_json
+from loki_ds.stages.asking import answers_in, base_answers_beside, base_arm, choosing_question_of, model_arm
+from loki_ds.stages.costs import note_cost
+from loki_ds.stages.implant import certificate, verify_model
+from loki_ds.stages.inputs import tune_inputs
+from loki_ds.stages.quiet import Quiet
+from loki_ds.stages.run import Run
+
+log = logging.getLogger(__name__)
+
+
+class Trained:
+    """What training gave, at scale 1: an implant, or a whole model, and the adapter beside it."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.implant = folder.tune / "trained.safetensors"
+        self.model = folder.tune / "trained"
+        self.adapter = folder.tune / "trained_adapter"
+
+    def keep(self, folder: RunFolder) -> None:
+        keep(folder.implant, self.implant)
+        keep(folder.adapter, self.adapter)
+        if not self.implant.exists():
+            keep(folder.model, self.model)
+
+
+def tune(run: Run, section: TuneSection) -> None:
+    """Measure the curve, choose, and put the chosen scale's products in place.
+
+    Raises:
+        Refusal: no scale fits the budget; the curve is kept.
+    """
+    inputs = tune_inputs(run.recipe, run.folder)
+    if run.folder.inputs_of("tune") == json.loads(json.dumps(inputs)):
+        log.info("tune: already there, %s", run.folder.tune)
+        return
+    started, trained = time.monotonic(), Trained(run.folder)
+    trained.keep(run.folder)
+    question = choosing_question_of(run)
+    base = _base_answers(run, question)
+    curve = [_place(run, trained, scale, question, base) for scale in _scales(section)]
+    write_json(run.folder.tune / "curve.json", curve)
+    chosen = choose(curve, section.budget)
+    scale = Scale(*chosen["scale"])
+    dial(curve, chosen, run.folder.tune / "curve.png")
+    log.info("tune: scale %s, losses alone %.2g%% on the half that chose", scale, chosen["losses_only"])
+    _put_in_place(run, trained, scale)
+    write_json(run.folder.tune / "chosen.json", chosen)
+    note_cost(run.folder, "tune", {"seconds": round(time.monotonic() - started, 1), "device": device.name()})
+    run.folder.finish("tune", inputs)
+
+
+def _scales(section: TuneSection) -> list[Scale]:
+    """Those of the recipe, and the whole change, whose skill a budget may be a share of."""
+    asked = [Scale.of(scale) for scale in section.scales]
+    return asked if WHOLE in asked or section.budget.skill is None else [*asked, WHOLE]
+
+
+# --- the curve ------------------------------------------------------------------------------------
+
+
+def _base_answers(run: Run, question: Question) -> ArmResult:
+    own, beside, arm = answers_in(run), base_answers_beside(run), base_arm(run)
+    key = question.key(arm)
+    if not own.file(key).exists() and not own.take_from(beside, key):
+        log.info("tune: evaluating the base")
+        answered(own, question, arm)
+        own.publish_to(beside, key)
+    return own.read(key)
+
+
+def _place(run: Run, trained: Trained, scale: Scale, question: Question, base: ArmResult) -> Place:
+    folder = run.folder.tune / f"scale={scale}"
+    remove(folder)
+    _write_model(run, trained, scale, folder)
+    log.info("tune: evaluating scale %s", scale)
+    found = answered(answers_in(run), question, model_arm(run, folder))
+    remove(folder)
+    nothing: Any = {}
+    return place_of(scale, build_report(str(scale), pair(base, found), run.recipe.retention, nothing))
+
+
+# --- the products ---------------------------------------------------------------------------------
+
+
+def _write_model(run: Run, trained: Trained, scale: Scale, out: Path) -> Implant | None:
+    """The model at a scale; returns its implant, None for a baseline."""
+    made = None
+    if trained.implant.exists():
+        made = scaled_implant(Implant.load(trained.implant), scale)
+        apply_to_checkpoint(run.base.folder, made, out)
+    else:
+        write_tensors(run.base.folder, scaled_tensors(run.base.folder, trained.model, scale), out)
+    export_template(run.rendering.exported_template if run.rendering else None, out)
+    return made
+
+
+def _put_in_place(run: Run, trained: Trained, scale: Scale) -> None:
+    """Model, implant, adapter, verification."""
+    folder, positions = run.folder, None
+    remove(folder.model)
+    made = _write_model(run, trained, scale, folder.model)
+    if made is not None:
+        made.save(folder.implant)
+        positions = made.positions
+    _write_adapter(run, trained, scale)
+    verify_model(run, positions, _certificate(run, made, positions))
+    results = (folder.model, folder.implant, folder.adapter, folder.verification)
+    folder.record(*(result for result in results if result.exists()))
+
+
+def _write_adapter(run: Run, trained: Trained, scale: Scale) -> None:
+    """The adapter at the scale; none where the method's is no product of two factors (DoRA's,
+    PiSSA's), which only the whole change has.
+    """
+    remove(run.folder.adapter)
+    if not trained.adapter.exists():
+        return
+    if run.recipe.changes_rows or run.recipe.implant.method == "lora" or scale == WHOLE:
+        scaled_adapter(trained.adapter, scale, len(run.down_shapes), run.folder.adapter)
+    else:
+        log.info("tune: no adapter, one of %s cannot be scaled", run.recipe.implant.method)
+
+
+def _certificate(run: Run, made: Implant | None, positions: Positions | None) -> dict[str, Any] | None:
+    section = run.recipe.implant.quiet
+    if section is None or made is None or positions is None:
+        return None
+    moments = load_moments(run.folder.quiet / "moments.safetensors")
+    subspaces = [protected_subspace(moment, section.energy) for moment in moments]
+    return certificate(run, made, Quiet(moments, subspaces, section.energy))

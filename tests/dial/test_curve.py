@@ -1,0 +1,51 @@
+"""What a budget chooses along a measured curve."""
+
+from typing import Any
+
+import pytest
+
+from loki_ds.dial.curve import Place, choose
+from loki_ds.recipe import BudgetSection
+from loki_ds.refusal import Refusal
+
+
+def place(scale: float, lost: float, upper: float, skill: float | None, slope: float = 0.0) -> Place:
+    own: Any = {"scale": [scale, slope], "losses_only": lost, "losses_only_ci": (0.0, upper)}
+    return {
+        **own,
+        "forgetting": lost,
+        "forgetting_ci": (0.0, upper),
+        "outcome": "",
+        "base_skill": 0.1,
+        "skill": skill,
+        "skill_ci": None,
+    }
+
+
+CURVE = [place(1.0, 5, 9, 0.9), place(0.25, 0, 0.5, 0.3), place(0.75, 1.0, 2, 0.88), place(0.5, 0.2, 0.8, 0.74)]
+
+
+@pytest.mark.parametrize(("budget", "scale"), [(0.5, 1.0), (0.02, 0.75), (0.019, 0.5), (0.006, 0.25)])
+def test_the_largest_whose_whole_interval_is_below_the_budget(budget: float, scale: float) -> None:
+    assert choose(CURVE, BudgetSection(forgetting=budget))["scale"] == [scale, 0.0]
+
+
+def test_where_none_is_the_nearest_is_named() -> None:
+    with pytest.raises(Refusal, match=r"tune\.budget\.forgetting is 0\.001, .*nearest is 0\.25, with up to 0\.5%"):
+        choose(CURVE, BudgetSection(forgetting=0.001))
+
+
+@pytest.mark.parametrize(("share", "scale"), [(1.0, 1.0), (0.95, 0.75), (0.79, 0.5), (0.1, 0.25)])
+def test_the_smallest_that_keeps_a_share_of_what_was_gained(share: float, scale: float) -> None:
+    """Of 0.8, from 0.1 to 0.9."""
+    assert choose(CURVE, BudgetSection(skill=share))["scale"] == [scale, 0.0]
+
+
+def test_a_slope_counts_by_its_mean() -> None:
+    curve = [*CURVE, place(0.2, 0.3, 0.7, 0.6, slope=0.8)]
+    assert choose(curve, BudgetSection(forgetting=0.01))["scale"] == [0.2, 0.8]
+
+
+def test_a_share_of_skill_needs_a_new_task() -> None:
+    with pytest.raises(Refusal, match="needs retention"):
+        choose([place(1.0, 0, 0, None)], BudgetSection(skill=0.5))
