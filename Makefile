@@ -35,7 +35,7 @@ test: $(READY)  ## lint, types, documentation and all tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(MAKE) docs
-	$(ON_CPU) pytest
+	$(ON_CPU) pytest -n 2 --dist loadfile --junit-xml build/tests.xml
 
 docs: $(READY)  ## the documentation site, in build/site; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict

@@ -17,10 +17,8 @@ from loki_ds import ranks
 from loki_ds.checking.findings import as_table
 from loki_ds.recipe_file import load_recipe
 from loki_ds.refusal import shown_once
-from loki_ds.report.compare import compare_runs, comparison
 from loki_ds.stages.attribute import attribute
 from loki_ds.stages.implant import implant
-from loki_ds.stages.retain import check_retention, retain
 from loki_ds.stages.run import Run
 from loki_ds.stages.select import select
 
@@ -38,7 +36,12 @@ def main() -> None:
 
 
 def run_stages(run: Run, until: str) -> None:
-    findings = run.checked.findings + (check_retention(run) if until in ("check", "retain") else [])
+    findings = run.checked.findings
+    if until in ("check", "retain"):
+        # Statistics and pictures take seconds to load: only for who wants them.
+        from loki_ds.stages.retain import check_retention
+
+        findings = findings + check_retention(run)
     if ranks.rank() == 0:
         Console().print(as_table(findings))
     if until == "check":
@@ -53,6 +56,9 @@ def run_stages(run: Run, until: str) -> None:
     implant(run, positions)
     if until == "implant":
         return
+    from loki_ds.report.compare import compare_runs, comparison
+    from loki_ds.stages.retain import retain
+
     retain(run)
     if ranks.rank() == 0:
         Console().print(comparison(compare_runs([run.folder.root])))

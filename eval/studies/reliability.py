@@ -4,36 +4,35 @@ record of it.
 make test reliability        # writes eval/reports/reliability.md
 """
 
-import json
 import re
 import sys
 from collections import Counter
 from pathlib import Path
+from xml.etree import ElementTree
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from reporting import ROOT, paragraph, table, write
 
 BAD_INPUT = "test_refused_by_name"
-RECORD = ROOT / ".pytest_cache/v/cache"
-FILES = (
-    "tests/reliability/",
-    "tests/distributed/test_refusals.py",
-    "tests/distributed/test_nodes.py",
-    "tests/distributed/test_resume.py",
+RECORD = ROOT / "build/tests.xml"
+MODULES = (
+    "tests.reliability.",
+    "tests.distributed.test_refusals",
+    "tests.distributed.test_nodes",
+    "tests.distributed.test_resume",
 )
 
 
 def main() -> None:
-    if not (RECORD / "nodeids").exists():
+    if not RECORD.exists():
         sys.exit(f"{RECORD}: no record of a test run there; run make test first")
-    failed = set(json.loads((RECORD / "lastfailed").read_text())) if (RECORD / "lastfailed").exists() else set()
     cases = [
-        (name.partition("::")[2], name in failed)
-        for name in json.loads((RECORD / "nodeids").read_text())
-        if name.startswith(FILES)
+        (case.attrib["name"], case.find("failure") is not None or case.find("error") is not None)
+        for case in ElementTree.parse(RECORD).iter("testcase")
+        if case.attrib["classname"].startswith(MODULES)
     ]
-    write_report(cases)
+    write_report(sorted(cases))
 
 
 def write_report(cases: list[tuple[str, bool]]) -> None:
