@@ -83,7 +83,10 @@ def evaluated(method: str, seed: int, rates: dict[str, Any]) -> dict[str, Any]:
     settings = [f"training.learning_rate={rate:g}", f"training.seed={seed}", f"selection.seed={seed}"]
     if own.get("pulled"):
         settings.append(f"implant.pull={halving(own['recipe'], rate):.3g}")
-    run = RUNS / f"{own['recipe']}{'-pulled' if own.get('pulled') else ''}-seed={seed}"
+    if own.get("rehearsed"):
+        settings.append("implant.rehearse={}")
+    kind = next((f"-{kind}" for kind in ("pulled", "rehearsed") if own.get(kind)), "")
+    run = RUNS / f"{own['recipe']}{kind}-seed={seed}"
     main_job(own["recipe"], run, *selected(method), *settings)
     report = json.loads((ROOT / run / "report/report.json").read_text())
     return {"method": method, "seed": seed, "report": {key: report[key] for key in KEPT}}

@@ -126,7 +126,7 @@ def trade_off(reports: Reports, path: Path) -> None:
         lost = [report["losses_only"] for report in found]
         ends = np.array([report["losses_only_ci"] for report in found]).T
         around = np.abs(ends - np.array(lost))
-        axes.errorbar(skill, lost, yerr=around, fmt="osD^v<>p"[place], capsize=3, label=name)
+        axes.errorbar(skill, lost, yerr=around, fmt="osD^v<>pPX"[place], capsize=3, label=name)
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set(xlabel="held-out calls right, percent", ylabel="losses alone, percent of the base's scores")
     axes.grid(alpha=0.3)
