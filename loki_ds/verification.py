@@ -3,6 +3,8 @@
 Reads two checkpoints tensor by tensor, holds one at a time. Loads no model and needs no GPU.
 """
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,18 @@ from loki_ds.refusal import Refusal
 
 @dataclass
 class Verification:
-    """What was compared, and every tensor that changed where it may not have."""
+    """What was compared, and every tensor that changed where it may not have.
+
+    change: the size of the change, `|model - base| / |base|` over all tensors of floating-point
+    numbers; change_by_layer: of every layer's `W_down` alone.
+    """
 
     tensors: int = 0
     bytes: int = 0
     rows_selected: int = 0
     rows_changed: int = 0
+    change: float = 0.0
+    change_by_layer: list[float] = field(default_factory=list)
     changed_outside: list[str] = field(default_factory=list)
     not_compared: list[str] = field(default_factory=list)  # weight files that the model's index does not name
 
@@ -49,7 +57,7 @@ def verify(base: Path, model: Path, positions: Positions | None) -> Verification
     with open_weights(base) as before, open_weights(model) as after:
         _check_positions(positions, before)
         _check_same_tensors(before, after)
-        selected = _rows_by_name(positions, before)
+        selected, sizes = _rows_by_name(positions, before), {}
         found.not_compared = other_weights(model, after)
         for name in sorted(before.names | after.names):
             old, new = before.read(name), after.read(name)
@@ -59,6 +67,8 @@ def verify(base: Path, model: Path, positions: Positions | None) -> Verification
                     f"{list(old.shape)}"
                 )
             changed = _changed_rows(old, new)
+            if old.is_floating_point():
+                sizes[name] = _squares(old, new, changed.any())
             rows = selected.get(name, [])
             found.tensors += 1
             found.bytes += old.nbytes
@@ -66,7 +76,20 @@ def verify(base: Path, model: Path, positions: Positions | None) -> Verification
             changed[rows] = False
             if changed.any():
                 found.changed_outside.append(name)
+        found.change = _relative(sizes.values())
+        found.change_by_layer = [_relative([sizes[name]]) for _, name in sorted(before.down_names().items())]
     return found
+
+
+def _squares(old: Tensor, new: Tensor, changed: Tensor) -> tuple[float, float]:
+    """Summed squares of the change and of the base."""
+    own = float(old.double().square().nansum())
+    return (float((new.double() - old.double()).square().nansum()) if changed else 0.0), own
+
+
+def _relative(squares: Iterable[tuple[float, float]]) -> float:
+    moved, own = map(sum, zip(*squares, strict=True))
+    return math.sqrt(moved / own) if own else 0.0
 
 
 def _changed_rows(old: Tensor, new: Tensor) -> Tensor:

@@ -45,6 +45,16 @@ def test_changes_in_selected_rows_are_counted(base: Path) -> None:
     assert found.bytes == sum(tensor.nbytes for tensor in tensors.values())
 
 
+def test_the_size_of_the_change(base: Path) -> None:
+    """Two elements moved by 1 each."""
+    found = verify(base, changed(base, {DOWN.format(0): (5, 3), "lm_head.weight": (0, 0)}), POSITIONS)
+    tensors = {name: tensor.double() for name, tensor in load_file(base / "model.safetensors").items()}
+    whole = sum(float(tensor.square().sum()) for tensor in tensors.values())
+    assert found.change == pytest.approx((2 / whole) ** 0.5)
+    first = 1 / float(tensors[DOWN.format(0)].norm())
+    assert found.change_by_layer == pytest.approx([first, 0, 0, 0])
+
+
 @pytest.mark.parametrize(
     "name", [DOWN.format(0), DOWN.format(1), "model.layers.0.mlp.up_proj.weight", "lm_head.weight"]
 )

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from loki_ds.refusal import Refusal
 from loki_ds.report.build import pages
+from loki_ds.report.equal import equal_sentences
 from loki_ds.report.pictures import Point, trade_off
 from loki_ds.report.schema import Comparison, Report, RunLine, TaskLine, TaskRow
 from loki_ds.run_folder import RunFolder, write_json, written_whole
@@ -22,7 +23,7 @@ def compare_runs(runs: Sequence[str | Path]) -> Comparison:
     """
     reports = [read_report(run) for run in runs]
     return {
-        "sentences": _verdict(reports),
+        "sentences": [*_verdict(reports), *equal_sentences(runs, reports)],
         "runs": [_summary(report) for report in reports],
         "new_task": _rows(reports[0]["new_task"], [report["new_task"] for report in reports]),
         "tasks": _rows(reports[0]["tasks"], [report["tasks"] for report in reports]),
@@ -42,6 +43,7 @@ def _summary(report: Report) -> RunLine:
         "forgetting_ci": report["forgetting_ci"],
         "skill": report["new_task"][0]["implanted"] if report["new_task"] else None,
         "identical_outside_rows": (report["verification"] or {}).get("identical_outside_rows"),
+        "change": (report["verification"] or {}).get("change"),
         "seconds": report["costs"].get("implant", {}).get("seconds"),
     }
 
@@ -112,7 +114,9 @@ def comparison(found: Comparison) -> Table:
     only = [f"{run['losses_only']:.2f}%\n({_range(run['losses_only_ci'])})" for run in found["runs"]]
     table.add_row("losses alone\n(95% interval)", "-", *only)
     scores = [f"{run['forgetting']:.2f}%\n({_range(run['forgetting_ci'])})" for run in found["runs"]]
-    table.add_row("forgetting\n(95% interval)", "-", *scores, end_section=True)
+    table.add_row("forgetting\n(95% interval)", "-", *scores)
+    sizes = [f"{100 * run['change']:.2g}%" if run["change"] is not None else "-" for run in found["runs"]]
+    table.add_row("size of the change", "-", *sizes, end_section=True)
     for kind in ("new_task", "tasks"):
         for row in found[kind]:
             cells = [f"{cell['implanted']:.3f}" if cell else "-" for cell in row["cells"]]

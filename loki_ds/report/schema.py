@@ -96,6 +96,7 @@ class RunLine(TypedDict):
     forgetting_ci: tuple[float, float]
     skill: float | None
     identical_outside_rows: bool | None  # None where nobody compared
+    change: float | None  # its size, as a share of the weights'
     seconds: float | None
 
 

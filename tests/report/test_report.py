@@ -22,6 +22,8 @@ VERIFIED = {
     "bytes": 1000,
     "rows_selected": 4,
     "rows_changed": 4,
+    "change": 0.0123,
+    "change_by_layer": [0.02, 0.034],
     "changed_outside": [],
 }
 
@@ -212,7 +214,7 @@ def test_comparison_says_whether_random_rows_and_baselines_were_beaten(tmp_path:
     found = compare_runs(runs)
     table = comparison(found)
     assert [column.header for column in table.columns] == ["", "base", "loki", "random", "full"]
-    assert table.row_count == 5  # verdict, both figures, the new task, one ability
+    assert table.row_count == 6  # verdict, both figures, size, the new task, one ability
     sentences = found["sentences"]
     assert "full 80.00%" in sentences[0]
     assert len(sentences) == 3
