@@ -45,12 +45,16 @@ class RehearseSection(Section):
     `prompts`: `protected`, the protected set, or a file like `protected.prompts`, in which a chat
     may end with an answer. `share` of all examples. `loss`: `kl`, the divergence from the base's
     predictions over its `top_k` likeliest tokens and the rest, or `ce`, the texts' own tokens.
+
+    One text in ten is held out; the divergence there, the drift, is measured at every evaluation
+    and at the end. `stop_at_drift` ends the training once it is larger, in nats a token.
     """
 
     prompts: str = "protected"
     share: Annotated[float, Field(gt=0, lt=1)] = 0.05
     loss: Literal["kl", "ce"] = "kl"
     top_k: Annotated[int, Field(gt=0)] = 64
+    stop_at_drift: Annotated[float, Field(gt=0)] | None = None
 
 
 class ImplantSection(Section):

@@ -236,6 +236,11 @@ class Recipe(Section):
         return ProtectedSection(prompts=section.prompts)
 
     @property
+    def _evaluates(self) -> bool:
+        """Whether held-out examples are looked at while it trains."""
+        return self.data.heldout is not None and self.training.get("eval_strategy", "no") != "no"
+
+    @property
     def _selects(self) -> bool:
         return self.changes_rows and self.selection.positions is None
 
@@ -248,6 +253,10 @@ class Recipe(Section):
             raise ValueError("implant.quiet needs a protected set: add the section 'protected'")
         if self.implant.rehearse and self.rehearsed is None:
             raise ValueError("implant.rehearse needs a protected set, or a file: add 'protected', or rehearse.prompts")
+        if self.implant.rehearse and self.implant.rehearse.stop_at_drift and not self._evaluates:
+            raise ValueError(
+                "implant.rehearse.stop_at_drift needs data.heldout and training.eval_strategy steps or epoch"
+            )
         if self.sequence_parallel > 1 and self.implant.rehearse:
             raise ValueError(f"implant.rehearse needs whole sequences, sequence_parallel is {self.sequence_parallel}")
         if self.sequence_parallel > 1 and self.deepspeed is None:

@@ -4,14 +4,21 @@ from collections.abc import Sequence
 
 from loki_ds.checking.findings import Findings
 from loki_ds.recipe import RetentionSection
+from loki_ds.refusal import Refusal
 from loki_ds.retention.statistics import FEWEST, least_margin, least_margin_of_group
 from loki_ds.tasks import TaskFound
 
 
-def in_words(section: RetentionSection, tasks: Sequence[TaskFound]) -> Findings:
-    """A line for each task that the section asks for, in its order."""
+def in_words(section: RetentionSection, tasks: Sequence[TaskFound], halved: bool = False) -> Findings:
+    """A line for each task that the section asks for, in its order.
+
+    halved: whether one half of the documents chooses a scale, and the other is reported.
+
+    Raises:
+        Refusal: documents that cannot be halved.
+    """
     limits = [group.limit for group in section.groups for _ in group.tasks]
-    return [("task", _in_words(task, limit, section.margin)) for task, limit in zip(tasks, limits, strict=True)]
+    return [("task", _in_words(task, limit, section.margin, halved)) for task, limit in zip(tasks, limits, strict=True)]
 
 
 def limits_in_words(section: RetentionSection) -> Findings:
@@ -26,11 +33,16 @@ def limits_in_words(section: RetentionSection) -> Findings:
     return findings
 
 
-def _in_words(task: TaskFound, limit: int | None, margin: float) -> str:
+def _in_words(task: TaskFound, limit: int | None, margin: float, halved: bool) -> str:
     counts = [min(limit or count, count) for count in task.documents.values()]
+    if halved:
+        if 1 in counts:
+            raise Refusal(f"task {task.name}: one document, and with tune one half of them chooses the scale; ask more")
+        counts = [count // 2 for count in counts]
     subtasks = f" in {len(counts)} subtasks" if len(counts) > 1 else ""
     lower = "" if task.main["higher_is_better"] else ", which is better when lower"
-    said = f"{task.name}: {sum(counts):,} documents{subtasks}, by {task.main['name']}{lower}"
+    each = " of each half" if halved else ""
+    said = f"{task.name}: {sum(counts):,} documents{each}{subtasks}, by {task.main['name']}{lower}"
     if 1 < len(counts) < FEWEST:
         return f"{said}; a group of fewer than {FEWEST} subtasks is never shown to be kept, name its subtasks"
     if task.main["unit"] != "score":

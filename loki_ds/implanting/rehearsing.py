@@ -4,7 +4,8 @@ divergence from it.
 The model runs once for both: its head is asked a second time for the rehearsed tokens alone.
 """
 
-from typing import Any
+import logging
+from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
@@ -18,11 +19,23 @@ from loki_ds.model.anatomy import final_states, logits_from
 from loki_ds.rehearsal.divergence import Answers, divergence
 from loki_ds.rehearsal.rows import is_pointer, places_of
 
+log = logging.getLogger(__name__)
+
+
+class Rehearsed(NamedTuple):
+    """The base's answers that labels point to, rows that are never trained on, and the drift on
+    them at which training ends, in nats a token (None: never).
+    """
+
+    answers: Answers
+    held_out: Dataset
+    stop_at_drift: float | None = None
+
 
 class RehearsingTrainer(SFTTrainer):
-    """TRL's trainer; the base's answers, if any, are given to it before it trains."""
+    """TRL's trainer; what is rehearsed, if anything, is given to it before it trains."""
 
-    answers: Answers | None = None
+    rehearsed: Rehearsed | None = None
 
     def compute_loss(
         self,
@@ -31,7 +44,7 @@ class RehearsingTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        if self.answers is None:
+        if self.rehearsed is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs["labels"]
         pointing = is_pointer(labels)
@@ -39,7 +52,7 @@ class RehearsingTrainer(SFTTrainer):
         with final_states(self._language_model(model)) as states:
             found = super().compute_loss(model, {**inputs, "labels": learnt}, return_outputs, num_items_in_batch)
         loss, *outputs = found if return_outputs else (found,)
-        apart = self._divergence(model, states[0], labels, self.answers)
+        apart = self._divergence(model, states[0], labels, self.rehearsed.answers)
         count = pointing[:, 1:].sum()
         if num_items_in_batch is None:
             own = (learnt[:, 1:] != NOT_LEARNT).sum()
@@ -73,9 +86,22 @@ class RehearsingTrainer(SFTTrainer):
         if tokens > 0:
             self._metrics["train" if model.training else "eval"]["rehearsal_kl"].append((total / tokens).item())
 
-    def drift(self, rows: Dataset) -> float:
-        """Mean divergence from the base on rehearsed rows, in nats a token. All ranks call it."""
-        found = self.evaluation_loop(
-            self.get_eval_dataloader(rows), "Drift", prediction_loss_only=True, metric_key_prefix="drift"
-        )
-        return float((found.metrics or {})["drift_loss"])
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        metrics = super().evaluate(*args, **kwargs)
+        if self.rehearsed is not None:
+            drift = self.measure_drift(self.rehearsed)
+            if self.rehearsed.stop_at_drift is not None and drift > self.rehearsed.stop_at_drift:
+                log.info("implant: the drift is %.3g nats a token, training ends", drift)
+                self.control.should_training_stop = True
+        return metrics
+
+    def measure_drift(self, rehearsed: Rehearsed) -> float:
+        """Mean divergence from the base on the held-out rows, in nats a token; it goes to the log.
+
+        All ranks call it.
+        """
+        rows = self.get_eval_dataloader(rehearsed.held_out)
+        found = self.evaluation_loop(rows, "Drift", prediction_loss_only=True, metric_key_prefix="drift")
+        drift = float((found.metrics or {})["drift_loss"])
+        self.log({"drift": drift})
+        return drift

@@ -23,11 +23,11 @@ from loki_ds.implanting.baselines import peft_config
 from loki_ds.implanting.checkpoints import Checkpoint, MarkWhole
 from loki_ds.implanting.mask import KeepFrozenRows, quiet_rows, train_only_rows
 from loki_ds.implanting.pull import PullToBase, pulled
+from loki_ds.implanting.rehearsing import Rehearsed
 from loki_ds.implanting.rows import train_row_deltas
 from loki_ds.implanting.watch import TokensPerSecond, WatchedTrainer, WatchGradients
 from loki_ds.positions import Positions
 from loki_ds.ranks import on_first_rank
-from loki_ds.rehearsal.divergence import Answers
 from loki_ds.zero.checkpoints import repartition
 from loki_ds.zero.model import device_of, model_dtype
 
@@ -54,13 +54,12 @@ class Method(NamedTuple):
 
 class Examples(NamedTuple):
     """Rows of tokens and labels to train on, held-out ones (evaluated when the arguments say so),
-    and in a rehearsal those on which the drift is measured and the base's answers.
+    and what is rehearsed.
     """
 
     train: Dataset
     heldout: Dataset | None
-    drift: Dataset | None = None
-    answers: Answers | None = None
+    rehearsed: Rehearsed | None = None
 
 
 class Resume(NamedTuple):
@@ -142,7 +141,7 @@ def train(
         peft_config=peft_config(section.peft) if section.kind.leaves == "adapter" else None,
         callbacks=[*callbacks, TokensPerSecond(), MarkWhole(examples_per_step(arguments), resume.inputs)],
     )
-    trainer.answers = examples.answers
+    trainer.rehearsed = examples.rehearsed
     trainer.add_callback(WatchGradients(model))
     if section.pull:
         trainer.add_callback(PullToBase(pulled(model, section), section.pull, resumes=checkpoint is not None))
@@ -151,8 +150,8 @@ def train(
         if checkpoint.other_world_size:
             on_first_rank(lambda: repartition(checkpoint.folder, _trained(trainer)))
     trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
-    if examples.drift is not None:
-        trainer.log({"drift": trainer.drift(examples.drift)})
+    if examples.rehearsed is not None:
+        trainer.measure_drift(examples.rehearsed)
     return trainer
 
 

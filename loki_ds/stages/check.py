@@ -71,7 +71,7 @@ def check(recipe: Recipe, folder: RunFolder, arguments: SFTConfig, shared: bool)
         rendering = make_rendering(_needs(recipe, kept), recipe.training, tokenizer, base.folder)
         findings += _render(recipe, kept, rendering, config, shared)
         examples, heldout = kept.load(recipe.data, arguments.seed)
-        if recipe.rehearsed is not recipe.protected:
+        if recipe.rehearsed not in (None, recipe.protected):
             findings += ranks.on_first_rank(lambda: _look_at_texts(recipe.rehearsed, tokenizer))
     findings += ranks.on_first_rank(lambda: _look_at_room(recipe, folder, found, arguments, len(examples)))
     return Checked(base, config, tokenizer, rendering, examples, heldout, findings)

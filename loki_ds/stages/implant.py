@@ -17,7 +17,7 @@ from loki_ds.run_folder import check_same_inputs, write_json
 from loki_ds.stages.costs import cost_of
 from loki_ds.stages.inputs import Inputs, implant_inputs
 from loki_ds.stages.quiet import Quiet, quiet
-from loki_ds.stages.rehearse import Rehearsal, rehearse
+from loki_ds.stages.rehearse import rehearse
 from loki_ds.stages.run import Run
 from loki_ds.verification import verify
 
@@ -40,22 +40,20 @@ def _implant(run: Run, positions: Positions | None, inputs: Inputs) -> None:
         protected = quiet(run, section.quiet)
     if section.kind.trains:
         bases = [subspace.basis for subspace in protected.subspaces] if protected else None
-        rehearsal = rehearse(run, section.rehearse) if section.rehearse else None
+        plain = Examples(run.checked.examples, run.checked.heldout)
+        examples = rehearse(run, section.rehearse) if section.rehearse else plain
         with cost_of(run.folder, "implant"):
-            trained = _train(run, Method(section, positions, bases), rehearsal, inputs)
+            trained = _train(run, Method(section, positions, bases), examples, inputs)
     with cost_of(run.folder, "export"):
         ranks.on_first_rank(lambda: _export(run, positions, trained, protected))
 
 
-def _train(run: Run, method: Method, rehearsal: Rehearsal | None, inputs: Inputs) -> Trained:
+def _train(run: Run, method: Method, examples: Examples, inputs: Inputs) -> Trained:
     """Train, and gather what was trained."""
-    log.info("implant: %s mode on %d examples", method.section.mode, len(run.checked.examples))
+    log.info("implant: %s mode on %d examples", method.section.mode, len(examples.train))
     if run.recipe.model.attention is not None:
         run.model.set_attn_implementation(run.recipe.model.attention)
     resume = Resume(run.checkpoint, inputs)
-    examples = Examples(run.checked.examples, run.checked.heldout)
-    if rehearsal is not None:
-        examples = Examples(rehearsal.examples, run.checked.heldout, rehearsal.held_out, rehearsal.answers)
     tokenizer = run.rendering.renderer.tokenizer if run.rendering else run.tokenizer
     trainer = train(run.model, tokenizer, run.training_arguments, examples, method, resume)
     if ranks.rank() == 0:

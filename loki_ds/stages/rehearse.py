@@ -4,15 +4,14 @@ examples that are made of them.
 
 import logging
 from collections.abc import Sequence
-from typing import NamedTuple
-
-from datasets import Dataset
 
 from loki_ds import device, ranks
 from loki_ds.attribution.batches import batches
 from loki_ds.attribution.rope import length_class
 from loki_ds.examples.choice import LossSettings
 from loki_ds.implant_section import RehearseSection
+from loki_ds.implanting.rehearsing import Rehearsed
+from loki_ds.implanting.training import Examples
 from loki_ds.protected import load_protected
 from loki_ds.rehearsal.answers import ask_base, load_answers, save_answers
 from loki_ds.rehearsal.divergence import Answers
@@ -28,18 +27,10 @@ log = logging.getLogger(__name__)
 HELD_OUT = 10  # one text in so many is never trained on
 
 
-class Rehearsal(NamedTuple):
-    """The new task's examples with the rehearsed ones among them, rows that are held out to measure
-    the drift, and the base's answers that both point to.
+def rehearse(run: Run, section: RehearseSection) -> Examples:
+    """The new task's examples with rehearsed ones among them: ask the base, or read what it
+    answered for the same inputs, and mix.
     """
-
-    examples: Dataset
-    held_out: Dataset
-    answers: Answers
-
-
-def rehearse(run: Run, section: RehearseSection) -> Rehearsal:
-    """Ask the base, or read what it answered for the same inputs, and mix the examples."""
     texts = _texts(run)
     answers = _answers(run, section, texts)
     rows = rehearsed(texts, answers, section.loss)
@@ -48,7 +39,7 @@ def rehearse(run: Run, section: RehearseSection) -> Rehearsal:
     new = run.checked.examples
     mixed = mixed_in(new, trained, section.share, run.training_arguments.seed)
     log.info("implant: %d of %d examples are rehearsed, of %d texts", len(mixed) - len(new), len(mixed), len(trained))
-    return Rehearsal(mixed, as_dataset(apart), answers)
+    return Examples(mixed, run.checked.heldout, Rehearsed(answers, as_dataset(apart), section.stop_at_drift))
 
 
 def _texts(run: Run) -> list[list[int]]:

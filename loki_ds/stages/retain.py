@@ -52,7 +52,7 @@ def check_retention(run: Run) -> Findings:
     if done is not None and all(done.get(key) == value for key, value in asked.items()):
         return []
     check_backend(section)
-    return ranks.on_first_rank(lambda: in_words(section, run.tasks))
+    return ranks.on_first_rank(lambda: in_words(section, run.tasks, run.recipe.tune is not None))
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ def _origin(run: Run) -> dict[str, str]:
 def _rehearsal(run: Run) -> dict[str, str]:
     """What was rehearsed, and how far the model is from the base on texts that were not."""
     section, log_ = run.recipe.implant.rehearse, json.loads(run.folder.training_log.read_text())
-    (drift,) = (line["drift"] for line in log_ if "drift" in line)
+    *_, drift = (line["drift"] for line in log_ if "drift" in line)
     return {
         "rehearsal": in_a_line(section.model_dump() if section else {}),
         "drift": f"{drift:.3g} nats a token from the base's predictions, on a tenth of the texts, held out",

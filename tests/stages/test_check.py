@@ -310,6 +310,15 @@ def test_a_rehearsal_needs_texts_and_whole_sequences(tmp_path: Path) -> None:
         started(tmp_path, "implant.rehearse={}", "implant.mode=suppress")
 
 
+def test_with_a_dial_half_of_the_documents_is_reported(tmp_path: Path) -> None:
+    dial = "tune={budget: {skill: 0.9}}"
+    whole, half = (check_retention(started(tmp_path, *own))[0][1] for own in ([], [dial]))
+    count = int(whole.partition(": ")[2].partition(" ")[0])
+    assert half.startswith(f"tiny_facts: {count // 2} documents of each half, by")
+    with pytest.raises(Refusal, match="task tiny_facts: one document, and with tune"):
+        check_retention(started(tmp_path, dial, "retention.abilities={tasks: [tiny_facts], limit: 1}"))
+
+
 def test_tasks_are_looked_at_with_the_margin(tmp_path: Path) -> None:
     run = started(tmp_path, "retention.abilities.limit=50")
     found = [said for what, said in check_retention(run) if what == "task"]
