@@ -38,6 +38,16 @@ class QuietSection(Section):
     sketch: Annotated[int, Field(gt=0)] | None = None
 
 
+class FrozenInputsSection(Section):
+    """Freeze a `share` of every layer's inputs (columns of `W_down`) in the selected rows, too:
+    those that count most for protected prompts `by` weight times input, or by chance.
+    """
+
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    by: Literal["weight_times_input", "random"] = "weight_times_input"
+    seed: int = 0
+
+
 class RehearseSection(Section):
     """Learn, beside the new task, what the base predicts on texts of what it knows: the last 256
     tokens of each text and the base's likeliest next one.
@@ -71,6 +81,7 @@ class ImplantSection(Section):
     lora: LowRankSection = LowRankSection()
     peft: PeftSection = PeftSection()
     quiet: QuietSection | None = None
+    frozen_inputs: FrozenInputsSection | None = None
     rehearse: RehearseSection | None = None
     pull: Annotated[float, Field(ge=0)] = 0.0
     early_stopping: Annotated[int, Field(gt=0)] | None = None
@@ -86,8 +97,10 @@ class ImplantSection(Section):
 
     @model_validator(mode="after")
     def _check_mode(self) -> "ImplantSection":
-        for key in ("quiet", "pull", "rehearse"):
+        for key in ("quiet", "frozen_inputs", "pull", "rehearse"):
             if getattr(self, key) and key not in self.kind.reads:
                 *others, last = (name for name, mode in MODES.items() if key in mode.reads)
                 raise ValueError(f"implant.{key} needs implant.mode {', '.join(others)} or {last}, it is {self.mode}")
+        if self.quiet and self.frozen_inputs:
+            raise ValueError("implant.quiet and implant.frozen_inputs both keep the delta out of inputs; give one")
         return self

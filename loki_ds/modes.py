@@ -42,10 +42,11 @@ class Mode(NamedTuple):
         return self.leaves == "weights" and self.confined
 
 
+QUIET = frozenset({"quiet", "frozen_inputs", "pull", "rehearse"})
 MODES = {
-    "mask": Mode(confined=True, leaves="weights", reads=frozenset({"quiet", "pull", "rehearse"})),
-    "rows": Mode(confined=True, leaves="deltas", reads=frozenset({"quiet", "pull", "rehearse"})),
-    "lora": Mode(confined=True, leaves="deltas", reads=frozenset({"quiet", "pull", "rehearse", "lora"})),
+    "mask": Mode(confined=True, leaves="weights", reads=QUIET),
+    "rows": Mode(confined=True, leaves="deltas", reads=QUIET),
+    "lora": Mode(confined=True, leaves="deltas", reads=QUIET | {"lora"}),
     "full": Mode(confined=False, leaves="weights", reads=frozenset({"pull", "rehearse"})),
     "peft": Mode(confined=False, leaves="adapter", reads=frozenset({"pull", "rehearse", "peft"})),
     "suppress": Mode(confined=True, leaves=None),

@@ -249,8 +249,10 @@ class Recipe(Section):
         if (self.needs_attribution or self.collects_sensitivity) and self.protected is None:
             strategy = self.selection.strategy
             raise ValueError(f"selection.strategy {strategy} needs a protected set: add the section 'protected'")
-        if self.implant.quiet and self.protected is None:
-            raise ValueError("implant.quiet needs a protected set: add the section 'protected'")
+        frozen = self.implant.frozen_inputs
+        for key, needs in (("quiet", self.implant.quiet), ("frozen_inputs", frozen and frozen.by != "random")):
+            if needs and self.protected is None:
+                raise ValueError(f"implant.{key} needs a protected set: add the section 'protected'")
         if self.implant.rehearse and self.rehearsed is None:
             raise ValueError("implant.rehearse needs a protected set, or a file: add 'protected', or rehearse.prompts")
         if self.implant.rehearse and self.implant.rehearse.stop_at_drift and not self._evaluates:

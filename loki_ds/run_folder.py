@@ -33,6 +33,7 @@ class RunFolder:
         self.overlap_curve = self.attribution / "overlap.png"
         self.sensitivity = self.attribution / "sensitivity.safetensors"
         self.quiet = self.root / "quiet"
+        self.frozen_inputs = self.quiet / "frozen_inputs.safetensors"
         self.base_answers = self.root / "rehearsal" / "answers.safetensors"
         self.examples = self.root / "examples"
         self.positions = self.root / "positions.json"

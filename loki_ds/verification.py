@@ -4,7 +4,7 @@ Reads two checkpoints tensor by tensor, holds one at a time. Loads no model and 
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from loki_ds.refusal import Refusal
 class Verification:
     """What was compared, and every tensor that changed where it may not have.
 
+    inputs_frozen: columns of every layer's `W_down` that were compared in the selected rows, too.
     change: the size of the change, `|model - base| / |base|` over all tensors of floating-point
     numbers; change_by_layer: of every layer's `W_down` alone.
     """
@@ -29,6 +30,7 @@ class Verification:
     bytes: int = 0
     rows_selected: int = 0
     rows_changed: int = 0
+    inputs_frozen: int = 0
     change: float = 0.0
     change_by_layer: list[float] = field(default_factory=list)
     changed_outside: list[str] = field(default_factory=list)
@@ -42,22 +44,26 @@ class Verification:
         return {"identical_outside_rows": self.identical_outside_rows, **self.__dict__}
 
 
-def verify(base: Path, model: Path, positions: Positions | None) -> Verification:
+def verify(
+    base: Path, model: Path, positions: Positions | None, frozen: Sequence[Tensor] | None = None
+) -> Verification:
     """Compare two checkpoint folders byte for byte, outside the rows of every layer's `W_down` that
     `positions` selects.
 
     positions: None for a baseline that trained everything; then whole tensors count as changed or
-    not.
+    not. frozen: per layer the columns `[r]` that may not change in the selected rows either.
 
     Raises:
         Refusal: a checkpoint cannot be read, or the two do not hold the same tensors in the same
             shapes and dtypes.
     """
     found = Verification(rows_selected=positions.count if positions else 0)
+    found.inputs_frozen = len(frozen[0]) if frozen else 0
     with open_weights(base) as before, open_weights(model) as after:
         _check_positions(positions, before)
         _check_same_tensors(before, after)
         selected, sizes = _rows_by_name(positions, before), {}
+        columns = {name: frozen[layer] for layer, name in before.down_names().items()} if frozen else {}
         found.not_compared = other_weights(model, after)
         for name in sorted(before.names | after.names):
             old, new = before.read(name), after.read(name)
@@ -74,6 +80,8 @@ def verify(base: Path, model: Path, positions: Positions | None) -> Verification
             found.bytes += old.nbytes
             found.rows_changed += int(changed[rows].sum()) if rows else 0
             changed[rows] = False
+            if rows and name in columns:
+                changed[rows] = _changed_rows(old[rows][:, columns[name]], new[rows][:, columns[name]])
             if changed.any():
                 found.changed_outside.append(name)
         found.change = _relative(sizes.values())

@@ -25,7 +25,8 @@ def between(base: Tensor, trained: Tensor, share: float) -> Tensor:
     """`base + share (trained - base)`, in float64 before it is rounded."""
     if share in (0, 1):
         return trained if share else base
-    return torch.lerp(base.double(), trained.double(), share).to(base.dtype)
+    lies = torch.lerp(base.double(), trained.double(), share).to(base.dtype)
+    return torch.where(base == trained, base, lies)  # what did not change keeps its bits, -0.0 too
 
 
 def scaled_implant(trained: Implant, scale: Scale) -> Implant:

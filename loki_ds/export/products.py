@@ -3,6 +3,7 @@
 Rank 0's work. Reads the base from the disk; loads no model.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,11 +33,18 @@ class Base(NamedTuple):
     section: ModelSection
 
 
-def write_model(trained: Trained | None, base: Base, positions: Positions | None, folder: RunFolder) -> Implant | None:
+def write_model(
+    trained: Trained | None,
+    base: Base,
+    positions: Positions | None,
+    folder: RunFolder,
+    frozen: Sequence[Tensor] | None = None,
+) -> Implant | None:
     """The trained model in `model/`; returns the implant that leads to it, None for a baseline that
     is not confined to rows.
 
-    trained: None where nothing trains and the selected rows are set to zero (suppression).
+    trained: None where nothing trains and the selected rows are set to zero (suppression); frozen:
+    per layer the columns `[r]` of the rows that are the base's.
     """
     match trained:
         case Weights():
@@ -48,7 +56,7 @@ def write_model(trained: Trained | None, base: Base, positions: Positions | None
             return None
     if positions is None:
         return None
-    implant = implant_of(trained, base, positions)
+    implant = implant_of(trained, base, positions, frozen)
     remove(folder.model)
     apply_to_checkpoint(base.folder, implant, folder.model)
     return implant
@@ -61,13 +69,17 @@ def export_template(template: str | None, model: Path) -> None:
             aside.write_text(template, encoding="utf-8")
 
 
-def implant_of(trained: Deltas | None, base: Base, positions: Positions) -> Implant:
+def implant_of(
+    trained: Deltas | None, base: Base, positions: Positions, frozen: Sequence[Tensor] | None = None
+) -> Implant:
     """The base's rows with the trained deltas on them, or all zero when nothing trained."""
     layers = {}
     for i, before in read_rows(base.folder, positions).items():
         after = torch.zeros_like(before)
         if trained is not None:
             after = with_rows(before, torch.arange(len(before)), trained.layers[i].delta)
+        if frozen is not None:
+            after[:, frozen[i]] = before[:, frozen[i]]  # a sum with 0 makes 0.0 of -0.0
         layers[i] = LayerRows(torch.tensor(positions.rows[i]), before, after)
     return Implant(len(positions.rows), layers, facts(base, positions))
 

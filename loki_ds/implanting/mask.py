@@ -102,6 +102,8 @@ class QuietRows:
 
     def __call__(self, trained: Tensor) -> Tensor:
         base, basis = self.base.to(trained), self.basis.to(trained.device)
+        if not basis.is_floating_point():
+            return trained.index_copy(1, basis, base[:, basis])  # bit for bit, of -0.0 too
         return base + project_out(trained - base, basis)
 
 

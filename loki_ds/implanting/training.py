@@ -37,8 +37,8 @@ Callbacks = list[TrainerCallback]
 
 
 class Method(NamedTuple):
-    """What trains: the mode with its settings, its rows (None for baselines), and per layer the
-    basis `[d_ff, r]` that a quiet implant keeps out of.
+    """What trains: the mode with its settings, its rows (None for baselines), and per layer what
+    the delta keeps out of: a basis `[d_ff, r]` of a quiet implant, or frozen inputs `[r]` (int64).
     """
 
     section: ImplantSection

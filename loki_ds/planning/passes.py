@@ -92,10 +92,10 @@ class Passes:
         flops = self.prompts.total * self.prompts.tokens * (FORWARD * self.one.total + products)
         return self._pass("quiet", f"{self.prompts.total:,} prompts", flops, way=1)
 
-    def answers(self) -> Stage:
-        """For a rehearsal: forward, with the head on every token."""
+    def forward(self, name: str) -> Stage:
+        """Once, as a rehearsal asks the base and frozen inputs are chosen."""
         flops = FORWARD * self.one.total * self.prompts.total * self.prompts.tokens
-        return self._pass("rehearse", f"{self.prompts.total:,} texts", flops, way=1)
+        return self._pass(name, f"{self.prompts.total:,} prompts", flops, way=1)
 
     def _pass(self, name: str, amount: str, flops: float, way: int) -> Stage:
         """FLOPs of all ranks together; way: 1 for up the layers, 2 for up and down."""

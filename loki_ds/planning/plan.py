@@ -105,13 +105,16 @@ def make_plan(recipe: Recipe, gpu: Gpu, ranks: int) -> Plan:
     quiet = recipe.implant.quiet
     over = partial(Passes, sweep=partial(dry_sweep, config, recipe.model), section=recipe.attribution, setting=setting)
     over = partial(over, width=shape.bytes_per_number, gpu=gpu)
-    if recipe.protected is not None and (recipe.needs_attribution or recipe.collects_sensitivity or quiet):
+    inputs = recipe.implant.frozen_inputs
+    freezes = inputs is not None and inputs.by != "random"
+    if recipe.protected is not None and (recipe.needs_attribution or recipe.collects_sensitivity or quiet or freezes):
         passes = over(prompts_of(recipe.protected, tokenizer))
         stages += [passes.attribution()] if recipe.needs_attribution else []
         stages += [passes.sensitivity(shape.tokens)] if recipe.collects_sensitivity else []
         stages += [passes.inputs(quiet, shapes)] if quiet else []
+        stages += [passes.forward("frozen inputs")] if freezes else []
     if recipe.rehearsed is not None:
-        stages.append(over(prompts_of(recipe.rehearsed, tokenizer)).answers())
+        stages.append(over(prompts_of(recipe.rehearsed, tokenizer)).forward("rehearse"))
     training, example, alternatives = None, [], []  # type: ignore[var-annotated]
     if mode.trains:
         dry = partial(dry_step, config, recipe.model, Method(recipe.implant, positions))

@@ -15,6 +15,7 @@ from loki_ds.quiet.certificate import certify, strongest
 from loki_ds.refusal import Refusal
 from loki_ds.run_folder import check_same_inputs, write_json
 from loki_ds.stages.costs import cost_of
+from loki_ds.stages.frozen_inputs import FrozenInputs, frozen_inputs
 from loki_ds.stages.inputs import Inputs, implant_inputs
 from loki_ds.stages.quiet import Quiet, quiet
 from loki_ds.stages.rehearse import rehearse
@@ -22,6 +23,8 @@ from loki_ds.stages.run import Run
 from loki_ds.verification import verify
 
 log = logging.getLogger(__name__)
+
+Protected = Quiet | FrozenInputs | None  # what the delta was kept out of
 
 
 def implant(run: Run, positions: Positions | None) -> None:
@@ -33,19 +36,26 @@ def implant(run: Run, positions: Positions | None) -> None:
 
 
 def _implant(run: Run, positions: Positions | None, inputs: Inputs) -> None:
-    section, trained, protected = run.recipe.implant, None, None
+    section, trained = run.recipe.implant, None
     if run.checkpoint is not None:
         check_same_inputs(run.checkpoint.folder, "implant", run.checkpoint.inputs, inputs)
-    if section.quiet:
-        protected = quiet(run, section.quiet)
+    protected = _protected(run)
     if section.kind.trains:
-        bases = [subspace.basis for subspace in protected.subspaces] if protected else None
+        bases = protected.kept_out if protected else None
         plain = Examples(run.checked.examples, run.checked.heldout)
         examples = rehearse(run, section.rehearse) if section.rehearse else plain
         with cost_of(run.folder, "implant"):
             trained = _train(run, Method(section, positions, bases), examples, inputs)
     with cost_of(run.folder, "export"):
         ranks.on_first_rank(lambda: _export(run, positions, trained, protected))
+
+
+def _protected(run: Run) -> Protected:
+    """What the delta is to keep out of."""
+    section = run.recipe.implant
+    if section.quiet:
+        return quiet(run, section.quiet)
+    return frozen_inputs(run, section.frozen_inputs) if section.frozen_inputs else None
 
 
 def _train(run: Run, method: Method, examples: Examples, inputs: Inputs) -> Trained:
@@ -64,11 +74,12 @@ def _train(run: Run, method: Method, examples: Examples, inputs: Inputs) -> Trai
     return trained
 
 
-def _export(run: Run, positions: Positions | None, trained: Trained | None, protected: Quiet | None) -> None:
+def _export(run: Run, positions: Positions | None, trained: Trained | None, protected: Protected) -> None:
     """Model, verification, implant file and adapter, from what was gathered. Rank 0's work."""
-    made = write_model(trained, run.base, positions, run.folder)
+    frozen = protected.kept_out if isinstance(protected, FrozenInputs) else None
+    made = write_model(trained, run.base, positions, run.folder, frozen)
     export_template(run.rendering.exported_template if run.rendering else None, run.folder.model)
-    verify_model(run, positions, certificate(run, made, protected) if protected and made else None)
+    verify_model(run, positions, protected, made)
     if made is not None:
         save_implant(made, trained, run.base, run.down_shapes[0][0], run.folder)
     folder = run.folder
@@ -76,7 +87,7 @@ def _export(run: Run, positions: Positions | None, trained: Trained | None, prot
     folder.record(*(result for result in results if result.exists()))
 
 
-def certificate(run: Run, made: Implant, protected: Quiet) -> dict[str, Any]:
+def _certificate(run: Run, made: Implant, protected: Quiet) -> dict[str, Any]:
     """What protected inputs can feel of the implant as exported."""
     layers = certify(*changes_of(made, run.base.folder), protected.moments, protected.subspaces)
     worst = strongest(layers)
@@ -89,15 +100,17 @@ def certificate(run: Run, made: Implant, protected: Quiet) -> dict[str, Any]:
     return {"energy": protected.energy, "layers": layers}
 
 
-def verify_model(run: Run, positions: Positions | None, felt: dict[str, Any] | None) -> None:
+def verify_model(run: Run, positions: Positions | None, protected: Protected, made: Implant | None) -> None:
     """Compare the run's model with the base, and write what was found, and what protected inputs
     feel of a quiet one. Rank 0's work.
 
     Raises:
         Refusal: it differs outside the rows, or not at all; then it says so itself.
     """
+    frozen = protected.kept_out if isinstance(protected, FrozenInputs) else None
+    felt = _certificate(run, made, protected) if isinstance(protected, Quiet) and made else None
     try:
-        found = verify(run.base.folder, run.folder.model, positions)
+        found = verify(run.base.folder, run.folder.model, positions, frozen)
     except Refusal as refusal:
         _mark_not_verified(run, f"It could not be compared with the base: {refusal}\n")
         raise

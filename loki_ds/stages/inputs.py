@@ -13,7 +13,7 @@ from typing import Any
 
 from loki_ds.examples.choice import Rendering
 from loki_ds.export.implant_file import Implant
-from loki_ds.implant_section import QuietSection
+from loki_ds.implant_section import FrozenInputsSection, QuietSection
 from loki_ds.implanting.arguments import deepspeed_config
 from loki_ds.positions import Positions
 from loki_ds.recipe import DataSection, ProtectedSection, Recipe
@@ -67,6 +67,10 @@ def quiet_inputs(protected: ProtectedSection | None, section: QuietSection, base
     return {**protected_inputs(protected, base_digest), "sketch": section.sketch}
 
 
+def frozen_inputs_inputs(protected: ProtectedSection | None, section: FrozenInputsSection, base_digest: str) -> Inputs:
+    return {**protected_inputs(protected, base_digest), **section.model_dump()}
+
+
 def rehearsal_inputs(recipe: Recipe, base_digest: str) -> Inputs:
     """Of the base's answers."""
     section, source = recipe.implant.rehearse, recipe.rehearsed
@@ -78,18 +82,20 @@ def rehearsal_inputs(recipe: Recipe, base_digest: str) -> Inputs:
 def implant_inputs(recipe: Recipe, base_digest: str, positions: Positions | None) -> Inputs:
     implant = recipe.implant
     own = {key for key in ("lora", "peft") if key in implant.kind.reads}
+    looks = implant.quiet or implant.frozen_inputs  # at the protected prompts
     training = {key: value for key, value in recipe.training.items() if changes_a_result(f"training.{key}")}
     return without_secrets(
         {
             "model": base_digest,
             "positions": positions.digest if positions else None,
-            **implant.model_dump(exclude={"lora", "peft", "rehearse"} - own),
+            **implant.model_dump(exclude={"lora", "peft", "rehearse", "frozen_inputs"} - own),
+            **({"frozen_inputs": implant.frozen_inputs.model_dump()} if implant.frozen_inputs else {}),
             **(
                 {"rehearse": implant.rehearse.model_dump() | rehearsal_inputs(recipe, base_digest)}
                 if implant.rehearse
                 else {}
             ),
-            "protected": protected_inputs(recipe.protected, base_digest)["protected"] if implant.quiet else None,
+            "protected": protected_inputs(recipe.protected, base_digest)["protected"] if looks else None,
             "data": data_inputs(recipe.data),
             "training": training,
             "deepspeed": deepspeed_config(recipe.deepspeed, implant),

@@ -8,6 +8,8 @@ import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from loki_ds import device, ranks
 from loki_ds.attribution.batches import batches
 from loki_ds.attribution.rope import length_class
@@ -37,6 +39,11 @@ class Quiet(NamedTuple):
     moments: list[SecondMoment]
     subspaces: list[Subspace]
     energy: float
+
+    @property
+    def kept_out(self) -> list[Tensor]:
+        """Per layer the basis `[d_ff, r]` that the delta keeps out of."""
+        return [subspace.basis for subspace in self.subspaces]
 
 
 def quiet(run: Run, section: QuietSection) -> Quiet:

@@ -19,7 +19,6 @@ from loki_ds.dial.scaled import keep, scaled_adapter, scaled_implant, scaled_ten
 from loki_ds.export.checkpoint import apply_to_checkpoint, write_tensors
 from loki_ds.export.implant_file import Implant
 from loki_ds.export.products import export_template
-from loki_ds.positions import Positions
 from loki_ds.quiet.kept import load_moments
 from loki_ds.quiet.subspace import protected_subspace
 from loki_ds.recipe import TuneSection
@@ -32,7 +31,8 @@ from loki_ds.retention.question import Question
 from loki_ds.run_folder import RunFolder, remove, write_json
 from loki_ds.stages.asking import answers_in, base_answers_beside, base_arm, choosing_question_of, model_arm
 from loki_ds.stages.costs import note_cost
-from loki_ds.stages.implant import certificate, verify_model
+from loki_ds.stages.frozen_inputs import kept_inputs
+from loki_ds.stages.implant import Protected, verify_model
 from loki_ds.stages.inputs import tune_inputs
 from loki_ds.stages.quiet import Quiet
 from loki_ds.stages.run import Run
@@ -135,7 +135,7 @@ def _put_in_place(run: Run, trained: Trained, scale: Scale) -> None:
         made.save(folder.implant)
         positions = made.positions
     _write_adapter(run, trained, scale)
-    verify_model(run, positions, _certificate(run, made, positions))
+    verify_model(run, positions, _protected(run), made)
     results = (folder.model, folder.implant, folder.adapter, folder.verification)
     folder.record(*(result for result in results if result.exists()))
 
@@ -153,10 +153,14 @@ def _write_adapter(run: Run, trained: Trained, scale: Scale) -> None:
         log.info("tune: no adapter, one of %s cannot be scaled", run.recipe.implant.method)
 
 
-def _certificate(run: Run, made: Implant | None, positions: Positions | None) -> dict[str, Any] | None:
-    section = run.recipe.implant.quiet
-    if section is None or made is None or positions is None:
+def _protected(run: Run) -> Protected:
+    """What the delta was kept out of, from the run folder."""
+    section = run.recipe.implant
+    if section.frozen_inputs:
+        return kept_inputs(run.folder)
+    if section.quiet is None:
         return None
     moments = load_moments(run.folder.quiet / "moments.safetensors")
-    subspaces = [protected_subspace(moment, section.energy) for moment in moments]
-    return certificate(run, made, Quiet(moments, subspaces, section.energy))
+    return Quiet(
+        moments, [protected_subspace(moment, section.quiet.energy) for moment in moments], section.quiet.energy
+    )

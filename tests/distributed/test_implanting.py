@@ -66,6 +66,17 @@ QUIET = {
 QUIET["quiet mask zero2"] = [*QUIET["quiet mask"], "deepspeed=launch/zero2.json"]
 QUIET["quiet mask offloaded"] = [*QUIET["quiet mask"], OFFLOAD]
 QUIET["quiet rows sketched"] = [*QUIET["quiet rows"], "implant.quiet.sketch=120"]
+FROZEN = {
+    f"frozen inputs {mode}": [
+        *in_mode(mode),
+        "implant.frozen_inputs.share=0.5",
+        "protected.per_subject=5",
+        "training.learning_rate=0.01",
+    ]
+    for mode in MODES
+}
+FROZEN["frozen inputs mask zero2"] = [*FROZEN["frozen inputs mask"], "deepspeed=launch/zero2.json"]
+FROZEN["frozen inputs by chance"] = [*FROZEN["frozen inputs rows"], "implant.frozen_inputs.by=random"]
 PEFT = {
     method: ["implant.mode=peft", f"implant.peft.method={method}", "implant.peft.rank=4"]
     for method in ("lora", "dora", "pissa")
@@ -122,7 +133,7 @@ def runs(rows: str, in_bfloat16: Path, tmp_path_factory: pytest.TempPathFactory)
         ]
         for name, overrides in (SPECIAL | BASELINES).items()
     }
-    cases |= PLAIN | QUIET | {f"peft {method}": overrides for method, overrides in PEFT.items()}
+    cases |= PLAIN | QUIET | FROZEN | {f"peft {method}": overrides for method, overrides in PEFT.items()}
     launch_all(folder, {name: [*SHORT, rows, *overrides] for name, overrides in cases.items()})
     return folder
 
@@ -142,6 +153,7 @@ CONFINED = [
     *SPECIAL,
     *PLAIN,
     *QUIET,
+    *FROZEN,
 ]
 
 
@@ -191,6 +203,18 @@ def test_peft_baselines_train_and_merge(method: str, runs: Path) -> None:
     assert (run / "adapter/adapter_config.json").is_file()
     assert json.loads((run / "verify.json").read_text())["identical_outside_rows"] is False
     AutoModelForCausalLM.from_pretrained(run / "model")
+
+
+@pytest.mark.parametrize("case", FROZEN)
+def test_half_of_the_inputs_of_the_rows_stay_the_bases(case: str, runs: Path) -> None:
+    assert json.loads((runs / case / "verify.json").read_text())["inputs_frozen"] == 192
+    base, after = load_file(BASE / "model.safetensors"), weights(runs / case)
+    frozen = load_file(runs / case / "quiet/frozen_inputs.safetensors")
+    for layer, rows in enumerate(ROWS):
+        name = f"model.layers.{layer}.mlp.down_proj.weight"
+        moved = (base[name] != after[name])[rows].any(0) if rows else torch.zeros(384, dtype=torch.bool)
+        assert not moved[frozen[f"layers.{layer}"]].any()
+        assert not rows or moved.sum() > 180  # of the other half
 
 
 @pytest.mark.parametrize("case", QUIET)
