@@ -120,8 +120,8 @@ def retention_inputs(recipe: Recipe, base_digest: str, model_digest: str) -> Inp
     section, dtype = recipe.retention, recipe.model.dtype
     own_tasks = digest_of(Path(section.include_path)) if section.include_path else None
     asked = section.model_dump(exclude={"processes"})
-    half = {"half": "confirming"} if recipe.tune else {}
-    return {"base": base_digest, "model": model_digest, "dtype": dtype, "own_tasks": own_tasks, **asked, **half}
+    tuned = {"tune": recipe.tune.model_dump()} if recipe.tune else {}
+    return {"base": base_digest, "model": model_digest, "dtype": dtype, "own_tasks": own_tasks, **asked, **tuned}
 
 
 def tune_inputs(recipe: Recipe, folder: RunFolder) -> Inputs:

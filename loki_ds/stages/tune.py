@@ -128,9 +128,11 @@ def _write_model(run: Run, trained: Trained, scale: Scale, out: Path) -> Implant
 
 def _put_in_place(run: Run, trained: Trained, scale: Scale) -> None:
     """Model, implant, adapter, verification."""
-    folder, positions = run.folder, None
+    folder, aside = run.folder, run.folder.tune / "chosen"
+    remove(aside)
+    made, positions = _write_model(run, trained, scale, aside), None
     remove(folder.model)
-    made = _write_model(run, trained, scale, folder.model)
+    aside.rename(folder.model)
     if made is not None:
         made.save(folder.implant)
         positions = made.positions
