@@ -99,3 +99,25 @@ def test_every_recipe_in_the_commands_takes_their_overrides() -> None:
 def test_every_face_names_its_modules(face: Path) -> None:
     modules = {path.stem for path in face.parent.glob("*.py")} - {"__init__"}
     assert {module for module in modules if f"`{module}`" not in face.read_text()} == set()
+
+
+PROSE = [ROOT / file for file in ("README.md", "CONTRIBUTING.md", "recipes/README.md")]
+PROSE += sorted((ROOT / "docs").rglob("*.md"))
+NO_PROSE = re.compile(r"^```.*?^```$|^(?: {4}|#|\|)[^\n]*$", re.DOTALL | re.MULTILINE)
+SENTENCES = re.compile(r"(?<=[.!?:])\s+(?=[A-Z(\"])")
+
+
+def sentences(text: str) -> list[str]:
+    """Of a Markdown file's paragraphs and lists; tables, headings and code are left out."""
+    text = re.sub(r"`[^`]*`", "Code", NO_PROSE.sub("\n", text))
+    text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text).replace("**", "")
+    paragraphs = re.split(r"\n\s*\n|\n\s*(?:[-*]|\d+\.)\s+", text)
+    return [one for paragraph in paragraphs for one in SENTENCES.split(" ".join(paragraph.split())) if one]
+
+
+def test_sentences_are_short() -> None:
+    """Fifteen words on average, none over thirty."""
+    lengths = {one: len(one.split()) for file in PROSE for one in sentences(file.read_text())}
+    assert [one for one, words in lengths.items() if words > 30] == []
+    assert len(lengths) > 500
+    assert sum(lengths.values()) / len(lengths) < 15.5
