@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from loki_ds import command_line
+from loki_ds import command_line, implant_section, recipe
+from loki_ds.command_arguments import ARGUMENTS
 from loki_ds.recipe_file import load_recipe
+from loki_ds.section import Section
 
 NOT_OURS = re.compile(r"^(\.|runs$|build$|dist$)")
 TEXTS = [
@@ -99,6 +101,20 @@ def test_every_recipe_in_the_commands_takes_their_overrides() -> None:
 def test_every_face_names_its_modules(face: Path) -> None:
     modules = {path.stem for path in face.parent.glob("*.py")} - {"__init__"}
     assert {module for module in modules if f"`{module}`" not in face.read_text()} == set()
+
+
+def test_the_reference_has_every_section_and_every_command() -> None:
+    text = (ROOT / "docs/reference.md").read_text()
+    sections = {
+        one.__name__ for module in (recipe, implant_section) for one in vars(module).values() if is_section(one)
+    }
+    listed = {one.strip() for members in re.findall(r"members: \[(.*)\]", text) for one in members.split(",")}
+    assert sections - {"Section"} == listed
+    assert not [command for command in ARGUMENTS if f"loki-ds {command}" not in text]
+
+
+def is_section(found: object) -> bool:
+    return isinstance(found, type) and issubclass(found, Section)
 
 
 PROSE = [ROOT / file for file in ("README.md", "CONTRIBUTING.md", "recipes/README.md")]

@@ -26,6 +26,14 @@ def test_every_recipe_is_valid_and_opens_with_its_command(path: Path) -> None:
     assert f"launch/implant.py --recipe {path.relative_to(ROOT)}" in path.read_text()
 
 
+def test_the_recipe_in_the_documentation_is_one(tmp_path: Path) -> None:
+    text = (ROOT / "docs/tasks/recipe.md").read_text()
+    (tmp_path / "my_recipe.yaml").write_text(text.split("```yaml\n")[1].split("```")[0])
+    found = load_recipe(tmp_path / "my_recipe.yaml")
+    assert (found.implant.pull, found.selection.quota) == (5, 10)
+    assert found.tune is not None
+
+
 def test_the_commands_in_the_texts_are_the_recipes() -> None:
     texts = "".join((ROOT / name).read_text() for name in ("README.md", "recipes/README.md"))
     named = {ROOT / path for path in re.findall(r"recipes/[\w.]+/[\w.-]+\.yaml", texts)}
