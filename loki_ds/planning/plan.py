@@ -36,6 +36,7 @@ from loki_ds.quiet.kept import load_moments
 from loki_ds.quiet.subspace import protected_subspace
 from loki_ds.recipe import DataSection, Recipe
 from loki_ds.refusal import Refusal
+from loki_ds.rehearsal.rows import MOST_HELD_OUT, count_for
 from loki_ds.run_folder import RunFolder
 from loki_ds.selection import planned_positions
 
@@ -113,8 +114,10 @@ def make_plan(recipe: Recipe, gpu: Gpu, ranks: int) -> Plan:
         stages += [passes.sensitivity(shape.tokens)] if recipe.collects_sensitivity else []
         stages += [passes.inputs(quiet, shapes)] if quiet else []
         stages += [passes.forward("frozen inputs")] if freezes else []
-    if recipe.rehearsed is not None:
-        stages.append(over(prompts_of(recipe.rehearsed, tokenizer)).forward("rehearse"))
+    if recipe.rehearsed is not None and recipe.implant.rehearse is not None:
+        texts = prompts_of(recipe.rehearsed, tokenizer)
+        asked = count_for(examples_in(recipe.data), recipe.implant.rehearse.share) + MOST_HELD_OUT
+        stages.append(over(texts._replace(total=min(texts.total, asked))).forward("rehearse"))
     training, example, alternatives = None, [], []  # type: ignore[var-annotated]
     if mode.trains:
         dry = partial(dry_step, config, recipe.model, Method(recipe.implant, positions))

@@ -17,6 +17,8 @@ from loki_ds.examples.whole import SCHEMA
 from loki_ds.rehearsal.answers import predictions
 from loki_ds.rehearsal.divergence import Answers
 
+HELD_OUT = 10  # one text in so many is never trained on
+MOST_HELD_OUT = 64
 FIRST = NOT_LEARNT - 1  # the label of the answer at place 0
 
 
@@ -50,12 +52,17 @@ def as_dataset(examples: Sequence[Rendered]) -> Dataset:
     return Dataset(pa.table(columns, schema=SCHEMA))
 
 
+def count_for(examples: int, share: float) -> int:
+    """How many rehearsed examples make up a share of all."""
+    return max(1, round(examples * share / (1 - share)))
+
+
 def mixed_in(examples: Dataset, others: Sequence[Rendered], share: float, seed: int) -> Dataset:
     """The new task's examples with as many others among them as make up a share, spread evenly.
 
     Drawn by seed, none twice before all are in.
     """
-    count = max(1, round(len(examples) * share / (1 - share)))
+    count = count_for(len(examples), share)
     drawn: list[int] = []
     while len(drawn) < count:
         drawn += Random(f"{seed}-{len(drawn)}").sample(range(len(others)), len(others))

@@ -7,13 +7,14 @@ of them (`recipe.changes_a_result`).
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from loki_ds.examples.choice import Rendering
 from loki_ds.export.implant_file import Implant
-from loki_ds.implant_section import FrozenInputsSection, QuietSection
+from loki_ds.implant_section import FrozenInputsSection, QuietSection, RehearseSection
 from loki_ds.implanting.arguments import deepspeed_config
 from loki_ds.positions import Positions
 from loki_ds.recipe import DataSection, ProtectedSection, Recipe
@@ -71,12 +72,18 @@ def frozen_inputs_inputs(protected: ProtectedSection | None, section: FrozenInpu
     return {**protected_inputs(protected, base_digest), **section.model_dump()}
 
 
+def answers_inputs(texts: Sequence[Sequence[int]], section: RehearseSection, base_digest: str) -> Inputs:
+    """Of the base's answers on texts."""
+    of_texts = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+    return {"model": base_digest, "texts": of_texts, "top_k": section.top_k}
+
+
 def rehearsal_inputs(recipe: Recipe, base_digest: str) -> Inputs:
-    """Of the base's answers."""
-    section, source = recipe.implant.rehearse, recipe.rehearsed
-    top_k = section.top_k if section else None
-    length = recipe.training.get("max_length")
-    return {**protected_inputs(source, base_digest), "top_k": top_k, "max_length": length}
+    """Of what is rehearsed; the cut stands among the training's settings."""
+    section = recipe.implant.rehearse
+    if section is None:
+        return {}
+    return {"rehearse": {**section.model_dump(), **protected_inputs(recipe.rehearsed, base_digest)}}
 
 
 def implant_inputs(recipe: Recipe, base_digest: str, positions: Positions | None) -> Inputs:
@@ -90,11 +97,7 @@ def implant_inputs(recipe: Recipe, base_digest: str, positions: Positions | None
             "positions": positions.digest if positions else None,
             **implant.model_dump(exclude={"lora", "peft", "rehearse", "frozen_inputs"} - own),
             **({"frozen_inputs": implant.frozen_inputs.model_dump()} if implant.frozen_inputs else {}),
-            **(
-                {"rehearse": implant.rehearse.model_dump() | rehearsal_inputs(recipe, base_digest)}
-                if implant.rehearse
-                else {}
-            ),
+            **rehearsal_inputs(recipe, base_digest),
             "protected": protected_inputs(recipe.protected, base_digest)["protected"] if looks else None,
             "data": data_inputs(recipe.data),
             "training": training,

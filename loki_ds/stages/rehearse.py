@@ -4,6 +4,7 @@ examples that are made of them.
 
 import logging
 from collections.abc import Sequence
+from random import Random
 
 from loki_ds import device, ranks
 from loki_ds.attribution.batches import batches
@@ -15,31 +16,31 @@ from loki_ds.implanting.training import Examples
 from loki_ds.protected import load_protected
 from loki_ds.rehearsal.answers import ask_base, load_answers, save_answers
 from loki_ds.rehearsal.divergence import Answers
-from loki_ds.rehearsal.rows import as_dataset, mixed_in, rehearsed
+from loki_ds.rehearsal.rows import HELD_OUT, MOST_HELD_OUT, as_dataset, count_for, mixed_in, rehearsed
 from loki_ds.stages.batch_size import batch_size
 from loki_ds.stages.costs import cost_of
-from loki_ds.stages.inputs import rehearsal_inputs
+from loki_ds.stages.inputs import answers_inputs
 from loki_ds.stages.run import Run
 from loki_ds.zero.model import Gatherer
 
 log = logging.getLogger(__name__)
 
-HELD_OUT = 10  # one text in so many is never trained on
-
 
 def rehearse(run: Run, section: RehearseSection) -> Examples:
-    """The new task's examples with rehearsed ones among them: ask the base, or read what it
-    answered for the same inputs, and mix.
+    """The new task's examples with rehearsed ones among them: draw texts, ask the base, or read
+    what it answered on the same ones, and mix.
     """
+    new, seed = run.checked.examples, run.training_arguments.seed
     texts = _texts(run)
-    answers = _answers(run, section, texts)
-    rows = rehearsed(texts, answers, section.loss)
-    apart = rehearsed(texts, answers, "kl")[::HELD_OUT]
-    trained = [row for i, row in enumerate(rows) if i % HELD_OUT] or rows
-    new = run.checked.examples
-    mixed = mixed_in(new, trained, section.share, run.training_arguments.seed)
-    log.info("implant: %d of %d examples are rehearsed, of %d texts", len(mixed) - len(new), len(mixed), len(trained))
-    return Examples(mixed, run.checked.heldout, Rehearsed(answers, as_dataset(apart), section.stop_at_drift))
+    apart = texts[::HELD_OUT][:MOST_HELD_OUT]
+    others = [text for i, text in enumerate(texts) if i % HELD_OUT] or texts
+    drawn = Random(seed).sample(others, min(len(others), count_for(len(new), section.share)))
+    answers = _answers(run, section, [*drawn, *apart])
+    trained = rehearsed([*drawn, *apart], answers, section.loss)[: len(drawn)]
+    held_out = rehearsed([*drawn, *apart], answers, "kl")[len(drawn) :]
+    mixed = mixed_in(new, trained, section.share, seed)
+    log.info("implant: %d of %d examples are rehearsed, of %d texts", len(mixed) - len(new), len(mixed), len(drawn))
+    return Examples(mixed, run.checked.heldout, Rehearsed(answers, as_dataset(held_out), section.stop_at_drift))
 
 
 def _texts(run: Run) -> list[list[int]]:
@@ -51,7 +52,7 @@ def _texts(run: Run) -> list[list[int]]:
 
 
 def _answers(run: Run, section: RehearseSection, texts: list[list[int]]) -> Answers:
-    inputs, file = rehearsal_inputs(run.recipe, run.base.digest), run.folder.base_answers
+    file, inputs = run.folder.base_answers, answers_inputs(texts, section, run.base.digest)
     if run.finished("rehearse", inputs) and run.shared.by_all:
         return load_answers(file)
     gatherer, together = Gatherer(), length_class(run.model.config)
