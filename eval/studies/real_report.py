@@ -120,7 +120,7 @@ def by_task(study: dict[str, Any], reports: Reports, kind: str) -> str:
 
 def trade_off(reports: Reports, path: Path) -> None:
     """Losses alone with their 95% intervals against the new task's score: a point a seed."""
-    figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7.5, 5.0), layout="constrained")
     for place, (name, found) in enumerate(reports.items()):
         skill = [100 * report["new_task"][0]["implanted"] for report in found]
         lost = [report["losses_only"] for report in found]
@@ -130,6 +130,6 @@ def trade_off(reports: Reports, path: Path) -> None:
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set(xlabel="held-out calls right, percent", ylabel="losses alone, percent of the base's scores")
     axes.grid(alpha=0.3)
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=3)
     figure.savefig(path, dpi=110)
     plt.close(figure)
