@@ -268,6 +268,8 @@ class Recipe(Section):
             raise ValueError("the key data.train is missing; only implant.mode suppress trains on nothing")
         if self.tune and not self.implant.kind.trains:
             raise ValueError(f"tune scales what was trained, and implant.mode {self.implant.mode} trains nothing")
+        if self.tune and self.tune.budget.skill and self.retention.new_task is None:
+            raise ValueError("tune.budget.skill needs retention.new_task, whose skill it is a share of")
         if self.tune and not self.changes_rows and any(isinstance(scale, list) for scale in self.tune.scales):
             raise ValueError(f"tune.scales by layer needs a mode that trains rows, implant.mode is {self.implant.mode}")
         check_training_keys(self.training)

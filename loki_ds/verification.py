@@ -16,6 +16,8 @@ from loki_ds.model.files import WeightFiles, open_weights, other_weights
 from loki_ds.positions import Positions
 from loki_ds.refusal import Refusal
 
+AT_ONCE = 2**24  # numbers in float64
+
 
 @dataclass
 class Verification:
@@ -91,8 +93,11 @@ def verify(
 
 def _squares(old: Tensor, new: Tensor, changed: Tensor) -> tuple[float, float]:
     """Summed squares of the change and of the base."""
-    own = float(old.double().square().nansum())
-    return (float((new.double() - old.double()).square().nansum()) if changed else 0.0), own
+    moved = own = 0.0
+    for before, after in zip(old.flatten().split(AT_ONCE), new.flatten().split(AT_ONCE), strict=True):
+        own += float(before.double().square().nansum())
+        moved += float((after.double() - before.double()).square().nansum()) if changed else 0.0
+    return moved, own
 
 
 def _relative(squares: Iterable[tuple[float, float]]) -> float:

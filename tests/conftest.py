@@ -1,13 +1,17 @@
 """Small models and data that every test can make for itself."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from torch import Tensor
+from torch.nn import Module
 from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from loki_ds.model.anatomy import decoder_layers, down_projection
 
 ROOT = Path(__file__).parents[1]
 
@@ -78,6 +82,22 @@ def build(family: str, dtype: torch.dtype = torch.float64, **changes: Any) -> Pr
         if parameter.dim() > 1:
             parameter.data.mul_(4)
     return model.to(dtype).eval()
+
+
+def received_by_hand(model: Module, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
+    """What every `W_down` receives `[tokens, d_ff]`, from the model's own forward, prompt by
+    prompt.
+    """
+    seen: list[list[Tensor]] = []
+    for layer in decoder_layers(model):
+        noted: list[Tensor] = []
+        seen.append(noted)
+        down_projection(layer).register_forward_pre_hook(
+            lambda _, x, noted=noted: noted.append(x[0].flatten(0, 1).detach())
+        )
+    for prompt in prompts:
+        model(torch.tensor([prompt]))
+    return [torch.cat(noted) for noted in seen]
 
 
 @pytest.fixture

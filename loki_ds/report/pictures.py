@@ -77,20 +77,19 @@ def overlap_curve(curve: Sequence[dict[str, float]], path: Path) -> None:
     _save(figure, path)
 
 
-def dial(curve: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any], path: Path) -> None:
-    """Losses alone along the dial (`dial.curve.Place`), against the new task's score where there is
-    one, with 95% intervals; the chosen place is ringed.
+def dial(places: Mapping[str, Mapping[str, Any]], chosen: str, path: Path) -> None:
+    """Losses alone along the dial (`dial.curve.Place`, by its scale in words), against the new
+    task's score where there is one, with 95% intervals; the chosen place is ringed.
     """
     figure, axes = plt.subplots(figsize=(5.5, 3.8), layout="constrained")
-    skilled = chosen["skill"] is not None
-    for place in curve:
+    skilled = places[chosen]["skill"] is not None
+    for name, place in places.items():
         across = 100 * place["skill"] if skilled else place["scale"][0]
         lost, (low, high) = place["losses_only"], place["losses_only_ci"]
         ends = [[max(0.0, lost - low)], [max(0.0, high - lost)]]
         axes.errorbar([across], [lost], yerr=ends, fmt="o", capsize=3, color="tab:blue")
-        text = f"{place['scale'][0]:g}" + (f"{place['scale'][1]:+g}l" if place["scale"][1] else "")
-        axes.annotate(text, (across, lost), textcoords="offset points", xytext=(6, 4), fontsize="small")
-        if place is chosen:
+        axes.annotate(name, (across, lost), textcoords="offset points", xytext=(6, 4), fontsize="small")
+        if name == chosen:
             axes.plot([across], [lost], "o", markersize=14, fillstyle="none", color="black")
     label = "new task, percent" if skilled else "share of the trained change"
     axes.set(xlabel=label, ylabel="losses alone, percent", title="the dial, by scale")

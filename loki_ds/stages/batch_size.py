@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Sequence
 
-from loki_ds.attribution.batches import affordable_batch
-from loki_ds.attribution.rope import LengthClass
+from transformers import PreTrainedConfig
+
+from loki_ds.attribution.batches import affordable_batch, batches
+from loki_ds.attribution.rope import LengthClass, length_class
 from loki_ds.device import available_memory
 from loki_ds.recipe import AttributionSection
 
@@ -25,3 +27,16 @@ def batch_size(
         return section.batch_size
     budget = int(section.memory_gib * 2**30) if section.memory_gib else int(FREE_SHARE * available_memory())
     return affordable_batch(work, prompts, budget, class_of)
+
+
+def measured_batches(
+    section: AttributionSection,
+    work: Callable[[Sequence[Sequence[int]]], object],
+    prompts: Sequence[Sequence[int]],
+    config: PreTrainedConfig,
+) -> list[list[int]]:
+    """Batches of indices into the prompts, as large as `batch_size` says; prompts whose lengths ask
+    the model of this configuration for other rotary tables never go together.
+    """
+    together = length_class(config)
+    return batches(prompts, batch_size(section, work, prompts, together), together)

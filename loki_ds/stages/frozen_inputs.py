@@ -1,22 +1,17 @@
 """Before an implant with frozen inputs: which they are, in `quiet/`."""
 
 import logging
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
 
 from loki_ds import ranks
-from loki_ds.attribution.batches import batches
-from loki_ds.attribution.rope import length_class
-from loki_ds.attribution.self_check import check_family
 from loki_ds.implant_section import FrozenInputsSection
 from loki_ds.quiet.frozen import drawn, load_inputs, save_inputs, strongest, weight_times_input
-from loki_ds.quiet.inputs import observe_inputs
 from loki_ds.run_folder import RunFolder
-from loki_ds.stages.batch_size import batch_size
 from loki_ds.stages.costs import cost_of
 from loki_ds.stages.inputs import frozen_inputs_inputs
+from loki_ds.stages.quiet import observable_batches
 from loki_ds.stages.run import Run
 from loki_ds.zero.model import Gatherer
 
@@ -50,11 +45,6 @@ def kept_inputs(folder: RunFolder) -> FrozenInputs:
 def _chosen(run: Run, section: FrozenInputsSection) -> list[Tensor]:
     if section.by == "random":
         return drawn([d_ff for _, d_ff in run.down_shapes], section.share, section.seed)
-    tokens, gatherer, together = run.protected.tokens, Gatherer(), length_class(run.model.config)
-    check_family(run.model)
-
-    def observed(prompts: Sequence[Sequence[int]]) -> None:
-        observe_inputs(run.model, gatherer, prompts, lambda *_: None)
-
-    planned = batches(tokens, batch_size(run.recipe.attribution, observed, tokens, together), together)
-    return strongest(weight_times_input(run.model, gatherer, tokens, planned), section.share)
+    gatherer = Gatherer()
+    planned = observable_batches(run, gatherer)
+    return strongest(weight_times_input(run.model, gatherer, run.protected.tokens, planned), section.share)

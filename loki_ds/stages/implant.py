@@ -5,6 +5,8 @@
 import logging
 from typing import Any
 
+from torch import Tensor
+
 from loki_ds import ranks
 from loki_ds.export.collect import Trained, collect
 from loki_ds.export.implant_file import Implant
@@ -76,8 +78,7 @@ def _train(run: Run, method: Method, examples: Examples, inputs: Inputs) -> Trai
 
 def _export(run: Run, positions: Positions | None, trained: Trained | None, protected: Protected) -> None:
     """Model, verification, implant file and adapter, from what was gathered. Rank 0's work."""
-    frozen = protected.kept_out if isinstance(protected, FrozenInputs) else None
-    made = write_model(trained, run.base, positions, run.folder, frozen)
+    made = write_model(trained, run.base, positions, run.folder, _frozen(protected))
     export_template(run.rendering.exported_template if run.rendering else None, run.folder.model)
     verify_model(run, positions, protected, made)
     if made is not None:
@@ -107,10 +108,9 @@ def verify_model(run: Run, positions: Positions | None, protected: Protected, ma
     Raises:
         Refusal: it differs outside the rows, or not at all; then it says so itself.
     """
-    frozen = protected.kept_out if isinstance(protected, FrozenInputs) else None
     felt = _certificate(run, made, protected) if isinstance(protected, Quiet) and made else None
     try:
-        found = verify(run.base.folder, run.folder.model, positions, frozen)
+        found = verify(run.base.folder, run.folder.model, positions, _frozen(protected))
     except Refusal as refusal:
         _mark_not_verified(run, f"It could not be compared with the base: {refusal}\n")
         raise
@@ -130,6 +130,11 @@ def verify_model(run: Run, positions: Positions | None, protected: Protected, ma
             "shows whether every step overflowed (float16) or the learning rate was 0"
         )
     log.info("verify: %d bytes compared, identical outside %d changed rows", found.bytes, found.rows_changed)
+
+
+def _frozen(protected: Protected) -> list[Tensor] | None:
+    """Per layer the columns in which nothing may change, if any."""
+    return protected.kept_out if isinstance(protected, FrozenInputs) else None
 
 
 def _mark_not_verified(run: Run, why: str) -> None:

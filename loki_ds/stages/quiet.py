@@ -11,8 +11,6 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from loki_ds import device, ranks
-from loki_ds.attribution.batches import batches
-from loki_ds.attribution.rope import length_class
 from loki_ds.attribution.self_check import check_family
 from loki_ds.implant_section import QuietSection
 from loki_ds.quiet.inputs import input_sizes, observe_inputs
@@ -20,7 +18,7 @@ from loki_ds.quiet.kept import PartialSums, load_moments, save_moments
 from loki_ds.quiet.moments import collect_moments, sketch_width
 from loki_ds.quiet.subspace import SecondMoment, Subspace, protected_subspace
 from loki_ds.run_folder import remove
-from loki_ds.stages.batch_size import batch_size
+from loki_ds.stages.batch_size import measured_batches
 from loki_ds.stages.costs import cost_of
 from loki_ds.stages.inputs import Inputs, quiet_inputs
 from loki_ds.stages.run import Run
@@ -39,6 +37,11 @@ class Quiet(NamedTuple):
     moments: list[SecondMoment]
     subspaces: list[Subspace]
     energy: float
+
+    @classmethod
+    def of(cls, moments: list[SecondMoment], section: QuietSection) -> "Quiet":
+        subspaces = [protected_subspace(moment, section.energy) for moment in moments]
+        return cls(moments, subspaces, section.energy)
 
     @property
     def kept_out(self) -> list[Tensor]:
@@ -62,25 +65,29 @@ def quiet(run: Run, section: QuietSection) -> Quiet:
         ranks.on_first_rank(lambda: save_moments(moments, path))
         ranks.on_first_rank(lambda: run.folder.finish("quiet", inputs))
         ranks.on_first_rank(lambda: remove(run.folder.quiet / "partial"))
-    subspaces = [protected_subspace(moment, section.energy) for moment in moments]
-    room = ", ".join(f"{100 * subspace.room:.0f}" for subspace in subspaces)
+    found = Quiet.of(moments, section)
+    room = ", ".join(f"{100 * subspace.room:.0f}" for subspace in found.subspaces)
     log.info("quiet: room left at energy %g, percent of each layer's inputs: %s", section.energy, room)
-    return Quiet(moments, subspaces, section.energy)
+    return found
 
 
 def _collect(run: Run, section: QuietSection, inputs: Inputs) -> list[SecondMoment]:
     tokens, gatherer = run.protected.tokens, Gatherer()
+    planned = observable_batches(run, gatherer)
+    budget = min(ranks.all_gather(int(FREE_SHARE * device.available_host_memory())))
+    width = sketch_width(input_sizes(run.model), budget, section.sketch)
+    partial = PartialSums(run.folder.quiet / "partial" / _digest(inputs, planned, width))
+    return collect_moments(run.model, gatherer, tokens, planned, width, partial)
+
+
+def observable_batches(run: Run, gatherer: Gatherer) -> list[list[int]]:
+    """Batches of the protected prompts whose inputs to every `W_down` are to be observed."""
     check_family(run.model)
 
     def observed(prompts: Sequence[Sequence[int]]) -> None:
         observe_inputs(run.model, gatherer, prompts, lambda *_: None)
 
-    together = length_class(run.model.config)
-    planned = batches(tokens, batch_size(run.recipe.attribution, observed, tokens, together), together)
-    budget = min(ranks.all_gather(int(FREE_SHARE * device.available_host_memory())))
-    width = sketch_width(input_sizes(run.model), budget, section.sketch)
-    partial = PartialSums(run.folder.quiet / "partial" / _digest(inputs, planned, width))
-    return collect_moments(run.model, gatherer, tokens, planned, width, partial)
+    return measured_batches(run.recipe.attribution, observed, run.protected.tokens, run.model.config)
 
 
 def _digest(*parts: Any) -> str:

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from random import Random
 
 from loki_ds import device, ranks
-from loki_ds.attribution.batches import batches
-from loki_ds.attribution.rope import length_class
 from loki_ds.examples.choice import LossSettings
 from loki_ds.implant_section import RehearseSection
 from loki_ds.implanting.rehearsing import Rehearsed
@@ -17,7 +15,7 @@ from loki_ds.protected import load_protected
 from loki_ds.rehearsal.answers import ask_base, load_answers, save_answers
 from loki_ds.rehearsal.divergence import Answers
 from loki_ds.rehearsal.rows import HELD_OUT, MOST_HELD_OUT, as_dataset, count_for, mixed_in, rehearsed
-from loki_ds.stages.batch_size import batch_size
+from loki_ds.stages.batch_size import measured_batches
 from loki_ds.stages.costs import cost_of
 from loki_ds.stages.inputs import answers_inputs
 from loki_ds.stages.run import Run
@@ -35,9 +33,10 @@ def rehearse(run: Run, section: RehearseSection) -> Examples:
     apart = texts[::HELD_OUT][:MOST_HELD_OUT]
     others = [text for i, text in enumerate(texts) if i % HELD_OUT] or texts
     drawn = Random(seed).sample(others, min(len(others), count_for(len(new), section.share)))
-    answers = _answers(run, section, [*drawn, *apart])
-    trained = rehearsed([*drawn, *apart], answers, section.loss)[: len(drawn)]
-    held_out = rehearsed([*drawn, *apart], answers, "kl")[len(drawn) :]
+    asked = [*drawn, *apart]
+    answers = _answers(run, section, asked)
+    trained = rehearsed(asked, answers, section.loss)[: len(drawn)]
+    held_out = rehearsed(asked, answers, "kl")[len(drawn) :]
     mixed = mixed_in(new, trained, section.share, seed)
     log.info("implant: %d of %d examples are rehearsed, of %d texts", len(mixed) - len(new), len(mixed), len(drawn))
     return Examples(mixed, run.checked.heldout, Rehearsed(answers, as_dataset(held_out), section.stop_at_drift))
@@ -55,13 +54,13 @@ def _answers(run: Run, section: RehearseSection, texts: list[list[int]]) -> Answ
     file, inputs = run.folder.base_answers, answers_inputs(texts, section, run.base.digest)
     if run.finished("rehearse", inputs) and run.shared.by_all:
         return load_answers(file)
-    gatherer, together = Gatherer(), length_class(run.model.config)
+    gatherer = Gatherer()
 
     def asked(prompts: Sequence[Sequence[int]]) -> None:
         ask_base(run.model, prompts, [list(range(len(prompts)))] * ranks.world_size(), gatherer, section.top_k)
 
     with cost_of(run.folder, "rehearse"):
-        planned = batches(texts, batch_size(run.recipe.attribution, asked, texts, together), together)
+        planned = measured_batches(run.recipe.attribution, asked, texts, run.model.config)
         answers = ask_base(run.model, texts, planned, gatherer, section.top_k)
     ranks.on_first_rank(lambda: save_answers(answers, file))
     ranks.on_first_rank(lambda: run.folder.finish("rehearse", inputs))

@@ -213,8 +213,8 @@ def _rehearsal(run: Run) -> dict[str, str]:
 
 def _scale(run: Run, section: TuneSection) -> str:
     """What was chosen along the dial, and how."""
-    chosen = json.loads((run.folder.tune / "chosen.json").read_text())
-    tried = ", ".join(str(Scale.of(scale)) for scale in section.scales)
+    chosen, curve = (json.loads((run.folder.tune / f"{name}.json").read_text()) for name in ("chosen", "curve"))
+    tried = ", ".join(str(Scale(*place["scale"])) for place in curve)
     return (
         f"{Scale(*chosen['scale'])} of the trained change, for a budget of {in_a_line(section.budget.model_dump())}; "
         f"tried: {tried}, on the other half of the documents"

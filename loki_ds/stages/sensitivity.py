@@ -8,13 +8,11 @@ from collections.abc import Sequence
 from safetensors.torch import save_file
 
 from loki_ds import ranks
-from loki_ds.attribution.batches import batches
-from loki_ds.attribution.rope import length_class
 from loki_ds.attribution.self_check import check_family
 from loki_ds.attribution.sensitivity import EXAMPLES, Text, output_gradient_moments, output_gradients
 from loki_ds.examples.rendering import NOT_LEARNT
 from loki_ds.run_folder import written_whole
-from loki_ds.stages.batch_size import batch_size
+from loki_ds.stages.batch_size import measured_batches
 from loki_ds.stages.costs import cost_of
 from loki_ds.stages.inputs import sensitivity_inputs
 from loki_ds.stages.run import Run
@@ -34,7 +32,7 @@ def sensitivity(run: Run) -> None:
 def _collect(run: Run) -> None:
     with cost_of(run.folder, "sensitivity"):
         check_family(run.model)
-        gatherer, together = Gatherer(), length_class(run.model.config)
+        gatherer = Gatherer()
 
         def gradients(prompts: Sequence[Sequence[int]]) -> None:
             for _ in output_gradients(run.model, gatherer, [Text(list(prompt)) for prompt in prompts]):
@@ -43,7 +41,7 @@ def _collect(run: Run) -> None:
         moments = {}
         for name, texts in (("protected", _protected(run)), ("new_task", _new_task(run))):
             tokens = [text.tokens for text in texts]
-            planned = batches(tokens, batch_size(run.recipe.attribution, gradients, tokens, together), together)
+            planned = measured_batches(run.recipe.attribution, gradients, tokens, run.model.config)
             moments[name] = output_gradient_moments(run.model, texts, planned, gatherer)
             log.info("sensitivity: of every node on %d texts (%s)", len(texts), name)
         log.info("sensitivity: %d gathers", gatherer.count)

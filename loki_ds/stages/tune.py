@@ -20,7 +20,6 @@ from loki_ds.export.checkpoint import apply_to_checkpoint, write_tensors
 from loki_ds.export.implant_file import Implant
 from loki_ds.export.products import export_template
 from loki_ds.quiet.kept import load_moments
-from loki_ds.quiet.subspace import protected_subspace
 from loki_ds.recipe import TuneSection
 from loki_ds.report.build import build_report
 from loki_ds.report.pictures import dial
@@ -73,7 +72,8 @@ def tune(run: Run, section: TuneSection) -> None:
     write_json(run.folder.tune / "curve.json", curve)
     chosen = choose(curve, section.budget)
     scale = Scale(*chosen["scale"])
-    dial(curve, chosen, run.folder.tune / "curve.png")
+    places = {str(Scale(*place["scale"])): place for place in curve}
+    dial(places, str(scale), run.folder.tune / "curve.png")
     log.info("tune: scale %s, losses alone %.2g%% on the half that chose", scale, chosen["losses_only"])
     _put_in_place(run, trained, scale)
     write_json(run.folder.tune / "chosen.json", chosen)
@@ -162,7 +162,4 @@ def _protected(run: Run) -> Protected:
         return kept_inputs(run.folder)
     if section.quiet is None:
         return None
-    moments = load_moments(run.folder.quiet / "moments.safetensors")
-    return Quiet(
-        moments, [protected_subspace(moment, section.quiet.energy) for moment in moments], section.quiet.energy
-    )
+    return Quiet.of(load_moments(run.folder.quiet / "moments.safetensors"), section.quiet)

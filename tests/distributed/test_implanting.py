@@ -54,27 +54,19 @@ SPECIAL = {
     "rows packed": [*in_mode("rows"), "training.packing=true", "training.max_length=64"],
 }
 PLAIN = {mode: [f"implant.mode={mode}", "training.weight_decay=0", "implant.pull=20"] for mode in MODES}
-QUIET = {
-    f"quiet {mode}": [
-        *in_mode(mode),
-        "implant.quiet.energy=0.9",
-        "protected.per_subject=5",
-        "training.learning_rate=0.01",
-    ]
-    for mode in MODES
-}
+
+
+def keeping_out(name: str, setting: str) -> dict[str, list[str]]:
+    """In every mode, on a few protected prompts, at a rate that moves the rows."""
+    own = [setting, "protected.per_subject=5", "training.learning_rate=0.01"]
+    return {f"{name} {mode}": [*in_mode(mode), *own] for mode in MODES}
+
+
+QUIET = keeping_out("quiet", "implant.quiet.energy=0.9")
 QUIET["quiet mask zero2"] = [*QUIET["quiet mask"], "deepspeed=launch/zero2.json"]
 QUIET["quiet mask offloaded"] = [*QUIET["quiet mask"], OFFLOAD]
 QUIET["quiet rows sketched"] = [*QUIET["quiet rows"], "implant.quiet.sketch=120"]
-FROZEN = {
-    f"frozen inputs {mode}": [
-        *in_mode(mode),
-        "implant.frozen_inputs.share=0.5",
-        "protected.per_subject=5",
-        "training.learning_rate=0.01",
-    ]
-    for mode in MODES
-}
+FROZEN = keeping_out("frozen inputs", "implant.frozen_inputs.share=0.5")
 FROZEN["frozen inputs mask zero2"] = [*FROZEN["frozen inputs mask"], "deepspeed=launch/zero2.json"]
 FROZEN["frozen inputs by chance"] = [*FROZEN["frozen inputs rows"], "implant.frozen_inputs.by=random"]
 PEFT = {

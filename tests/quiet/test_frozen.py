@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import build
+from conftest import build, received_by_hand
 
 from loki_ds.attribution.batches import batches
 from loki_ds.export.collect import Deltas, LayerDelta
 from loki_ds.export.products import Base, implant_of
 from loki_ds.implanting.mask import QuietRows
-from loki_ds.model.anatomy import decoder_layers, down_projection, down_weights
+from loki_ds.model.anatomy import down_weights
 from loki_ds.model.files import same_bits
 from loki_ds.positions import Positions
 from loki_ds.quiet.frozen import drawn, load_inputs, save_inputs, strongest, weight_times_input
@@ -25,14 +25,8 @@ POSITIONS = Positions([[1, 5], [], [0], [31]])
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "mistral"])
 def test_inputs_count_by_weight_and_by_what_they_receive(family: str) -> None:
-    model, seen = build(family), {}  # type: ignore[var-annotated]
-    for i, layer in enumerate(decoder_layers(model)):
-        down_projection(layer).register_forward_pre_hook(
-            lambda _, x, i=i: seen.setdefault(i, []).append(x[0].flatten(0, 1).detach())
-        )
-    for prompt in PROMPTS:
-        model(torch.tensor([prompt]))
-    received = [torch.cat(seen[i]) for i in sorted(seen)]
+    model = build(family)
+    received = received_by_hand(model, PROMPTS)
     found = weight_times_input(model, Gatherer(), PROMPTS, batches(PROMPTS, 2))
     for scores, inputs, weight in zip(found, received, down_weights(model), strict=True):
         expected = weight.double().norm(dim=0) * inputs.double().square().mean(0).sqrt()

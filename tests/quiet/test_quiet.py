@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import build
+from conftest import build, received_by_hand
 from torch import Tensor
 
 from loki_ds.attribution.batches import batches
@@ -28,15 +28,7 @@ POSITIONS = Positions([[1, 5], [], [0], [31]])
 
 def moments_by_hand(model: torch.nn.Module) -> list[Tensor]:
     """`E[x x^T]` from the model's own forward, prompt by prompt."""
-    seen: dict[int, list[Tensor]] = {}
-    for i, layer in enumerate(decoder_layers(model)):
-        down_projection(layer).register_forward_pre_hook(
-            lambda _, x, i=i: seen.setdefault(i, []).append(x[0].flatten(0, 1).detach())
-        )
-    for prompt in PROMPTS:
-        model(torch.tensor([prompt]))
-    inputs = [torch.cat(seen[i]) for i in sorted(seen)]
-    return [x.T @ x / len(x) for x in inputs]
+    return [x.T @ x / len(x) for x in received_by_hand(model, PROMPTS)]
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "mistral"])

@@ -315,6 +315,8 @@ def test_with_a_dial_half_of_the_documents_is_reported(tmp_path: Path) -> None:
     whole, half = (check_retention(started(tmp_path, *own))[0][1] for own in ([], [dial]))
     count = int(whole.partition(": ")[2].partition(" ")[0])
     assert half.startswith(f"tiny_facts: {count // 2} documents of each half, by")
+    with pytest.raises(Refusal, match=r"tune\.budget\.skill needs retention\.new_task"):
+        started(tmp_path, dial, "retention.new_task=null")
     with pytest.raises(Refusal, match="task tiny_facts: one document, and with tune"):
         check_retention(started(tmp_path, dial, "retention.abilities={tasks: [tiny_facts], limit: 1}"))
 
