@@ -12,7 +12,7 @@ TINY := $(ON_CPU) deepspeed --num_gpus 2 launch/implant.py --recipe recipes/tiny
 .PHONY: help demo real real-study test test-skew lint docs audit bench study quiet-study scaling reliability tiny-world learning-rates clean
 
 help:  ## list these targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
+	@awk '/^##@ /{printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## /{split($$0, part, ":.*## "); printf "  make %-15s %s\n", part[1], part[2]}' $(MAKEFILE_LIST)
 
 $(READY): pyproject.toml $(CONSTRAINTS)
 	python3 -m venv $(VENV)
@@ -22,12 +22,24 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --no-build-isolation --editable '.[dev]'
 	touch $(READY)
 
+##@ To try it
+
 demo: $(READY)  ## teach the tiny model tool calls by LoKI, on random rows and by full fine-tuning, and compare
 	$(TINY)/loki.yaml
 	$(TINY)/random.yaml
 	$(TINY)/full.yaml
 	$(BIN)/loki-ds compare runs/tiny/loki runs/tiny/random runs/tiny/full
 	@echo "The LoKI run: runs/tiny/loki (report/report.html, verify.json, model/)"
+
+real: $(READY)  ## a real model: SmolLM2-135M taught BFCL's calls by LoKI, LoRA and full fine-tuning (some seventy-five minutes on two idle cores)
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) gguf
+	$(BIN)/python eval/real/fetch.py build/real
+	$(REAL)/calls-q30.yaml $(REAL_BASE) run=runs/smollm2/calls-q30
+	$(REAL)/calls-baseline-lora.yaml $(REAL_BASE) run=runs/smollm2/calls-baseline-lora
+	$(REAL)/calls-baseline-full.yaml $(REAL_BASE) run=runs/smollm2/calls-baseline-full
+	$(BIN)/loki-ds compare runs/smollm2/calls-q30 runs/smollm2/calls-baseline-lora runs/smollm2/calls-baseline-full --out runs/smollm2/compare
+
+##@ To change it
 
 test: $(READY)  ## lint, types, documentation and all tests
 	$(BIN)/ruff check .
@@ -36,6 +48,12 @@ test: $(READY)  ## lint, types, documentation and all tests
 	$(BIN)/lint-imports --no-logo
 	$(MAKE) docs
 	$(ON_CPU) pytest -n 2 --dist loadfile --junit-xml build/tests.xml
+
+lint: $(READY)  ## format and lint in place
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 docs: $(READY)  ## the documentation site, in build/site; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
@@ -47,11 +65,10 @@ audit: $(READY)  ## known vulnerabilities of the dependencies
 	$(BIN)/python -m pip install --quiet pip-audit
 	$(BIN)/pip-audit --local --skip-editable
 
-lint: $(READY)  ## format and lint in place
-	$(BIN)/ruff format .
-	$(BIN)/ruff check --fix .
-	$(BIN)/mypy
-	$(BIN)/lint-imports --no-logo
+clean:  ## remove the environment, what was built, and all runs
+	rm -rf .venv .venv-oldest build dist runs
+
+##@ What the figures were made with
 
 bench: $(READY)  ## attribution and training step against their baselines, the plan against measurement (about forty minutes on two idle cores)
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) captum
@@ -59,24 +76,16 @@ bench: $(READY)  ## attribution and training step against their baselines, the p
 	DS_ACCELERATOR=cpu OMP_NUM_THREADS=2 $(BIN)/python eval/benchmarks/attribution.py
 	$(BIN)/python eval/benchmarks/plan.py
 
-real: $(READY)  ## a real model: SmolLM2-135M taught BFCL's calls by LoKI, LoRA and full fine-tuning (some seventy-five minutes on two idle cores)
-	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) gguf
-	$(BIN)/python eval/real/fetch.py build/real
-	$(REAL)/calls-q30.yaml $(REAL_BASE) run=runs/smollm2/calls-q30
-	$(REAL)/calls-baseline-lora.yaml $(REAL_BASE) run=runs/smollm2/calls-baseline-lora
-	$(REAL)/calls-baseline-full.yaml $(REAL_BASE) run=runs/smollm2/calls-baseline-full
-	$(BIN)/loki-ds compare runs/smollm2/calls-q30 runs/smollm2/calls-baseline-lora runs/smollm2/calls-baseline-full --out runs/smollm2/compare
-
-real-study: $(READY)  ## that model's rates by the stated rule, then every method with two seeds (some two hours on two cores)
-	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) gguf
-	$(BIN)/python eval/real/fetch.py build/real
-	$(ON_CPU) python eval/studies/real.py
-
 study: $(READY)  ## methods, selections, quotas and baselines on the tiny world, three seeds (about an hour on two cores)
 	$(ON_CPU) python eval/studies/trade_off.py eval/studies/methods.yaml
 
 quiet-study: $(READY)  ## quiet implanting, decay, other worlds (about an hour on two cores)
 	$(ON_CPU) python eval/studies/trade_off.py eval/studies/quiet.yaml
+
+real-study: $(READY)  ## that model's rates by the stated rule, then every method with two seeds (some two hours on two cores)
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) gguf
+	$(BIN)/python eval/real/fetch.py build/real
+	$(ON_CPU) python eval/studies/real.py
 
 scaling: $(READY)  ## eval/reports/scaling.md: the plan's counts carried to 512 GPUs
 	$(ON_CPU) python eval/benchmarks/scaling.py
@@ -84,11 +93,8 @@ scaling: $(READY)  ## eval/reports/scaling.md: the plan's counts carried to 512 
 reliability: $(READY)  ## eval/reports/reliability.md: what the last `make test` broke on purpose, and what happened
 	$(BIN)/python eval/studies/reliability.py
 
-tiny-world: $(READY)  ## pre-train the tiny model again (about twenty minutes on two cores)
-	$(BIN)/python recipes/tiny/world/make.py
-
 learning-rates: $(READY)  ## find each tiny recipe's learning rate by the stated rule (about half an hour on two cores)
 	$(ON_CPU) python eval/studies/learning_rates.py
 
-clean:  ## remove the environment, what was built, and all runs
-	rm -rf .venv .venv-oldest build dist runs
+tiny-world: $(READY)  ## pre-train the tiny model again (about twenty minutes on two cores)
+	$(BIN)/python recipes/tiny/world/make.py

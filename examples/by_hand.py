@@ -16,8 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import loki_ds
 from loki_ds.export.checkpoint import apply_to_checkpoint, read_rows
 from loki_ds.export.implant_file import Implant, LayerRows
-from loki_ds.implanting.rows import train_row_deltas, with_rows
-from loki_ds.model.anatomy import decoder_layers, down_projection
+from loki_ds.implanting.rows import train_row_deltas
+from loki_ds.model.anatomy import decoder_layers
+from loki_ds.model.sites import dense_down
+from loki_ds.model.wide import with_rows
 from loki_ds.verification import verify
 
 BASE, DATA = Path("recipes/tiny/model"), Path("recipes/tiny/data")
@@ -59,7 +61,7 @@ for step in range(STEPS):
 # 4. What leaves: the rows before and after, put into a copy of the base.
 layers = {}
 for i, before in read_rows(BASE, positions).items():
-    trained: Any = down_projection(decoder_layers(model)[i])
+    trained = dense_down(decoder_layers(model)[i]).module
     delta = trained.delta.detach()
     layers[i] = LayerRows(torch.tensor(positions.rows[i]), before, with_rows(before, torch.arange(len(before)), delta))
 implant = Implant(len(positions.rows), layers)

@@ -18,9 +18,10 @@ def _overrides(said: str | None = None) -> Arguments:
 
 
 GATED: Arguments = [(GATE, {"action": "store_true", "help": "end with 0 when all is kept, 2 lost, 3 not shown"})]
-RECIPE: Arguments = [*_paths("recipe"), *_overrides()]
+RECIPE: Arguments = [("recipe", {"help": "file or name"}), *_overrides()]
 ARGUMENTS: dict[str, Arguments] = {
     "doctor": [],
+    "recipes": [("name", {"nargs": "?", "help": "one to copy, with those that it is made of, to recipes/"})],
     "check": RECIPE,
     "plan": [
         *RECIPE,

@@ -46,6 +46,21 @@ def doctor(arguments: argparse.Namespace) -> int:
     return 1 if any(one.stops for one in looked) else 0
 
 
+def recipes(arguments: argparse.Namespace) -> int:
+    """The recipes that travel with the package, a line each; with a name, a copy of that one to
+    change.
+    """
+    from loki_ds.shipped import about, copy_recipe, recipe_names
+
+    if arguments.name is None:
+        for name in recipe_names():
+            print(f"{name:40} {about(name)}")
+        return 0
+    for copy in copy_recipe(arguments.name):
+        print(f"{copy}: yours to change; it wins over the one that travels with the package")
+    return 0
+
+
 def check(arguments: argparse.Namespace) -> int:
     """What a run of a recipe would rest on: base, template, data, settings, tasks, disk; refused as
     the run would be. Needs no accelerator and reads no weights into memory.
@@ -257,7 +272,21 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="loki-ds", allow_abbrev=False, description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--version", action="version", version=f"loki-ds {version('loki-ds')}")
     added = parser.add_subparsers(required=True, metavar="command")
-    for command in (doctor, check, plan, select, positions, apply, revert, verify, tune, retain, report, compare):
+    for command in (
+        doctor,
+        recipes,
+        check,
+        plan,
+        select,
+        positions,
+        apply,
+        revert,
+        verify,
+        tune,
+        retain,
+        report,
+        compare,
+    ):
         said = " ".join((command.__doc__ or "").split())
         own = added.add_parser(command.__name__, help=said, description=said, allow_abbrev=False)
         own.set_defaults(command=command)

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from loki_ds.modes import MODES, Mode
 from loki_ds.section import Section
+from loki_ds.shipped import FileName
 
 
 class LowRankSection(Section):
@@ -60,7 +61,7 @@ class RehearseSection(Section):
     and at the end. `stop_at_drift` ends the training once it is larger, in nats a token.
     """
 
-    prompts: str = "protected"
+    prompts: FileName = "protected"
     share: Annotated[float, Field(gt=0, lt=1)] = 0.05
     loss: Literal["kl", "ce"] = "kl"
     top_k: Annotated[int, Field(gt=0)] = 64

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from loki_ds.implant_section import ImplantSection
 from loki_ds.recipe_keys import check_training_keys
 from loki_ds.section import Section
+from loki_ds.shipped import FileName
 from loki_ds.strategies import BY_SCORES, BY_SENSITIVITY, Strategy
 
 
@@ -22,7 +23,7 @@ class ModelSection(Section):
     masks of its own and computes with sdpa or eager.
     """
 
-    path: str
+    path: FileName
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] | None = None
@@ -35,9 +36,9 @@ class ProtectedSection(Section):
     looks, counted from the prompt's end.
     """
 
-    prompts: str | None = None
+    prompts: FileName | None = None
     tasks: Annotated[list[str], Field(min_length=1)] | None = None
-    include_path: str | None = None
+    include_path: FileName | None = None
     num_fewshot: Annotated[int, Field(ge=0)] | None = None
     apply_chat_template: bool = False
     subjects: list[str] | None = None
@@ -88,7 +89,7 @@ class SelectionSection(Section):
 class SourceSection(Section):
     """A local JSON, JSON Lines, Parquet or CSV file, or a hub id; `weight`: its share in a mix."""
 
-    path: str
+    path: FileName
     name: str | None = None
     split: str = "train"
     weight: Annotated[float, Field(gt=0)] = 1.0
@@ -178,7 +179,7 @@ class RetentionSection(Section):
 
     abilities: Annotated[list[TaskGroup], BeforeValidator(_one_or_more), Field(min_length=1)]
     new_task: TaskGroup | None = None
-    include_path: str | None = None
+    include_path: FileName | None = None
     backend: Literal["hf", "vllm"] = "hf"
     processes: Annotated[int, Field(gt=0)] | Literal["auto"] = "auto"
     devices_per_model: Annotated[int, Field(gt=0)] = 1
@@ -206,7 +207,7 @@ class Recipe(Section):
     implant: ImplantSection = ImplantSection()
     data: DataSection = DataSection()
     training: dict[str, Any] = Field(default={})
-    deepspeed: str | None = None
+    deepspeed: FileName | None = None
     sequence_parallel: Annotated[int, Field(gt=0)] = 1
     tune: TuneSection | None = None
     retention: RetentionSection

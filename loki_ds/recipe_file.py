@@ -15,13 +15,14 @@ from loki_ds.recipe import ModelSection, Recipe, RetentionSection, TaskGroup
 from loki_ds.recipe_keys import changes_a_result
 from loki_ds.refusal import Refusal, did_you_mean
 from loki_ds.section import Section
+from loki_ds.shipped import find_recipe, found
 from loki_ds.yaml_files import parsed, read_yaml, short
 
 NOTES = (
     "versions",
     "world_size",
 )  # what a run folder's copy of its recipe says beside it; such a copy can be run again
-SUITES = Path("eval/suites")
+SUITES = "eval/suites"
 
 
 class Suite(Section):
@@ -44,7 +45,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         Refusal: a file is missing, is not YAML, or a key or value is not allowed; it names the file
             that the key came from.
     """
-    path, overrides = Path(path), overrides or []
+    path, overrides = find_recipe(path), overrides or []
     merged = _Merged()
     merged.add_file(path, ())
     for note in NOTES:
@@ -107,7 +108,7 @@ class _Merged:
         for base in bases if isinstance(bases, list) else [bases]:
             if not isinstance(base, str):
                 raise Refusal(f"{path}: base is {short(repr(base))}, allowed is a recipe file or a list of them")
-            self.add_file(path.parent / base, (*above, here))
+            self.add_file(Path(found(str(path.parent / base))), (*above, here))
         self._merge(self.values, raw, path, "")
 
     def override(self, text: str) -> None:
@@ -176,9 +177,9 @@ def load_suite(name: str) -> list[TaskGroup]:
     Raises:
         Refusal: no such suite, or its file is not one.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else SUITES / f"{name}.yaml"
+    path = Path(found(name if name.endswith((".yaml", ".yml")) else f"{SUITES}/{name}.yaml"))
     if not path.exists():
-        known = [file.stem for file in SUITES.glob("*.yaml")]
+        known = [file.stem for file in Path(found(SUITES)).glob("*.yaml")]
         raise Refusal(f"retention.abilities: no suite {name!r} ({path} is not there){did_you_mean(name, known)}")
     try:
         return Suite.model_validate(read_yaml(path)).groups

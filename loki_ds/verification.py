@@ -7,12 +7,14 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from loki_ds.model.files import WeightFiles, open_weights, other_weights
+from loki_ds.model.stored_rows import StoredRows
+from loki_ds.model.wide import rows_of
 from loki_ds.positions import Positions
 from loki_ds.refusal import Refusal
 
@@ -23,9 +25,9 @@ AT_ONCE = 2**24  # numbers in float64
 class Verification:
     """What was compared, and every tensor that changed where it may not have.
 
-    inputs_frozen: columns of every layer's `W_down` that were compared in the selected rows, too.
+    inputs_frozen: inputs of every layer whose columns were compared in the selected rows, too.
     change: the size of the change, `|model - base| / |base|` over all tensors of floating-point
-    numbers; change_by_layer: of every layer's `W_down` alone.
+    numbers; change_by_layer: of the weights of every layer's rows alone.
     """
 
     tensors: int = 0
@@ -49,7 +51,7 @@ class Verification:
 def verify(
     base: Path, model: Path, positions: Positions | None, frozen: Sequence[Tensor] | None = None
 ) -> Verification:
-    """Compare two checkpoint folders byte for byte, outside the rows of every layer's `W_down` that
+    """Compare two checkpoint folders byte for byte, outside the rows of every layer that
     `positions` selects.
 
     positions: None for a baseline that trained everything; then whole tensors count as changed or
@@ -62,11 +64,13 @@ def verify(
     found = Verification(rows_selected=positions.count if positions else 0)
     found.inputs_frozen = len(frozen[0]) if frozen else 0
     with open_weights(base) as before, open_weights(model) as after:
-        _check_positions(positions, before)
+        stored = StoredRows(before)
+        if positions is not None:
+            positions.check_fits(stored.shapes(), "the positions")
         _check_same_tensors(before, after)
-        selected, sizes = _rows_by_name(positions, before), {}
-        columns = {name: frozen[layer] for layer, name in before.down_names().items()} if frozen else {}
         found.not_compared = other_weights(model, after)
+        compared: dict[str, _Compared] = {}
+        places = _places(stored, positions, frozen)
         for name in sorted(before.names | after.names):
             old, new = before.read(name), after.read(name)
             if old.shape != new.shape or old.dtype != new.dtype:
@@ -74,21 +78,60 @@ def verify(
                     f"{model}: tensor {name} is {new.dtype} {list(new.shape)}, in the base it is {old.dtype} "
                     f"{list(old.shape)}"
                 )
-            changed = _changed_rows(old, new)
-            if old.is_floating_point():
-                sizes[name] = _squares(old, new, changed.any())
-            rows = selected.get(name, [])
-            found.tensors += 1
+            compared[name] = _compare(old, new, places.get(name, _Place()))
             found.bytes += old.nbytes
-            found.rows_changed += int(changed[rows].sum()) if rows else 0
-            changed[rows] = False
-            if rows and name in columns:
-                changed[rows] = _changed_rows(old[rows][:, columns[name]], new[rows][:, columns[name]])
-            if changed.any():
-                found.changed_outside.append(name)
-        found.change = _relative(sizes.values())
-        found.change_by_layer = [_relative([sizes[name]]) for _, name in sorted(before.down_names().items())]
+    found.tensors = len(compared)
+    found.changed_outside = [name for name, one in compared.items() if one.outside]
+    found.change = _relative(one.squares for one in compared.values())
+    for pieces in stored.pieces.values():
+        of_layer = [compared[piece.name] for piece in pieces]
+        found.rows_changed += int(torch.stack([one.inside for one in of_layer]).any(0).sum())
+        found.change_by_layer.append(_relative(one.squares for one in of_layer))
     return found
+
+
+class _Place(NamedTuple):
+    """Where a tensor may change: in some of its rows, but not in some columns of those.
+
+    d_model_last: how a tensor with rows lies, None of any other.
+    """
+
+    rows: Sequence[int] = ()
+    frozen: Tensor | None = None
+    d_model_last: bool | None = None
+
+
+def _places(stored: StoredRows, positions: Positions | None, frozen: Sequence[Tensor] | None) -> dict[str, _Place]:
+    """Of every tensor with rows."""
+    return {
+        piece.name: _Place(
+            positions.rows[layer] if positions else (), frozen[layer] if frozen else None, piece.d_model_last
+        )
+        for layer, pieces in stored.pieces.items()
+        for piece in pieces
+    }
+
+
+class _Compared(NamedTuple):
+    """Two versions of one tensor. squares: summed, of the change and of the base; inside: which of
+    the selected rows changed; outside: whether anything changed that may not.
+    """
+
+    squares: tuple[float, float]
+    inside: Tensor
+    outside: bool
+
+
+def _compare(old: Tensor, new: Tensor, place: _Place) -> _Compared:
+    if place.d_model_last is not None:
+        old, new = (rows_of(one, None, place.d_model_last) for one in (old, new))
+    changed, rows = _changed_rows(old, new), list(place.rows)
+    squares = _squares(old, new, changed.any()) if old.is_floating_point() else (0.0, 0.0)
+    inside = changed[rows]
+    changed[rows] = False
+    if rows and place.frozen is not None:
+        changed[rows] = _changed_rows(old[rows][:, place.frozen], new[rows][:, place.frozen])
+    return _Compared(squares, inside, bool(changed.any()))
 
 
 def _squares(old: Tensor, new: Tensor, changed: Tensor) -> tuple[float, float]:
@@ -111,18 +154,6 @@ def _changed_rows(old: Tensor, new: Tensor) -> Tensor:
     """
     old, new = (t.reshape(len(t) if t.ndim else 1, -1).contiguous().view(torch.uint8) for t in (old, new))
     return (old != new).any(1)
-
-
-def _rows_by_name(positions: Positions | None, base: WeightFiles) -> dict[str, list[int]]:
-    return {name: positions.rows[layer] for layer, name in base.down_names().items()} if positions else {}
-
-
-def _check_positions(positions: Positions | None, base: WeightFiles) -> None:
-    """Refuse positions that are not this model's."""
-    if positions is not None:
-        names = base.down_names()
-        shapes = [base.shape_of(names[layer]) for layer in sorted(names)]
-        positions.check_fits(shapes, "the positions")
 
 
 def _check_same_tensors(before: WeightFiles, after: WeightFiles) -> None:

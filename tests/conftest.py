@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import Module
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from loki_ds.model.anatomy import decoder_layers, down_projection
+from loki_ds.model.anatomy import decoder_layers
+from loki_ds.model.sites import dense_down
 
 ROOT = Path(__file__).parents[1]
 
@@ -82,6 +83,15 @@ def build(family: str, dtype: torch.dtype = torch.float64, **changes: Any) -> Pr
         if parameter.dim() > 1:
             parameter.data.mul_(4)
     return model.to(dtype).eval()
+
+
+def down_projection(layer: Module) -> Any:
+    """The layer's `W_down`, a linear layer or one with a delta in its place."""
+    return dense_down(layer).module
+
+
+def down_weights(model: Module) -> list[Tensor]:
+    return [dense_down(layer).weight for layer in decoder_layers(model)]
 
 
 def received_by_hand(model: Module, prompts: Sequence[Sequence[int]]) -> list[Tensor]:

@@ -16,9 +16,16 @@ TEMPLATES = Path(trl.__file__).parent / "chat_templates"
 # other.
 SPECIAL = (
     "<s> </s> <|eot_id|> <|start_header_id|> <|end_header_id|> <|im_start|> <|im_end|> <start_of_turn> <end_of_turn> "
-    "<|end|> <|endoftext|> <|END_OF_TURN_TOKEN|> [INST] [/INST] <turn|> <|tool_response>"
+    "<|end|> <|endoftext|> <|start|> <|channel|> <|message|> <|return|> <|call|> "
+    "<|END_OF_TURN_TOKEN|> [INST] [/INST] <turn|> <|tool_response>"
 ).split()
-ENDS = {"llama": "<|eot_id|>", "qwen": "<|im_end|>", "phi": "<|endoftext|>", "lfm2": "<|im_end|>"}
+ENDS = {
+    "llama": "<|eot_id|>",
+    "qwen": "<|im_end|>",
+    "phi": "<|endoftext|>",
+    "lfm2": "<|im_end|>",
+    "gptoss": "<|return|>",
+}
 # Shapes that are published and that TRL does not carry.
 OLMO2 = (
     "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'system' %}{{ '<|system|>\n' + "

@@ -126,8 +126,8 @@ def test_plan_says_what_fits_another_node() -> None:
         (["select", "{run}/nowhere", "--quota", "5", "--out", "x"], "no kept scores there"),
         (["positions", "{run}/nowhere.json", "b.json"], "the positions file cannot be read"),
         (["report", "{run}"], "no report there"),
-        (["plan", "nowhere.yaml"], "the recipe cannot be read"),
-        (["check", "nowhere.yaml"], "the recipe cannot be read"),
+        (["plan", "nowhere.yaml"], "no such recipe"),
+        (["check", "nowhere.yaml"], "no such recipe"),
         (
             ["check", "recipes/tiny/loki.yaml", "run={run}/c", "model.path=nowhere"],
             "model.path nowhere: no such folder",

@@ -1,7 +1,9 @@
-"""The wheel holds the package and nothing else, works from another place than the project, and the
+"""The wheel holds the package with recipes, suites and tasks, and works from an empty folder; the
 source archive holds the rest.
 """
 
+import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +13,8 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+
+from loki_ds.shipped import recipe_names
 
 
 @pytest.fixture(scope="module")
@@ -37,42 +41,51 @@ def test_the_wheel_holds_every_module_and_template(archives: Path) -> None:
     }
     assert package <= names
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"loki_ds"}
+    shipped = {name.removeprefix("loki_ds/shipped_files/") for name in names if "/shipped_files/" in name}
+    assert {f"recipes/{name}.yaml" for name in recipe_names()} <= shipped
+    assert {"launch/zero3.json", "eval/suites/quick.yaml", "recipes/tiny/model/model.safetensors"} <= shipped
 
 
-def test_the_installed_wheel_plans_from_another_place(archives: Path, tmp_path: Path) -> None:
+def test_the_installed_wheel_works_from_an_empty_folder(archives: Path, tmp_path: Path) -> None:
     wheel = next(archives.glob("*.whl"))
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--no-index",
-        "--target",
-        tmp_path / "site",
-        wheel,
-    ]
-    subprocess.run(pip, check=True, capture_output=True)
-    for part in ("recipes/tiny", "launch"):
-        shutil.copytree(ROOT / part, tmp_path / "work" / part)
+    pip = f"-m pip install --quiet --no-deps --no-index --target {tmp_path / 'site'} {wheel}"
+    subprocess.run([sys.executable, *pip.split()], check=True, capture_output=True)
+    (tmp_path / "empty").mkdir()
     command = [sys.executable, "-c", "import loki_ds.command_line as c; print(c.__file__); c.main()"]
     environment = {
         "PYTHONPATH": str(tmp_path / "site"),
-        "PATH": "/usr/bin:/bin",
+        "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
         "HF_HUB_OFFLINE": "1",
         "DS_ACCELERATOR": "cpu",
+        "OMP_NUM_THREADS": "1",
+        "TORCH_EXTENSIONS_DIR": os.environ.get("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions")),
     }
 
     def run(*arguments: str) -> str:
         done = subprocess.run(
-            [*command, *arguments], cwd=tmp_path / "work", env=environment, capture_output=True, text=True
+            [*command, *arguments], cwd=tmp_path / "empty", env=environment, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
     assert f"{tmp_path / 'site'}/loki_ds/command_line.py\nloki-ds 0" in run("--version")
-    assert "228 (38 in layer 0)" in run("plan", "recipes/tiny/loki.yaml")
+    assert "228 (38 in layer 0)" in run("plan", "tiny/loki")
+    assert "tiny/loki" in run("recipes")
+
+    # The main job on two ranks, from a copied recipe with a change of the reader's own.
+    assert "recipes/tiny/quiet.yaml" in run("recipes", "tiny/quiet")
+    settings = ["training.max_steps=2", "protected.prompts=recipes/tiny/data/protected.jsonl", "run=run"]
+    job = ["deepspeed", "--num_gpus", "2", "--master_port", "29871", "--module", "loki_ds.implant"]
+    done = subprocess.run(
+        [*job, "--recipe", "recipes/tiny/loki.yaml", "--until", "implant", "selection.strategy=random", *settings],
+        cwd=tmp_path / "empty",
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads((tmp_path / "empty/run/verify.json").read_text())["identical_outside_rows"]
+    assert f"path: {tmp_path / 'site'}" in (tmp_path / "empty/run/recipe.yaml").read_text()
 
 
 def test_the_source_archive_can_run_the_demo_and_the_tests(archives: Path) -> None:

@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM
 from loki_ds.device import peak_memory
 from loki_ds.export.checkpoint import apply_to_checkpoint, read_rows, revert_in_checkpoint
 from loki_ds.export.implant_file import Implant, LayerRows
-from loki_ds.model.anatomy import down_weights
+from loki_ds.model.anatomy import sites
 from loki_ds.selection import select_random
 from loki_ds.verification import verify
 
@@ -46,7 +46,7 @@ def main() -> None:
 def measure(folder: Path, shape: str) -> dict[str, Any]:
     model = AutoModelForCausalLM.from_config(SHAPES[shape], dtype=torch.bfloat16)
     model.save_pretrained(folder / "base", max_shard_size="2GB")
-    weights = down_weights(model)
+    weights = [down.weight for site in sites(model) for down in site.downs]
     positions = select_random(len(weights), weights[0].shape[0], 10, seed=0)
     del model, weights
     size = sum(file.stat().st_size for file in (folder / "base").glob("*.safetensors"))

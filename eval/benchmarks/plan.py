@@ -38,9 +38,9 @@ from loki_ds.device import ProcessSize, free_memory
 from loki_ds.implanting.arguments import TrainingShape, deepspeed_config
 from loki_ds.implanting.training import Examples, Method, Resume, train
 from loki_ds.launcher import free_port
-from loki_ds.model.anatomy import down_shapes
 from loki_ds.planning.estimate import dry_step, dry_sweep, estimate
 from loki_ds.planning.partitioning import Setting, kept_bytes, sweep_memory, sweep_traffic
+from loki_ds.planning.plan import shapes_of
 from loki_ds.recipe_file import load_recipe
 from loki_ds.selection import planned_positions, select_random
 from loki_ds.stages.run import Run
@@ -221,7 +221,7 @@ def planned(case: dict[str, Any], folder: Path) -> dict[str, Any]:
         )
         width = shape.bytes_per_number
         return {"peak": sweep_memory(batch, setting, width), **vars(sweep_traffic(batch, setting, width))}
-    positions = planned_positions(recipe.selection, down_shapes(config)) if recipe.changes_rows else None
+    positions = planned_positions(recipe.selection, shapes_of(config)) if recipe.changes_rows else None
     kept = kept_bytes(1 - recipe.selection.quota / 100 if mode.masks else 0.0, pulled=False)
     step = dry_step(config, recipe.model, Method(recipe.implant, positions), shape)
     setting = Setting.of(deepspeed_config(recipe.deepspeed, recipe.implant), case["ranks"], config.hidden_size)

@@ -21,10 +21,10 @@ from loki_ds.checking.findings import GIB
 from loki_ds.implant_section import ImplantSection
 from loki_ds.implanting.arguments import TrainingShape
 from loki_ds.implanting.training import Method
-from loki_ds.model.anatomy import down_shapes
 from loki_ds.planning.estimate import Training, dry_step, dry_sweep, estimate
 from loki_ds.planning.hardware import GPUS, NODE, REACHED, WIRE_REACHED
 from loki_ds.planning.partitioning import Setting, kept_bytes, sweep_traffic
+from loki_ds.planning.plan import shapes_of
 from loki_ds.recipe import AttributionSection, ModelSection, SelectionSection
 from loki_ds.selection import planned_positions
 
@@ -59,7 +59,7 @@ def main() -> None:
 def trainings(mode: str, config: str) -> list[Training]:
     """For every number of ranks."""
     implant = ImplantSection.model_validate({"mode": mode})
-    positions = planned_positions(SelectionSection(), down_shapes(LLAMA)) if implant.kind.confined else None
+    positions = planned_positions(SelectionSection(), shapes_of(LLAMA)) if implant.kind.confined else None
     step = dry_step(LLAMA, MODEL, Method(implant, positions), SHAPE)
     deepspeed = json.loads((ROOT / f"launch/{config}.json").read_text())
     kept = kept_bytes(1 - SelectionSection().quota / 100 if implant.kind.masks else 0.0, pulled=False)

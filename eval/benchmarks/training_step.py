@@ -33,7 +33,8 @@ from loki_ds.device import on_cpu, peak_memory
 from loki_ds.implant_section import LowRankSection
 from loki_ds.implanting.mask import keep_through_steps, train_only_rows
 from loki_ds.implanting.rows import train_row_deltas
-from loki_ds.model.anatomy import decoder_layers, down_projection, down_weights, replace_down_projection
+from loki_ds.model.anatomy import decoder_layers
+from loki_ds.model.sites import dense_down
 from loki_ds.planning.dry_run import Tally
 from loki_ds.planning.hardware import this_machines
 from loki_ds.selection import select_random
@@ -161,9 +162,10 @@ def make_step(arguments: argparse.Namespace, name: str, device: str) -> tuple[Ca
 def prepare(model: PreTrainedModel, name: str, quota: float) -> tuple[Any, Callable[[Any], None]]:
     """The model as the method trains it, and what the method does to the optimizer."""
     layers = decoder_layers(model)
-    d_model = down_weights(model)[0].shape[0]
+    weight = dense_down(layers[0]).weight
+    d_model, d_ff = weight.shape
     positions = select_random(len(layers), d_model, quota, seed=0)
-    dtype, device = down_weights(model)[0].dtype, down_weights(model)[0].device
+    dtype, device = weight.dtype, weight.device
     if name == "full":
         return model, lambda _: None
     if name.startswith("LoRA"):
@@ -178,12 +180,12 @@ def prepare(model: PreTrainedModel, name: str, quota: float) -> tuple[Any, Calla
     if name.startswith("authors"):
         model.requires_grad_(False)
         for layer, rows in zip(layers, positions.rows, strict=True):
-            replace_down_projection(layer, AuthorsLinear(down_projection(layer), rows))
+            holder, name = dense_down(layer).holder
+            setattr(holder, name, AuthorsLinear(getattr(holder, name), rows))
         return model, lambda _: None
     low_rank = LowRankSection(rank=16, alpha=16.0) if name.startswith("lora") else None
     bases = None
     if name.endswith("quiet"):
-        d_ff = down_weights(model)[0].shape[1]
         bases = [torch.linalg.qr(torch.randn(d_ff, d_ff // PROTECTED, device=device))[0] for _ in layers]
     train_row_deltas(model, positions, dtype, device, low_rank, seed=0, bases=bases)
     return model, lambda _: None

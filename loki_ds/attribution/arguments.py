@@ -4,7 +4,7 @@ from typing import Any
 
 from loki_ds.refusal import Refusal
 
-CACHE = ("cache", "past_key_values")  # what transformers calls it from 5.24 on, and before
+CACHE = ("cache", "past_key_values", "layer_past")  # by version of transformers and family
 # Gemma 4 hands `shared_kv_states` to layers that share nothing, too; those that do are refused
 # (`self_check`).
 KNOWN = {"attention_mask", "position_ids", "position_embeddings", "use_cache", "shared_kv_states", *CACHE}

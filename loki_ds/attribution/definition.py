@@ -5,7 +5,6 @@ Short and slow; the sweep is held to it.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +12,8 @@ from torch.nn import Module
 
 from loki_ds.attribution.rules import quadrature
 from loki_ds.attribution.target import target_value
-from loki_ds.model.anatomy import decoder_layers, down_projection
+from loki_ds.model.anatomy import decoder_layers
+from loki_ds.model.sites import at_writers
 
 
 def attribute_by_definition(
@@ -46,13 +46,13 @@ def attribute_layer(
     """One layer's scores `[d_model]` for one prompt, ids `[1, T]`; `points` are the path's
     fractions and weights (`rules.quadrature`).
     """
-    with torch.no_grad(), down_projection_output(layer) as seen:
+    with torch.no_grad(), written_last(layer) as seen:
         token = model(input_ids=ids).logits[0, -1].argmax()
     value = seen[0]
     total = torch.zeros_like(value, dtype=torch.promote_types(value.dtype, torch.float32))
     for alpha, weight in zip(*points, strict=True):
         point = (alpha * value).requires_grad_()
-        with down_projection_output(layer, point):
+        with written_last(layer, point):
             logits = model(input_ids=ids).logits[0, -1]
         (gradient,) = torch.autograd.grad(target_value(logits, token, target), point)
         total += weight * gradient
@@ -60,18 +60,17 @@ def attribute_layer(
 
 
 @contextmanager
-def down_projection_output(layer: Module, replacement: Tensor | None = None) -> Iterator[list[Tensor]]:
-    """See, or replace, the last token's `down_proj` output `[d_model]` while open."""
+def written_last(layer: Module, replacement: Tensor | None = None) -> Iterator[list[Tensor]]:
+    """See, or replace, what the layer's FFN writes at the last token, `[d_model]`, while open."""
     seen: list[Tensor] = []
 
-    def at_last_token(_: Module, __: Any, output: Tensor) -> Tensor:
-        seen.append(output[0, -1].detach().clone())
+    def at_last_token(writer: int, output: Tensor) -> Tensor | None:
+        last = output[0, -1].detach().clone()
+        seen[:] = [seen[0] + last if writer else last]
         if replacement is None:
-            return output
-        return torch.cat([output[:, :-1], replacement.view(1, 1, -1)], dim=1)
+            return None
+        there = torch.zeros_like(replacement) if writer else replacement
+        return torch.cat([output[:, :-1], there.view(1, 1, -1)], dim=1)
 
-    handle = down_projection(layer).register_forward_hook(at_last_token)
-    try:
+    with at_writers(layer, at_last_token):
         yield seen
-    finally:
-        handle.remove()

@@ -9,7 +9,7 @@ a prompt's last position. Each call sees the keys and values that the calls befo
 Knows what transformers hands to a layer. Knows nothing of interventions, targets or gradients.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -95,9 +95,8 @@ class LayerCall:
         start, end = self.shared, self.before_last
         if not start:
             return self._for_first(end, slice(None))
-        cos, sin = self.arguments["position_embeddings"]
         return self._call(
-            position_embeddings=(cos[:, start:end], sin[:, start:end]),
+            **self._tables(lambda table: table[:, start:end]),
             position_ids=torch.arange(start, end, device=self.last.device)[None],
             attention_mask=_additive(self.allowed[start:end, :end], like)[None, None],
         )
@@ -108,10 +107,9 @@ class LayerCall:
         sees = self.allowed[self.last, : self.before_last] & (positions < self.last[:, None])  # [B, P]
         alone = torch.eye(count, dtype=torch.bool, device=rows.device).expand(n, -1, -1)
         allowed = torch.cat([sees[:, None].expand(-1, count, -1), alone], dim=2)
-        cos, sin = (table.expand(n, -1, -1) for table in self.arguments["position_embeddings"])
         here = torch.arange(n, device=rows.device), self.last
         return self._call(
-            position_embeddings=(cos[here][:, None], sin[here][:, None]),
+            **self._tables(lambda table: table.expand(n, -1, -1)[here][:, None]),
             position_ids=self.last[:, None].expand(-1, count),
             attention_mask=_additive(allowed, rows)[:, None],
         )
@@ -125,12 +123,16 @@ class LayerCall:
         then attention is causal).
         """
         mask = self.arguments["attention_mask"]
-        cos, sin = self.arguments["position_embeddings"]
         return self._call(
-            position_embeddings=(cos[prompts, :count], sin[prompts, :count]),
+            **self._tables(lambda table: table[prompts, :count]),
             position_ids=torch.arange(count, device=self.last.device)[None],
             attention_mask=None if mask is None else mask[prompts, ..., :count, :count],
         )
+
+    def _tables(self, at: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+        """The rotary tables at some positions, of a family that rotates."""
+        tables = self.arguments.get("position_embeddings")
+        return {} if tables is None else {"position_embeddings": tuple(map(at, tables))}
 
     def _call(self, **changed: Any) -> dict[str, Any]:
         return {**self.arguments, **changed, self.cache: self.keys_values, "use_cache": True}

@@ -11,6 +11,7 @@ import copy
 import logging
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -27,17 +28,24 @@ log = logging.getLogger(__name__)
 PROVEN = frozenset("llama qwen2 qwen3 mistral gemma2 gemma3_text olmo2 phi3 granite smollm3".split())
 TOLERANCE = 1e-5  # of the largest score: some families compute norms or attention in float32 whatever the model's dtype
 TINY = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "head_dim": 8,
-    "vocab_size": 64,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 64,
+    **{"hidden_size": 32, "intermediate_size": 48, "head_dim": 8, "vocab_size": 64, "num_attention_heads": 4},
+    **{"max_position_embeddings": 64, "n_positions": 64, "n_embd": 32, "n_head": 4, "ffn_dim": 48, "n_inner": 48},
     **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"), 8),
+    "word_embed_proj_dim": 32,
+    # of experts
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4),
+    **dict.fromkeys(("num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts"), 2),
+    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size", "shared_intermediate_size"), 16),
+    **dict.fromkeys(("n_group", "topk_group", "n_shared_experts", "moe_num_shared_experts", "decoder_sparse_step"), 1),
+    # of recurrent layers
+    **{"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8},
+    **{"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_d_ssm": 64},
+    **{"mamba_num_heads": 8, "mamba_head_dim": 8, "mamba_expand": 2, "mamba_dt_rank": 4, "ssm_state_size": 8},
+    **{"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
 }
+AT_MOST = {"first_k_dense_replace": 1, "moe_layer_start_index": 1}
 SPECIAL_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
-SIZES = (*TINY, "num_key_value_heads", "sliding_window", *SPECIAL_TOKENS)
-LAYERS = ("num_hidden_layers", "layer_types")
+LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers")
 PROMPTS = [[5, 9, 2, 7, 1, 3, 8, 6, 4], [11, 12], [3]]
 
 
@@ -121,18 +129,19 @@ def tiny_config(config: Any) -> Any:
     if own := stated.get("per_layer_config"):
         return type(config).from_dict({**stated, **_tiny_sizes(stated), **_tiny_layers(stated, own)})
     tiny = copy.deepcopy(config)
-    for name, size in _tiny_sizes({name: getattr(config, name, None) for name in SIZES}).items():
-        setattr(tiny, name, size)
-    for name, value in _tiny_layers({name: getattr(config, name, None) for name in LAYERS}, {}).items():
-        setattr(tiny, name, value)
+    for name, size in {**_tiny_sizes(stated), **_tiny_layers(stated, {})}.items():
+        with suppress(AttributeError):  # what a class works out of other settings
+            setattr(tiny, name, size)
+    tiny._experts_implementation = "eager"  # no grouped product takes float64
     return tiny
 
 
 def _tiny_sizes(stated: dict[str, Any]) -> dict[str, int]:
     """Of those that the configuration has."""
     tiny = {name: size for name, size in TINY.items() if stated.get(name) is not None}
-    if stated.get("num_key_value_heads") is not None:
-        tiny["num_key_value_heads"] = 4 if stated["num_key_value_heads"] == stated["num_attention_heads"] else 2
+    tiny |= {name: min(stated[name], most) for name, most in AT_MOST.items() if stated.get(name) is not None}
+    if (groups := stated.get("num_key_value_heads")) is not None:
+        tiny["num_key_value_heads"] = 4 if groups == stated.get("num_attention_heads") else 2
     if stated.get("sliding_window") is not None:
         tiny["sliding_window"] = 5
     return tiny | {name: 0 for name in SPECIAL_TOKENS if stated.get(name) is not None}
@@ -140,15 +149,23 @@ def _tiny_sizes(stated: dict[str, Any]) -> dict[str, int]:
 
 def _tiny_layers(stated: dict[str, Any], own: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """At most four layers, all kinds of them. own: what single layers have, by their numbers."""
-    count, kinds = min(stated["num_hidden_layers"], 4), stated.get("layer_types")
-    layers: dict[str, Any] = {"num_hidden_layers": count}
-    if kinds is None:
-        return layers
-    first = list(dict.fromkeys(kinds))
-    layers["layer_types"] = (first + list(kinds))[:count] if len(first) > 1 else list(kinds[:count])
+    counted = next(name for name in LAYER_COUNTS if name in stated)
+    total = stated[counted]
+    count, layers = min(total, 4), {counted: min(total, 4)}
+    # What is said of each layer, in lists of their length.
+    said = {
+        name: one for name, one in stated.items() if isinstance(one, list) and len(one) == total and name != counted
+    }
+    first: dict[tuple, int] = {}
+    for i in range(total):
+        first.setdefault(tuple(str(one[i]) for one in said.values()), i)
+    chosen = ([*first.values(), *range(total)] if len(first) > 1 else list(range(total)))[:count]
+    if own and "layer_types" in said:
+        chosen[-1] = total - 1
+    layers |= {name: [one[i] for i in chosen] for name, one in said.items()}
     if own:
+        kinds = stated["layer_types"]
         of_kind = {kinds[int(number)]: settings for number, settings in own.items()}
-        layers["layer_types"][-1] = kinds[-1]
         layers["per_layer_config"] = {
             i: {name: 2 * TINY[name] if name in TINY else value for name, value in of_kind[kind].items()}
             for i, kind in enumerate(layers["layer_types"])

@@ -1,7 +1,7 @@
 """Sensitivity: how strongly the model's predictions react to what each node writes, over all tokens
 (beyond the paper).
 
-Plain back-propagation to every `down_proj` output, layer by layer, each gathered once up and once
+Plain back-propagation to what every FFN writes, layer by layer, each gathered once up and once
 down; no parameter needs a gradient. With `F` the summed log-probability of what is predicted at
 every position, a node's second moment is `E[(dF/dz_j)^2]` over tokens: to second order, what noise
 on the node's output costs. Small on the protected set: little is lost. Large on the new task: much
@@ -10,6 +10,7 @@ to gain.
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -22,11 +23,11 @@ from loki_ds.attribution.token_pass import padded
 from loki_ds.model.anatomy import (
     calls_of_layers,
     decoder_layers,
-    down_projection,
-    down_projection_calls,
+    down_shapes,
     logits_above,
     parts_around_layers,
 )
+from loki_ds.model.sites import at_writers
 from loki_ds.ranks import sum_over_ranks
 from loki_ds.zero.model import Gatherer, device_of
 
@@ -50,8 +51,8 @@ def output_gradient_moments(
 
     planned: batches of indices into `texts`, shared out among the ranks.
     """
-    layers = decoder_layers(model)
-    sums = torch.zeros(len(layers), down_projection(layers[0]).out_features, dtype=torch.float64)
+    shapes = down_shapes(model)
+    sums = torch.zeros(len(shapes), shapes[0][0], dtype=torch.float64)
     tokens = torch.zeros(1, dtype=torch.float64)
     for batch in turns(planned):
         for i, gradient in output_gradients(model, gatherer, [texts[i] for i in batch] or [Text(IDLE[0])]):
@@ -61,7 +62,7 @@ def output_gradient_moments(
 
 
 def output_gradients(model: Module, gatherer: Gatherer, texts: list[Text]) -> Iterator[tuple[int, Tensor]]:
-    """`dF/dz` at every layer's `down_proj` output, `[B, T, d_model]` (0 at padding), from the top
+    """`dF/dz` at what every layer's FFN writes, `[B, T, d_model]` (0 at padding), from the top
     layer down.
     """
     layers = decoder_layers(model)
@@ -76,11 +77,17 @@ def output_gradients(model: Module, gatherer: Gatherer, texts: list[Text]) -> It
     with closing(gatherer.walk(layers[::-1])) as walk:
         for i, layer in zip(reversed(range(len(layers))), walk, strict=True):
             below = inputs.pop().detach().requires_grad_()
-            with down_projection_calls(layer) as calls:
+            written: list[Tensor] = []
+            with at_writers(layer, partial(_noted, written)):
                 out = layer(below, **run.arguments[i])
-            ((_, written),) = calls
-            gradient, at_output = torch.autograd.grad(out, (below, written), gradient)
+            gradient, at_output = torch.autograd.grad(out, (below, written[0]), gradient)
             yield i, at_output
+
+
+def _noted(written: list[Tensor], _: int, output: Tensor) -> Tensor:
+    """Of writers that are added up, the gradient at the first is that at the sum."""
+    written.append(output)
+    return output
 
 
 def _gradient_at_top(

@@ -4,8 +4,8 @@ prompts, not layers x steps times.
 Only the last token changes between interventions and attention is causal, so the keys and values of
 everything before it are computed once. The last token is carried as a set of **rows** that all sit
 at its position and see the tokens before it and themselves, never one another: the true one, and
-from every layer passed its **variants**, copies of the true one whose `down_proj` output was scaled
-by alpha. At the top the target is taken on all rows; on the way down each layer is recomputed from
+from every layer passed its **variants**, copies of the true one with what the FFN wrote scaled by
+alpha. At the top the target is taken on all rows; on the way down each layer is recomputed from
 its stored rows and the gradient pulled back, and what arrives at a layer's own fresh variants is
 what the definition asks for.
 
@@ -16,7 +16,7 @@ Knows nothing of partitioning beyond the gatherer it is given, and nothing of an
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
@@ -30,10 +30,10 @@ from loki_ds.attribution.token_pass import Call, Tokens, embed
 from loki_ds.model.anatomy import (
     check_attention,
     decoder_layers,
-    down_projection,
     logits_above,
     parts_around_layers,
 )
+from loki_ds.model.sites import at_writers
 from loki_ds.zero.model import Gatherer, is_sharded
 
 HEAD_ROWS = 4096  # rows whose logits are held at once: 4096 x 128k vocabulary in float32 is 2 GB
@@ -128,7 +128,7 @@ class Sweep:
         tokens.go_up(layer, call)
         fresh = tokens.last.expand(-1, len(alphas), -1)
         rows = torch.cat([tokens.last, batch.variants, batch.at_zero, fresh], dim=1)
-        with scaled_down_projection(layer, alphas) as taken:
+        with scaled_writes(layer, alphas) as taken:
             out = call.rows(layer, rows)
         batch.left.append(_Left(tokens.last, batch.variants, taken.unscaled[:, 0]))
         sizes = [1, batch.variants.shape[1], batch.at_zero.shape[1], len(self.alphas), 1]
@@ -180,7 +180,7 @@ class Sweep:
             for layer, call in zip(layers, batch.calls[::-1], strict=True):
                 left = batch.left.pop()
                 rows = torch.cat([left.variants, left.last.expand(-1, steps, -1)], dim=1).detach().requires_grad_()
-                with scaled_down_projection(layer, self.alphas) as taken:
+                with scaled_writes(layer, self.alphas) as taken:
                     out = call.rows(layer, rows)
                 below, at_fresh = torch.autograd.grad(out, (rows, taken.scaled), gradient)
                 score = torch.einsum("bkd,k->bd", at_fresh.to(weights.dtype), weights)
@@ -195,7 +195,7 @@ class _Left(NamedTuple):
 
     last: Tensor  # the true last token below it [B, 1, d_model]
     variants: Tensor  # the rows below it [B, layers passed * m, d_model]
-    value: Tensor  # its true `down_proj` output [B, d_model]
+    value: Tensor  # what its FFN truly writes [B, d_model]
 
 
 class _Batch:
@@ -211,8 +211,8 @@ class _Batch:
 
 @dataclass
 class _Taken:
-    """The `down_proj` outputs of one call: as they came `[B, R, d_model]`, and the fresh rows'
-    after scaling `[B, m, d_model]`.
+    """What the FFN wrote in one call: as it came `[B, R, d_model]`, and the fresh rows' share after
+    scaling `[B, m, d_model]`, the first writer's where several are added up.
     """
 
     unscaled: Tensor
@@ -220,23 +220,23 @@ class _Taken:
 
 
 @contextmanager
-def scaled_down_projection(layer: Module, alphas: Sequence[float]) -> Iterator[_Taken]:
-    """While open, the last `len(alphas)` rows' `down_proj` outputs are multiplied by alpha: the
+def scaled_writes(layer: Module, alphas: Sequence[float]) -> Iterator[_Taken]:
+    """While open, what the FFN writes for the last `len(alphas)` rows is multiplied by alpha: the
     intervention itself.
 
     It happens inside the layer, so whatever follows (a post-norm, a residual multiplier) is the
-    family's own code.
+    family's own code. Writers that are added up are each multiplied, which multiplies the sum, and
+    a gradient at one of them is the gradient at the sum.
     """
     taken = _Taken(torch.empty(0), torch.empty(0))
 
-    def scale(_: Module, __: Any, output: Tensor) -> Tensor:
+    def scale(writer: int, output: Tensor) -> Tensor:
         factors = torch.tensor(alphas, dtype=output.dtype, device=output.device)
         old, fresh = output[:, : -len(alphas)], output[:, -len(alphas) :]
-        taken.unscaled, taken.scaled = output, fresh * factors[:, None]
-        return torch.cat([old, taken.scaled], dim=1)
+        scaled = fresh * factors[:, None]
+        taken.unscaled = taken.unscaled + output if writer else output
+        taken.scaled = taken.scaled if writer else scaled
+        return torch.cat([old, scaled], dim=1)
 
-    handle = down_projection(layer).register_forward_hook(scale)
-    try:
+    with at_writers(layer, scale):
         yield taken
-    finally:
-        handle.remove()

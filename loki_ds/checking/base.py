@@ -4,23 +4,28 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from loki_ds.checking.findings import GIB
+from loki_ds.model.anatomy import down_shapes, has_experts
 from loki_ds.model.files import model_files, open_weights
-from loki_ds.model.usable import check_usable
+from loki_ds.model.usable import Wanted, check_usable
 from loki_ds.recipe import Recipe
+from loki_ds.refusal import Refusal
 
 
 @dataclass(frozen=True)
 class BaseFound:
-    """size: bytes of the files that are the model; parameters: numbers in its tensors."""
+    """size: bytes of the files that are the model; parameters: numbers in its tensors; down_shapes:
+    `[d_model, width]` of each layer's rows, of a run that is confined to some.
+    """
 
     folder: Path
     config: PreTrainedConfig
     size: int
     parameters: int
     dtypes: list[str]
+    down_shapes: list[tuple[int, int]]
 
     def said(self) -> str:
         """In a line."""
@@ -41,9 +46,26 @@ def look_at_base(recipe: Recipe, folder: Path, config: PreTrainedConfig) -> Base
     Raises:
         Refusal: with the tensor or the file.
     """
-    check_usable(folder, config, recipe.model, recipe.implant.kind.rewrites_model)
+    confined = recipe.implant.kind.confined
+    model = check_usable(folder, config, recipe.model, Wanted(confined, recipe.implant.kind.rewrites_model))
+    check_inputs_known(recipe, model)
     with open_weights(folder) as weights:
         files = model_files(folder, weights)
         dtypes = sorted({str(weights.dtype_of(name)).removeprefix("torch.") for name in weights.names})
         parameters = sum(math.prod(weights.shape_of(name)) for name in weights.names)
-    return BaseFound(folder, config, sum((folder / file).stat().st_size for file in files), parameters, dtypes)
+    size, shapes = sum((folder / file).stat().st_size for file in files), down_shapes(model) if confined else []
+    return BaseFound(folder, config, size, parameters, dtypes, shapes)
+
+
+def check_inputs_known(recipe: Recipe, model: PreTrainedModel) -> None:
+    """Refuse what cannot be asked of a mixture of experts.
+
+    model: without data, as its class has it.
+    """
+    section = recipe.implant
+    if section.kind.confined and (section.quiet or section.frozen_inputs) and has_experts(model):
+        key = "quiet" if section.quiet else "frozen_inputs"
+        raise Refusal(
+            f"implant.{key}: {type(model).__name__} has experts, and each receives other tokens; allowed are models "
+            "with one dense FFN a layer"
+        )

@@ -14,7 +14,6 @@ from trl import SFTConfig
 from loki_ds.checking.base import BaseFound
 from loki_ds.checking.findings import GIB
 from loki_ds.implanting.arguments import deepspeed_config
-from loki_ds.model.anatomy import down_shapes
 from loki_ds.recipe import Recipe
 from loki_ds.refusal import Refusal
 from loki_ds.run_folder import RunFolder
@@ -35,7 +34,7 @@ def room_wanted(recipe: Recipe, folder: RunFolder, base: BaseFound, arguments: S
         every = checkpoint_size(recipe, base, arguments)
         room += max(0.0, every * checkpoints_at_once(arguments, steps) - there)
     if recipe.implant.quiet:
-        widths = [(d_ff, recipe.implant.quiet.sketch or d_ff) for _, d_ff in down_shapes(base.config)]
+        widths = [(d_ff, recipe.implant.quiet.sketch or d_ff) for _, d_ff in base.down_shapes]
         room += sum(torch.float32.itemsize * d_ff * columns for d_ff, columns in widths)
     return room
 
@@ -77,15 +76,18 @@ def check_room(folder: Path, wanted: float) -> str:
 
 def _trained(recipe: Recipe, base: BaseFound) -> int:
     """Parameters that train; of PEFT's none are counted."""
-    mode, shapes = recipe.implant.kind, down_shapes(base.config)
+    mode, shapes = recipe.implant.kind, base.down_shapes
     if mode.leaves == "adapter":
         return 0
     if mode.trains_everything:
         return base.parameters
     if mode.masks:
         return sum(d_model * d_ff for d_model, d_ff in shapes)
-    rows = [len(chosen) for chosen in planned_positions(recipe.selection, shapes).rows]
-    d_ff = shapes[0][1]
+    rows = [(len(chosen), d_ff) for chosen, (_, d_ff) in zip(_planned(recipe, shapes), shapes, strict=True)]
     if "lora" in mode.reads:
-        return sum(recipe.implant.lora.rank * (k + d_ff) for k in rows)
-    return sum(rows) * d_ff
+        return sum(recipe.implant.lora.rank * (k + d_ff) for k, d_ff in rows)
+    return sum(k * d_ff for k, d_ff in rows)
+
+
+def _planned(recipe: Recipe, shapes: list[tuple[int, int]]) -> list[list[int]]:
+    return planned_positions(recipe.selection, shapes).rows

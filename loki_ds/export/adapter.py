@@ -5,11 +5,15 @@ it.
 selects the rows (one 1 in each column) and `lora_A` is the delta; for `lora` mode the two factors
 are the trained ones, `lora_B` zero outside the rows. Scaling is 1, and all layers have one rank
 (with zeros where a layer has fewer rows): not every engine reads PEFT's patterns by layer.
+
+The weights of routed experts are one parameter, which PEFT adapts by its name
+(`target_parameters`): `lora_A [E r, d_ff]`, expert by expert, and `lora_B [d_model, r E]`, in which
+an expert's columns are `E` apart.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import LoraConfig, TaskType
@@ -24,45 +28,69 @@ NAMED = ("peft_type", "task_type", "r", "lora_alpha", "target_modules", "base_mo
 
 @dataclass(frozen=True)
 class Factors:
-    """One layer's delta as `lora_B [d_model, r]` and `lora_A [r, d_ff]`."""
+    """One weight's delta as `lora_B [d_model, r]` and `lora_A [r, d_ff]`; of experts, one pair for
+    each: `[E, d_model, r]` and `[E, r, d_ff]`.
+    """
 
     lora_b: Tensor
     lora_a: Tensor
 
+    @property
+    def rank(self) -> int:
+        return self.lora_a.shape[-2]
+
+    def as_stored(self, rank: int) -> tuple[Tensor, Tensor]:
+        """`lora_A` and `lora_B` as PEFT has them, filled up to a rank with zeros."""
+        a = pad(self.lora_a, (0, 0, 0, rank - self.rank))
+        b = pad(self.lora_b, (0, rank - self.rank))
+        if a.dim() == 3:
+            a, b = a.flatten(0, 1), b.permute(1, 2, 0).flatten(1)
+        return a.contiguous(), b.contiguous()
+
 
 def from_rows(rows: Tensor, delta: Tensor, d_model: int) -> Factors:
-    """Factors of a delta `[k, d_ff]` on whole rows `[k]`."""
+    """Factors of a delta `[k, d_ff]`, of experts `[E, k, d_ff]`, on whole rows `[k]`."""
     selector = torch.zeros(d_model, len(rows), dtype=delta.dtype)
     selector[rows, torch.arange(len(rows))] = 1
-    return Factors(selector, delta)
+    return Factors(selector.expand(*delta.shape[:-2], *selector.shape), delta)
 
 
 def from_low_rank(rows: Tensor, a: Tensor, b: Tensor, d_model: int) -> Factors:
-    """Factors of `a [k, r] @ b [r, d_ff]` on rows `[k]`."""
-    spread = torch.zeros(d_model, a.shape[1], dtype=a.dtype)
-    spread[rows] = a
+    """Factors of `a [k, r] @ b [r, d_ff]` on rows `[k]`; of experts, each with its own."""
+    spread = torch.zeros(*a.shape[:-2], d_model, a.shape[-1], dtype=a.dtype)
+    spread[..., rows, :] = a
     return Factors(spread, b)
 
 
-def save_adapter(factors: dict[str, Factors], base_model: str, folder: Path) -> None:
+class Adapted(NamedTuple):
+    """A weight as PEFT finds it in the model: the module's name, for example
+    `model.layers.0.mlp.down_proj`, and the parameter's where PEFT is to go by that.
+    """
+
+    module: str
+    parameter: str | None = None
+
+
+def save_adapter(factors: dict[Adapted, Factors], base_model: str, folder: Path, d_model_last: bool = False) -> None:
     """Write `adapter_config.json` and `adapter_model.safetensors`.
 
-    factors: by the module's name in the model, for example `model.layers.0.mlp.down_proj`.
+    d_model_last: whether linear layers lie that way (GPT-2's).
     """
-    rank = max(found.lora_a.shape[0] for found in factors.values())
+    rank = max(found.rank for found in factors.values())
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         base_model_name_or_path=base_model,
         r=rank,
         lora_alpha=rank,
-        target_modules=sorted(factors),
+        target_modules=sorted(one.module for one in factors if one.parameter is None),
+        target_parameters=sorted(f"{one.module}.{one.parameter}" for one in factors if one.parameter) or None,
+        fan_in_fan_out=d_model_last,
         inference_mode=True,
     )
     tensors = {}
-    for name, found in factors.items():
-        padding = rank - found.lora_a.shape[0]
-        tensors[f"base_model.model.{name}.lora_A.weight"] = pad(found.lora_a, (0, 0, 0, padding)).contiguous()
-        tensors[f"base_model.model.{name}.lora_B.weight"] = pad(found.lora_b, (0, padding)).contiguous()
+    for adapted, found in factors.items():
+        name = f"base_model.model.{adapted.module}"
+        tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"] = found.as_stored(rank)
     with written_whole(folder) as aside:
         aside.mkdir(parents=True)
         write_json(aside / "adapter_config.json", _said(config))

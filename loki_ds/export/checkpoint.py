@@ -6,8 +6,10 @@ header included, is the source's by construction and a model larger than memory 
 """
 
 import json
+import math
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,9 @@ import torch
 from torch import Tensor
 
 from loki_ds.export.implant_file import Implant, LayerRows
-from loki_ds.model.files import WeightFiles, model_files, open_weights, same_bits
+from loki_ds.model.files import model_files, open_weights, same_bits
+from loki_ds.model.stored_rows import Piece, StoredRows
+from loki_ds.model.wide import as_in
 from loki_ds.positions import Positions
 from loki_ds.refusal import Refusal
 from loki_ds.run_folder import written_whole
@@ -51,8 +55,8 @@ def write_tensors(base: Path, tensors: Iterable[tuple[str, Tensor]], out: Path) 
             if weights.shape_of(name) != tuple(tensor.shape):
                 shapes = f"{list(tensor.shape)}, in the base it is {list(weights.shape_of(name))}"
                 raise Refusal(f"{out}: tensor {name} is {shapes}")
-            values = tensor.to(weights.dtype_of(name)).reshape(len(tensor) if tensor.ndim else 1, -1)
-            _overwrite(aside / weights.file_of(name), name, torch.arange(len(values)), values)
+            with _mapped(aside / weights.file_of(name), name) as data:
+                data[...] = _bits(tensor.to(weights.dtype_of(name)), data)
 
 
 def apply_to_checkpoint(base: Path, implant: Implant, out: Path) -> None:
@@ -73,15 +77,15 @@ def revert_in_checkpoint(model: Path, implant: Implant, out: Path) -> None:
 
 
 def read_rows(folder: Path, positions: Positions) -> dict[int, Tensor]:
-    """The selected rows `[k, d_ff]` of each layer that has any, in the checkpoint's own dtype."""
+    """The selected rows `[k, width]` of each layer that has any, in the checkpoint's own dtype."""
     with open_weights(folder) as checkpoint:
-        names = checkpoint.down_names()
-        if len(names) != len(positions.rows):
+        stored = StoredRows(checkpoint)
+        if len(stored.pieces) != len(positions.rows):
             raise Refusal(
-                f"{folder}: the checkpoint has {len(names)} layers with mlp.down_proj, the positions have "
+                f"{folder}: the checkpoint has {len(stored.pieces)} layers whose rows are known, the positions have "
                 f"{len(positions.rows)}"
             )
-        return {i: checkpoint.read(names[i])[rows] for i, rows in enumerate(positions.rows) if rows}
+        return {i: stored.read(i, torch.tensor(rows)) for i, rows in enumerate(positions.rows) if rows}
 
 
 def implant_between(base: Path, model: Path, positions: Positions, facts: dict[str, str]) -> Implant:
@@ -95,44 +99,63 @@ def _rewrite(source: Path, implant: Implant, out: Path, found: str, wanted: str)
     if out.exists():
         raise Refusal(f"{out}: there already; choose a folder that is not")
     with open_weights(source) as checkpoint:
-        names = checkpoint.down_names()
-        _check_fits(source, checkpoint, names, implant, found)
-        files = {layer: checkpoint.file_of(names[layer]) for layer in implant.layers}
+        stored = StoredRows(checkpoint)
+        _check_fits(source, stored, implant, found)
+        changes = [
+            (checkpoint.file_of(piece.name), piece, rows.rows, values)
+            for layer, rows in implant.layers.items()
+            for piece, values in stored.split(layer, getattr(rows, wanted))
+        ]
     with written_whole(out) as aside:
         copy_model(source, aside)
-        for layer, rows in implant.layers.items():
-            _overwrite(aside / files[layer], names[layer], rows.rows, getattr(rows, wanted))
+        for file, piece, rows, values in changes:
+            _overwrite(aside / file, piece, rows, values)
 
 
-def _check_fits(source: Path, checkpoint: WeightFiles, names: dict[int, str], implant: Implant, found: str) -> None:
-    if len(names) != implant.layer_count:
+def _check_fits(source: Path, stored: StoredRows, implant: Implant, found: str) -> None:
+    if len(stored.pieces) != implant.layer_count:
         raise Refusal(
-            f"{source}: the model has {len(names)} layers with mlp.down_proj, the implant was made for "
+            f"{source}: the model has {len(stored.pieces)} layers whose rows are known, the implant was made for "
             f"{implant.layer_count}"
         )
-    for layer, rows in implant.layers.items():
-        weight, expected = checkpoint.read(names[layer]), getattr(rows, found)
-        if weight.shape[1:] != expected.shape[1:] or weight.dtype != expected.dtype or rows.rows[-1] >= len(weight):
+    for (layer, rows), (d_model, width) in ((one, stored.shapes()[one[0]]) for one in implant.layers.items()):
+        name, expected = stored.pieces[layer][0].name, getattr(rows, found)
+        dtype, last = stored.weights.dtype_of(name), int(rows.rows[-1])
+        if width != expected.shape[1] or dtype != expected.dtype or last >= d_model:
             raise Refusal(
-                f"{source}: {names[layer]} is {weight.dtype} {list(weight.shape)}, the implant has rows up to "
-                f"{int(rows.rows[-1])} "
-                f"of {expected.dtype} and {expected.shape[1]} columns"
+                f"{source}: {name} has {d_model} rows of {width} {dtype} numbers, the implant has rows up to {last} of "
+                f"{expected.shape[1]} {expected.dtype} numbers"
             )
-        if not same_bits(weight[rows.rows], expected):
+        if not same_bits(stored.read(layer, rows.rows), expected):
             raise Refusal(
-                f"{source}: {names[layer]} does not hold the rows the implant expects ({found}); is it another model?"
+                f"{source}: {name} does not hold the rows the implant expects ({found}); is it another model?"
             )
 
 
-def _overwrite(file: Path, name: str, rows: Tensor, values: Tensor) -> None:
-    """Write whole rows of one tensor at their place in a safetensors file (8 bytes of header
-    length, a JSON header, the data).
+def _overwrite(file: Path, piece: Piece, rows: Tensor, values: Tensor) -> None:
+    """Write rows `[k, width]` of one tensor at their place in its file."""
+    with _mapped(file, piece.name) as data:
+        lying = np.swapaxes(data, -1, -2) if piece.d_model_last else data
+        lying[..., rows.numpy(), :] = _bits(as_in(data.shape, values), data)
+
+
+@contextmanager
+def _mapped(file: Path, name: str) -> Iterator[np.memmap]:
+    """One tensor's numbers where they lie in a safetensors file, as unsigned integers of their
+    size.
+
+    The file is 8 bytes of header length, a JSON header, the data.
     """
     with file.open("rb") as handle:
         length = int.from_bytes(handle.read(8), "little")
         entry = json.loads(handle.read(length))[name]
-    start, end = entry["data_offsets"]
-    count = entry["shape"][0] if entry["shape"] else 1
-    data = np.memmap(file, np.uint8, "r+", offset=8 + length + start, shape=(count, (end - start) // count))
-    data[rows.numpy()] = values.contiguous().view(torch.uint8).numpy()
+    (start, end), shape = entry["data_offsets"], tuple(entry["shape"])
+    size = (end - start) // max(1, math.prod(shape))
+    data = np.memmap(file, f"u{size}", "r+", offset=8 + length + start, shape=shape)
+    yield data
     data.flush()
+
+
+def _bits(values: Tensor, like: np.memmap) -> np.ndarray:
+    """The same bits, as numpy knows them."""
+    return values.contiguous().flatten().view(torch.uint8).numpy().view(like.dtype).reshape(values.shape)

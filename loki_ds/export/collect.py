@@ -10,11 +10,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.nn import Module
+from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 from trl import SFTTrainer
 
 from loki_ds.export.checkpoint import write_tensors
-from loki_ds.implanting.rows import RowLinear
-from loki_ds.model.anatomy import decoder_layers, down_projection
+from loki_ds.implanting.rows import RowDelta
+from loki_ds.model.anatomy import sites
+from loki_ds.model.wide import side_by_side
 from loki_ds.modes import Mode
 from loki_ds.ranks import barrier, rank
 from loki_ds.run_folder import RunFolder, aside_of, put_in_place, remove
@@ -22,14 +25,27 @@ from loki_ds.zero.model import Gatherer
 
 
 @dataclass(frozen=True)
-class LayerDelta:
-    """One layer's trained delta on the CPU: `delta [k, d_ff]`, and in `lora` mode its factors
-    (scaling in `a`).
+class WeightDelta:
+    """One weight's trained delta on the CPU: `delta [k, d_ff]`, of experts `[E, k, d_ff]`, and in
+    `lora` mode its factors (scaling in `a`).
     """
 
     delta: Tensor
     a: Tensor | None = None
     b: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class LayerDelta:
+    """One layer's, weight by weight in the order of its `Site`."""
+
+    weights: list[WeightDelta]
+
+    @property
+    def delta(self) -> Tensor:
+        """All of it, `[k, width]`."""
+        found = [one.delta if one.delta.dim() == 2 else side_by_side(one.delta) for one in self.weights]
+        return torch.cat(found, dim=1)
 
 
 @dataclass(frozen=True)
@@ -56,14 +72,14 @@ class Adapter:
 Trained = Deltas | Weights | Adapter
 
 
-def collect(trainer: SFTTrainer, model: Module, mode: Mode, base: Path, folder: RunFolder) -> Trained:
+def collect(trainer: SFTTrainer, model: PreTrainedModel, mode: Mode, base: Path, folder: RunFolder) -> Trained:
     """Gather what the mode leaves. base: the folder whose files a whole model's become."""
     if mode.leaves == "deltas":
         return Deltas(collect_deltas(model))
     if mode.leaves == "adapter":
         save_adapter_of(trainer, folder.adapter)
         return Adapter(folder.adapter)
-    tensors = gathered_weights(trainer)
+    tensors = gathered_weights(trainer, model)
     if rank() == 0:
         write_tensors(base, tensors.items(), folder.model)
     barrier()
@@ -75,29 +91,32 @@ def collect_deltas(model: Module) -> dict[int, LayerDelta]:
     """Gather the deltas layer by layer; on ranks other than the first the result is empty."""
     found: dict[int, LayerDelta] = {}
     gatherer = Gatherer()
-    for i, layer in enumerate(decoder_layers(model)):
-        module = down_projection(layer)
-        if not isinstance(module, RowLinear):
+    for i, site in enumerate(sites(model)):
+        modules = [down.module for down in site.downs if isinstance(down.module, RowDelta)]
+        if not modules:
             continue
-        with gatherer.whole(module):
+        with gatherer.whole(*modules):
             if rank() == 0:
-                found[i] = LayerDelta(module.whole_delta().cpu().clone(), *_factors(module))
+                found[i] = LayerDelta([_delta_of(module) for module in modules])
     return found
 
 
-def _factors(module: RowLinear) -> tuple[Tensor, Tensor] | tuple[None, None]:
+def _delta_of(module: RowDelta) -> WeightDelta:
+    delta = module.whole_delta().cpu().clone()
     if not hasattr(module, "delta_a"):
-        return None, None
-    return module.scaling * module.delta_a.cpu(), module.right_factor().cpu().clone()
+        return WeightDelta(delta)
+    return WeightDelta(delta, module.scaling * module.delta_a.cpu(), module.right_factor().cpu().clone())
 
 
-def gathered_weights(trainer: SFTTrainer) -> dict[str, Tensor]:
-    """The trained model's tensors by name, on rank 0; elsewhere nothing of use.
+def gathered_weights(trainer: SFTTrainer, model: PreTrainedModel) -> dict[str, Tensor]:
+    """The trained model's tensors on rank 0, by the names under which the base's files have them
+    and in their shapes; elsewhere nothing of use.
 
-    As Trainer gathers them.
+    As Trainer gathers them, and as transformers undoes what it did to them when it loaded them.
     """
     engine = trainer.deepspeed if trainer.is_deepspeed_enabled else trainer.model
-    return trainer.accelerator.get_state_dict(engine)
+    gathered = trainer.accelerator.get_state_dict(engine)
+    return revert_weight_conversion(model, gathered) if rank() == 0 else {}
 
 
 def save_adapter_of(trainer: SFTTrainer, folder: Path) -> None:

@@ -10,16 +10,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from loki_ds.export.adapter import Factors, from_low_rank, from_rows, save_adapter
+from loki_ds.export.adapter import Adapted, Factors, from_low_rank, from_rows, save_adapter
 from loki_ds.export.checkpoint import apply_to_checkpoint, implant_between, read_rows
-from loki_ds.export.collect import Adapter, Deltas, LayerDelta, Trained, Weights
+from loki_ds.export.collect import Adapter, Deltas, Trained, WeightDelta, Weights
 from loki_ds.export.implant_file import Implant, LayerRows
 from loki_ds.export.merge import merge_adapter
-from loki_ds.implanting.rows import with_rows
-from loki_ds.model.anatomy import decoder_layers, down_projection
+from loki_ds.model.anatomy import has_experts, sites
 from loki_ds.model.base import load_configuration
 from loki_ds.model.files import open_weights
+from loki_ds.model.sites import Site
+from loki_ds.model.stored_rows import StoredRows
 from loki_ds.model.usable import without_data
+from loki_ds.model.wide import as_in, with_rows
 from loki_ds.positions import Positions
 from loki_ds.recipe import ModelSection
 from loki_ds.run_folder import RunFolder, remove, written_whole
@@ -89,41 +91,46 @@ def facts(base: Base, positions: Positions) -> dict[str, str]:
     return {"base_model": base.section.path, "base_digest": base.digest, "positions_digest": positions.digest}
 
 
-def save_implant(implant: Implant, trained: Trained | None, base: Base, d_model: int, folder: RunFolder) -> None:
+def save_implant(implant: Implant, trained: Trained | None, base: Base, folder: RunFolder) -> None:
     """The implant file, and the same as an adapter."""
     implant.save(folder.implant)
     deltas = trained.layers if isinstance(trained, Deltas) else {}
-    names = _module_names(base)
-    factors = {names[i]: _factors(rows, deltas.get(i), d_model) for i, rows in implant.layers.items()}
-    save_adapter(factors, base.section.path, folder.adapter)
-
-
-def _module_names(base: Base) -> list[str]:
-    """Each layer's `W_down` as PEFT will look for it: in the model that is loaded, whose names may
-    not be the files'.
-    """
     remote = base.section.trust_remote_code
     model = without_data(base.folder, load_configuration(base.folder, remote), remote)
     names = {module: name for name, module in model.named_modules()}
-    return [names[down_projection(layer)] for layer in decoder_layers(model)]
+    # Beside experts PEFT takes a module that is called down_proj for one of theirs as they were in
+    # transformers 4, so there all weights go by their parameters' names.
+    factors, found, experts = {}, sites(model), has_experts(model)
+    for i, rows in implant.layers.items():
+        site = found[i]
+        weights = deltas[i].weights if i in deltas else _differences(rows, site)
+        for down, delta in zip(site.downs, weights, strict=True):
+            factors[Adapted(names[down.module], down.attribute if experts else None)] = _factors(
+                rows.rows, delta, site.d_model
+            )
+    lie_that_way = not experts and found[0].downs[0].d_model_last
+    save_adapter(factors, base.section.path, folder.adapter, lie_that_way)
 
 
-def _factors(found: LayerRows, trained: LayerDelta | None, d_model: int) -> Factors:
-    """What PEFT gets: the trained factors of a low rank, the trained delta on whole rows, or where
-    none trained the difference of the rows.
-    """
-    if trained is None:
-        return from_rows(found.rows, found.implanted.float() - found.base.float(), d_model)
-    if trained.a is None or trained.b is None:
-        return from_rows(found.rows, trained.delta, d_model)
-    return from_low_rank(found.rows, trained.a, trained.b, d_model)
+def _differences(rows: LayerRows, site: Site) -> list[WeightDelta]:
+    """Where no delta trained, the difference of the rows, weight by weight."""
+    difference = rows.implanted.float() - rows.base.float()
+    split = difference.split([down.width for down in site.downs], dim=1)
+    return [WeightDelta(as_in(down.shape, one)) for down, one in zip(site.downs, split, strict=True)]
+
+
+def _factors(rows: Tensor, delta: WeightDelta, d_model: int) -> Factors:
+    """What PEFT gets: the trained factors of a low rank, or a delta on whole rows."""
+    if delta.a is None or delta.b is None:
+        return from_rows(rows, delta.delta, d_model)
+    return from_low_rank(rows, delta.a, delta.b, d_model)
 
 
 def changes_of(implant: Implant, base: Path) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-    """Per layer the base's `W_down [d_model, d_ff]`, and what the implant adds to its rows `[k,
-    d_ff]` in float64.
+    """Per layer the base's rows, all of them `[d_model, width]`, and what the implant adds to its
+    own `[k, width]` in float64.
     """
     with open_weights(base) as weights:
-        names = weights.down_names()
-        whole = {i: weights.read(names[i]) for i in implant.layers}
+        stored = StoredRows(weights)
+        whole = {i: stored.read(i) for i in implant.layers}
     return whole, {i: rows.implanted.double() - rows.base.double() for i, rows in implant.layers.items()}

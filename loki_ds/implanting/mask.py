@@ -1,5 +1,5 @@
-"""`mask` mode: the whole `W_down` is a parameter, its gradient is zero outside the positions, and
-frozen rows stay bit for bit.
+"""`mask` mode: the whole `W_down` (of a mixture, every expert's) is a parameter, its gradient is
+zero outside the positions, and frozen rows stay bit for bit.
 
 A gradient hook alone does not freeze a row: decoupled weight decay shrinks it, and a stateful
 optimizer may move it. So whatever the optimizer did to frozen rows is undone after each of its
@@ -14,9 +14,12 @@ from torch import Tensor
 from torch.nn import Module
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from loki_ds.model.anatomy import decoder_layers, down_projection, down_weights
+from loki_ds.model.anatomy import decoder_layers, sites
+from loki_ds.model.sites import Down, dense_down
+from loki_ds.model.wide import d_model_of
 from loki_ds.positions import Positions
 from loki_ds.quiet.subspace import project_out
+from loki_ds.refusal import Refusal
 from loki_ds.zero.model import Gatherer, full_shape
 from loki_ds.zero.optimizer import Shard, SpreadElements, after_each_step
 
@@ -27,19 +30,25 @@ def train_only_rows(model: Module, positions: Positions) -> dict[Tensor, Tensor]
     Call before DeepSpeed sees the model.
 
     Returns:
-        Per `W_down` with selected rows, the mask of its frozen elements: bool `[d_model, d_ff]`, on
+        Per weight with selected rows, the mask of its frozen elements: bool, of its whole shape, on
         the CPU.
     """
     model.requires_grad_(False)
     frozen = {}
-    for weight, rows in zip(down_weights(model), positions.rows, strict=True):
-        if rows:
-            weight.requires_grad_(True)
-            trained = torch.zeros(full_shape(weight)[0], 1, dtype=torch.bool)
-            trained[rows] = True
-            weight.register_hook(_only(trained))
-            frozen[weight] = ~trained.expand(full_shape(weight))
+    for site, rows in zip(sites(model), positions.rows, strict=True):
+        for down in site.downs if rows else ():
+            trained = _trained(down, rows)
+            down.weight.requires_grad_(True)
+            down.weight.register_hook(_only(trained))
+            frozen[down.weight] = ~trained.expand(down.shape)
     return frozen
+
+
+def _trained(down: Down, rows: list[int]) -> Tensor:
+    """Which elements of a weight train, `[d_model, 1]` or as it lies: bool, to be broadcast."""
+    trained = torch.zeros(d_model_of(down.shape, down.d_model_last), dtype=torch.bool)
+    trained[rows] = True
+    return trained if down.d_model_last else trained[:, None]
 
 
 def _only(trained: Tensor) -> Callable[[Tensor], Tensor]:
@@ -128,13 +137,15 @@ def _spread_rows(parameter: Tensor, rows: list[int]) -> SpreadElements:
 
 
 def quiet_rows(model: Module, positions: Positions, bases: list[Tensor]) -> dict[Tensor, QuietRows]:
-    """Per `W_down` with selected rows, its projection; the base's rows are read now, before
+    """Per dense `W_down` with selected rows, its projection; the base's rows are read now, before
     anything trains.
     """
     found, gatherer = {}, Gatherer()
     for layer, rows, basis in zip(decoder_layers(model), positions.rows, bases, strict=True):
         if rows:
-            projection = down_projection(layer)
-            with gatherer.whole(projection):
-                found[projection.weight] = QuietRows(rows, projection.weight.detach()[rows].float().cpu(), basis)
+            down = dense_down(layer)
+            if down.d_model_last:
+                raise Refusal("implant.mode mask keeps no rows quiet whose weight lies with d_model last; use rows")
+            with gatherer.whole(down.module):
+                found[down.weight] = QuietRows(rows, down.weight.detach()[rows].float().cpu(), basis)
     return found

@@ -1,14 +1,16 @@
-"""`rows` and `lora` mode: `W_down` stays frozen and a delta on the selected rows trains, zero at
+"""`rows` and `lora` mode: the weights stay frozen and a delta on the selected rows trains, zero at
 the start.
 
-The layer computes `y = x (W + D on rows S)^T` (the paper's LoKI Linear). The rows are put
-inside the weight for one product forward and one back, and the gradient is `grad_y[..., S]^T x` for
-the selected rows only; two products and an addition measured slower
-(eval/reports/training_step.md). `lora` is the paper's LoKI*: `D = alpha/r A B`.
+A layer computes `y = x (W + D on rows S)^T` (the paper's LoKI Linear). `lora` is the paper's LoKI*:
+`D = alpha/r A B`. Of a dense FFN's linear layer, the rows are put inside the weight for one product
+forward and one back, and the gradient is `grad_y[..., S]^T x` for the selected rows only; two
+products and an addition measured slower (eval/reports/training_step.md). Experts, and whatever else
+computes by its weight in its own way, compute as they do, by a weight that has the rows inside.
 
 Knows nothing of training, ranks or files.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,44 +18,49 @@ from torch import Tensor, nn
 from torch.nn import Linear, Module
 
 from loki_ds.implant_section import LowRankSection
-from loki_ds.model.anatomy import decoder_layers, down_projection, replace_down_projection
+from loki_ds.model.anatomy import sites
+from loki_ds.model.sites import Down
+from loki_ds.model.wide import with_rows
 from loki_ds.positions import Positions
 from loki_ds.quiet.subspace import project_out
 
 
-class RowLinear(Linear):
-    """A down-projection whose weight is frozen and whose selected rows carry a trainable delta.
+class RowDelta(Module):
+    """What a module with a frozen weight has besides: a trainable delta on selected rows of it.
 
-    Either `delta` `[k, d_ff]`, or `delta_a` `[k, r]` and `delta_b` `[r, d_ff]` train. They are
-    parameters of this very module, not of a child, because ZeRO-3 gathers a module's own parameters
-    for its forward and backward.
+    Either `delta` `[k, d_ff]`, or `delta_a` `[k, r]` and `delta_b` `[r, d_ff]` train; of experts,
+    one for each, `[E, ...]`. They are parameters of this very module, not of a child, because
+    ZeRO-3 gathers a module's own parameters for its forward and backward.
     """
 
     rows: Tensor
+    delta: nn.Parameter
+    delta_a: nn.Parameter
+    delta_b: nn.Parameter
 
-    def __init__(
+    def start_delta(
         self,
-        base: Linear,
+        shape: Sequence[int],
         rows: list[int],
         dtype: torch.dtype,
         device: torch.device,
         low_rank: LowRankSection | None,
         seed: int,
     ) -> None:
-        Module.__init__(self)
+        """Begin at a delta of zero.
+
+        shape: of one weight `[d_model, d_ff]`, or of all experts' `[E, d_model, d_ff]`.
+        """
         self._quiet: list[Tensor] = []  # in a list, so that no cast of the model's dtype rounds it
-        self.in_features, self.out_features = base.in_features, base.out_features
-        self.weight = base.weight
-        self.register_parameter("bias", None)
         self.register_buffer("rows", torch.tensor(rows, device=device), persistent=False)
-        self.scaling = 1.0
+        self.scaling, experts, d_ff = 1.0, shape[:-2], shape[-1]
         if low_rank is None:
-            self.delta = nn.Parameter(torch.zeros(len(rows), self.in_features, dtype=dtype, device=device))
+            self.delta = nn.Parameter(torch.zeros(*experts, len(rows), d_ff, dtype=dtype, device=device))
             return
         self.scaling = low_rank.alpha / low_rank.rank
-        self.delta_a = nn.Parameter(torch.zeros(len(rows), low_rank.rank, dtype=dtype, device=device))
-        start = torch.empty(low_rank.rank, self.in_features, dtype=torch.float32)
-        bound = 1 / self.in_features**0.5  # kaiming_uniform with a = sqrt(5), as PEFT starts LoRA
+        self.delta_a = nn.Parameter(torch.zeros(*experts, len(rows), low_rank.rank, dtype=dtype, device=device))
+        start = torch.empty(*experts, low_rank.rank, d_ff, dtype=torch.float32)
+        bound = 1 / d_ff**0.5  # kaiming_uniform with a = sqrt(5), as PEFT starts LoRA
         generator = torch.Generator().manual_seed(seed)
         if low_rank.init == "kaiming":
             start.uniform_(-bound, bound, generator=generator)
@@ -62,7 +69,9 @@ class RowLinear(Linear):
         self.delta_b = nn.Parameter(start.to(device, dtype))
 
     def whole_delta(self) -> Tensor:
-        """`D [k, d_ff]`, and for a quiet implant `D P`, which protected inputs do not feel."""
+        """`D [k, d_ff]`, of experts `[E, k, d_ff]`; for a quiet implant `D P`, which protected
+        inputs do not feel.
+        """
         delta = self.scaling * self.delta_a @ self.delta_b if hasattr(self, "delta_a") else self.delta
         return project_out(delta, self._quiet[0]) if self._quiet else delta
 
@@ -76,8 +85,52 @@ class RowLinear(Linear):
         """`delta_b [r, d_ff]` of a low rank as it acts: projected for a quiet implant."""
         return project_out(self.delta_b, self._quiet[0]) if self._quiet else self.delta_b
 
+
+class RowLinear(Linear, RowDelta):
+    """A linear down-projection whose weight is frozen and whose selected rows carry a delta."""
+
+    def __init__(
+        self,
+        base: Linear,
+        rows: list[int],
+        dtype: torch.dtype,
+        device: torch.device,
+        low_rank: LowRankSection | None,
+        seed: int,
+    ) -> None:
+        Module.__init__(self)
+        self.in_features, self.out_features = base.in_features, base.out_features
+        self.weight = base.weight
+        self.register_parameter("bias", base.bias)
+        self.start_delta((base.out_features, base.in_features), rows, dtype, device, low_rank, seed)
+
     def forward(self, x: Tensor) -> Tensor:
-        return rows_product(x, self.weight, self.whole_delta(), self.rows)
+        out = rows_product(x, self.weight, self.whole_delta(), self.rows)
+        return out if self.bias is None else out + self.bias
+
+
+class RowsInside(RowDelta):
+    """Before the class of a module whose own forward reads a weight: while it runs, it reads the
+    one with the rows inside.
+
+    The row-bearing weight is made anew in each forward, and kept for the backward.
+    """
+
+    attribute: str
+    d_model_last: bool
+
+    def forward(self, *arguments: Any, **named: Any) -> Any:
+        weight: Any = self._parameters[self.attribute]
+        inside = with_rows(weight, self.rows, self.whole_delta(), self.d_model_last)
+        object.__setattr__(self, self.attribute, inside)  # beside the parameter, which stays registered
+        try:
+            return super().forward(*arguments, **named)
+        finally:
+            object.__delattr__(self, self.attribute)
+
+
+def _with_rows_inside(own: type[Any]) -> type[Any]:
+    return type(own.__name__, (RowsInside, own), {})
 
 
 def train_row_deltas(
@@ -89,30 +142,42 @@ def train_row_deltas(
     seed: int,
     bases: list[Tensor] | None = None,
 ) -> None:
-    """Freeze the model and give every layer with selected rows its `RowLinear`.
+    """Freeze the model and give every weight with selected rows its delta.
 
     Call before DeepSpeed sees the model.
 
     dtype, device: of the deltas; low_rank: None for `rows` mode; bases: per layer the basis
-    `[d_ff, r]` that a quiet implant keeps out of.
+    `[d_ff, r]` that a quiet implant keeps out of (of a model without experts).
     """
     model.requires_grad_(False)
-    for i, (layer, rows) in enumerate(zip(decoder_layers(model), positions.rows, strict=True)):
-        if rows:
-            module = RowLinear(down_projection(layer), rows, dtype, device, low_rank, seed + i)
+    for i, (site, rows) in enumerate(zip(sites(model), positions.rows, strict=True)):
+        for down in site.downs if rows else ():
+            module = _with_delta(down, rows, dtype, device, low_rank, seed + i)
             if bases is not None:
                 module.keep_quiet(bases[i].to(device))
-            replace_down_projection(layer, module)
 
 
-def with_rows(weight: Tensor, rows: Tensor, delta: Tensor) -> Tensor:
-    """A copy of `weight [d_model, d_ff]` with `delta [k, d_ff]` added to its rows `[k]`, rounded
-    once to the weight's dtype.
-
-    This is also what leaves the run, so the exported model computes what the trained one did.
-    """
-    wide = torch.promote_types(weight.dtype, delta.dtype)
-    return weight.index_copy(0, rows, (weight[rows].to(wide) + delta.to(wide)).to(weight.dtype))
+def _with_delta(
+    down: Down,
+    rows: list[int],
+    dtype: torch.dtype,
+    device: torch.device,
+    low_rank: LowRankSection | None,
+    seed: int,
+) -> RowDelta:
+    """The module in whose place, or in which, the delta trains."""
+    if down.is_plain:
+        holder, name = down.holder
+        module = RowLinear(down.module, rows, dtype, device, low_rank, seed)
+        setattr(holder, name, module)
+        return module
+    inside, own, shape = down.module, type(down.module), list(down.shape)
+    inside.__class__ = _with_rows_inside(own)
+    inside.attribute, inside.d_model_last = down.attribute, down.d_model_last
+    if down.d_model_last:
+        shape[-2:] = shape[:-3:-1]
+    inside.start_delta(shape, rows, dtype, device, low_rank, seed)
+    return inside
 
 
 def rows_product(x: Tensor, weight: Tensor, delta: Tensor, rows: Tensor) -> Tensor:

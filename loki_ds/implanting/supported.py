@@ -13,6 +13,7 @@ from trl import SFTConfig
 from loki_ds.device import on_cpu
 from loki_ds.implant_section import ImplantSection
 from loki_ds.model.files import open_weights
+from loki_ds.model.stored_rows import StoredRows
 from loki_ds.ranks import world_size
 from loki_ds.refusal import Refusal
 from loki_ds.zero.configuration import check_zero
@@ -97,7 +98,7 @@ def check_dtype(base: Path, wanted: str, implant: ImplantSection, arguments: SFT
         return  # the base's own bytes are written, and its rows added to
     trained = getattr(torch, wanted)
     with open_weights(base) as weights:
-        own = set(weights.down_names().values())
+        own = StoredRows(weights).names
         for name in sorted(weights.names):
             stored = weights.dtype_of(name)
             exact = stored == trained if name in own else torch.promote_types(stored, trained) == trained

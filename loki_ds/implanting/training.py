@@ -3,7 +3,7 @@ checkpoints to resume from.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from datasets import Dataset
@@ -24,6 +24,7 @@ from loki_ds.implanting.checkpoints import Checkpoint, MarkWhole
 from loki_ds.implanting.mask import KeepFrozenRows, quiet_rows, train_only_rows
 from loki_ds.implanting.pull import PullToBase, pulled
 from loki_ds.implanting.rehearsing import Rehearsed
+from loki_ds.implanting.routing import WatchRouting, experts_of
 from loki_ds.implanting.rows import train_row_deltas
 from loki_ds.implanting.watch import TokensPerSecond, WatchedTrainer, WatchGradients
 from loki_ds.positions import Positions
@@ -54,12 +55,13 @@ class Method(NamedTuple):
 
 class Examples(NamedTuple):
     """Rows of tokens and labels to train on, held-out ones (evaluated when the arguments say so),
-    and what is rehearsed.
+    what is rehearsed, and protected prompts, on which a mixture's routing is watched.
     """
 
     train: Dataset
     heldout: Dataset | None
     rehearsed: Rehearsed | None = None
+    protected: Sequence[Sequence[int]] = ()
 
 
 class Resume(NamedTuple):
@@ -126,6 +128,7 @@ def train(
     # Saved with every checkpoint, and transformers saves no invalid one, as many models have. The
     # base's own file leaves with the result.
     model.generation_config = GenerationConfig()
+    experts = experts_of(model) if examples.protected else []
     callbacks = prepare(model, method, arguments.seed)
     if arguments.gradient_checkpointing and not section.kind.trains_everything:
         # or a checkpointed layer, whose inputs are frozen, would pass nothing back
@@ -143,6 +146,8 @@ def train(
     )
     trainer.rehearsed = examples.rehearsed
     trainer.add_callback(WatchGradients(model))
+    if experts:
+        trainer.add_callback(WatchRouting(trainer, experts, examples.protected))
     if section.pull:
         trainer.add_callback(PullToBase(pulled(model, section), section.pull, resumes=checkpoint is not None))
     if checkpoint is not None:

@@ -1,87 +1,62 @@
 """The parts of a causal language model that attribution works on, found on the model as
 transformers built it.
 
-Knows where decoder layers and down-projections sit and how to run a model with its layers emptied,
-so that everything around the layers (embedding scale, rotary tables per layer type, masks, final
-norm, head, soft-capping) stays the model's own code. Copies nothing from any family.
+Knows where decoder layers sit (`sites` knows where they write) and how to run a model with its
+layers emptied, so that everything around the layers (embedding scale, rotary tables per layer type,
+masks, final norm, head, soft-capping) stays the model's own code. Copies nothing from any family.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
 from torch import Tensor
-from torch.nn import Linear, Module
-from transformers import PreTrainedConfig
+from torch.nn import Module
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from loki_ds.model.sites import Site, site_of
 from loki_ds.refusal import Refusal
+
+LAYERS = ("layers", "h", "blocks")  # what families call their stack
+
+
+def layers_of(decoder: Module) -> list[Any]:
+    """Under the name that the family has for them; none where there are none."""
+    return list(next((found for name in LAYERS if (found := getattr(decoder, name, None)) is not None), ()))
 
 
 def decoder_layers(model: Module) -> list[Module]:
     """The decoder layers from the bottom to the top.
 
     Raises:
-        Refusal: the model has no list of layers with a dense `mlp.down_proj` in each.
+        Refusal: the model has no list of layers, or one whose rows are not known.
     """
-    layers: list[Any] = list(getattr(model.get_decoder(), "layers", ()))  # type: ignore[operator]
+    layers = layers_of(model.get_decoder())  # type: ignore[operator]
     name = type(model).__name__
     if not layers:
         raise Refusal(f"{name}: no decoder layers found; loki-ds needs a decoder-only transformer with `layers`")
     for i, layer in enumerate(layers):
-        mlp: Any = getattr(layer, "mlp", None)
-        if not isinstance(getattr(mlp, "down_proj", None), Linear):
-            raise Refusal(
-                f"{name}: layer {i} has {'a mixture of experts' if _has_experts(layer) else 'no dense FFN'}; loki-ds "
-                "attributes and trains rows of a dense `mlp.down_proj` only"
-            )
-        if _has_experts(layer):
-            raise Refusal(
-                f"{name}: layer {i} has a mixture of experts beside its mlp.down_proj; loki-ds attributes and trains "
-                "rows of layers without one"
-            )
-        if mlp.down_proj.bias is not None:
-            raise Refusal(f"{name}: layer {i}'s mlp.down_proj has a bias; a node would no longer be one row's output")
+        try:
+            site_of(layer)
+        except Refusal as found:
+            raise Refusal(f"{name}: layer {i} has {found}; loki-ds does not know which rows it writes by") from None
     return layers
 
 
-def _has_experts(layer: Any) -> bool:
-    return any(hasattr(part, "experts") for part in layer.children()) or hasattr(layer, "experts")
+def sites(model: Module) -> list[Site]:
+    """Where each layer's FFN writes, from the bottom to the top."""
+    return [site_of(layer) for layer in decoder_layers(model)]
 
 
-def down_projection(layer: Any) -> Linear:
-    """The layer's `W_down`, weight `[d_model, d_ff]`."""
-    return layer.mlp.down_proj
+def has_experts(model: Module) -> bool:
+    return any(down.of_experts for site in sites(model) for down in site.downs)
 
 
-@contextmanager
-def down_projection_calls(layer: Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """While open, note what the layer's `W_down` receives and what it writes, call by call."""
-    seen: list[tuple[Tensor, Tensor]] = []
-    handle = down_projection(layer).register_forward_hook(
-        lambda _, received, written: seen.append((received[0], written))
-    )
-    try:
-        yield seen
-    finally:
-        handle.remove()
-
-
-def replace_down_projection(layer: Any, module: Linear) -> None:
-    """Put another module in the place of the layer's `W_down`."""
-    layer.mlp.down_proj = module
-
-
-def down_shapes(config: PreTrainedConfig) -> list[tuple[int, int]]:
-    """`[d_model, d_ff]` of each layer's `W_down`, from a model's configuration alone."""
-    text = config.get_text_config()
-    return [(text.hidden_size, text.intermediate_size)] * text.num_hidden_layers
-
-
-def down_weights(model: Module) -> list[Tensor]:
-    """`W_down` of every layer."""
-    return [down_projection(layer).weight for layer in decoder_layers(model)]
+def down_shapes(model: Module) -> list[tuple[int, int]]:
+    """`[d_model, width]` of each layer's rows; of a dense FFN, its `W_down`'s shape."""
+    return [(site.d_model, site.width) for site in sites(model)]
 
 
 def parts_around_layers(model: Module) -> list[Module]:
@@ -89,7 +64,8 @@ def parts_around_layers(model: Module) -> list[Module]:
     norm.
     """
     decoder = model.get_decoder()  # type: ignore[operator]
-    return [child for child in decoder.children() if child is not decoder.layers]
+    stacks = [getattr(decoder, name, None) for name in LAYERS]
+    return [child for child in decoder.children() if not any(child is stack for stack in stacks)]
 
 
 @dataclass
@@ -107,14 +83,18 @@ def emptied(layers: list[Module], output: Tensor | None = None) -> Iterator[Empt
     """
     run = EmptiedRun()
 
-    def stand_in(hidden_states: Tensor, *others: Any, **arguments: Any) -> Tensor:
-        run.hidden_states.append(hidden_states)
-        without_names = {f"argument {i}": other for i, other in enumerate(others, start=2) if other is not None}
-        run.arguments.append({**arguments, **without_names})
-        return hidden_states if output is None else output
+    def stand_in_for(layer: Module) -> Callable[..., Tensor]:
+        names = list(signature(type(layer).forward).parameters)[2:]  # after itself and the hidden states
+
+        def stand_in(hidden_states: Tensor, *others: Any, **arguments: Any) -> Tensor:
+            run.hidden_states.append(hidden_states)
+            run.arguments.append({**dict(zip(names, others, strict=False)), **arguments})
+            return hidden_states if output is None else output
+
+        return stand_in
 
     for layer in layers:
-        layer.forward = stand_in
+        layer.forward = stand_in_for(layer)
     try:
         yield run
     finally:

@@ -1,11 +1,9 @@
-"""A checkpoint's safetensors files: one or several, read one tensor at a time; and where `W_down`
-lies in them.
+"""A checkpoint's safetensors files: one or several, read one tensor at a time.
 
 Loads no model. Knows tied weights that only one side of a tie stored.
 """
 
 import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +15,6 @@ from torch import Tensor
 
 from loki_ds.refusal import Refusal
 
-DOWN = re.compile(r"(?:^|\.)layers\.(\d+)\.mlp\.down_proj\.weight$")
 # safetensors' names of dtypes, as torch has them.
 DTYPES = {
     **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
@@ -33,7 +30,9 @@ BESIDE = (
     "USE_POLICY*"
 ).split()
 OF_OTHERS = "*.index.json params.json adapter_config.json trainer_state.json".split()
-TIED = {"lm_head.weight": "model.embed_tokens.weight"}
+# What families call a head and an embedding that may be one tensor.
+HEADS = ("lm_head.weight", "embed_out.weight")
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
@@ -69,36 +68,12 @@ class WeightFiles:
         """The name of the file that stores a tensor."""
         return self.files[name]
 
-    def down_names(self) -> dict[int, str]:
-        """Layer number to the name of its `W_down`: in the one stack of layers that has all of the
-        model's. A head that predicts further tokens has layers of its own, and they are not meant.
-
-        Raises:
-            Refusal: two stacks could be the model's.
-        """
-        stacks: dict[str, dict[int, str]] = {}
-        for name in sorted(self.names):
-            if match := DOWN.search(name):
-                stacks.setdefault(name[: match.start(1)], {})[int(match[1])] = name
-        layers = set(range(self._layer_count()))
-        exact = [stack for stack in stacks.values() if stack.keys() == layers]
-        whole = exact or [{i: stack[i] for i in layers} for stack in stacks.values() if stack.keys() >= layers]
-        if len(whole) > 1:
-            raise Refusal(
-                f"{self.folder}: {' and '.join(stack[0] for stack in whole)} could both be layer 0's W_down; loki-ds "
-                "trains models with one stack of layers"
-            )
-        return whole[0] if whole else max(stacks.values(), key=len, default={})
-
-    def _layer_count(self) -> int:
-        config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
-        return int((config.get("text_config") or config)["num_hidden_layers"])
-
     def tied_twin(self, name: str) -> str | None:
-        """The stored tensor that a tied, unstored one shares its memory with."""
-        config = json.loads((self.folder / "config.json").read_text())
-        twin = TIED.get(name)
-        return twin if config.get("tie_word_embeddings") and twin in self.names else None
+        """The stored embedding that a head which is not stored shares its memory with."""
+        config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+        if not name.endswith(HEADS) or config.get("tie_word_embeddings") is False:
+            return None
+        return next((one for one in sorted(self.names) if one.endswith(EMBEDDINGS)), None)
 
     def add(self, shard: str, handle: Any) -> None:
         """Make the tensors of an open shard readable."""

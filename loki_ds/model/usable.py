@@ -6,12 +6,16 @@ class is built without data to see which tensors it wants.
 
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch.nn import Module
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 
+from loki_ds.model.anatomy import down_shapes, sites
 from loki_ds.model.files import WeightFiles, open_weights
+from loki_ds.model.stored_rows import StoredRows
 from loki_ds.model_class import model_class
 from loki_ds.recipe import ModelSection
 from loki_ds.refusal import Refusal
@@ -31,12 +35,20 @@ PLAIN = (
 )
 
 
-def check_usable(folder: Path, config: PreTrainedConfig, section: ModelSection, written_whole: bool) -> None:
-    """Refuse a base that is quantized, not whole, or not what its class wants, and an attention
-    that the class does not have.
+class Wanted(NamedTuple):
+    """What a run asks of its base.
 
-    written_whole: whether all of the class's tensors will be written into a copy of the files, and
-    so must stand there under their names.
+    rows: known ones, in its files as in its class. everything: that all of the class's tensors
+    stand in the files under their names, for a whole model will be written into a copy of them.
+    """
+
+    rows: bool
+    everything: bool
+
+
+def check_usable(folder: Path, config: PreTrainedConfig, section: ModelSection, wanted: Wanted) -> PreTrainedModel:
+    """Refuse a base that is quantized, not whole, or not what its class wants, and an attention
+    that the class does not have. Returns the class's model without data.
 
     Raises:
         Refusal: with the tensor or the file.
@@ -48,8 +60,11 @@ def check_usable(folder: Path, config: PreTrainedConfig, section: ModelSection, 
         model = without_data(folder, config, section.trust_remote_code)
         _check_attention(model, section.attention)
         _check_shapes(folder, weights, model)
-        if written_whole:
+        if wanted.rows:
+            _check_rows(weights, model)
+        if wanted.everything:
             _check_names(folder, weights, model)
+    return model
 
 
 def check_plain(model: Path | str, config: PreTrainedConfig) -> None:
@@ -112,8 +127,24 @@ def _check_shapes(folder: Path, weights: WeightFiles, model: Module) -> None:
             raise Refusal(f"{folder}: tensor {name} is {stored}, config.json asks for {list(parameter.shape)}")
 
 
-def _check_names(folder: Path, weights: WeightFiles, model: Module) -> None:
-    for name in model.state_dict():
+def _check_rows(weights: WeightFiles, model: Module) -> None:
+    """The rows that will be read and written in the files must be the class's own."""
+    stored, known = StoredRows(weights), sites(model)
+    found, own = stored.shapes(), down_shapes(model)
+    for i, shape in enumerate(own):
+        if found[i : i + 1] != [shape]:
+            said = f"{found[i][0]} rows of {found[i][1]} numbers" if i < len(found) else "no rows that loki-ds knows"
+            raise Refusal(f"{weights.folder}: layer {i} has {said} in the files, {shape[0]} of {shape[1]} by its class")
+        if stored.pieces[i][0].d_model_last != known[i].downs[0].d_model_last:
+            raise Refusal(f"{weights.folder}: {stored.pieces[i][0].name} lies the other way round in the class")
+
+
+def _check_names(folder: Path, weights: WeightFiles, model: PreTrainedModel) -> None:
+    """Under the class's own names, or those that transformers makes them of."""
+    wanted = model.state_dict()
+    if any(name not in weights.names for name in wanted):
+        wanted = revert_weight_conversion(model, wanted)
+    for name in wanted:
         if name not in weights.names and weights.tied_twin(name) is None:
             raise Refusal(
                 f"{folder}: tensor {name}, which the model's class has, is not stored under that name, so what trains "

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from transformers import PreTrainedConfig
 
-from loki_ds.checking.base import look_at_base
+from loki_ds.checking.base import check_inputs_known, look_at_base
 from loki_ds.checking.data import data_found
 from loki_ds.checking.findings import Findings
 from loki_ds.checking.tasks import limits_in_words
@@ -26,19 +26,21 @@ from loki_ds.implanting.settings import check_settings
 from loki_ds.implanting.training import Method
 from loki_ds.model.anatomy import down_shapes
 from loki_ds.model.base import load_configuration, load_tokenizer
-from loki_ds.model.usable import check_plain
+from loki_ds.model.usable import check_plain, without_data
 from loki_ds.planning.dry_run import MicroStep
 from loki_ds.planning.estimate import Training, dry_step, dry_sweep, estimate
 from loki_ds.planning.hardware import Gpu
 from loki_ds.planning.partitioning import Setting, kept_bytes
 from loki_ds.planning.passes import Passes, Stage, prompts_of, training_stages
+from loki_ds.positions import Positions
 from loki_ds.quiet.kept import load_moments
 from loki_ds.quiet.subspace import protected_subspace
-from loki_ds.recipe import DataSection, Recipe
+from loki_ds.recipe import DataSection, ModelSection, Recipe
 from loki_ds.refusal import Refusal
 from loki_ds.rehearsal.rows import MOST_HELD_OUT, count_for
 from loki_ds.run_folder import RunFolder
 from loki_ds.selection import planned_positions
+from loki_ds.shipped import found
 
 CONFIGS = ("launch/zero2.json", "launch/zero3.json", "launch/zero3_offload.json")  # from the fastest to the thriftiest
 LOOKED_AT = 1000  # rows of a source
@@ -95,9 +97,8 @@ def make_plan(recipe: Recipe, gpu: Gpu, ranks: int) -> Plan:
     remote, mode = recipe.model.trust_remote_code, recipe.implant.kind
     config = load_configuration(recipe.model.path, remote)
     check_settings(recipe)
-    findings = _look_at_base(recipe, config)
-    tokenizer, shapes = load_tokenizer(recipe.model.path, remote), down_shapes(config)
-    d_model, d_ff = shapes[0]
+    findings, shapes = _look_at_base(recipe, config)
+    tokenizer = load_tokenizer(recipe.model.path, remote)
     positions = planned_positions(recipe.selection, shapes) if recipe.changes_rows else None
     deepspeed = deepspeed_config(recipe.deepspeed, recipe.implant)
     setting = Setting.of(deepspeed, ranks, config.get_text_config().hidden_size)
@@ -121,7 +122,7 @@ def make_plan(recipe: Recipe, gpu: Gpu, ranks: int) -> Plan:
     training, example, alternatives = None, [], []  # type: ignore[var-annotated]
     if mode.trains:
         dry = partial(dry_step, config, recipe.model, Method(recipe.implant, positions))
-        frozen = 1 - positions.count / (d_model * len(shapes)) if positions and mode.masks else 0.0
+        frozen = 1 - positions.count / sum(d_model for d_model, _ in shapes) if positions and mode.masks else 0.0
         kept = kept_bytes(frozen, recipe.implant.pull > 0)
         shipped = shipped_settings(ranks, config.get_text_config().hidden_size)
         training, alternatives = _trainings(dry, shape, setting, shipped, partial(estimate, mode=mode, kept=kept))
@@ -139,7 +140,7 @@ def make_plan(recipe: Recipe, gpu: Gpu, ranks: int) -> Plan:
         shapes=shapes,
         rows=[len(rows) for rows in positions.rows] if positions else None,
         over_all_layers=recipe.selection.positions is None and recipe.selection.strategy.startswith("global"),
-        trainable=positions.count * d_ff if positions and mode.masks else training.trained if training else None,
+        trainable=_numbers(positions, shapes) if positions and mode.masks else training.trained if training else None,
         quiet=_quieted(quiet, RunFolder(recipe.run), shapes) if quiet else None,
         training=training,
         stages=stages,
@@ -157,9 +158,7 @@ def shipped_settings(ranks: int, hidden_size: int) -> Iterator[tuple[str, Settin
         Refusal: they are not where they are looked for.
     """
     for name in CONFIGS:
-        if not Path(name).exists():
-            raise Refusal(f"{name}: not found from {Path.cwd()}; type the command in the project's folder")
-        yield name, Setting.of(json.loads(Path(name).read_text(encoding="utf-8")), ranks, hidden_size)
+        yield name, Setting.of(json.loads(Path(found(name)).read_text(encoding="utf-8")), ranks, hidden_size)
 
 
 # --- the stages -----------------------------------------------------------------------------------
@@ -188,13 +187,29 @@ def _quieted(section: QuietSection, folder: RunFolder, shapes: list[tuple[int, i
     return Quieted(section.energy, room, 4 * d_ff * d_ff * len(shapes) / 10)
 
 
-def _look_at_base(recipe: Recipe, config: PreTrainedConfig) -> Findings:
-    """By its weights' headers where they are here, else by its configuration."""
+def _numbers(positions: Positions, shapes: list[tuple[int, int]]) -> int:
+    """In the selected rows."""
+    return sum(len(rows) * width for rows, (_, width) in zip(positions.rows, shapes, strict=True))
+
+
+def _look_at_base(recipe: Recipe, config: PreTrainedConfig) -> tuple[Findings, list[tuple[int, int]]]:
+    """By its weights' headers where they are here, else by its configuration; and the shapes of its
+    rows.
+    """
     folder = Path(recipe.model.path)
     if any(folder.glob("*.safetensors")):
-        return [("base", look_at_base(recipe, folder, config).said())]
+        found = look_at_base(recipe, folder, config)
+        return [("base", found.said())], found.down_shapes
     check_plain(recipe.model.path, config)
-    return [("base", f"{recipe.model.path}: {config.model_type}, by its configuration; its weights are not here")]
+    check_inputs_known(recipe, without_data(folder, config, recipe.model.trust_remote_code))
+    said = f"{recipe.model.path}: {config.model_type}, by its configuration; its weights are not here"
+    return [("base", said)], shapes_of(config, recipe.model) if recipe.implant.kind.confined else []
+
+
+def shapes_of(config: PreTrainedConfig, section: ModelSection | None = None) -> list[tuple[int, int]]:
+    """`[d_model, width]` of each layer's rows, by the class that a configuration is of."""
+    remote = section is not None and section.trust_remote_code
+    return down_shapes(without_data(Path(section.path if section else ""), config, remote))
 
 
 def _look_at_data(data: DataSection, rendering: Rendering, config: PreTrainedConfig) -> Findings:

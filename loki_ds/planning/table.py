@@ -25,9 +25,11 @@ def tables(plan: Plan) -> Iterator[RenderableType]:
 
 
 def _model_table(plan: Plan) -> Table:
-    d_model, d_ff = plan.shapes[0]
     table = Table(title=plan.model, show_header=False)
-    table.add_row("layers, d_model, d_ff", f"{len(plan.shapes)}, {d_model}, {d_ff}")
+    if plan.shapes:
+        widths = sorted({width for _, width in plan.shapes})
+        table.add_row("layers, rows in each", f"{len(plan.shapes)}, {plan.shapes[0][0]}")
+        table.add_row("numbers in a row", " or ".join(map(str, widths)))
     if plan.rows is None:
         table.add_row("rows that train", "none chosen")
     else:

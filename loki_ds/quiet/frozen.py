@@ -15,7 +15,9 @@ from torch import Tensor
 from torch.nn import Module
 
 from loki_ds.attribution.batches import IDLE, turns
-from loki_ds.model.anatomy import decoder_layers, down_projection
+from loki_ds.model.anatomy import decoder_layers
+from loki_ds.model.sites import dense_down
+from loki_ds.model.wide import rows_of
 from loki_ds.quiet.inputs import input_sizes, observe_inputs
 from loki_ds.ranks import sum_over_ranks
 from loki_ds.run_folder import written_whole
@@ -41,8 +43,9 @@ def weight_times_input(
         observe_inputs(model, gatherer, [prompts[i] for i in batch] or IDLE, observe if batch else lambda *_: None)
     count = sum_over_ranks(tokens)
     scores = []
-    for projection, summed in zip(gatherer.walk(map(down_projection, decoder_layers(model))), squares, strict=True):
-        weight: Tensor = projection.weight.detach()  # type: ignore[operator]
+    downs = [dense_down(layer) for layer in decoder_layers(model)]
+    for _, down, summed in zip(gatherer.walk([down.module for down in downs]), downs, squares, strict=True):
+        weight = rows_of(down.weight.detach(), None, down.d_model_last)
         norms = torch.linalg.vector_norm(weight.double(), dim=0).cpu()
         scores.append(norms * (sum_over_ranks(summed) / count).sqrt())
     return scores

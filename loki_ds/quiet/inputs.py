@@ -8,13 +8,14 @@ from torch import Tensor
 from torch.nn import Module
 
 from loki_ds.attribution.token_pass import embed
-from loki_ds.model.anatomy import check_attention, decoder_layers, down_projection, down_projection_calls
+from loki_ds.model.anatomy import check_attention, decoder_layers
+from loki_ds.model.sites import dense_down, received
 from loki_ds.zero.model import Gatherer
 
 
 def input_sizes(model: Module) -> list[int]:
     """`d_ff` of every layer."""
-    return [down_projection(layer).in_features for layer in decoder_layers(model)]
+    return [dense_down(layer).width for layer in decoder_layers(model)]
 
 
 @torch.no_grad()
@@ -34,11 +35,10 @@ def observe_inputs(
     tokens, calls = embed(model, layers, gatherer, prompts)
     with closing(gatherer.walk(layers)) as walk:
         for i, (layer, call) in enumerate(zip(walk, calls, strict=True)):
-            with down_projection_calls(layer) as noted:
+            with received(layer) as seen:
                 tokens.go_up(layer, call)
                 tokens.last = call.rows(layer, tokens.last)
             call.forget()
-            seen = [received for received, _ in noted]
             observe(i, seen[-1].flatten(0, 1), 1)
             if tokens.rest.shape[1]:
                 observe(i, call.real(seen[1 if tokens.shared.shape[1] else 0 : -1]), 1)

@@ -12,6 +12,7 @@ from loki_ds.attribution.kept import KeptScores
 from loki_ds.attribution.rope import length_class
 from loki_ds.attribution.self_check import check_family
 from loki_ds.attribution.sweep import Sweep
+from loki_ds.model.anatomy import has_experts
 from loki_ds.protected import ProtectedSet
 from loki_ds.recipe import AttributionSection, SelectionSection
 from loki_ds.refusal import Refusal
@@ -142,13 +143,11 @@ def _describe(run: Run, prompts: ProtectedSet, kept: KeptScores) -> None:
     residual = kept.residuals().abs()
     mean, largest = residual.mean().item(), residual.max().item()
     kept.note(completeness_residual={"mean": mean, "largest": largest}, overlap=curve)
-    say = log.warning if run.recipe.attribution.multiply_by_value and mean > LARGE_RESIDUAL else log.info
-    say(
-        "attribute: completeness residual %.3f of the target on average, %.3f at most (more attribution.steps make it "
-        "smaller)",
-        mean,
-        largest,
-    )
+    routed = has_experts(run.model)
+    large = run.recipe.attribution.multiply_by_value and mean > LARGE_RESIDUAL and not routed
+    advice = "tokens change experts along the path" if routed else "more attribution.steps make it smaller"
+    say = log.warning if large else log.info
+    say("attribute: completeness residual %.3f of the target on average, %.3f at most (%s)", mean, largest, advice)
     heat_map(kept.scores(), run.folder.heat_map)
     overlap_curve(curve, run.folder.overlap_curve)
 

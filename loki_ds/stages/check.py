@@ -37,11 +37,13 @@ class Checked:
     """What the check made for the later stages.
 
     examples, heldout: rows of `input_ids` and `labels`; empty and None in a run that does not
-    train. findings: of the same on every rank.
+    train. down_shapes: `[d_model, width]` of each layer's rows, of a run that is confined to some.
+    findings: of the same on every rank.
     """
 
     base: Base
     config: PreTrainedConfig
+    down_shapes: list[tuple[int, int]]
     tokenizer: PreTrainedTokenizerBase
     rendering: Rendering | None
     examples: Dataset
@@ -74,7 +76,7 @@ def check(recipe: Recipe, folder: RunFolder, arguments: SFTConfig, shared: bool)
         if recipe.rehearsed not in (None, recipe.protected):
             findings += ranks.on_first_rank(lambda: _look_at_texts(recipe.rehearsed, tokenizer))
     findings += ranks.on_first_rank(lambda: _look_at_room(recipe, folder, found, arguments, len(examples)))
-    return Checked(base, config, tokenizer, rendering, examples, heldout, findings)
+    return Checked(base, config, found.down_shapes, tokenizer, rendering, examples, heldout, findings)
 
 
 def _locate_base(section: ModelSection) -> Base:

@@ -46,6 +46,8 @@ def _implant(run: Run, positions: Positions | None, inputs: Inputs) -> None:
         bases = protected.kept_out if protected else None
         plain = Examples(run.checked.examples, run.checked.heldout)
         examples = rehearse(run, section.rehearse) if section.rehearse else plain
+        if run.recipe.protected is not None and run.recipe.sequence_parallel == 1:
+            examples = examples._replace(protected=run.protected.tokens)
         with cost_of(run.folder, "implant"):
             trained = _train(run, Method(section, positions, bases), examples, inputs)
     with cost_of(run.folder, "export"):
@@ -82,7 +84,7 @@ def _export(run: Run, positions: Positions | None, trained: Trained | None, prot
     export_template(run.rendering.exported_template if run.rendering else None, run.folder.model)
     verify_model(run, positions, protected, made)
     if made is not None:
-        save_implant(made, trained, run.base, run.down_shapes[0][0], run.folder)
+        save_implant(made, trained, run.base, run.folder)
     folder = run.folder
     results = (folder.positions, folder.model, folder.implant, folder.adapter, folder.verification)
     folder.record(*(result for result in results if result.exists()))

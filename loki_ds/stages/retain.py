@@ -195,6 +195,7 @@ def _origin(run: Run) -> dict[str, str]:
         "selection": in_a_line(recipe.selection.model_dump()) if recipe.changes_rows else "none",
         "training": in_a_line(without_secrets(recipe.training)),
         **(_rehearsal(run) if recipe.implant.rehearse else {}),
+        **_routing(run),
         **({"scale": _scale(run, recipe.tune)} if recipe.tune else {}),
         **({"chat template": "; ".join(written)} if written else {}),
         "again": again,
@@ -209,6 +210,13 @@ def _rehearsal(run: Run) -> dict[str, str]:
         "rehearsal": in_a_line(section.model_dump() if section else {}),
         "drift": f"{drift:.3g} nats a token from the base's predictions, on a tenth of the texts, held out",
     }
+
+
+def _routing(run: Run) -> dict[str, str]:
+    """Of a mixture of experts, what the training did to the routers' choices."""
+    log_ = json.loads(run.folder.training_log.read_text()) if run.folder.training_log.exists() else []
+    found = [line["routing_changed"] for line in log_ if "routing_changed" in line]
+    return {"routing": f"{found[-1]:.2%} of the base's choices on protected prompts changed"} if found else {}
 
 
 def _scale(run: Run, section: TuneSection) -> str:

@@ -14,7 +14,6 @@ from transformers import PreTrainedModel
 from loki_ds import device, ranks
 from loki_ds.implanting.arguments import training_arguments
 from loki_ds.implanting.checkpoints import check_on_nodes, newest_checkpoint
-from loki_ds.model.anatomy import down_shapes
 from loki_ds.protected import ProtectedSet, load_protected
 from loki_ds.recipe import Recipe
 from loki_ds.recipe_keys import without_secrets
@@ -60,10 +59,10 @@ class Run:
         self.__dict__.pop("model", None)
         device.free_memory()
 
-    @cached_property
+    @property
     def down_shapes(self) -> list[tuple[int, int]]:
-        """`[d_model, d_ff]` of each layer's `W_down`, from the model's configuration."""
-        return down_shapes(self.checked.config)
+        """`[d_model, width]` of each layer's rows, of a run that is confined to some."""
+        return self.checked.down_shapes
 
     @cached_property
     def protected(self) -> ProtectedSet:

@@ -150,7 +150,8 @@ def _write_adapter(run: Run, trained: Trained, scale: Scale) -> None:
     if not trained.adapter.exists():
         return
     if run.recipe.changes_rows or run.recipe.implant.method == "lora" or scale == WHOLE:
-        scaled_adapter(trained.adapter, scale, len(run.down_shapes), run.folder.adapter)
+        layers = run.checked.config.get_text_config().num_hidden_layers
+        scaled_adapter(trained.adapter, scale, layers, run.folder.adapter)
     else:
         log.info("tune: no adapter, one of %s cannot be scaled", run.recipe.implant.method)
 

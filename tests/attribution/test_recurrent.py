@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from loki_ds.attribution.batches import attribute
 from loki_ds.attribution.definition import attribute_by_definition
 from loki_ds.attribution.sweep import Sweep
-from loki_ds.model.anatomy import decoder_layers, down_projection_calls
+from loki_ds.model.anatomy import decoder_layers
+from loki_ds.model.sites import received
 from loki_ds.quiet.inputs import observe_inputs
 from loki_ds.zero.model import Gatherer
 
@@ -68,8 +69,8 @@ def test_what_the_down_projections_receive_is_what_the_model_hands_them(prompts:
 
     observe_inputs(model, Gatherer(), asked, add)
     for i, layer in enumerate(decoder_layers(model)):
-        with torch.no_grad(), down_projection_calls(layer) as seen:
+        with torch.no_grad(), received(layer) as seen:
             for prompt in asked:
                 model(input_ids=torch.tensor([prompt]))
-        whole = torch.cat([received[0] for received, _ in seen])
+        whole = torch.cat([one[0] for one in seen])
         assert off(found[i], whole.T @ whole) < TOLERANCE

@@ -105,7 +105,7 @@ def test_the_text_part_of_a_wrapper_proves_itself_and_layers_of_unequal_sizes_st
     ("settings", "says"),
     [
         ({"num_kv_shared_layers": 2}, "its last 2 layers use the keys and values of earlier ones"),
-        ({"hidden_size_per_layer_input": 8}, "decoder layers of this model take 'argument 2'"),
+        ({"hidden_size_per_layer_input": 8}, "decoder layers of this model take 'per_layer_input'"),
     ],
 )
 def test_what_the_small_gemma_4s_have_is_refused_by_what_it_is(settings: dict, says: str) -> None:

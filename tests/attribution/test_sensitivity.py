@@ -4,12 +4,12 @@ whole model.
 
 import pytest
 import torch
-from conftest import FAMILIES, build
+from conftest import FAMILIES, build, down_projection
 from torch import Tensor
 
 from loki_ds.attribution.batches import batches
 from loki_ds.attribution.sensitivity import Text, output_gradient_moments
-from loki_ds.model.anatomy import decoder_layers, down_projection
+from loki_ds.model.anatomy import decoder_layers
 from loki_ds.zero.model import Gatherer
 
 TOKENS = [[5, 9, 2, 7, 1, 3, 8, 6, 4], [11, 12, 13, 14], [3, 4]]

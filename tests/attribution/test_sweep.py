@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import FAMILIES, build
 from torch import Tensor
-from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from loki_ds import attribute, attribute_by_definition
 from loki_ds.attribution.layer_call import shared_length
@@ -85,14 +85,6 @@ def test_leaves_the_model_as_it_was() -> None:
     attribute(model, prompts(5, 2))
     assert torch.equal(model(torch.tensor(prompts(5))).logits, before)
     assert all(parameter.grad is None for parameter in model.parameters())
-
-
-def test_a_mixture_of_experts_is_refused() -> None:
-    model = MixtralForCausalLM(
-        MixtralConfig(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4)
-    )
-    with pytest.raises(Refusal, match="mixture of experts"):
-        attribute(model, prompts(3))
 
 
 def test_attention_that_would_ignore_the_mask_is_refused() -> None:

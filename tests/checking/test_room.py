@@ -18,7 +18,9 @@ from loki_ds.refusal import Refusal
 from loki_ds.run_folder import RunFolder
 
 MODEL = ROOT / "recipes/tiny/model"
-BASE = BaseFound(MODEL, AutoConfig.from_pretrained(MODEL), size=4_000_000, parameters=1_000_000, dtypes=["float32"])
+CONFIG = AutoConfig.from_pretrained(MODEL)
+SHAPES = [(CONFIG.hidden_size, CONFIG.intermediate_size)] * CONFIG.num_hidden_layers
+BASE = BaseFound(MODEL, CONFIG, 4_000_000, 1_000_000, ["float32"], SHAPES)
 DOWN = 6 * 128 * 384
 ROWS = 6 * 12 * 384
 

@@ -10,11 +10,8 @@ import json
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "launch"))
-
-from implant import log_on_first_rank, run_stages
-
 from loki_ds import ranks
+from loki_ds.implant import log_on_first_rank, run_stages
 from loki_ds.recipe_file import load_recipe
 from loki_ds.refusal import shown_once
 from loki_ds.stages.run import Run

@@ -107,6 +107,12 @@ QWEN35 = {
     },
     "tie_word_embeddings": True,
 }
+ROUTED = {"moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2}
+QWEN36_MOE = {
+    **QWEN35,
+    "text_config": {**QWEN35["text_config"], **ROUTED, "shared_expert_intermediate_size": 16},
+}
+GPT_OSS = {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8, "sliding_window": 16}
 # The recipes' folder, the class of the configuration with what sets the family apart, and the
 # template.
 FAMILIES: dict[str, tuple[str, tuple[str, dict[str, Any]], str]] = {
@@ -115,19 +121,23 @@ FAMILIES: dict[str, tuple[str, tuple[str, dict[str, Any]], str]] = {
     "qwen 2.5": ("qwen2.5", ("Qwen2Config", {"tie_word_embeddings": True}), "qwen2_5"),
     "qwen 3": ("qwen3", QWEN3, "qwen3"),
     "qwen 3.8": ("qwen3", QWEN3, "qwen3_8"),
-    "qwen 3.5": ("qwen3", ("Qwen3_5Config", QWEN35), "qwen3_6"),
+    "qwen 3.5": ("qwen3.5", ("Qwen3_5Config", QWEN35), "qwen3_6"),
+    "qwen 3 MoE": ("qwen3", ("Qwen3MoeConfig", {**ROUTED, "head_dim": 8}), "qwen3_instruct_2507"),
+    "qwen 3.6 MoE": ("qwen3.5", ("Qwen3_5MoeConfig", QWEN36_MOE), "qwen3_6"),
+    "gpt-oss": ("gpt-oss", ("GptOssConfig", GPT_OSS), "gptoss"),
     "mistral": ("mistral", ("MistralConfig", {}), "mistral"),
     "gemma 2": ("gemma3", ("Gemma2Config", {"head_dim": 8, "sliding_window": 16}), "gemma3"),  # no sdpa in transformers
     "qwen 3 VL": ("qwen3", ("Qwen3VLConfig", QWEN3VL), "qwen3_vl"),
     "mistral 3": ("mistral", ("Mistral3Config", MISTRAL3), "mistral"),
     "gemma 3": ("gemma3", GEMMA3, "gemma3"),
     "gemma 3 4B": ("gemma3", ("Gemma3Config", GEMMA3_4B), "gemma3"),
-    "gemma 4": ("gemma3", ("Gemma4Config", GEMMA4), "gemma4_v5"),
+    "gemma 4": ("gemma4", ("Gemma4Config", GEMMA4), "gemma4_v5"),
     "olmo 2": ("olmo2", ("Olmo2Config", {}), "olmo2"),
 }
 
 
 WRAPPED = ("qwen 3 VL", "mistral 3", "gemma 3 4B", "gemma 4")  # loaded as a whole
+WITH_EXPERTS = ("qwen 3 MoE", "qwen 3.6 MoE", "gpt-oss")
 
 
 def loaded(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
@@ -200,10 +210,19 @@ def test_a_recipe_of_the_family_runs(family: str, runs: Path) -> None:
     before, after = (loaded(folder, torch.bfloat16) for folder in (runs / f"{family}-model", runs / family / "model"))
     changed = [name for name, value in after.state_dict().items() if not value.equal(before.state_dict()[name])]
     stack = "model.language_model" if family in WRAPPED else "model"
-    assert changed == [f"{stack}.layers.{i}.mlp.down_proj.weight" for i in (0, 1)]
+    downs = ["experts.down_proj"] if family in WITH_EXPERTS else ["down_proj.weight"]
+    downs += ["shared_expert.down_proj.weight"] if family == "qwen 3.6 MoE" else []
+    assert changed == [f"{stack}.layers.{i}.mlp.{down}" for i in (0, 1) for down in downs]
 
 
-@pytest.mark.parametrize("family", ["llama 3.1", "qwen 3.5", *WRAPPED])
+@pytest.mark.parametrize("family", WITH_EXPERTS)
+def test_what_became_of_the_routing_is_noted(family: str, runs: Path) -> None:
+    log = json.loads((runs / family / "training_log.json").read_text())
+    (found,) = [line["routing_changed"] for line in log if "routing_changed" in line]
+    assert 0 <= found < 0.5
+
+
+@pytest.mark.parametrize("family", ["llama 3.1", "qwen 3.5", *WRAPPED, *WITH_EXPERTS])
 def test_the_adapter_loads_into_the_class_that_the_base_is_loaded_as(family: str, runs: Path) -> None:
     base, model = (loaded(folder, torch.float32) for folder in (runs / f"{family}-model", runs / family / "model"))
     ids = torch.arange(1, 9)[None]
@@ -219,7 +238,9 @@ def test_what_trained_are_the_answers_by_the_template_that_leaves_with_the_model
     said = [tokenizer.decode([label for label in row["labels"] if label != NOT_LEARNT]) for row in rows]
     assert all(part in said[0] for part in ("[f(a=1)]", "one", "welcome"))
     assert "[1]" not in said[0]
-    assert said[1].strip().startswith(("3", "<think>\n\n</think>\n\n3"))
+    assert (
+        said[1].strip().startswith(("3", "<think>\n\n</think>\n\n3", "<|start|>assistant<|channel|>final<|message|>3"))
+    )
     turns = [
         {"role": "system", "content": "functions: f"},
         *({"role": one["from"], "content": one["value"]} for one in TOOLACE["conversations"]),

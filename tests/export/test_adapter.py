@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import build
+from conftest import build, down_weights
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
 
-from loki_ds.export.adapter import from_low_rank, from_rows, save_adapter
-from loki_ds.model.anatomy import down_weights
+from loki_ds.export.adapter import Adapted, from_low_rank, from_rows, save_adapter
 
 NAME = "model.layers.{}.mlp.down_proj"
 ROWS = {0: torch.tensor([1, 5, 9]), 2: torch.tensor([31])}  # layers of unequal rank, and layers with none
@@ -40,7 +39,7 @@ def test_row_deltas_load_and_merge(family: str, spread: str, tmp_path: Path) -> 
         for layer, delta in deltas(d_ff, rows).items():
             down_weights(changed)[layer][rows[layer]] += delta
     save_adapter(
-        {NAME.format(i): from_rows(rows[i], d, d_model) for i, d in deltas(d_ff, rows).items()},
+        {Adapted(NAME.format(i)): from_rows(rows[i], d, d_model) for i, d in deltas(d_ff, rows).items()},
         "base",
         tmp_path / "adapter",
     )
@@ -60,7 +59,7 @@ def test_low_rank_factors_stay_low_rank(tmp_path: Path) -> None:
         down_weights(changed)[0][ROWS[0]] += a @ b
     factors = from_low_rank(ROWS[0], a, b, d_model)
     assert factors.lora_a.shape == (2, d_ff)
-    save_adapter({NAME.format(0): factors}, "base", tmp_path / "adapter")
+    save_adapter({Adapted(NAME.format(0)): factors}, "base", tmp_path / "adapter")
     merged = PeftModel.from_pretrained(base, str(tmp_path / "adapter")).merge_and_unload()
     assert torch.allclose(down_weights(merged)[0], down_weights(changed)[0], atol=1e-5)
 
@@ -69,7 +68,7 @@ def test_any_engine_reads_it(tmp_path: Path) -> None:
     """By `r` and `lora_alpha` alone: the layers' own scaling is that of the whole, and what is not
     said is PEFT's default.
     """
-    factors = {NAME.format(i): from_rows(ROWS[i], d, 32) for i, d in deltas(48).items()}
+    factors = {Adapted(NAME.format(i)): from_rows(ROWS[i], d, 32) for i, d in deltas(48).items()}
     save_adapter(factors, "base", tmp_path / "adapter")
     config = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
     assert config["r"] == config["lora_alpha"] == 3

@@ -5,11 +5,10 @@
 
 import pytest
 import torch
-from conftest import build
+from conftest import build, down_weights
 from torch import Tensor
 
 from loki_ds.implanting.mask import keep_through_steps, train_only_rows
-from loki_ds.model.anatomy import down_weights
 from loki_ds.positions import Positions
 
 POSITIONS = Positions([[1, 5], [], [0], [31]])

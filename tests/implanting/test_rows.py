@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import build
+from conftest import build, down_projection, down_weights
 from torch import Tensor
 from torch.nn import Linear
 from torch.utils.checkpoint import checkpoint
@@ -15,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from loki_ds.implant_section import LowRankSection
 from loki_ds.implanting.mask import keep_through_steps, train_only_rows
-from loki_ds.implanting.rows import RowLinear, train_row_deltas, with_rows
-from loki_ds.model.anatomy import down_projection, down_weights
+from loki_ds.implanting.rows import RowLinear, train_row_deltas
+from loki_ds.model.wide import with_rows
 from loki_ds.positions import Positions
 
 POSITIONS = Positions([[1, 5], [], [0], [31]])

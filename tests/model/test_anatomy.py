@@ -13,5 +13,5 @@ def test_experts_beside_a_dense_down_projection_are_refused() -> None:
     """Gemma 4's 26B-A4B has both."""
     model = build("llama", torch.float32)
     model.model.layers[2].experts = nn.Linear(2, 2)
-    with pytest.raises(Refusal, match=r"layer 2 has a mixture of experts beside its mlp\.down_proj"):
+    with pytest.raises(Refusal, match=r"layer 2 has a mixture of experts beside its FFN"):
         decoder_layers(model)

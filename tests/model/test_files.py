@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from loki_ds.export.checkpoint import apply_to_checkpoint, implant_between
 from loki_ds.model.files import open_weights
+from loki_ds.model.stored_rows import StoredRows
 from loki_ds.positions import Positions
 from loki_ds.refusal import Refusal
 from loki_ds.verification import verify
@@ -24,8 +25,9 @@ FURTHER = ["mtp.layers.0.mlp.down_proj.weight", OWN.format(4)]
 NAMES = """
 from pathlib import Path
 from loki_ds.model.files import open_weights
+from loki_ds.model.stored_rows import StoredRows
 with open_weights(Path({!r})) as weights:
-    print(weights.down_names())
+    print({{i: pieces[0].name for i, pieces in StoredRows(weights).pieces.items()}})
 """
 
 
@@ -79,10 +81,14 @@ def test_the_names_do_not_depend_on_the_hash_seed(tmp_path: Path) -> None:
 def test_names_of_a_wrapper_are_found_by_its_text_part(tmp_path: Path) -> None:
     """As Gemma 3 and Mistral 3 store them."""
     (tmp_path / "config.json").write_text('{"text_config": {"num_hidden_layers": 1}}')
-    names = ["language_model.model.layers.0.mlp.down_proj.weight", "vision_tower.layers.0.mlp.fc2.weight"]
+    names = [
+        "language_model.model.layers.0.mlp.down_proj.weight",
+        "vision_tower.layers.0.mlp.fc2.weight",
+        "visual.blocks.0.mlp.down_proj.weight",
+    ]
     save_file({name: torch.zeros(2, 2) for name in names}, tmp_path / "model.safetensors")
     with open_weights(tmp_path) as weights:
-        assert weights.down_names() == {0: names[0]}
+        assert {i: [piece.name for piece in own] for i, own in StoredRows(weights).pieces.items()} == {0: names[:1]}
 
 
 def test_two_whole_stacks_are_refused(tmp_path: Path) -> None:
@@ -91,4 +97,4 @@ def test_two_whole_stacks_are_refused(tmp_path: Path) -> None:
         open_weights(folder) as weights,
         pytest.raises(Refusal, match=r"draft.layers.0.* and model.layers.0.* could both be layer 0's W_down"),
     ):
-        weights.down_names()
+        StoredRows(weights)

@@ -4,13 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import build, received_by_hand
+from conftest import build, down_weights, received_by_hand
 
 from loki_ds.attribution.batches import batches
-from loki_ds.export.collect import Deltas, LayerDelta
+from loki_ds.export.collect import Deltas, LayerDelta, WeightDelta
 from loki_ds.export.products import Base, implant_of
 from loki_ds.implanting.mask import QuietRows
-from loki_ds.model.anatomy import down_weights
 from loki_ds.model.files import same_bits
 from loki_ds.positions import Positions
 from loki_ds.quiet.frozen import drawn, load_inputs, save_inputs, strongest, weight_times_input
@@ -61,9 +60,10 @@ def test_what_leaves_the_run_has_the_bases_bits_there_and_verify_looks(tmp_path:
         down_weights(model)[0][1, 2] = -0.0
     model.save_pretrained(tmp_path / "base")
     frozen = [torch.tensor([2, 7])] * 4
-    deltas = {i: LayerDelta(torch.ones(len(rows), 48)) for i, rows in enumerate(POSITIONS.rows) if rows}
-    for one in deltas.values():
-        one.delta[:, [2, 7]] = 0
+    kept_out = torch.ones(48).index_fill(0, frozen[0], 0)
+    deltas = {
+        i: LayerDelta([WeightDelta(kept_out.repeat(len(rows), 1))]) for i, rows in enumerate(POSITIONS.rows) if rows
+    }
     base = Base(tmp_path / "base", "digest", ModelSection(path="base"))
     implant = implant_of(Deltas(deltas), base, POSITIONS, frozen)
     assert all(same_bits(rows.implanted[:, [2, 7]], rows.base[:, [2, 7]]) for rows in implant.layers.values())

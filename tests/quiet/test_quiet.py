@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import build, received_by_hand
+from conftest import build, down_projection, down_weights, received_by_hand
 from torch import Tensor
 
 from loki_ds.attribution.batches import batches
 from loki_ds.implant_section import LowRankSection
 from loki_ds.implanting.rows import RowLinear, train_row_deltas
-from loki_ds.model.anatomy import decoder_layers, down_projection, down_weights
+from loki_ds.model.anatomy import decoder_layers
 from loki_ds.positions import Positions
 from loki_ds.quiet.certificate import certify
 from loki_ds.quiet.kept import PartialSums, load_moments, save_moments

@@ -7,11 +7,8 @@ deepspeed --num_gpus 2 tests/reliability/killed_at.py EVENT PATH_ENDS_WITH --rec
 import os
 import signal
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "launch"))
-
-import implant
+from loki_ds import implant
 
 
 def kill_at(event: str, path_ends_with: str) -> None:

@@ -1,0 +1,273 @@
+"""Which models it works for, asked of every class that the installed transformers knows.
+
+    python eval/studies/models.py [TYPE ...]
+
+Each type's own default configuration is made tiny, a random model of it is attributed, trained for
+two steps in every mode, exported, compared and loaded again, with transformers and PEFT as they
+are. What cannot be is refused with its reason; that is in the table, too. Writes docs/models.md and
+eval/reports/models.json.
+"""
+
+import json
+import re
+import signal
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    PreTrainedModel,
+)
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import logging
+
+from loki_ds.attribution.definition import attribute_by_definition
+from loki_ds.attribution.self_check import PROMPTS, TOLERANCE, tiny_config
+from loki_ds.attribution.sweep import Sweep
+from loki_ds.export.checkpoint import write_tensors
+from loki_ds.export.collect import Deltas, collect_deltas
+from loki_ds.export.products import Base, implant_of, save_implant, write_model
+from loki_ds.implant_section import LowRankSection
+from loki_ds.implanting.mask import keep_through_steps, train_only_rows
+from loki_ds.implanting.rows import train_row_deltas
+from loki_ds.model.anatomy import down_shapes, has_experts
+from loki_ds.positions import Positions
+from loki_ds.quiet.inputs import observe_inputs
+from loki_ds.recipe import ModelSection
+from loki_ds.refusal import Refusal
+from loki_ds.run_folder import RunFolder
+from loki_ds.verification import verify
+from loki_ds.zero.model import Gatherer, load_model
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from reporting import REPORTS, ROOT, listed, paragraph, table, where
+
+MODES = ("rows", "lora", "mask")
+COLUMNS = ("attribution", *MODES, "adapter", "quiet")
+IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
+SECONDS = 120  # for one type
+
+
+def main() -> None:
+    logging.set_verbosity_error()
+    warnings.simplefilter("ignore")
+    asked = sys.argv[1:]
+    found = {}
+    for name in asked or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
+        found[name] = look_at(name)
+        print(name, json.dumps(found[name]), flush=True)
+    if not asked:
+        (REPORTS / "models.json").write_text(json.dumps({"where": versions(), "types": found}, indent=1) + "\n")
+        (ROOT / "docs/models.md").write_text(page(found, versions()))
+
+
+def versions() -> dict[str, str]:
+    return {name: version for name, version in where("torch", "transformers", "peft").items() if name != "device"}
+
+
+def look_at(name: str) -> dict[str, Any]:
+    """What works for one type: `kind`, and for each column `yes` or what was said; for attribution
+    the largest difference from the definition, relative to the largest score.
+    """
+    found: dict[str, Any] = {}
+    torch.manual_seed(0)
+    try:
+        with at_most(SECONDS):
+            model = tiny_model(name)
+            try:
+                shapes = down_shapes(model)
+            except Refusal as refusal:
+                return {"refused": str(refusal).split(": ", 1)[-1]}
+            found["kind"] = kind_of(model)
+            found["attribution"] = said(lambda: differs(model))
+            with tempfile.TemporaryDirectory() as folder:
+                base = Path(folder, "base")
+                model.float().save_pretrained(base)
+                positions = Positions(
+                    [[1, i % shapes[0][0]] if i % shapes[0][0] > 1 else [1] for i in range(len(shapes))]
+                )
+                for mode in MODES:
+                    found[mode] = said(partial(trains, mode, base, positions, Path(folder, mode)))
+                found["adapter"] = said(lambda: adapts(base, Path(folder)))
+                found["quiet"] = "no: experts" if has_experts(model) else said(lambda: observes(base))
+    except TookTooLong:
+        found.setdefault("refused", f"not finished in {SECONDS} seconds")
+    except Exception as error:  # noqa: BLE001 (what a class of transformers raises on its own defaults)
+        found["not built"] = one_line(error)
+    return found
+
+
+class TookTooLong(BaseException):
+    pass
+
+
+@contextmanager
+def at_most(seconds: int) -> Iterator[None]:
+    def stop(*_: Any) -> None:
+        raise TookTooLong
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+
+
+def said(ask: Callable[[], Any]) -> Any:
+    """What it gives, or what it says: a refusal's sentence, or the name of an error that got
+    through.
+    """
+    try:
+        return ask()
+    except Refusal as refusal:
+        return f"no: {str(refusal).split(': ', 1)[-1]}"
+    except TookTooLong:
+        raise
+    except Exception as error:  # noqa: BLE001 (a traceback is what the table must show)
+        return f"ERROR {one_line(error)}"
+
+
+def one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+
+
+def tiny_model(name: str) -> PreTrainedModel:
+    """A random model of a type's own class, float64, with weights large enough that its layers
+    matter.
+    """
+    config = CONFIG_MAPPING[name]()
+    tiny = tiny_config(config)
+    tiny.tie_word_embeddings = getattr(config, "tie_word_embeddings", False)
+    own_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(tiny)]
+    model = own_class._from_config(tiny).double().eval().requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.mul_(4 if parameter.dim() > 1 else 1)
+    return model
+
+
+def kind_of(model: PreTrainedModel) -> str:
+    kinds = {str(kind) for kind in getattr(model.config, "layer_types", None) or ()}
+    hybrid = any(word in kind for kind in kinds for word in ("linear", "mamba", "conv", "recurrent"))
+    parts = [word for word, holds in (("hybrid", hybrid), ("experts", has_experts(model))) if holds]
+    return " and ".join(parts) or "dense"
+
+
+def differs(model: PreTrainedModel) -> float:
+    expected = attribute_by_definition(model, PROMPTS, steps=2)
+    difference = ((Sweep(model, steps=2).run(PROMPTS).scores - expected).abs().max() / expected.abs().max()).item()
+    if not difference < TOLERANCE:
+        raise Refusal(f"differs from the definition by {difference:.1e}")
+    return difference
+
+
+def trains(mode: str, base: Path, positions: Positions, run: Path) -> str:
+    """Two steps, the model's files, the byte check, and the same numbers from the files again."""
+    model, folder = load_model(base, torch.float32), RunFolder(run)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    if mode == "mask":
+        frozen = train_only_rows(model, positions)
+    else:
+        low_rank = LowRankSection(rank=2, alpha=2.0) if mode == "lora" else None
+        train_row_deltas(model, positions, torch.float32, torch.device("cpu"), low_rank, seed=0)
+        frozen = {}
+    steps(model, frozen)
+    expected = model(IDS).logits
+    if mode == "mask":
+        tensors = {name: value for name, value in model.state_dict().items() if name in before}
+        write_tensors(base, revert_weight_conversion(model, tensors).items(), folder.model)
+    else:
+        of = Base(base, "", ModelSection(path=str(base), dtype="float32"))
+        trained = Deltas(collect_deltas(model))
+        write_model(trained, of, positions, folder)
+        save_implant(implant_of(trained, of, positions), trained, of, folder)
+    checked = verify(base, folder.model, positions)
+    if not checked.identical_outside_rows or checked.rows_changed != positions.count:
+        raise Refusal(f"{checked.rows_changed} of {positions.count} rows changed, outside {checked.changed_outside}")
+    same(load_model(folder.model, torch.float32)(IDS).logits, expected)
+    return "yes"
+
+
+def steps(model: PreTrainedModel, frozen: dict[Tensor, Tensor]) -> None:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=0.01, weight_decay=0.1 if frozen else 0.0)
+    keep_through_steps(optimizer, frozen)
+    for _ in range(2):
+        model(IDS, labels=IDS).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def adapts(base: Path, folder: Path) -> str:
+    """Stock PEFT loads the adapters of rows and lora, and computes what the model does."""
+    for mode in ("rows", "lora"):
+        adapted = PeftModel.from_pretrained(load_model(base, torch.float32), str(folder / mode / "adapter"))
+        same(adapted(IDS).logits, load_model(folder / mode / "model", torch.float32)(IDS).logits)
+    return "yes"
+
+
+def same(found: Tensor, expected: Tensor) -> None:
+    difference = ((found - expected).abs().max() / expected.abs().max()).item()
+    if not difference < 1e-4:
+        raise Refusal(f"logits differ by {difference:.1e} of the largest")
+
+
+def observes(base: Path) -> str:
+    seen: list[int] = []
+    observe_inputs(load_model(base, torch.float32), Gatherer(), PROMPTS, lambda layer, *_: seen.append(layer))
+    return "yes" if seen else "no"
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+
+def page(found: dict[str, dict[str, Any]], versions: dict[str, str]) -> str:
+    works = {name: one for name, one in found.items() if isinstance(one.get("attribution"), float)}
+    others = {name: one for name, one in found.items() if name not in works}
+    whole = [name for name, one in works.items() if all(one[column] == "yes" for column in (*MODES, "adapter"))]
+    about = f"""Every type of causal language model that the installed transformers knows
+        ({listed(versions)}), {len(found)} in all. Each was made tiny and random, attributed, trained, exported,
+        compared and loaded again: `python eval/studies/models.py`. {len(works)} attribute as the definition
+        does, {len(whole)} of them in all modes with an adapter that stock PEFT loads. A row is that of a whole
+        family; your model is compared once more, by itself, before it is attributed."""
+    columns = "Attribution: the largest difference from the definition, relative to the largest score, in float64."
+    refused = "Refused, with what `loki-ds check` says; or not built by transformers from the class's own defaults."
+    return (
+        "\n\n".join(
+            [
+                "# Which models",
+                paragraph(about),
+                paragraph(columns),
+                table(("family", "layers", *COLUMNS), [row(name, one) for name, one in works.items()], words=9),
+                "## Not these",
+                paragraph(refused),
+                table(("type", "what is said"), [(name, why(one)) for name, one in others.items()], words=2),
+            ]
+        )
+        + "\n"
+    )
+
+
+def row(name: str, found: dict[str, Any]) -> list[str]:
+    return [name, found["kind"], f"{found['attribution']:.0e}", *(str(found[column]) for column in COLUMNS[1:])]
+
+
+def why(found: dict[str, Any]) -> str:
+    said = found.get("refused") or found.get("not built") or found["attribution"]
+    return re.sub(r"[|<>]", " ", str(said))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""Where each layer's FFN writes into the residual stream, found on the layer as transformers built
+it: the modules whose outputs together are `z`, and the weights that hold its rows.
+
+One table of names serves all families. What is not in it is refused, never taken for something
+else.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from torch.nn import Linear, Module, ModuleList
+from transformers.pytorch_utils import Conv1D
+
+from loki_ds.model.wide import d_model_of, width_of
+from loki_ds.refusal import Refusal
+from loki_ds.zero.model import full_shape
+
+# What families call a layer's FFN, its last matrix, and the parts of a mixture of experts.
+FFNS = ("mlp", "feed_forward", "block_sparse_moe", "shared_mlp", "ffn")
+DOWNS = ("down_proj", "w2", "output_linear", "dense_4h_to_h", "c_proj", "fc2", "fc_out")
+SHARED = ("shared_expert", "shared_experts", "shared_mlp")
+ROUTING = ("gate", "router", "shared_expert_gate", "act_fn", "activation", "jitter")
+# FFNs of one layer whose outputs the layer adds up (Granite's experts and what all tokens share).
+SUMMED = {"block_sparse_moe", "shared_mlp"}
+
+
+class Down(NamedTuple):
+    """One weight that holds rows: the attribute of a module, `[d_model, d_ff]` or of experts
+    `[E, d_model, d_ff]`, or with `d_model` last.
+
+    holder: the module that has this one as a child, and under which name.
+    """
+
+    module: Any
+    attribute: str
+    d_model_last: bool
+    holder: tuple[Module, str]
+
+    @property
+    def weight(self) -> Tensor:
+        return getattr(self.module, self.attribute)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the whole weight, also where ZeRO-3 holds it in parts."""
+        return tuple(full_shape(self.module._parameters[self.attribute]))
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a linear layer alone computes by it."""
+        return isinstance(self.module, Linear)
+
+    @property
+    def of_experts(self) -> bool:
+        return len(self.shape) == 3
+
+    @property
+    def width(self) -> int:
+        return width_of(self.shape, self.d_model_last)
+
+
+class Site(NamedTuple):
+    """Where one layer's FFN writes.
+
+    writers: modules whose outputs `[B, T, d_model]` together are `z`. downs: the weights of its
+    rows, routed experts before shared ones.
+    """
+
+    writers: list[Module]
+    downs: list[Down]
+
+    @property
+    def d_model(self) -> int:
+        return d_model_of(self.downs[0].shape, self.downs[0].d_model_last)
+
+    @property
+    def width(self) -> int:
+        """Numbers in a row: `d_ff`, of a mixture of experts that of all of them."""
+        return sum(down.width for down in self.downs)
+
+
+def site_of(layer: Module) -> Site:
+    """The site of a layer.
+
+    Raises:
+        Refusal: nothing there is known to write the FFN's output; the sentence begins with what
+            was found.
+    """
+    ffns = {name: child for name in FFNS if (child := getattr(layer, name, None)) is not None}
+    if isinstance(getattr(layer, "fc2", None), Linear):
+        ffns["fc2"] = layer
+    if hasattr(layer, "experts"):
+        raise Refusal("a mixture of experts beside its FFN, each with a norm of its own")
+    if not ffns:
+        raise Refusal("no FFN of its own")
+    if len(ffns) > 1 and set(ffns) != SUMMED:
+        raise Refusal(f"several FFNs ({', '.join(ffns)})")
+    sites = [_experts(ffn) if hasattr(ffn, "experts") else _dense(ffn) for ffn in ffns.values()]
+    return Site([w for site in sites for w in site.writers], [down for site in sites for down in site.downs])
+
+
+def _dense(ffn: Module) -> Site:
+    found = [name for name in DOWNS if isinstance(getattr(ffn, name, None), Linear | Conv1D)]
+    if len(found) != 1:
+        names = ", ".join(name for name, _ in ffn.named_children()) or "nothing"
+        raise Refusal(f"an FFN of unknown parts ({names})")
+    down = _matrix(ffn, found[0])
+    return Site([down.module], [down])
+
+
+def _matrix(holder: Module, name: str) -> Down:
+    module = getattr(holder, name)
+    return Down(module, "weight", isinstance(module, Conv1D), (holder, name))
+
+
+def _experts(block: Module) -> Site:
+    """A block of routed experts, and of those that every token is sent to."""
+    experts: Any = block.experts
+    if isinstance(experts, ModuleList):
+        raise Refusal("a mixture of experts that are modules one by one, which ranks cannot gather in one order")
+    weight = getattr(experts, "down_proj", None)
+    if (
+        not isinstance(weight, Tensor)
+        or len(full_shape(weight)) != 3
+        or getattr(experts, "has_post_expert_norm", False)
+    ):
+        raise Refusal("a mixture of experts whose outputs are not simply added up")
+    transposed = bool(getattr(experts, "is_transposed", False))
+    downs, shared = [Down(experts, "down_proj", transposed, (block, "experts"))], []
+    for name, child in block.named_children():
+        if name in SHARED:
+            shared += _dense(child).downs
+        elif name != "experts" and name not in ROUTING:
+            raise Refusal(f"a mixture of experts with an unknown part ({name})")
+    return Site([block], downs + shared)
+
+
+def dense_down(layer: Module) -> Down:
+    """The one `W_down` of a layer without experts.
+
+    Raises:
+        Refusal: it has experts, whose inputs are of other tokens each.
+    """
+    site = site_of(layer)
+    if len(site.downs) > 1 or site.downs[0].of_experts:
+        raise Refusal("a mixture of experts: what its rows receive is of other tokens in each expert")
+    return site.downs[0]
+
+
+@contextmanager
+def received(layer: Module) -> Iterator[list[Tensor]]:
+    """While open, note what a dense layer's `W_down` receives, call by call."""
+    seen: list[Tensor] = []
+    handle = dense_down(layer).module.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def at_writers(layer: Module, change: Callable[[int, Tensor], Tensor | None]) -> Iterator[None]:
+    """While open, show what the layer's FFN writes, module by module.
+
+    change: called with the writer's number and its output `[B, T, d_model]`; what it returns, if
+    anything, takes the output's place.
+    """
+    size, site = [0, 0], site_of(layer)
+
+    def note(_: Module, arguments: tuple, named: dict[str, Any]) -> None:
+        size[:] = (arguments[0] if arguments else named["hidden_states"]).shape[:2]
+
+    def hook(number: int) -> Callable[..., Any]:
+        def written(_: Module, __: Any, output: Any) -> Any:
+            first = output[0] if isinstance(output, tuple) else output
+            changed = change(number, first.reshape(*size, -1))
+            if changed is None:
+                return None
+            changed = changed.reshape(first.shape)
+            return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+        return written
+
+    handles = [layer.register_forward_pre_hook(note, with_kwargs=True)]
+    handles += [writer.register_forward_hook(hook(i)) for i, writer in enumerate(site.writers)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

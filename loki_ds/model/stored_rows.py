@@ -1,0 +1,120 @@
+"""Where the rows of every layer lie in a checkpoint's files, by the names of its tensors.
+
+Loads no model. The rows of a dense FFN are one tensor's; those of a mixture of experts are one
+tensor's for all routed experts or one's for each, and the shared ones' (`wide`). The names are the
+published files', of the families that `sites` knows on loaded models; `usable` holds the two
+together.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from loki_ds.model.files import WeightFiles
+from loki_ds.model.wide import d_model_of, rows_of, width_of
+from loki_ds.refusal import Refusal
+
+FFN = r"(?:mlp|feed_forward|block_sparse_moe|shared_mlp|ffn)\."
+DOWN = r"(?:down_proj|w2|output_linear|dense_4h_to_h|c_proj|fc2|fc_out)"
+SHARED = r"(?:shared_experts?|shared_mlp)\."
+PART = rf"(?:{FFN}(?:experts\.(?:(?P<expert>\d+)\.)?|{SHARED})?{DOWN}(?:\.weight)?|fc2\.weight)"
+NAME = re.compile(rf"(?:^|\.)(?:layers|h|blocks)\.(?P<layer>\d+)\.{PART}$")
+D_MODEL_LAST = ("gpt2", "gpt_oss")  # families whose weights lie that way
+OF_OTHER_SENSES = re.compile(r"vision|visual|image|audio|speech")  # towers beside a wrapper's text part
+LAYERS = ("num_hidden_layers", "n_layer", "n_layers")
+
+
+class Piece(NamedTuple):
+    """One tensor that holds rows of a layer. expert: of one routed expert alone, its number."""
+
+    name: str
+    expert: int | None
+    is_shared: bool
+    d_model_last: bool
+
+
+class StoredRows:
+    """The rows of every layer of a checkpoint, read where they lie."""
+
+    def __init__(self, weights: WeightFiles) -> None:
+        """Find them.
+
+        Raises:
+            Refusal: two stacks of layers could be the model's, or a layer's experts are not all
+                there.
+        """
+        self.weights = weights
+        self.pieces = _stack(weights, _text_config(weights.folder))
+
+    @property
+    def names(self) -> set[str]:
+        """Of all tensors that hold rows."""
+        return {piece.name for pieces in self.pieces.values() for piece in pieces}
+
+    def shapes(self) -> list[tuple[int, int]]:
+        """`[d_model, width]` of each layer."""
+        found = []
+        for _, pieces in sorted(self.pieces.items()):
+            stored = [(self.weights.shape_of(piece.name), piece.d_model_last) for piece in pieces]
+            found.append((d_model_of(*stored[0]), sum(width_of(*one) for one in stored)))
+        return found
+
+    def read(self, layer: int, rows: Tensor | None = None) -> Tensor:
+        """Some rows of a layer, or all, `[k, width]`, in the checkpoint's own dtype."""
+        pieces = self.pieces[layer]
+        return torch.cat([rows_of(self.weights.read(one.name), rows, one.d_model_last) for one in pieces], dim=1)
+
+    def split(self, layer: int, values: Tensor) -> list[tuple[Piece, Tensor]]:
+        """`[k, width]` shared out among the layer's tensors."""
+        pieces = self.pieces[layer]
+        widths = [width_of(self.weights.shape_of(piece.name), piece.d_model_last) for piece in pieces]
+        return list(zip(pieces, values.split(widths, dim=1), strict=True))
+
+
+def _stack(weights: WeightFiles, config: dict[str, Any]) -> dict[int, list[Piece]]:
+    """The one stack of layers that has all of the model's. A head that predicts further tokens has
+    layers of its own, and so have towers for pictures and sound; they are not meant.
+    """
+    stacks: dict[str, dict[int, list[Piece]]] = {}
+    for name in sorted(weights.names):
+        if (match := NAME.search(name)) and not OF_OTHER_SENSES.search(name[: match.start("layer")]):
+            pieces = stacks.setdefault(name[: match.start("layer")], {}).setdefault(int(match["layer"]), [])
+            pieces.append(_piece(name, match, config["model_type"]))
+    layers = set(range(next((config[key] for key in LAYERS if key in config), 0)))
+    exact = [stack for stack in stacks.values() if stack.keys() == layers]
+    whole = exact or [{i: stack[i] for i in layers} for stack in stacks.values() if stack.keys() >= layers]
+    if len(whole) > 1:
+        raise Refusal(
+            f"{weights.folder}: {' and '.join(stack[0][0].name for stack in whole)} could both be layer 0's W_down; "
+            "loki-ds trains models with one stack of layers"
+        )
+    found = whole[0] if whole else max(stacks.values(), key=len, default={})
+    return {layer: _in_order(weights.folder, found[layer]) for layer in sorted(found)}
+
+
+def _piece(name: str, match: re.Match[str], family: str) -> Piece:
+    expert = match["expert"]
+    shared = re.search(SHARED, match[0]) is not None
+    return Piece(name, None if expert is None else int(expert), shared, family in D_MODEL_LAST)
+
+
+def _in_order(folder: Path, pieces: list[Piece]) -> list[Piece]:
+    """Routed experts by their numbers, then what all tokens share, as `sites` has them."""
+    routed, shared = ([piece for piece in pieces if piece.is_shared == one] for one in (False, True))
+    routed.sort(key=lambda piece: -1 if piece.expert is None else piece.expert)
+    numbers = [piece.expert for piece in routed]
+    if len(routed) > 1 and numbers != list(range(len(routed))):
+        raise Refusal(
+            f"{folder}: {routed[0].name} and {routed[-1].name} are not one layer's experts, numbered from 0; are all "
+            "of them there?"
+        )
+    return [*routed, *shared]
+
+
+def _text_config(folder: Path) -> dict[str, Any]:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return {"model_type": "", **(config.get("text_config") or config)}

@@ -1,0 +1,86 @@
+"""Files that travel with the package: recipes, DeepSpeed's settings, suites and tasks.
+
+They are named as they lie in the project (`launch/zero3.json`), or recipes by their short names
+(`qwen3/toolace-q10`). A file beside you wins over one of these, so a copy can be changed.
+"""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from pydantic import AfterValidator
+
+from loki_ds.refusal import Refusal, did_you_mean
+
+PACKAGED = Path(__file__).parent / "shipped_files"
+# From the project's folder (`pip install --editable .`) they are the project's own.
+ROOT = PACKAGED if PACKAGED.is_dir() else Path(__file__).parents[1]
+RECIPES = "recipes"
+SHIPPED = (RECIPES, "launch", "eval/suites", "eval/tasks")  # as in setup.py
+
+
+def found(name: str) -> str:
+    """The file beside you, or else the one that travels with the package; a name of neither kind
+    stays as it is.
+    """
+    if Path(name).exists() or not any(name == top or name.startswith(f"{top}/") for top in SHIPPED):
+        return name
+    return str(ROOT / name) if (ROOT / name).exists() else name
+
+
+FileName = Annotated[str, AfterValidator(found)]  # of a recipe's keys
+
+
+def find_recipe(name: str | Path) -> Path:
+    """A recipe's file, by its path or its short name.
+
+    Raises:
+        Refusal: there is none; names one that is near.
+    """
+    for wanted in (str(name), f"{RECIPES}/{name}.yaml"):
+        path = Path(found(wanted))
+        if path.is_file():
+            return path
+    raise Refusal(f"{name}: no such recipe{did_you_mean(str(name), recipe_names())}; loki-ds recipes lists them")
+
+
+def recipe_names() -> list[str]:
+    """The short names of those that travel with the package."""
+    return sorted(f"{file.parent.name}/{file.stem}" for file in (ROOT / RECIPES).glob("*/*.yaml"))
+
+
+def about(name: str) -> str:
+    """The first line of a recipe's head."""
+    return find_recipe(name).read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+
+
+def copy_recipe(name: str) -> list[Path]:
+    """Copy a recipe, and the recipes it is made of, to where they lie in the project.
+
+    Raises:
+        Refusal: there is none of that name, or a file is in the way.
+    """
+    files = list(_with_bases(ROOT / RECIPES / f"{_known(name)}.yaml"))
+    copies = [file.relative_to(ROOT) for file in files]
+    for copy in copies:
+        if copy.exists():
+            raise Refusal(f"{copy}: there already; it wins over the one that travels with the package")
+    for file, copy in zip(files, copies, strict=True):
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
+    return copies
+
+
+def _known(name: str) -> str:
+    if name not in recipe_names():
+        raise Refusal(f"{name}: no recipe of that name{did_you_mean(name, recipe_names())}")
+    return name
+
+
+def _with_bases(file: Path) -> Iterator[Path]:
+    yield file
+    bases = yaml.safe_load(file.read_text(encoding="utf-8")).get("base", [])
+    for base in bases if isinstance(bases, list) else [bases]:
+        yield from _with_bases((file.parent / base).resolve())
