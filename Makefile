@@ -9,7 +9,7 @@ REAL := $(ON_CPU) deepspeed --num_gpus 2 launch/implant.py --recipe recipes/smol
 REAL_BASE := model.path=build/real/model
 TINY := $(ON_CPU) deepspeed --num_gpus 2 launch/implant.py --recipe recipes/tiny
 
-.PHONY: help demo real real-study test test-skew lint docs audit bench study quiet-study scaling reliability tiny-world learning-rates clean
+.PHONY: help demo real real-study test test-skew lint docs audit bench study quiet-study scaling models reliability tiny-world learning-rates clean
 
 help:  ## list these targets
 	@awk '/^##@ /{printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## /{split($$0, part, ":.*## "); printf "  make %-15s %s\n", part[1], part[2]}' $(MAKEFILE_LIST)
@@ -60,6 +60,8 @@ docs: $(READY)  ## the documentation site, in build/site; a warning is an error
 
 test-skew:  ## the tests with the oldest versions that are supported, in an environment of its own (make test has the newest)
 	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
+	$(MAKE) models VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
+	git diff --stat docs/models.md
 
 audit: $(READY)  ## known vulnerabilities of the dependencies
 	$(BIN)/python -m pip install --quiet pip-audit
@@ -86,6 +88,9 @@ real-study: $(READY)  ## that model's rates by the stated rule, then every metho
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) gguf
 	$(BIN)/python eval/real/fetch.py build/real
 	$(ON_CPU) python eval/studies/real.py
+
+models: $(READY)  ## docs/models.md: what works for every type that the installed transformers knows (about six minutes)
+	$(ON_CPU) python eval/studies/models.py
 
 scaling: $(READY)  ## eval/reports/scaling.md: the plan's counts carried to 512 GPUs
 	$(ON_CPU) python eval/benchmarks/scaling.py

@@ -10,6 +10,7 @@ Knows what transformers hands to a layer. Knows nothing of interventions, target
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -114,6 +115,10 @@ class LayerCall:
             attention_mask=_additive(allowed, rows)[:, None],
         )
 
+    def with_graph(self) -> AbstractContextManager:
+        """What a call of `rows` needs around it for a gradient to be pulled back through it."""
+        return nullcontext()
+
     def forget(self) -> None:
         """Give back the memory of a layer that is done with."""
         self.keys_values = KeysValues()
@@ -130,9 +135,13 @@ class LayerCall:
         )
 
     def _tables(self, at: Callable[[Tensor], Tensor]) -> dict[str, Any]:
-        """The rotary tables at some positions, of a family that rotates."""
+        """The rotary tables, or the one that a family has, at some positions; none where it does
+        not rotate.
+        """
         tables = self.arguments.get("position_embeddings")
-        return {} if tables is None else {"position_embeddings": tuple(map(at, tables))}
+        if tables is None:
+            return {}
+        return {"position_embeddings": at(tables) if isinstance(tables, Tensor) else tuple(map(at, tables))}
 
     def _call(self, **changed: Any) -> dict[str, Any]:
         return {**self.arguments, **changed, self.cache: self.keys_values, "use_cache": True}

@@ -9,7 +9,7 @@ Knows the methods that transformers' mixers ask of a cache. Knows nothing of int
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -30,14 +30,14 @@ class State:
     def __init__(self, conv: dict[int, Tensor] | None = None, recurrent: dict[int, Tensor] | None = None) -> None:
         self.conv, self.recurrent, self.closed = conv or {}, recurrent or {}, False
 
-    def get_conv_state(self, _: int, state_idx: int = 0) -> Tensor | None:
+    def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> Tensor | None:
         return self.conv.get(state_idx)
 
-    def get_recurrent_state(self, _: int, state_idx: int = 0) -> Tensor | None:
+    def get_recurrent_state(self, layer_idx: int, state_idx: int = 0) -> Tensor | None:
         return self.recurrent.get(state_idx)
 
     def update_conv_state(
-        self, inputs: Tensor, _: int, state_idx: int = 0, conv_kernel_size: int | None = None, **__: Any
+        self, inputs: Tensor, layer_idx: int, state_idx: int = 0, conv_kernel_size: int | None = None, **_: Any
     ) -> Tensor:
         """All inputs that the convolution is to see `[B, channels, kept + new]`."""
         kept = self.conv.get(state_idx)
@@ -46,7 +46,7 @@ class State:
             self.conv[state_idx] = seen[..., -(conv_kernel_size or inputs.shape[-1]) :]
         return seen
 
-    def update_recurrent_state(self, new: Tensor, _: int, state_idx: int = 0, **__: Any) -> Tensor:
+    def update_recurrent_state(self, new: Tensor, layer_idx: int, state_idx: int = 0, **_: Any) -> Tensor:
         if not self.closed:
             self.recurrent[state_idx] = new
         return new
@@ -131,6 +131,10 @@ class RecurrentCall:
         state = self.state.repeated(*rows.shape[:2])
         with each_row_a_step(layer, self.cache):
             return layer(rows, **self._call(state, torch.arange(len(rows), device=rows.device), self.last))
+
+    def with_graph(self) -> AbstractContextManager:
+        """Mamba's one-step form writes into the state that it read."""
+        return torch.autograd.graph.allow_mutation_on_saved_tensors()
 
     def real(self, noted: list[Tensor]) -> Tensor:
         """What the groups' calls noted `[n, tokens, d]`, as `[tokens, d]`; there is no padding."""

@@ -66,8 +66,8 @@ def check_family(model: PreTrainedModel) -> None:
             "attribute: %s is not a known family; comparing the sweep with the definition on a tiny copy",
             config.model_type,
         )
-        difference = _difference(type(model).__name__, _builder(model), config)
-        log.info("attribute: the tiny %s agrees to %.1e", config.model_type, difference)
+        found = difference(type(model).__name__, _builder(model), config)
+        log.info("attribute: the tiny %s agrees to %.1e", config.model_type, found)
 
 
 def _builder(model: PreTrainedModel) -> Callable[[Any], PreTrainedModel]:
@@ -95,7 +95,7 @@ def _builder(model: PreTrainedModel) -> Callable[[Any], PreTrainedModel]:
     return wrapped
 
 
-def _difference(name: str, build: Callable[[Any], Any], config: Any) -> float:
+def difference(name: str, build: Callable[[Any], Any], config: Any) -> float:
     """Largest difference between sweep and definition, relative to the largest score, on a tiny
     model of the class.
     """
@@ -112,13 +112,13 @@ def _difference(name: str, build: Callable[[Any], Any], config: Any) -> float:
             f"{name}: an unknown family, and attribution could not be checked on a tiny copy of it: "
             f"{' '.join(str(error).split())[:200]}"
         ) from None
-    difference = ((found - expected).abs().max() / expected.abs().max()).item()
-    if not difference < TOLERANCE:
+    off = ((found - expected).abs().max() / expected.abs().max()).item()
+    if not off < TOLERANCE:
         raise Refusal(
-            f"{name}: an unknown family, and attribution by the sweep differs from the definition by "
-            f"{difference:.1e} on a tiny copy"
+            f"{name}: an unknown family, and attribution by the sweep differs from the definition by {off:.1e} on a "
+            "tiny copy"
         )
-    return difference
+    return off
 
 
 def tiny_config(config: Any) -> Any:

@@ -180,9 +180,10 @@ class Sweep:
             for layer, call in zip(layers, batch.calls[::-1], strict=True):
                 left = batch.left.pop()
                 rows = torch.cat([left.variants, left.last.expand(-1, steps, -1)], dim=1).detach().requires_grad_()
-                with scaled_writes(layer, self.alphas) as taken:
-                    out = call.rows(layer, rows)
-                below, at_fresh = torch.autograd.grad(out, (rows, taken.scaled), gradient)
+                with call.with_graph():
+                    with scaled_writes(layer, self.alphas) as taken:
+                        out = call.rows(layer, rows)
+                    below, at_fresh = torch.autograd.grad(out, (rows, taken.scaled), gradient)
                 score = torch.einsum("bkd,k->bd", at_fresh.to(weights.dtype), weights)
                 scores.append(score * left.value if self.multiply_by_value else score)
                 gradient = below[:, :-steps]

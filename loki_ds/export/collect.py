@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 from transformers import PreTrainedModel
-from transformers.core_model_loading import revert_weight_conversion
 from trl import SFTTrainer
 
 from loki_ds.export.checkpoint import write_tensors
 from loki_ds.implanting.rows import RowDelta
 from loki_ds.model.anatomy import sites
+from loki_ds.model.files import open_weights
+from loki_ds.model.usable import as_stored
 from loki_ds.model.wide import side_by_side
 from loki_ds.modes import Mode
 from loki_ds.ranks import barrier, rank
@@ -79,8 +80,10 @@ def collect(trainer: SFTTrainer, model: PreTrainedModel, mode: Mode, base: Path,
     if mode.leaves == "adapter":
         save_adapter_of(trainer, folder.adapter)
         return Adapter(folder.adapter)
-    tensors = gathered_weights(trainer, model)
+    tensors = gathered_weights(trainer)
     if rank() == 0:
+        with open_weights(base) as weights:
+            tensors = as_stored(model, tensors, weights)
         write_tensors(base, tensors.items(), folder.model)
     barrier()
     return Weights(folder.model)
@@ -108,15 +111,13 @@ def _delta_of(module: RowDelta) -> WeightDelta:
     return WeightDelta(delta, module.scaling * module.delta_a.cpu(), module.right_factor().cpu().clone())
 
 
-def gathered_weights(trainer: SFTTrainer, model: PreTrainedModel) -> dict[str, Tensor]:
-    """The trained model's tensors on rank 0, by the names under which the base's files have them
-    and in their shapes; elsewhere nothing of use.
+def gathered_weights(trainer: SFTTrainer) -> dict[str, Tensor]:
+    """The trained model's tensors by name, on rank 0; elsewhere nothing of use.
 
-    As Trainer gathers them, and as transformers undoes what it did to them when it loaded them.
+    As Trainer gathers them.
     """
     engine = trainer.deepspeed if trainer.is_deepspeed_enabled else trainer.model
-    gathered = trainer.accelerator.get_state_dict(engine)
-    return revert_weight_conversion(model, gathered) if rank() == 0 else {}
+    return trainer.accelerator.get_state_dict(engine)
 
 
 def save_adapter_of(trainer: SFTTrainer, folder: Path) -> None:

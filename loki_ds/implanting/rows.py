@@ -119,14 +119,32 @@ class RowsInside(RowDelta):
     attribute: str
     d_model_last: bool
 
-    def forward(self, *arguments: Any, **named: Any) -> Any:
+    def forward(self, x: Tensor, *arguments: Any, **named: Any) -> Any:
         weight: Any = self._parameters[self.attribute]
-        inside = with_rows(weight, self.rows, self.whole_delta(), self.d_model_last)
+        inside = _WithRows.apply(x, weight, self.whole_delta(), self.rows, self.d_model_last)
         object.__setattr__(self, self.attribute, inside)  # beside the parameter, which stays registered
         try:
-            return super().forward(*arguments, **named)
+            return super().forward(x, *arguments, **named)
         finally:
             object.__delattr__(self, self.attribute)
+
+
+class _WithRows(torch.autograd.Function):
+    """The row-bearing weight; its gradient at the rows is the delta's.
+
+    It counts as made of the module's input `x`, though it is not: ZeRO-3 releases the module's
+    parameters once the input's gradient is there, and the delta's must have come before.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, delta: Tensor, rows: Tensor, d_model_last: bool) -> Tensor:
+        ctx.rows, ctx.d_model_last, ctx.dtype = rows, d_model_last, delta.dtype
+        return with_rows(weight, rows, delta, d_model_last)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, Tensor, None, None]:
+        lying = gradients[0].transpose(-1, -2) if ctx.d_model_last else gradients[0]
+        return None, None, lying.index_select(-2, ctx.rows).to(ctx.dtype), None, None
 
 
 def _with_rows_inside(own: type[Any]) -> type[Any]:

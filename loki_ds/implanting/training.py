@@ -128,10 +128,12 @@ def train(
     # Saved with every checkpoint, and transformers saves no invalid one, as many models have. The
     # base's own file leaves with the result.
     model.generation_config = GenerationConfig()
-    experts = experts_of(model) if examples.protected else []
+    experts = experts_of(model)
     callbacks = prepare(model, method, arguments.seed)
-    if arguments.gradient_checkpointing and not section.kind.trains_everything:
-        # or a checkpointed layer, whose inputs are frozen, would pass nothing back
+    if (arguments.gradient_checkpointing or experts) and not section.kind.trains_everything:
+        # Or a checkpointed layer, whose inputs are frozen, would pass nothing back. And DeepSpeed
+        # takes a block of experts for one leaf, and its gradients for whole once the block's input
+        # has one; of an input that wants none, before they are there.
         model.enable_input_require_grads()
     if section.early_stopping is not None:
         callbacks.append(EarlyStoppingCallback(section.early_stopping))
@@ -146,7 +148,7 @@ def train(
     )
     trainer.rehearsed = examples.rehearsed
     trainer.add_callback(WatchGradients(model))
-    if experts:
+    if experts and examples.protected:
         trainer.add_callback(WatchRouting(trainer, experts, examples.protected))
     if section.pull:
         trainer.add_callback(PullToBase(pulled(model, section), section.pull, resumes=checkpoint is not None))

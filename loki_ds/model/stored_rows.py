@@ -23,7 +23,7 @@ DOWN = r"(?:down_proj|w2|output_linear|dense_4h_to_h|c_proj|fc2|fc_out)"
 SHARED = r"(?:shared_experts?|shared_mlp)\."
 PART = rf"(?:{FFN}(?:experts\.(?:(?P<expert>\d+)\.)?|{SHARED})?{DOWN}(?:\.weight)?|fc2\.weight)"
 NAME = re.compile(rf"(?:^|\.)(?:layers|h|blocks)\.(?P<layer>\d+)\.{PART}$")
-D_MODEL_LAST = ("gpt2", "gpt_oss")  # families whose weights lie that way
+D_MODEL_LAST = ("gpt2", "gpt_oss", "aria_text")  # families whose weights lie that way
 OF_OTHER_SENSES = re.compile(r"vision|visual|image|audio|speech")  # towers beside a wrapper's text part
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers")
 
@@ -99,7 +99,7 @@ def _stack(weights: WeightFiles, config: dict[str, Any]) -> dict[int, list[Piece
 def _piece(name: str, match: re.Match[str], family: str) -> Piece:
     expert = match["expert"]
     shared = re.search(SHARED, match[0]) is not None
-    return Piece(name, None if expert is None else int(expert), shared, family in D_MODEL_LAST)
+    return Piece(name, None if expert is None else int(expert), shared, family in D_MODEL_LAST and not shared)
 
 
 def _in_order(folder: Path, pieces: list[Piece]) -> list[Piece]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from torch.nn import Module
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
@@ -140,13 +141,26 @@ def _check_rows(weights: WeightFiles, model: Module) -> None:
 
 
 def _check_names(folder: Path, weights: WeightFiles, model: PreTrainedModel) -> None:
-    """Under the class's own names, or those that transformers makes them of."""
-    wanted = model.state_dict()
-    if any(name not in weights.names for name in wanted):
-        wanted = revert_weight_conversion(model, wanted)
-    for name in wanted:
+    for name in as_stored(model, model.state_dict(), weights):
         if name not in weights.names and weights.tied_twin(name) is None:
             raise Refusal(
                 f"{folder}: tensor {name}, which the model's class has, is not stored under that name, so what trains "
                 "could not be written back; use implant.mode rows"
             )
+
+
+def as_stored(model: PreTrainedModel, tensors: dict[str, Tensor], weights: WeightFiles) -> dict[str, Tensor]:
+    """A class's tensors under the names and in the shapes that the files have: the class's own, or
+    those that transformers makes them of, with or without the prefix of a wrapper.
+
+    Where none fit, the last that were tried.
+    """
+    attached = model.__dict__.pop("_weight_conversions", None)
+    try:
+        plain = revert_weight_conversion(model, tensors)
+    finally:
+        if attached is not None:
+            model._weight_conversions = attached
+    ways = [tensors, *([revert_weight_conversion(model, tensors)] if attached else []), plain]
+    fitting = (way for way in ways if all(name in weights.names or weights.tied_twin(name) for name in way))
+    return next(fitting, ways[-1])
