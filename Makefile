@@ -31,7 +31,7 @@ demo: $(READY)  ## teach the tiny model tool calls by LoKI, on random rows and b
 	$(BIN)/loki-ds compare runs/tiny/loki runs/tiny/random runs/tiny/full
 	@echo "The LoKI run: runs/tiny/loki (report/report.html, verify.json, model/)"
 
-real: $(READY)  ## a real model: SmolLM2-135M taught BFCL's calls by LoKI, LoRA and full fine-tuning (some seventy-five minutes on two idle cores)
+real: $(READY)  ## a real model: SmolLM2-135M taught BFCL's calls by LoKI, LoRA and full fine-tuning (about an hour on two cores)
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) gguf
 	$(BIN)/python eval/real/fetch.py build/real
 	$(REAL)/calls-q30.yaml $(REAL_BASE) run=runs/smollm2/calls-q30

@@ -50,14 +50,9 @@ def recipes(arguments: argparse.Namespace) -> int:
     """The recipes that travel with the package, a line each; with a name, a copy of that one to
     change.
     """
-    from loki_ds.shipped import about, copy_recipe, recipe_names
+    from loki_ds.shipped import copy_recipe, listed
 
-    if arguments.name is None:
-        for name in recipe_names():
-            print(f"{name:40} {about(name)}")
-        return 0
-    for copy in copy_recipe(arguments.name):
-        print(f"{copy}: yours to change; it wins over the one that travels with the package")
+    print("\n".join(listed() if arguments.name is None else map(str, copy_recipe(arguments.name))))
     return 0
 
 
@@ -272,26 +267,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="loki-ds", allow_abbrev=False, description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--version", action="version", version=f"loki-ds {version('loki-ds')}")
     added = parser.add_subparsers(required=True, metavar="command")
-    for command in (
-        doctor,
-        recipes,
-        check,
-        plan,
-        select,
-        positions,
-        apply,
-        revert,
-        verify,
-        tune,
-        retain,
-        report,
-        compare,
-    ):
+    for name, arguments in ARGUMENTS.items():
+        command = globals()[name]  # the function of that name in this file
         said = " ".join((command.__doc__ or "").split())
-        own = added.add_parser(command.__name__, help=said, description=said, allow_abbrev=False)
+        own = added.add_parser(name, help=said, description=said, allow_abbrev=False)
         own.set_defaults(command=command)
-        for name, settings in ARGUMENTS[command.__name__]:
-            own.add_argument(name, **settings)
+        for argument, settings in arguments:
+            own.add_argument(argument, **settings)
     return parser
 
 

@@ -51,9 +51,9 @@ def recipe_names() -> list[str]:
     return sorted(f"{file.parent.name}/{file.stem}" for file in (ROOT / RECIPES).glob("*/*.yaml"))
 
 
-def about(name: str) -> str:
-    """The first line of a recipe's head."""
-    return find_recipe(name).read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+def listed() -> list[str]:
+    """Each with the first line of its head."""
+    return [f"{name:40} {find_recipe(name).open(encoding='utf-8').readline()[2:].strip()}" for name in recipe_names()]
 
 
 def copy_recipe(name: str) -> list[Path]:
