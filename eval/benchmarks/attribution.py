@@ -38,9 +38,10 @@ from loki_ds.planning.hardware import this_machines
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from reporting import REPORTS, keep, listed, paragraph, table, where, write
+from reporting import REPORTS, command, keep, listed, paragraph, table, where, write
 
 STEPS = 7
+KINDS = ("16 layers of 16 experts, d_model 512", "16 layers, linear attention in 12, d_model 512")
 TOGETHER = 4  # prompts that the sweep takes together, as a pass over a protected set does
 SUBJECTS, PER_SUBJECT, SHOTS_TOKENS, QUESTION_TOKENS = 57, 50, 500, 100  # the paper's protected set, five-shot
 
@@ -56,9 +57,13 @@ def main() -> None:
     parser.add_argument(
         "--pass", dest="whole_pass", action="store_true", help="time a whole MMLU-sized pass of the sweep instead"
     )
+    parser.add_argument("--kinds", action="store_true", help="experts and linear attention instead, at 512 tokens")
     parser.add_argument("--subjects", type=int, default=SUBJECTS)
     parser.add_argument("--peak-only", type=int, nargs=2, metavar=("LENGTH", "PROMPTS"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.kinds:
+        write_kinds({name: compare_kind(build(SHAPES[name], torch.float32)) for name in KINDS})
+        return
     model = build(SHAPES[arguments.shape], getattr(torch, arguments.dtype))
     if arguments.peak_only:
         print(sweep_peak(model, *arguments.peak_only))
@@ -89,6 +94,46 @@ def setting(arguments: argparse.Namespace) -> dict[str, Any]:
         "device": made_with.pop("device"),
         "versions": made_with,
     }
+
+
+# --- experts and linear attention -----------------------------------------------------------------
+
+
+def compare_kind(model: PreTrainedModel, tokens: int = 512, reference_layers: int = 2) -> dict[str, Any]:
+    """Seconds for a prompt by the sweep and by the definition, and how far they are apart."""
+    generator = torch.Generator().manual_seed(tokens)
+    prompts = torch.randint(0, model.config.vocab_size, (TOGETHER, tokens), generator=generator).tolist()
+    sweep, layers, ids = Sweep(model, steps=STEPS), decoder_layers(model), torch.tensor(prompts[:1])
+    sweep.run([prompts[0][:16]])  # first-time costs of the libraries belong to nobody
+    scores, seconds, _ = timed(lambda: sweep.run(prompts).scores)
+    chosen = [round(i * (len(layers) - 1) / (reference_layers - 1)) for i in range(reference_layers)]
+    points = quadrature("right", STEPS)
+    expected, definition, _ = timed(
+        lambda: on_layers(lambda i: attribute_layer(model, ids, layers[i], points, "probability", True), chosen)
+    )
+    found = {"sweep": seconds / TOGETHER, "definition": definition * len(layers) / len(chosen), "layers": len(layers)}
+    apart = (expected - scores[0, chosen]).abs().max() / expected.abs().max()
+    return {**found, "ratio": found["definition"] / found["sweep"], "largest_difference": apart.item()}
+
+
+def write_kinds(found: dict[str, dict[str, Any]]) -> None:
+    made_with = where("torch", "transformers")
+    keep("attribution_kinds", {"where": made_with, "shapes": found})
+    rows = [
+        (
+            name,
+            f"{one['sweep']:.2f}",
+            f"{one['definition']:.0f}",
+            f"{one['ratio']:.0f}",
+            f"{one['largest_difference']:.0e}",
+        )
+        for name, one in found.items()
+    ]
+    about = f"""`{command()}`: seconds for a prompt of 512 tokens in float32, {TOGETHER} together in the sweep, the
+        definition timed on 2 layers; {listed(made_with)}. Both ways route in float32, so a near tie may send a token
+        to another expert in one of them."""
+    headings = ("shape", "sweep", "definition", "times", "largest difference")
+    write("attribution_kinds", "Attribution of experts and linear attention", paragraph(about), table(headings, rows))
 
 
 # --- the three ways on one prompt -----------------------------------------------------------------

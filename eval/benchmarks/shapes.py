@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from transformers import LlamaConfig, PreTrainedConfig, Qwen2Config
+from transformers import LlamaConfig, PreTrainedConfig, Qwen2Config, Qwen3_5TextConfig, Qwen3MoeConfig
 
 LLAMA_8B: dict[str, Any] = {
     "vocab_size": 128256,
@@ -29,6 +29,29 @@ SHAPES: dict[str, PreTrainedConfig] = {
         intermediate_size=2048,
         num_hidden_layers=8,
         num_attention_heads=8,
+    ),
+    "16 layers of 16 experts, d_model 512": Qwen3MoeConfig(
+        vocab_size=8192,
+        hidden_size=512,
+        moe_intermediate_size=256,
+        num_experts=16,
+        num_experts_per_tok=4,
+        num_hidden_layers=16,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+    ),
+    "16 layers, linear attention in 12, d_model 512": Qwen3_5TextConfig(
+        vocab_size=8192,
+        hidden_size=512,
+        intermediate_size=1536,
+        num_hidden_layers=16,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        head_dim=64,
+        linear_num_key_heads=4,
+        linear_num_value_heads=8,
+        linear_key_head_dim=64,
+        linear_value_head_dim=64,
     ),
     "qwen2.5-0.5b": Qwen2Config(**QWEN2_05B),
     "llama-3.1-8b": LlamaConfig(**LLAMA_8B),

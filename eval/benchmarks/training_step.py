@@ -34,7 +34,7 @@ from loki_ds.implant_section import LowRankSection
 from loki_ds.implanting.mask import keep_through_steps, train_only_rows
 from loki_ds.implanting.rows import train_row_deltas
 from loki_ds.model.anatomy import decoder_layers
-from loki_ds.model.sites import dense_down
+from loki_ds.model.sites import dense_down, site_of
 from loki_ds.planning.dry_run import Tally
 from loki_ds.planning.hardware import this_machines
 from loki_ds.selection import select_random
@@ -43,12 +43,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from reporting import command, keep, listed, paragraph, table, where, write
 
-METHODS = ("full", "LoRA r16, all linears", "authors' LoKI Linear", "mask", "rows", "rows, quiet", "lora (LoKI*)")
+DENSE = ("full", "LoRA r16, all linears", "authors' LoKI Linear", "mask", "rows", "rows, quiet", "lora (LoKI*)")
+OF_EXPERTS = ("full", "LoRA r16, experts' down_proj", "mask", "rows", "lora (LoKI*)")
+METHODS = tuple(dict.fromkeys(DENSE + OF_EXPERTS))
 HEADINGS = [
     *("method", "step, ms", "products, ms", "tokens/s", "of LoRA's", "of full's", "TFLOP/s", "of the peak"),
     *("trainable", "optimizer", "reduced a step", "peak above the model"),
 ]
-PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm")
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::_grouped_mm")
 PROTECTED = 4  # a quiet implant keeps out of one input direction in so many
 
 
@@ -60,11 +62,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=16)
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, help="by default all that the shape's layers know")
     parser.add_argument(
         "--checkpointing", action="store_true", help="compute activations twice, as recipes for large models do"
     )
     arguments = parser.parse_args()
+    arguments.methods = arguments.methods or (OF_EXPERTS if "experts" in arguments.shape else DENSE)
     together = [arguments.methods] if on_cpu() else [[name] for name in arguments.methods]  # such a model fills a GPU
     measured: dict[str, dict[str, Any]] = {}
     for names in together:
@@ -162,18 +165,18 @@ def make_step(arguments: argparse.Namespace, name: str, device: str) -> tuple[Ca
 def prepare(model: PreTrainedModel, name: str, quota: float) -> tuple[Any, Callable[[Any], None]]:
     """The model as the method trains it, and what the method does to the optimizer."""
     layers = decoder_layers(model)
-    weight = dense_down(layers[0]).weight
-    d_model, d_ff = weight.shape
+    site = site_of(layers[0])
+    weight, d_model = site.downs[0].weight, site.d_model
     positions = select_random(len(layers), d_model, quota, seed=0)
     dtype, device = weight.dtype, weight.device
     if name == "full":
         return model, lambda _: None
     if name.startswith("LoRA"):
-        return get_peft_model(
-            model,
-            LoraConfig(r=16, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"),
-            autocast_adapter_dtype=False,
-        ), lambda _: None
+        targets: dict[str, Any] = {"target_modules": "all-linear"}
+        if "experts" in name:
+            targets = {"target_modules": [], "target_parameters": ["experts.down_proj"]}
+        config = LoraConfig(r=16, lora_alpha=16, task_type="CAUSAL_LM", **targets)
+        return get_peft_model(model, config, autocast_adapter_dtype=False), lambda _: None
     if name == "mask":
         frozen = train_only_rows(model, positions)
         return model, lambda optimizer: keep_through_steps(optimizer, frozen)
@@ -186,6 +189,7 @@ def prepare(model: PreTrainedModel, name: str, quota: float) -> tuple[Any, Calla
     low_rank = LowRankSection(rank=16, alpha=16.0) if name.startswith("lora") else None
     bases = None
     if name.endswith("quiet"):
+        d_ff = site.width
         bases = [torch.linalg.qr(torch.randn(d_ff, d_ff // PROTECTED, device=device))[0] for _ in layers]
     train_row_deltas(model, positions, dtype, device, low_rank, seed=0, bases=bases)
     return model, lambda _: None
@@ -214,6 +218,7 @@ class AuthorsLinear(nn.Linear):
 def write_report(arguments: argparse.Namespace, measured: dict[str, dict[str, Any]]) -> None:
     made_with, tokens = where("torch", "transformers", "peft"), arguments.batch * arguments.tokens
     said = {
+        "experts": "experts" in arguments.shape,
         "checkpointing": arguments.checkpointing,
         arguments.shape: not on_cpu(),
         "bfloat16": on_cpu() and arguments.dtype == "bfloat16",
