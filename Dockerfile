@@ -4,10 +4,13 @@
 ARG CUDA=13.0.1-devel-ubuntu24.04
 FROM nvidia/cuda:${CUDA}
 
+# Ubuntu keeps no older versions to pin; Python packages are pinned by constraints.txt below.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends python3 python3-dev python3-venv build-essential ninja-build git openssh-client pdsh \
     && rm -rf /var/lib/apt/lists/*
 ENV PATH=/opt/loki-ds/bin:$PATH
+# hadolint ignore=DL3013
 RUN python3 -m venv /opt/loki-ds && pip install --no-cache-dir --upgrade pip setuptools wheel
 
 WORKDIR /loki-ds

@@ -5,6 +5,7 @@ Figures only. What they mean is said by hand, in `eval/reports/findings.md`.
 """
 
 import json
+import os
 import platform
 import re
 import shlex
@@ -20,7 +21,7 @@ import torch
 from loki_ds.device import on_cpu
 
 ROOT = Path(__file__).parents[1]
-REPORTS = ROOT / "eval/reports"
+REPORTS = Path(os.environ.get("REPORTS", ROOT / "eval/reports"))  # another folder for another machine
 
 
 def command() -> str:

@@ -103,7 +103,11 @@ def compare_kind(model: PreTrainedModel, tokens: int = 512, reference_layers: in
     """Seconds for a prompt by the sweep and by the definition, and how far they are apart."""
     generator = torch.Generator().manual_seed(tokens)
     prompts = torch.randint(0, model.config.vocab_size, (TOGETHER, tokens), generator=generator).tolist()
-    sweep, layers, ids = Sweep(model, steps=STEPS), decoder_layers(model), torch.tensor(prompts[:1])
+    sweep, layers, ids = (
+        Sweep(model, steps=STEPS),
+        decoder_layers(model),
+        torch.tensor(prompts[:1], device=model.device),
+    )
     sweep.run([prompts[0][:16]])  # first-time costs of the libraries belong to nobody
     scores, seconds, _ = timed(lambda: sweep.run(prompts).scores)
     chosen = [round(i * (len(layers) - 1) / (reference_layers - 1)) for i in range(reference_layers)]

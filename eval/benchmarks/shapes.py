@@ -22,6 +22,10 @@ QWEN2_05B: dict[str, Any] = {
     "num_key_value_heads": 2,
     "tie_word_embeddings": True,
 }
+QWEN2_15B: dict[str, Any] = {
+    **{"vocab_size": 151936, "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28},
+    **{"num_attention_heads": 12, "num_key_value_heads": 2, "tie_word_embeddings": True},
+}
 SHAPES: dict[str, PreTrainedConfig] = {
     "8 layers, d_model 512": LlamaConfig(
         vocab_size=8192,
@@ -54,6 +58,7 @@ SHAPES: dict[str, PreTrainedConfig] = {
         linear_value_head_dim=64,
     ),
     "qwen2.5-0.5b": Qwen2Config(**QWEN2_05B),
+    "qwen2.5-1.5b": Qwen2Config(**QWEN2_15B),
     "llama-3.1-8b": LlamaConfig(**LLAMA_8B),
     "llama-3.1-8b-half": LlamaConfig(**{**LLAMA_8B, "num_hidden_layers": 16}),
 }

@@ -8,6 +8,7 @@ nothing of ranks, ZeRO or GPUs.
 """
 
 import gc
+import math
 import warnings
 import weakref
 from collections.abc import Iterable, Iterator
@@ -22,7 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import Module
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
@@ -47,6 +48,15 @@ ON_GPU = {
     ATEN._scaled_dot_product_flash_attention_for_cpu: ATEN._scaled_dot_product_flash_attention,
     ATEN._scaled_dot_product_flash_attention_for_cpu_backward: ATEN._scaled_dot_product_flash_attention_backward,
 }
+if ATEN._grouped_mm not in flop_registry:
+
+    @register_flop_formula(ATEN._grouped_mm)
+    def grouped_product(one: torch.Size, other: torch.Size, *_: Any, **__: Any) -> int:
+        """Of experts: each row of `one` meets one expert's matrix, `[rows, in] x [E, in, out]`, or
+        back, `[in, rows] x [rows, out]`.
+        """
+        return 2 * math.prod(one) * other[-1]
+
 
 # Attention without a mask, as sdpa takes it when nothing is padded; on fake tensors transformers
 # cannot see that and would make one.

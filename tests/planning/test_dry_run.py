@@ -106,3 +106,15 @@ def test_no_memory_is_taken() -> None:
     with model_without_data(config, torch.bfloat16) as model:
         weights += model.parameters()
         assert sum(weight.numel() for weight in weights) > 6.5e10
+
+
+def test_the_products_of_experts_are_counted() -> None:
+    """Each token meets its experts alone, whatever their number; back as well, to both sides."""
+    rows = torch.randn(64, 32, requires_grad=True)
+    weights = torch.randn(4, 32, 16, requires_grad=True)
+    ends = torch.tensor([16, 32, 48, 64], dtype=torch.int32)
+    with Tally([]) as tally:
+        out = torch.nn.functional.grouped_mm(rows, weights, offs=ends)
+        assert tally.flops == 2 * 64 * 32 * 16
+        out.backward(torch.ones_like(out))
+    assert tally.flops == 3 * 2 * 64 * 32 * 16
