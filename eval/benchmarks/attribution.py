@@ -41,7 +41,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from reporting import REPORTS, command, keep, listed, paragraph, table, where, write
 
 STEPS = 7
-KINDS = ("16 layers of 16 experts, d_model 512", "16 layers, linear attention in 12, d_model 512")
+KINDS = ("moe-16-layers", "hybrid-16-layers")
 TOGETHER = 4  # prompts that the sweep takes together, as a pass over a protected set does
 SUBJECTS, PER_SUBJECT, SHOTS_TOKENS, QUESTION_TOKENS = 57, 50, 500, 100  # the paper's protected set, five-shot
 

@@ -37,7 +37,7 @@ fi
 # Ten: larger shapes, experts, and how a run leaves.
 if [ "$minutes" -ge 10 ]; then
     part attribution-1.5b python eval/benchmarks/attribution.py --pass --shape qwen2.5-1.5b --dtype bfloat16
-    part steps-experts steps --shape "16 layers of 16 experts, d_model 512" --batch 8 --tokens 1024
+    part steps-experts steps --shape moe-16-layers --batch 8 --tokens 1024
     part steps-half steps --shape llama-3.1-8b-half --batch 1 --tokens 4096 --checkpointing \
         --methods full "LoRA r16, all linears" rows
     part export python eval/benchmarks/export.py --shape llama-3.1-8b-half

@@ -34,7 +34,7 @@ SHAPES: dict[str, PreTrainedConfig] = {
         num_hidden_layers=8,
         num_attention_heads=8,
     ),
-    "16 layers of 16 experts, d_model 512": Qwen3MoeConfig(
+    "moe-16-layers": Qwen3MoeConfig(  # 16 experts in each, 4 of them for a token
         vocab_size=8192,
         hidden_size=512,
         moe_intermediate_size=256,
@@ -44,7 +44,7 @@ SHAPES: dict[str, PreTrainedConfig] = {
         num_attention_heads=8,
         num_key_value_heads=2,
     ),
-    "16 layers, linear attention in 12, d_model 512": Qwen3_5TextConfig(
+    "hybrid-16-layers": Qwen3_5TextConfig(  # linear attention in 12
         vocab_size=8192,
         hidden_size=512,
         intermediate_size=1536,

@@ -67,7 +67,7 @@ def main() -> None:
         "--checkpointing", action="store_true", help="compute activations twice, as recipes for large models do"
     )
     arguments = parser.parse_args()
-    arguments.methods = arguments.methods or (OF_EXPERTS if "experts" in arguments.shape else DENSE)
+    arguments.methods = arguments.methods or (OF_EXPERTS if "moe" in arguments.shape else DENSE)
     together = [arguments.methods] if on_cpu() else [[name] for name in arguments.methods]  # such a model fills a GPU
     measured: dict[str, dict[str, Any]] = {}
     for names in together:
@@ -218,7 +218,7 @@ class AuthorsLinear(nn.Linear):
 def write_report(arguments: argparse.Namespace, measured: dict[str, dict[str, Any]]) -> None:
     made_with, tokens = where("torch", "transformers", "peft"), arguments.batch * arguments.tokens
     said = {
-        "experts": "experts" in arguments.shape,
+        "experts": "moe" in arguments.shape,
         "checkpointing": arguments.checkpointing,
         arguments.shape: not on_cpu(),
         "bfloat16": on_cpu() and arguments.dtype == "bfloat16",
