@@ -32,7 +32,7 @@ BESIDE = (
 OF_OTHERS = "*.index.json params.json adapter_config.json trainer_state.json".split()
 # What families call a head and an embedding that may be one tensor.
 HEADS = ("lm_head.weight", "embed_out.weight", "output_projection.weight")
-EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight", ".embeddings.weight")
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:

@@ -1,0 +1,65 @@
+"""The rows in a base's files must be its class's own, and a whole model leaves under the files'
+names.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+from mixtures import mixture
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from loki_ds.model.files import open_weights
+from loki_ds.model.usable import Wanted, as_stored, check_usable
+from loki_ds.recipe import ModelSection
+from loki_ds.refusal import Refusal
+
+ROWS = Wanted(rows=True, everything=False)
+
+
+def saved(name: str, folder: Path) -> Path:
+    mixture(name, torch.float32).save_pretrained(folder)
+    return folder
+
+
+def check(folder: Path, wanted: Wanted = ROWS) -> None:
+    check_usable(folder, AutoConfig.from_pretrained(folder), ModelSection(path=str(folder)), wanted)
+
+
+@pytest.mark.parametrize("name", ["qwen3 moe", "gpt-oss", "gpt-2", "granite"])
+def test_a_base_is_taken_as_it_is_published(name: str, tmp_path: Path) -> None:
+    check(saved(name, tmp_path), Wanted(rows=True, everything=True))
+
+
+def test_a_missing_expert_is_missed(tmp_path: Path) -> None:
+    """The last one: what is there is numbered from 0 without a gap."""
+    folder = saved("qwen3 moe", tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.mlp.experts.3.down_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(Refusal, match=r"layer 1 has 32 rows of 48 numbers in the files, 32 of 64 by its class"):
+        check(folder)
+
+
+def test_a_family_without_known_rows_is_refused_for_rows_alone(tmp_path: Path) -> None:
+    """Its full fine-tuning is as good as any other's."""
+    folder = saved("qwen3 moe", tmp_path)
+    config = AutoConfig.for_model("mamba", vocab_size=64, hidden_size=32, num_hidden_layers=1)
+    model = AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(folder / "mamba")
+    with pytest.raises(Refusal, match=r"MambaForCausalLM: .*no FFN of its own"):
+        check(folder / "mamba")
+    check(folder / "mamba", Wanted(rows=False, everything=True))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_whole_model_is_written_under_the_names_of_the_files(fused: bool, tmp_path: Path) -> None:
+    mixture("qwen3 moe", torch.float32).save_pretrained(tmp_path, save_original_format=not fused)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    with open_weights(tmp_path) as weights:
+        found = as_stored(model, model.state_dict(), weights)
+        assert {name: tuple(one.shape) for name, one in found.items()} == {
+            name: weights.shape_of(name) for name in weights.names
+        }
+        assert all(one.equal(weights.read(name)) for name, one in found.items())
