@@ -36,7 +36,7 @@ fi
 
 # Ten: larger shapes, experts, and how a run leaves.
 if [ "$minutes" -ge 10 ]; then
-    part attribution-1.5b python eval/benchmarks/attribution.py --pass --shape qwen2.5-1.5b --dtype bfloat16
+    part attribution-1.5b python eval/benchmarks/attribution.py --shape qwen2.5-1.5b --dtype bfloat16 --lengths 512 --reference-layers 2
     part steps-experts steps --shape moe-16-layers --batch 8 --tokens 1024
     part steps-half steps --shape llama-3.1-8b-half --batch 1 --tokens 4096 --checkpointing \
         --methods full "LoRA r16, all linears" rows
@@ -45,9 +45,15 @@ fi
 
 # Twenty-five: 8B, every mode; full needs more than one card holds there. And the plan's peaks against what was measured.
 if [ "$minutes" -ge 25 ]; then
-    part attribution-8b python eval/benchmarks/attribution.py --pass --shape llama-3.1-8b --dtype bfloat16
+    part attribution-8b python eval/benchmarks/attribution.py --shape llama-3.1-8b --dtype bfloat16 --lengths 512 --reference-layers 2
+    part pass-8b python eval/benchmarks/attribution.py --pass --shape llama-3.1-8b --dtype bfloat16
     part steps-8b steps --shape llama-3.1-8b --batch 1 --tokens 4096 --checkpointing \
         --methods "LoRA r16, all linears" "authors' LoKI Linear" mask rows "rows, quiet" "lora (LoKI*)"
+    part steps-8b-kept steps --shape llama-3.1-8b --batch 1 --tokens 2048 --methods "LoRA r16, all linears" mask rows "lora (LoKI*)"
+    if python -c 'import flash_attn' 2> /dev/null; then
+        part steps-8b-flash steps --shape llama-3.1-8b --batch 1 --tokens 4096 --checkpointing --attention flash_attention_2 \
+            --methods "LoRA r16, all linears" rows
+    fi
     part plan python eval/benchmarks/plan.py
     part export-8b python eval/benchmarks/export.py --shape llama-3.1-8b
 fi

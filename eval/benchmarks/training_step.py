@@ -58,6 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="8 layers, d_model 512")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--attention", help="transformers' name, by default what it takes for the shape")
     parser.add_argument("--quota", type=float, default=10)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=256)
@@ -141,7 +142,9 @@ def make_step(arguments: argparse.Namespace, name: str, device: str) -> tuple[Ca
     torch.manual_seed(0)
     dtype = getattr(torch, arguments.dtype)
     with torch.device(device):
-        base: Any = AutoModelForCausalLM.from_config(SHAPES[arguments.shape], dtype=dtype)
+        base: Any = AutoModelForCausalLM.from_config(
+            SHAPES[arguments.shape], dtype=dtype, attn_implementation=arguments.attention
+        )
     model, guard = prepare(base, name, arguments.quota)
     model.train()
     if arguments.checkpointing:
@@ -220,6 +223,7 @@ def write_report(arguments: argparse.Namespace, measured: dict[str, dict[str, An
     said = {
         "experts": "moe" in arguments.shape,
         "checkpointing": arguments.checkpointing,
+        str(arguments.attention): arguments.attention is not None,
         arguments.shape: not on_cpu(),
         "bfloat16": on_cpu() and arguments.dtype == "bfloat16",
     }
