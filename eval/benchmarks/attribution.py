@@ -74,9 +74,10 @@ def main() -> None:
     found = {**setting(arguments), "compared": [compare(arguments, model, length) for length in arguments.lengths]}
     settings = ((128, 1.0, 7), (128, 0.5, 7), (128, 1.0, 14), (512, 1.0, 7))
     found["cost"] = [cost_of_sweep(arguments, *one) for one in settings]
-    keep("attribution", found)
-    write_report(found)
-    draw(found)
+    name = "attribution" if on_cpu() else f"attribution_{arguments.shape}"
+    keep(name, found)
+    write_report(name, found)
+    draw(name, found)
 
 
 def build(config: Any, dtype: torch.dtype) -> PreTrainedModel:
@@ -314,7 +315,7 @@ def sweep_flops(model: PreTrainedModel, prompts: int, tokens: int, shared: int, 
 # --- what it leaves -------------------------------------------------------------------------------
 
 
-def write_report(found: dict[str, Any]) -> None:
+def write_report(name: str, found: dict[str, Any]) -> None:
     about = (
         f"`python eval/benchmarks/attribution.py`: random weights, {found['shape']} shape, {found['dtype']}, {STEPS} "
         f"steps; {found['device']}; {listed(found['versions'])}. Definition and Captum are timed on evenly spaced "
@@ -336,7 +337,7 @@ def write_report(found: dict[str, Any]) -> None:
     )
     headings = ["way", "tokens", "seconds a prompt", "times the sweep", "peak memory above the model", "layers timed"]
     write(
-        "attribution",
+        name,
         "Attribution: the sweep against the definition and Captum",
         paragraph(about),
         table(headings, [line for row in found["compared"] for line in ways(row)]),
@@ -344,7 +345,7 @@ def write_report(found: dict[str, Any]) -> None:
         "What the sweep's cost depends on:",
         table(["tokens", "layers", "steps", "seconds", "GFLOP"], cost, words=0),
         paragraph(counted),
-        "![seconds for one prompt](attribution.png)",
+        f"![seconds for one prompt]({name}.png)",
     )
 
 
@@ -374,11 +375,11 @@ def counted_pass() -> float:
     return SUBJECTS * sweep_flops(model, PER_SUBJECT, SHOTS_TOKENS + QUESTION_TOKENS, SHOTS_TOKENS, STEPS)
 
 
-def draw(found: dict[str, Any]) -> None:
+def draw(name: str, found: dict[str, Any]) -> None:
     figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
     tokens = [row["tokens"] for row in found["compared"]]
-    for name in ("captum", "definition", "sweep"):
-        axes.plot(tokens, [row[name]["seconds"] for row in found["compared"]], marker="o", label=name)
+    for way in ("captum", "definition", "sweep"):
+        axes.plot(tokens, [row[way]["seconds"] for row in found["compared"]], marker="o", label=way)
     axes.set(
         xlabel="tokens in the prompt",
         ylabel="seconds for one prompt",
@@ -388,7 +389,7 @@ def draw(found: dict[str, Any]) -> None:
     )
     axes.grid(alpha=0.3, which="both")
     axes.legend()
-    figure.savefig(REPORTS / "attribution.png", dpi=110)
+    figure.savefig(REPORTS / f"{name}.png", dpi=110)
 
 
 if __name__ == "__main__":
