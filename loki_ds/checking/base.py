@@ -7,7 +7,7 @@ from pathlib import Path
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from loki_ds.checking.findings import GIB
-from loki_ds.model.anatomy import down_shapes, has_experts
+from loki_ds.model.anatomy import down_shapes, has_experts, sites
 from loki_ds.model.files import model_files, open_weights
 from loki_ds.model.usable import Wanted, check_usable
 from loki_ds.recipe import Recipe
@@ -58,14 +58,21 @@ def look_at_base(recipe: Recipe, folder: Path, config: PreTrainedConfig) -> Base
 
 
 def check_inputs_known(recipe: Recipe, model: PreTrainedModel) -> None:
-    """Refuse what cannot be asked of a mixture of experts.
+    """Refuse what cannot be asked of a model's FFNs.
 
     model: without data, as its class has it.
     """
     section = recipe.implant
-    if section.kind.confined and (section.quiet or section.frozen_inputs) and has_experts(model):
-        key = "quiet" if section.quiet else "frozen_inputs"
+    if not section.kind.confined or not (section.quiet or section.frozen_inputs):
+        return
+    key, name = "quiet" if section.quiet else "frozen_inputs", type(model).__name__
+    if has_experts(model):
         raise Refusal(
-            f"implant.{key}: {type(model).__name__} has experts, and each receives other tokens; allowed are models "
-            "with one dense FFN a layer"
+            f"implant.{key}: {name} has experts, and each receives other tokens; allowed are models with one dense FFN "
+            "a layer"
+        )
+    if section.kind.masks and any(down.d_model_last for site in sites(model) for down in site.downs):
+        raise Refusal(
+            f"implant.{key}: {name} stores its weights with d_model last, and implant.mode is {section.mode}; allowed "
+            "there are rows and lora"
         )

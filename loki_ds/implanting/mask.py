@@ -19,7 +19,6 @@ from loki_ds.model.sites import Down, dense_down
 from loki_ds.model.wide import d_model_of
 from loki_ds.positions import Positions
 from loki_ds.quiet.subspace import project_out
-from loki_ds.refusal import Refusal
 from loki_ds.zero.model import Gatherer, full_shape
 from loki_ds.zero.optimizer import Shard, SpreadElements, after_each_step
 
@@ -144,8 +143,6 @@ def quiet_rows(model: Module, positions: Positions, bases: list[Tensor]) -> dict
     for layer, rows, basis in zip(decoder_layers(model), positions.rows, bases, strict=True):
         if rows:
             down = dense_down(layer)
-            if down.d_model_last:
-                raise Refusal("implant.mode mask keeps no rows quiet whose weight lies with d_model last; use rows")
             with gatherer.whole(down.module):
                 found[down.weight] = QuietRows(rows, down.weight.detach()[rows].float().cpu(), basis)
     return found
