@@ -6,6 +6,7 @@ misspelt command or a misspelt recipe key answer at once.
 
 import argparse
 import json
+import signal
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +24,7 @@ MISUSED = 1  # where 2 means that something was lost
 
 
 def main() -> None:
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a word
     refused = MISUSED if GATE in sys.argv else REFUSED
     try:
         with shown_once(refused):

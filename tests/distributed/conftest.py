@@ -98,7 +98,7 @@ def launch_all(
     ]
     (folder / "cases.json").write_text(json.dumps(listed))
     job = start("tests/distributed/main_jobs.py", str(folder / "cases.json"), ranks=ranks)
-    output = output_of(job, 400)
+    output = output_of(job, 550)
     assert job.returncode == 0, output
 
 
