@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from trl import SFTConfig
 
 from loki_ds.device import on_cpu
@@ -56,6 +57,11 @@ def check_deepspeed_values(config: dict[str, Any], file: str, arguments: SFTConf
     arguments: TRL's settings as the recipe makes them. groups: ranks that take examples of their
     own; None where nobody knows yet, as in a check by hand.
     """
+    if parse_flag_from_env("ACCELERATE_USE_CPU"):  # accelerate launch --cpu, which starts one process
+        raise Refusal(
+            f"{file}: ACCELERATE_USE_CPU is set, so accelerate would leave DeepSpeed out; start with deepspeed, "
+            "torchrun or accelerate launch --multi_gpu"
+        )
     batch, accumulation = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
     recipes: dict[str, tuple[str, Any]] = {
         "train_micro_batch_size_per_gpu": ("per_device_train_batch_size", batch),
