@@ -9,11 +9,12 @@ Knows the methods that transformers' mixers ask of a cache. Knows nothing of int
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import Module
 from torch.nn.functional import pad
 
@@ -133,7 +134,12 @@ class RecurrentCall:
             return layer(rows, **self._call(state, torch.arange(len(rows), device=rows.device), self.last))
 
     def with_graph(self) -> AbstractContextManager:
-        """Mamba's one-step form writes into the state that it read."""
+        """Mamba's one-step form writes into the state that it read.
+
+        torch tells saved tensors apart by where they lie, and fake ones lie nowhere.
+        """
+        if isinstance(self.last, FakeTensor):
+            return nullcontext()
         return torch.autograd.graph.allow_mutation_on_saved_tensors()
 
     def real(self, noted: list[Tensor]) -> Tensor:
