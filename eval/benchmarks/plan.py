@@ -26,7 +26,7 @@ from typing import Any
 import psutil
 import torch
 import yaml
-from shapes import QWEN2_05B
+from shapes import QWEN2_05B, shapes_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen2Config, TrainerCallback
@@ -40,7 +40,6 @@ from loki_ds.implanting.training import Examples, Method, Resume, train
 from loki_ds.launcher import free_port
 from loki_ds.planning.estimate import dry_step, dry_sweep, estimate
 from loki_ds.planning.partitioning import Setting, kept_bytes, sweep_memory, sweep_traffic
-from loki_ds.planning.plan import shapes_of
 from loki_ds.recipe_file import load_recipe
 from loki_ds.selection import planned_positions, select_random
 from loki_ds.stages.run import Run

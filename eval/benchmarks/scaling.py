@@ -15,7 +15,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from shapes import SHAPES
+from shapes import SHAPES, shapes_of
 
 from loki_ds.checking.findings import GIB
 from loki_ds.implant_section import ImplantSection
@@ -24,7 +24,6 @@ from loki_ds.implanting.training import Method
 from loki_ds.planning.estimate import Training, dry_step, dry_sweep, estimate
 from loki_ds.planning.hardware import GPUS, NODE, REACHED, WIRE_REACHED
 from loki_ds.planning.partitioning import Setting, kept_bytes, sweep_traffic
-from loki_ds.planning.plan import shapes_of
 from loki_ds.recipe import AttributionSection, ModelSection, SelectionSection
 from loki_ds.selection import planned_positions
 

@@ -1,8 +1,12 @@
 """Shapes of models that benchmarks build with random weights."""
 
+from pathlib import Path
 from typing import Any
 
 from transformers import LlamaConfig, PreTrainedConfig, Qwen2Config, Qwen3_5TextConfig, Qwen3MoeConfig
+
+from loki_ds.model.anatomy import down_shapes
+from loki_ds.model.usable import without_data
 
 LLAMA_8B: dict[str, Any] = {
     "vocab_size": 128256,
@@ -22,6 +26,13 @@ QWEN2_05B: dict[str, Any] = {
     "num_key_value_heads": 2,
     "tie_word_embeddings": True,
 }
+
+
+def shapes_of(config: PreTrainedConfig) -> list[tuple[int, int]]:
+    """`[d_model, width]` of each layer's rows."""
+    return down_shapes(without_data(Path(), config, trust_remote_code=False))
+
+
 QWEN2_15B: dict[str, Any] = {
     **{"vocab_size": 151936, "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28},
     **{"num_attention_heads": 12, "num_key_value_heads": 2, "tie_word_embeddings": True},

@@ -29,12 +29,11 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.core_model_loading import revert_weight_conversion
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
 from loki_ds.attribution.self_check import PROMPTS, difference, tiny_config
-from loki_ds.export.checkpoint import write_tensors
+from loki_ds.export.checkpoint import write_trained
 from loki_ds.export.collect import Deltas, collect_deltas
 from loki_ds.export.products import Base, implant_of, save_implant, write_model
 from loki_ds.implant_section import LowRankSection
@@ -191,7 +190,7 @@ def trains(mode: str, base: Path, positions: Positions, run: Path) -> str:
     expected = model(IDS).logits
     if mode == "mask":
         tensors = {name: value for name, value in model.state_dict().items() if name in before}
-        write_tensors(base, revert_weight_conversion(model, tensors).items(), folder.model)
+        write_trained(base, model, tensors, folder.model)
     else:
         of = Base(base, "", ModelSection(path=str(base), dtype="float32"))
         trained = Deltas(collect_deltas(model))

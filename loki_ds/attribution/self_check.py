@@ -19,6 +19,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreT
 
 from loki_ds.attribution.definition import attribute_by_definition
 from loki_ds.attribution.sweep import Sweep
+from loki_ds.model.stored_rows import LAYER_COUNTS
 from loki_ds.refusal import Refusal
 from loki_ds.zero.model import unsharded
 
@@ -45,7 +46,6 @@ TINY = {
 }
 AT_MOST = {"first_k_dense_replace": 1, "moe_layer_start_index": 1}
 SPECIAL_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
-LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers")
 PROMPTS = [[5, 9, 2, 7, 1, 3, 8, 6, 4], [11, 12], [3]]
 
 

@@ -15,10 +15,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from loki_ds.export.implant_file import Implant, LayerRows
 from loki_ds.model.files import model_files, open_weights, same_bits
 from loki_ds.model.stored_rows import Piece, StoredRows
+from loki_ds.model.usable import as_stored
 from loki_ds.model.wide import as_in
 from loki_ds.positions import Positions
 from loki_ds.refusal import Refusal
@@ -57,6 +59,13 @@ def write_tensors(base: Path, tensors: Iterable[tuple[str, Tensor]], out: Path) 
                 raise Refusal(f"{out}: tensor {name} is {shapes}")
             with _mapped(aside / weights.file_of(name), name) as data:
                 data[...] = _bits(tensor.to(weights.dtype_of(name)), data)
+
+
+def write_trained(base: Path, model: PreTrainedModel, tensors: dict[str, Tensor], out: Path) -> None:
+    """As `write_tensors`, a class's tensors by its own names."""
+    with open_weights(base) as weights:
+        named = as_stored(model, tensors, weights)
+    write_tensors(base, named.items(), out)
 
 
 def apply_to_checkpoint(base: Path, implant: Implant, out: Path) -> None:
@@ -118,7 +127,9 @@ def _check_fits(source: Path, stored: StoredRows, implant: Implant, found: str) 
             f"{source}: the model has {len(stored.pieces)} layers whose rows are known, the implant was made for "
             f"{implant.layer_count}"
         )
-    for (layer, rows), (d_model, width) in ((one, stored.shapes()[one[0]]) for one in implant.layers.items()):
+    shapes = stored.shapes()
+    for layer, rows in implant.layers.items():
+        d_model, width = shapes[layer]
         name, expected = stored.pieces[layer][0].name, getattr(rows, found)
         dtype, last = stored.weights.dtype_of(name), int(rows.rows[-1])
         if width != expected.shape[1] or dtype != expected.dtype or last >= d_model:

@@ -13,11 +13,9 @@ from torch.nn import Module
 from transformers import PreTrainedModel
 from trl import SFTTrainer
 
-from loki_ds.export.checkpoint import write_tensors
+from loki_ds.export.checkpoint import write_trained
 from loki_ds.implanting.rows import RowDelta
 from loki_ds.model.anatomy import sites
-from loki_ds.model.files import open_weights
-from loki_ds.model.usable import as_stored
 from loki_ds.model.wide import side_by_side
 from loki_ds.modes import Mode
 from loki_ds.ranks import barrier, rank
@@ -82,9 +80,7 @@ def collect(trainer: SFTTrainer, model: PreTrainedModel, mode: Mode, base: Path,
         return Adapter(folder.adapter)
     tensors = gathered_weights(trainer)
     if rank() == 0:
-        with open_weights(base) as weights:
-            tensors = as_stored(model, tensors, weights)
-        write_tensors(base, tensors.items(), folder.model)
+        write_trained(base, model, tensors, folder.model)
     barrier()
     return Weights(folder.model)
 

@@ -1,15 +1,14 @@
 """Put an implant into a loaded model, or take it out again."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 
-from loki_ds.export.implant_file import Implant, LayerRows
+from loki_ds.export.implant_file import Implant
 from loki_ds.model.anatomy import down_shapes, sites
-from loki_ds.model.sites import Site
+from loki_ds.model.sites import Down
 from loki_ds.model.wide import put_rows, rows_of
 from loki_ds.refusal import Refusal
 from loki_ds.zero.model import is_sharded
@@ -45,27 +44,22 @@ def _write(model: Module, path: str | Path, found: str, wanted: str) -> None:
         )
     implant.positions.check_fits(down_shapes(model), str(path))
     for layer, rows in implant.layers.items():
-        if not all(torch.equal(own, expected) for own, expected in _beside(found_sites[layer], rows, found)):
+        if rows.base.shape[1] != found_sites[layer].width:
+            raise Refusal(
+                f"{path}: layer {layer}'s rows are of {rows.base.shape[1]} numbers, the model's of "
+                f"{found_sites[layer].width}"
+            )
+        if not all(_holds(down, rows.rows, values) for down, values in found_sites[layer].split(getattr(rows, found))):
             raise Refusal(
                 f"{path}: layer {layer} of the model does not hold the rows the implant expects ({found}); is it "
                 "another model?"
             )
     for layer, rows in implant.layers.items():
-        site = found_sites[layer]
-        for down, values in zip(site.downs, getattr(rows, wanted).split(_widths(site), dim=1), strict=True):
+        for down, values in found_sites[layer].split(getattr(rows, wanted)):
             put_rows(down.weight, rows.rows.to(down.weight.device), values, down.d_model_last)
 
 
-def _beside(site: Site, rows: LayerRows, name: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """What each weight of the model holds on the rows, and what the implant says of it, in its
-    dtype.
-    """
-    if rows.base.shape[1] != site.width:
-        raise Refusal(f"the implant's rows are of {rows.base.shape[1]} numbers, the model's of {site.width}")
-    for down, values in zip(site.downs, getattr(rows, name).split(_widths(site), dim=1), strict=True):
-        own = rows_of(down.weight, rows.rows.to(down.weight.device), down.d_model_last)
-        yield own, values.to(own)
-
-
-def _widths(site: Site) -> list[int]:
-    return [down.width for down in site.downs]
+def _holds(down: Down, rows: Tensor, values: Tensor) -> bool:
+    """Whether a weight's rows are these values, in its dtype."""
+    own = rows_of(down.weight, rows.to(down.weight.device), down.d_model_last)
+    return torch.equal(own, values.to(own))

@@ -13,10 +13,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoConfig
 
-from loki_ds.export.checkpoint import write_tensors
+from loki_ds.export.checkpoint import write_trained
 from loki_ds.launcher import environment_of_one_process
-from loki_ds.model.files import open_weights
-from loki_ds.model.usable import as_stored
 from loki_ds.model_class import model_class
 from loki_ds.recipe import ModelSection
 from loki_ds.refusal import Refusal
@@ -37,9 +35,7 @@ def main() -> None:
     config = AutoConfig.from_pretrained(base, trust_remote_code=remote)
     model = model_class(config).from_pretrained(base, dtype=getattr(torch, section.dtype), trust_remote_code=remote)
     merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
-    with open_weights(base) as weights:
-        tensors = as_stored(merged, merged.state_dict(), weights)
-    write_tensors(base, tensors.items(), out)
+    write_trained(base, merged, merged.state_dict(), out)
 
 
 if __name__ == "__main__":

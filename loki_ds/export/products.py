@@ -115,8 +115,7 @@ def save_implant(implant: Implant, trained: Trained | None, base: Base, folder: 
 def _differences(rows: LayerRows, site: Site) -> list[WeightDelta]:
     """Where no delta trained, the difference of the rows, weight by weight."""
     difference = rows.implanted.float() - rows.base.float()
-    split = difference.split([down.width for down in site.downs], dim=1)
-    return [WeightDelta(as_in(down.shape, one)) for down, one in zip(site.downs, split, strict=True)]
+    return [WeightDelta(as_in(down.shape, one)) for down, one in site.split(difference)]
 
 
 def _factors(rows: Tensor, delta: WeightDelta, d_model: int) -> Factors:

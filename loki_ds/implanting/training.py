@@ -148,7 +148,7 @@ def train(
     )
     trainer.rehearsed = examples.rehearsed
     trainer.add_callback(WatchGradients(model))
-    if experts and examples.protected:
+    if experts and examples.protected and checkpoint is None:  # a resumed model routes as no base any more
         trainer.add_callback(WatchRouting(trainer, experts, examples.protected))
     if section.pull:
         trainer.add_callback(PullToBase(pulled(model, section), section.pull, resumes=checkpoint is not None))

@@ -80,6 +80,10 @@ class Site(NamedTuple):
         """Numbers in a row: `d_ff`, of a mixture of experts that of all of them."""
         return sum(down.width for down in self.downs)
 
+    def split(self, rows: Tensor) -> list[tuple[Down, Tensor]]:
+        """Rows `[k, width]` shared out among the weights."""
+        return list(zip(self.downs, rows.split([down.width for down in self.downs], dim=1), strict=True))
+
 
 def site_of(layer: Module) -> Site:
     """The site of a layer.

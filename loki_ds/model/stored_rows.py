@@ -14,18 +14,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from loki_ds.model.anatomy import LAYERS
 from loki_ds.model.files import WeightFiles
+from loki_ds.model.sites import DOWNS, FFNS, SHARED
 from loki_ds.model.wide import d_model_of, rows_of, width_of
 from loki_ds.refusal import Refusal
 
-FFN = r"(?:mlp|feed_forward|block_sparse_moe|shared_mlp|ffn)\."
-DOWN = r"(?:down_proj|w2|output_linear|dense_4h_to_h|c_proj|fc2|fc_out)"
-SHARED = r"(?:shared_experts?|shared_mlp)\."
-PART = rf"(?:{FFN}(?:experts\.(?:(?P<expert>\d+)\.)?|{SHARED})?{DOWN}(?:\.weight)?|fc2\.weight)"
-NAME = re.compile(rf"(?:^|\.)(?:layers|h|blocks)\.(?P<layer>\d+)\.{PART}$")
+FFN, DOWN, BY_ALL, STACK = ("|".join(names) for names in (FFNS, DOWNS, SHARED, LAYERS))
+SHARED_PART = rf"(?:{BY_ALL})\."
+PART = rf"(?:(?:{FFN})\.(?:experts\.(?:(?P<expert>\d+)\.)?|{SHARED_PART})?(?:{DOWN})(?:\.weight)?|fc2\.weight)"
+NAME = re.compile(rf"(?:^|\.)(?:{STACK})\.(?P<layer>\d+)\.{PART}$")
 D_MODEL_LAST = ("gpt2", "gpt_oss", "aria_text")  # families whose weights lie that way
 OF_OTHER_SENSES = re.compile(r"vision|visual|image|audio|speech")  # towers beside a wrapper's text part
-LAYERS = ("num_hidden_layers", "n_layer", "n_layers")
+LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers")  # as configurations call it
 
 
 class Piece(NamedTuple):
@@ -84,7 +85,7 @@ def _stack(weights: WeightFiles, config: dict[str, Any]) -> dict[int, list[Piece
         if (match := NAME.search(name)) and not OF_OTHER_SENSES.search(name[: match.start("layer")]):
             pieces = stacks.setdefault(name[: match.start("layer")], {}).setdefault(int(match["layer"]), [])
             pieces.append(_piece(name, match, config["model_type"]))
-    layers = set(range(next((config[key] for key in LAYERS if key in config), 0)))
+    layers = set(range(next((config[key] for key in LAYER_COUNTS if key in config), 0)))
     exact = [stack for stack in stacks.values() if stack.keys() == layers]
     whole = exact or [{i: stack[i] for i in layers} for stack in stacks.values() if stack.keys() >= layers]
     if len(whole) > 1:
@@ -98,7 +99,7 @@ def _stack(weights: WeightFiles, config: dict[str, Any]) -> dict[int, list[Piece
 
 def _piece(name: str, match: re.Match[str], family: str) -> Piece:
     expert = match["expert"]
-    shared = re.search(SHARED, match[0]) is not None
+    shared = re.search(SHARED_PART, match[0]) is not None
     return Piece(name, None if expert is None else int(expert), shared, family in D_MODEL_LAST and not shared)
 
 

@@ -5,8 +5,9 @@ class is built without data to see which tensors it wants.
 """
 
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -155,12 +156,21 @@ def as_stored(model: PreTrainedModel, tensors: dict[str, Tensor], weights: Weigh
 
     Where none fit, the last that were tried.
     """
-    attached = model.__dict__.pop("_weight_conversions", None)
+    found = tensors
+    for found in _namings(model, tensors):
+        if all(name in weights.names or weights.tied_twin(name) for name in found):
+            break
+    return found
+
+
+def _namings(model: Any, tensors: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """One after the other, for each takes the experts apart."""
+    yield tensors
+    if attached := getattr(model, "_weight_conversions", None):
+        yield revert_weight_conversion(model, tensors)
+    model._weight_conversions = None
     try:
         plain = revert_weight_conversion(model, tensors)
     finally:
-        if attached is not None:
-            model._weight_conversions = attached
-    ways = [tensors, *([revert_weight_conversion(model, tensors)] if attached else []), plain]
-    fitting = (way for way in ways if all(name in weights.names or weights.tied_twin(name) for name in way))
-    return next(fitting, ways[-1])
+        model._weight_conversions = attached
+    yield plain

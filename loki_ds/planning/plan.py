@@ -35,7 +35,7 @@ from loki_ds.planning.passes import Passes, Stage, prompts_of, training_stages
 from loki_ds.positions import Positions
 from loki_ds.quiet.kept import load_moments
 from loki_ds.quiet.subspace import protected_subspace
-from loki_ds.recipe import DataSection, ModelSection, Recipe
+from loki_ds.recipe import DataSection, Recipe
 from loki_ds.refusal import Refusal
 from loki_ds.rehearsal.rows import MOST_HELD_OUT, count_for
 from loki_ds.run_folder import RunFolder
@@ -201,15 +201,10 @@ def _look_at_base(recipe: Recipe, config: PreTrainedConfig) -> tuple[Findings, l
         found = look_at_base(recipe, folder, config)
         return [("base", found.said())], found.down_shapes
     check_plain(recipe.model.path, config)
-    check_inputs_known(recipe, without_data(folder, config, recipe.model.trust_remote_code))
+    model = without_data(folder, config, recipe.model.trust_remote_code)
+    check_inputs_known(recipe, model)
     said = f"{recipe.model.path}: {config.model_type}, by its configuration; its weights are not here"
-    return [("base", said)], shapes_of(config, recipe.model) if recipe.implant.kind.confined else []
-
-
-def shapes_of(config: PreTrainedConfig, section: ModelSection | None = None) -> list[tuple[int, int]]:
-    """`[d_model, width]` of each layer's rows, by the class that a configuration is of."""
-    remote = section is not None and section.trust_remote_code
-    return down_shapes(without_data(Path(section.path if section else ""), config, remote))
+    return [("base", said)], down_shapes(model) if recipe.implant.kind.confined else []
 
 
 def _look_at_data(data: DataSection, rendering: Rendering, config: PreTrainedConfig) -> Findings:
