@@ -9,7 +9,7 @@ REAL := $(ON_CPU) deepspeed --num_gpus 2 launch/implant.py --recipe recipes/smol
 REAL_BASE := model.path=build/real/model
 TINY := $(ON_CPU) deepspeed --num_gpus 2 launch/implant.py --recipe recipes/tiny
 
-.PHONY: help demo real real-study test test-skew lint docs audit bench study quiet-study scaling models reliability tiny-world learning-rates clean
+.PHONY: help demo real real-study test test-skew lint docs audit bench study quiet-study dial-study scaling models reliability tiny-world learning-rates clean
 
 help:  ## list these targets
 	@awk '/^##@ /{printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## /{split($$0, part, ":.*## "); printf "  make %-15s %s\n", part[1], part[2]}' $(MAKEFILE_LIST)
@@ -83,6 +83,9 @@ study: $(READY)  ## methods, selections, quotas and baselines on the tiny world,
 
 quiet-study: $(READY)  ## quiet implanting, decay, other worlds (about an hour on two cores)
 	$(ON_CPU) python eval/studies/trade_off.py eval/studies/quiet.yaml
+
+dial-study: $(READY)  ## pull, rehearsal, frozen inputs and the dial, alone and together (about an hour on two cores)
+	$(ON_CPU) python eval/studies/trade_off.py eval/studies/dial.yaml
 
 real-study: $(READY)  ## that model's rates by the stated rule, then every method with two seeds (some two hours on two cores)
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) gguf

@@ -58,11 +58,12 @@ class RehearseSection(Section):
     predictions over its `top_k` likeliest tokens and the rest, or `ce`, the texts' own tokens.
 
     One text in ten is held out; the divergence there, the drift, is measured at every evaluation
-    and at the end. `stop_at_drift` ends the training once it is larger, in nats a token.
+    and at the end. `stop_at_drift` ends the training once it is larger, in nats a token. A `share`
+    of 0 rehearses nothing and measures the drift alone.
     """
 
     prompts: FileName = "protected"
-    share: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    share: Annotated[float, Field(ge=0, lt=1)] = 0.05
     loss: Literal["kl", "ce"] = "kl"
     top_k: Annotated[int, Field(gt=0)] = 64
     stop_at_drift: Annotated[float, Field(gt=0)] | None = None

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from loki_ds.implant_section import ImplantSection
+from loki_ds.implant_section import ImplantSection, RehearseSection
 from loki_ds.recipe_keys import check_training_keys
 from loki_ds.section import Section
 from loki_ds.shipped import FileName
@@ -229,9 +229,17 @@ class Recipe(Section):
         return self._selects and self.selection.strategy in BY_SENSITIVITY
 
     @property
+    def rehearsal(self) -> RehearseSection | None:
+        """What is rehearsed; where rows train beside a protected set the drift on it is measured,
+        at the least.
+        """
+        watches = self.changes_rows and self.implant.kind.trains and self.protected and self.sequence_parallel == 1
+        return self.implant.rehearse or (RehearseSection(share=0) if watches else None)
+
+    @property
     def rehearsed(self) -> ProtectedSection | None:
         """The texts that are rehearsed: the protected set itself, or a file read like one."""
-        section = self.implant.rehearse
+        section = self.rehearsal
         if section is None or section.prompts == "protected":
             return self.protected if section else None
         return ProtectedSection(prompts=section.prompts)

@@ -3,6 +3,7 @@ other seeds at the one it chose.
 
     python eval/studies/trade_off.py eval/studies/methods.yaml       # make study
     python eval/studies/trade_off.py eval/studies/quiet.yaml         # make quiet-study
+    python eval/studies/trade_off.py eval/studies/dial.yaml          # make dial-study
 
 A study is a YAML file of methods. Each cell is one run of the main job on one process, as many at a
 time as there are cores; finished cells are not redone. One rule for all: of the settings that reach
@@ -169,9 +170,18 @@ def _measured(report: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {
         "skill": report["new_task"][0]["implanted"],
         "forgetting": report["forgetting"],
+        "losses": report["losses_only"],
+        "change": report["verification"]["change"],
+        **_drift(folder),
         "scores": scores,
         "seconds": seconds,
     }
+
+
+def _drift(folder: Path) -> dict[str, float]:
+    """At the end of the training, where it was measured; a dial turns what was trained back."""
+    log = json.loads((folder / "training_log.json").read_text())
+    return {key: line[key] for line in log for key in ("drift", "drift_new_task") if key in line}
 
 
 def chosen_of(cells: Iterable[Cell], study: dict[str, Any]) -> Cell:

@@ -23,12 +23,16 @@ log = logging.getLogger(__name__)
 
 
 class Rehearsed(NamedTuple):
-    """The base's answers that labels point to, rows that are never trained on, and the drift on
-    them at which training ends, in nats a token (None: never).
+    """The base's answers that labels point to, and rows whose drift is measured, by its name in the
+    log; `drift` itself is that of protected texts which are never trained on.
+
+    learnt: whether any row that trains points to an answer. stop_at_drift: where training ends, in
+    nats a token (None: never).
     """
 
     answers: Answers
-    held_out: Dataset
+    measured: dict[str, Dataset]
+    learnt: bool
     stop_at_drift: float | None = None
 
 
@@ -44,7 +48,7 @@ class RehearsingTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        if self.rehearsed is None:
+        if self.rehearsed is None or (model.training and not self.rehearsed.learnt):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs["labels"]
         pointing = is_pointer(labels)
@@ -96,12 +100,15 @@ class RehearsingTrainer(SFTTrainer):
         return metrics
 
     def measure_drift(self, rehearsed: Rehearsed) -> float:
-        """Mean divergence from the base on the held-out rows, in nats a token; it goes to the log.
+        """Mean divergence from the base on the rows that are measured, in nats a token; it goes to
+        the log. Returns that of the protected texts.
 
         All ranks call it.
         """
-        rows = self.get_eval_dataloader(rehearsed.held_out)
-        found = self.evaluation_loop(rows, "Drift", prediction_loss_only=True, metric_key_prefix="drift")
-        drift = float((found.metrics or {})["drift_loss"])
-        self.log({"drift": drift})
-        return drift
+        found = {}
+        for name, rows in rehearsed.measured.items():
+            loader = self.get_eval_dataloader(rows)
+            done = self.evaluation_loop(loader, name, prediction_loss_only=True, metric_key_prefix=name)
+            found[name] = float((done.metrics or {})[f"{name}_loss"])
+        self.log(found)
+        return found["drift"]

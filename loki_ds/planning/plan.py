@@ -115,10 +115,11 @@ def make_plan(recipe: Recipe, gpu: Gpu, ranks: int) -> Plan:
         stages += [passes.sensitivity(shape.tokens)] if recipe.collects_sensitivity else []
         stages += [passes.inputs(quiet, shapes)] if quiet else []
         stages += [passes.forward("frozen inputs")] if freezes else []
-    if recipe.rehearsed is not None and recipe.implant.rehearse is not None:
+    if recipe.rehearsed is not None and recipe.rehearsal is not None:
         texts = prompts_of(recipe.rehearsed, tokenizer)
-        asked = count_for(examples_in(recipe.data), recipe.implant.rehearse.share) + MOST_HELD_OUT
-        stages.append(over(texts._replace(total=min(texts.total, asked))).forward("rehearse"))
+        asked = count_for(examples_in(recipe.data), recipe.rehearsal.share) + MOST_HELD_OUT
+        name = "rehearse" if recipe.implant.rehearse else "drift"
+        stages.append(over(texts._replace(total=min(texts.total, asked))).forward(name))
     training, example, alternatives = None, [], []  # type: ignore[var-annotated]
     if mode.trains:
         dry = partial(dry_step, config, recipe.model, Method(recipe.implant, positions))

@@ -4,7 +4,8 @@ A label below -100 is no token but a place among the answers. So it goes whereve
 packed, padded, cut and counted as a token that is learnt, and weighs as much.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from random import Random
 from typing import Literal
 
@@ -53,8 +54,17 @@ def as_dataset(examples: Sequence[Rendered]) -> Dataset:
 
 
 def count_for(examples: int, share: float) -> int:
-    """How many rehearsed examples make up a share of all."""
-    return max(1, round(examples * share / (1 - share)))
+    """How many rehearsed examples make up a share of all; of none that is not 0 at least one."""
+    return max(1, round(examples * share / (1 - share))) if share else 0
+
+
+def prompts_of(examples: Iterable[dict[str, list[int]]]) -> list[list[int]]:
+    """What stands before the first token that is learnt, of as many examples as are held out."""
+    starts = (
+        one["input_ids"][: next((i for i, label in enumerate(one["labels"]) if label != NOT_LEARNT), 0)]
+        for one in examples
+    )
+    return list(islice((start for start in starts if start), MOST_HELD_OUT))
 
 
 def mixed_in(examples: Dataset, others: Sequence[Rendered], share: float, seed: int) -> Dataset:

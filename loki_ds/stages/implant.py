@@ -45,7 +45,8 @@ def _implant(run: Run, positions: Positions | None, inputs: Inputs) -> None:
     if section.kind.trains:
         bases = protected.kept_out if protected else None
         plain = Examples(run.checked.examples, run.checked.heldout)
-        examples = rehearse(run, section.rehearse) if section.rehearse else plain
+        rehearsal = run.recipe.rehearsal
+        examples = rehearse(run, rehearsal) if rehearsal else plain
         if run.recipe.protected is not None and run.recipe.sequence_parallel == 1:
             examples = examples._replace(protected=run.protected.tokens)
         with cost_of(run.folder, "implant"):

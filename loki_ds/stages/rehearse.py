@@ -1,5 +1,5 @@
-"""Before a training with rehearsal: the base's answers on the texts, in `rehearsal/`, and the
-examples that are made of them.
+"""Before a training with rehearsal, or whose drift is measured: the base's answers on the texts, in
+`rehearsal/`, and the examples that are made of them.
 """
 
 import logging
@@ -14,7 +14,15 @@ from loki_ds.implanting.training import Examples
 from loki_ds.protected import load_protected
 from loki_ds.rehearsal.answers import ask_base, load_answers, save_answers
 from loki_ds.rehearsal.divergence import Answers
-from loki_ds.rehearsal.rows import HELD_OUT, MOST_HELD_OUT, as_dataset, count_for, mixed_in, rehearsed
+from loki_ds.rehearsal.rows import (
+    HELD_OUT,
+    MOST_HELD_OUT,
+    as_dataset,
+    count_for,
+    mixed_in,
+    prompts_of,
+    rehearsed,
+)
 from loki_ds.stages.batch_size import measured_batches
 from loki_ds.stages.costs import cost_of
 from loki_ds.stages.inputs import answers_inputs
@@ -25,21 +33,26 @@ log = logging.getLogger(__name__)
 
 
 def rehearse(run: Run, section: RehearseSection) -> Examples:
-    """The new task's examples with rehearsed ones among them: draw texts, ask the base, or read
-    what it answered on the same ones, and mix.
+    """The new task's examples with rehearsed ones among them, and those whose drift is measured:
+    draw texts, ask the base, or read what it answered on the same ones, and mix.
     """
-    new, seed = run.checked.examples, run.training_arguments.seed
+    new, heldout, seed = run.checked.examples, run.checked.heldout, run.training_arguments.seed
     texts = _texts(run)
     apart = texts[::HELD_OUT][:MOST_HELD_OUT]
     others = [text for i, text in enumerate(texts) if i % HELD_OUT] or texts
     drawn = Random(seed).sample(others, min(len(others), count_for(len(new), section.share)))
-    asked = [*drawn, *apart]
+    prompts = prompts_of(heldout or new)
+    asked = [*drawn, *apart, *prompts]
     answers = _answers(run, section, asked)
-    trained = rehearsed(asked, answers, section.loss)[: len(drawn)]
-    held_out = rehearsed(asked, answers, "kl")[len(drawn) :]
-    mixed = mixed_in(new, trained, section.share, seed)
+    by_base, new_task = rehearsed(asked, answers, "kl"), len(drawn) + len(apart)
+    measured = {"drift": by_base[len(drawn) : new_task], "drift_new_task": by_base[new_task:]}
+    datasets = {name: as_dataset(rows) for name, rows in measured.items() if rows}
+    if not drawn:
+        return Examples(new, heldout, Rehearsed(answers, datasets, learnt=False, stop_at_drift=section.stop_at_drift))
+    mixed = mixed_in(new, rehearsed(asked, answers, section.loss)[: len(drawn)], section.share, seed)
     log.info("implant: %d of %d examples are rehearsed, of %d texts", len(mixed) - len(new), len(mixed), len(drawn))
-    return Examples(mixed, run.checked.heldout, Rehearsed(answers, as_dataset(held_out), section.stop_at_drift))
+    learnt = section.loss == "kl"
+    return Examples(mixed, heldout, Rehearsed(answers, datasets, learnt, section.stop_at_drift))
 
 
 def _texts(run: Run) -> list[list[int]]:

@@ -194,7 +194,7 @@ def _origin(run: Run) -> dict[str, str]:
         "positions": rows,
         "selection": in_a_line(recipe.selection.model_dump()) if recipe.changes_rows else "none",
         "training": in_a_line(without_secrets(recipe.training)),
-        **(_rehearsal(run) if recipe.implant.rehearse else {}),
+        **_rehearsal(run),
         **_routing(run),
         **({"scale": _scale(run, recipe.tune)} if recipe.tune else {}),
         **({"chat template": "; ".join(written)} if written else {}),
@@ -204,19 +204,26 @@ def _origin(run: Run) -> dict[str, str]:
 
 def _rehearsal(run: Run) -> dict[str, str]:
     """What was rehearsed, and how far the model is from the base on texts that were not."""
-    section, log_ = run.recipe.implant.rehearse, json.loads(run.folder.training_log.read_text())
-    *_, drift = (line["drift"] for line in log_ if "drift" in line)
-    return {
-        "rehearsal": in_a_line(section.model_dump() if section else {}),
-        "drift": f"{drift:.3g} nats a token from the base's predictions, on a tenth of the texts, held out",
-    }
+    section, found = run.recipe.implant.rehearse, {}
+    if section is not None:
+        found["rehearsal"] = in_a_line(section.model_dump())
+    for name, where in (("drift", "protected texts held out"), ("drift_new_task", "the new task's prompts")):
+        if measured := _logged(run, name):
+            key = name.replace("_", " ")
+            found[key] = f"{measured[-1]:.3g} nats a token from the base's predictions, on {where}"
+    return found
 
 
 def _routing(run: Run) -> dict[str, str]:
     """Of a mixture of experts, what the training did to the routers' choices."""
-    log_ = json.loads(run.folder.training_log.read_text()) if run.folder.training_log.exists() else []
-    found = [line["routing_changed"] for line in log_ if "routing_changed" in line]
+    found = _logged(run, "routing_changed")
     return {"routing": f"{found[-1]:.2%} of the base's choices on protected prompts changed"} if found else {}
+
+
+def _logged(run: Run, key: str) -> list[float]:
+    """From the training's log, in order."""
+    file = run.folder.training_log
+    return [line[key] for line in json.loads(file.read_text()) if key in line] if file.exists() else []
 
 
 def _scale(run: Run, section: TuneSection) -> str:
