@@ -175,6 +175,9 @@ class RetentionSection(Section):
     `processes` (auto: one for every `devices_per_model` devices of this node), which share the
     documents. Tasks that run code the model wrote (HumanEval) need `allow_code_execution`: that
     code could do anything the user may do.
+
+    `stop: decided` asks the implanted model each ability's documents in random order, and no more
+    of them once its loss is shown to be within the margin, or beyond it. The base is asked all.
     """
 
     abilities: Annotated[list[TaskGroup], BeforeValidator(_one_or_more), Field(min_length=1)]
@@ -186,6 +189,7 @@ class RetentionSection(Section):
     batch_size: Annotated[int, Field(gt=0)] = 8
     allow_code_execution: bool = False
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    stop: Literal["never", "decided"] = "never"
     seed: int = 0
 
     @property

@@ -20,7 +20,8 @@ class TaskLine(TypedDict):
     metric: str
     unit: str  # score, nats, bits per byte, or of its own scale
     higher_is_better: bool
-    n: int  # documents
+    n: int  # documents asked
+    documents: int  # of the task; more than n where it was decided before the last
     clusters: int  # subtasks of a group; 0 for a task of one piece
     base: float
     implanted: float

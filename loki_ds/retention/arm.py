@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import sys
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from random import Random
@@ -24,6 +25,7 @@ from loki_ds.launcher import end_with_parent
 from loki_ds.model_class import is_wrapper_alone
 from loki_ds.recipe import TaskGroup
 from loki_ds.refusal import Refusal, shown_once
+from loki_ds.retention.blocks import Places, until_decided
 from loki_ds.retention.parcels import ArmResult, Request, Sample, TaskSamples
 from loki_ds.run_folder import write_json
 from loki_ds.task_metrics import Metric, choices_of, gold_choices, likelihood
@@ -33,21 +35,24 @@ LIBRARIES = {"hf": ("lm_eval", "transformers", "torch"), "vllm": ("lm_eval", "vl
 LONGEST_PROMPT = 2000  # characters of a prompt that are kept for the report, from its end
 
 
-def run_lm_eval(request: Request) -> ArmResult:
-    """Evaluate this process' share of the documents of every group of tasks."""
+def run_lm_eval(request: Request, folder: Path) -> ArmResult:
+    """Evaluate this process' share of the documents of every group of tasks.
+
+    folder: where processes that share documents leave word for each other.
+    """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     manager = task_manager(request.tasks, request.include_path, "retention")
-    model, behind = _model(request), {found.name: found for found in request.found}
+    model, (share, of) = _model(request), request.share
     done: dict[str, TaskSamples] = {}
-    for group in request.groups:
+    for number, group in enumerate(request.groups):
         tasks = manager.load(group.tasks)["tasks"]
-        chosen = {name: _chosen(name, task, group.limit, request) for name, task in tasks.items()}
-        asked = [draws_shots_by_document(tasks[name], request.seed) for name, places in chosen.items() if places]
-        if not asked:
-            continue  # fewer documents than processes
-        results = _evaluate(model, request, group, asked, manager, chosen)
-        for name in group.tasks:
-            done[name] = _merged(behind[name], tasks, results)
+        drawn = {name: _drawn(name, task, group.limit, request) for name, task in tasks.items()}
+        asked = {name: draws_shots_by_document(task, request.seed) for name, task in tasks.items()}
+        ask = partial(_ask, model, request, group, asked, manager)
+        if request.stop is not None and number < request.stop.abilities:
+            done |= until_decided(request, request.stop, group.tasks, drawn, ask, folder)
+        else:
+            done |= ask({name: places[share::of] for name, places in drawn.items()})
     return {"tasks": done, "tokenizer": _tokenizer_digest(model), "libraries": library_versions(request.backend)}
 
 
@@ -80,14 +85,14 @@ def _loaded(request: Request) -> Any:
     return PeftModel.from_pretrained(model, request.adapter) if request.adapter else model
 
 
-def _chosen(name: str, task: Any, limit: int | None, request: Request) -> list[int]:
-    """A task's documents: `limit` of them drawn by the seed, the same on both arms, of those the
-    half that is asked, and of that this process' share.
+def _drawn(name: str, task: Any, limit: int | None, request: Request) -> list[int]:
+    """A task's documents: `limit` of them drawn by the seed, the same on both arms, and of those
+    the half that is asked.
     """
-    count, (share, of) = len(task.eval_docs), request.share
+    count = len(task.eval_docs)
     drawn = sorted(Random(f"{request.seed}-{name}").sample(range(count), min(limit or count, count)))
     halves = {None: drawn, "choosing": drawn[::2], "confirming": drawn[1::2]}
-    return halves[request.half][share::of]
+    return halves[request.half]
 
 
 def draws_shots_by_document(task: Any, seed: int) -> Any:
@@ -106,9 +111,18 @@ def draws_shots_by_document(task: Any, seed: int) -> Any:
     return task
 
 
-def _evaluate(
-    model: Any, request: Request, group: TaskGroup, tasks: list[Any], manager: Any, chosen: dict[str, list[int]]
-) -> Any:
+def _ask(
+    model: Any, request: Request, group: TaskGroup, tasks: dict[str, Any], manager: Any, places: Places
+) -> dict[str, TaskSamples]:
+    """Some documents of a group's tasks, by the names that were asked for; of none nothing."""
+    chosen = {name: of_task for name, of_task in places.items() if of_task}
+    if not chosen:
+        return {}  # fewer documents than processes
+    results = _evaluate(model, request, group, [tasks[name] for name in chosen], manager, chosen)
+    return {found.name: _merged(found, tasks, results) for found in request.found if found.name in group.tasks}
+
+
+def _evaluate(model: Any, request: Request, group: TaskGroup, tasks: list[Any], manager: Any, chosen: Places) -> Any:
     """lm-eval's own `simple_evaluate`, allowed to run model-written code only if the recipe says
     so.
     """
@@ -116,12 +130,12 @@ def _evaluate(
 
     if request.allow_code_execution:
         os.environ["HF_ALLOW_CODE_EVAL"] = "1"
-    whole = group.limit is None and request.half is None and request.share[1] == 1
+    whole = group.limit is None and request.half is None and request.share[1] == 1 and request.stop is None
     return simple_evaluate(
         model,
         tasks=tasks,
         num_fewshot=group.num_fewshot,
-        samples=None if whole else {name: places for name, places in chosen.items() if places},
+        samples=None if whole else chosen,
         apply_chat_template=group.apply_chat_template,
         task_manager=manager,
         bootstrap_iters=0,
@@ -232,7 +246,8 @@ def main() -> None:
     end_with_parent()
     with shown_once():
         request = Request.model_validate_json(Path(sys.argv[1]).read_text())
-        write_json(Path(sys.argv[2]), run_lm_eval(request))
+        found = Path(sys.argv[2])
+        write_json(found, run_lm_eval(request, found.parent))
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from loki_ds.launcher import environment_of_one_process
 from loki_ds.refusal import Refusal
-from loki_ds.retention.parcels import ArmResult, Request, TaskSamples
-from loki_ds.retention.question import Answers, Arm, Question
+from loki_ds.retention.parcels import ArmResult, Request, together
+from loki_ds.retention.question import Answers, Arm, Kept, Question
 from loki_ds.run_folder import remove
 
 PATIENCE = 3.0  # seconds for the first process to fail as well
@@ -71,14 +71,17 @@ def gather_shares(request: Request, folder: Path, nodes: Nodes = Nodes()) -> Arm
                     f"lm-eval on {request.model} failed on node {node}; its own message is in that node's log"
                 )
         time.sleep(0.2)
-    found = _together([json.loads(share.read_text(encoding="utf-8")) for share in shares])
+    found: list[ArmResult] = [json.loads(share.read_text(encoding="utf-8")) for share in shares]
     remove(folder)
-    return found
+    return {**found[0], "tasks": together([share["tasks"] for share in found])}
 
 
-def answered(answers: Answers, question: Question, arm: Arm) -> ArmResult:
-    """A model's answers, from this node alone; documents answered before are not asked again."""
-    key, request = question.key(arm), question.request(arm)
+def answered(answers: Answers, question: Question, arm: Arm, base: Kept | None = None) -> ArmResult:
+    """A model's answers, from this node alone; documents answered before are not asked again.
+
+    base: the base's answers, by which the question may stop.
+    """
+    key, request = question.key(arm, base), question.request(arm, base)
     if not answers.file(key).exists():
         forget_failures(answers.shares(key))
         evaluate_shares(request, answers.shares(key))
@@ -143,19 +146,3 @@ def _run_together(processes: list[subprocess.Popen], logs: list[Path], model: st
     if statuses[failed] == 2:
         raise SystemExit(2)  # the arm has said why
     raise Refusal(f"lm-eval on {model} ended with exit status {statuses[failed]}; its own message is above")
-
-
-def _together(shares: list[ArmResult]) -> ArmResult:
-    """The shares' samples under one roof, in the documents' order, so the result does not depend on
-    how many processes there were.
-    """
-    tasks: dict[str, TaskSamples] = {}
-    for share in shares:
-        for name, found in share["tasks"].items():
-            task = tasks.setdefault(name, {**found, "samples": [], "version": {}, "shots": {}})
-            task["version"].update(found["version"])
-            task["shots"].update(found["shots"])
-            task["samples"] += found["samples"]
-    for task in tasks.values():
-        task["samples"].sort(key=lambda sample: (sample["cluster"] or "", sample["place"]))
-    return {**shares[0], "tasks": tasks}

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from loki_ds.refusal import Refusal
-from loki_ds.retention.parcels import ArmResult, Sample, TaskSamples
+from loki_ds.retention.parcels import ArmResult, Sample, Stopped, TaskSamples
 from loki_ds.task_metrics import Metric
 
 
@@ -31,7 +31,9 @@ class Pair:
 class PairedTask:
     """One task by one metric: its lm-eval name, and its documents on both arms.
 
-    by_size: whether a group's subtasks weigh by their documents; shots, versions: of each subtask.
+    by_size: whether a group's subtasks weigh by their documents; shots, versions: of each subtask;
+    stopped: what is known of all documents, where not all of them were asked and the metric is the
+    one that decided.
     """
 
     task: str
@@ -40,6 +42,7 @@ class PairedTask:
     by_size: bool = True
     shots: dict[str, int] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    stopped: Stopped | None = None
 
 
 def pair(base: ArmResult, implanted: ArmResult, one_tokenizer: bool = True) -> list[PairedTask]:
@@ -75,7 +78,11 @@ def _pair_task(task: str, base: TaskSamples, implanted: TaskSamples) -> list[Pai
             raise Refusal(
                 f"task {task}: {what} is {base[what]} on the base and {implanted[what]} on the implanted model"
             )
-    before, after = _by_document(base["samples"]), _by_document(implanted["samples"])
+    stopped, asked = implanted.get("stopped"), base["samples"]
+    if stopped is not None:
+        seen = {(sample["cluster"], sample["place"]) for sample in implanted["samples"]}
+        asked = [sample for sample in asked if (sample["cluster"], sample["place"]) in seen]
+    before, after = _by_document(asked), _by_document(implanted["samples"])
     if before.keys() != after.keys():
         alone = len(before.keys() ^ after.keys())
         raise Refusal(
@@ -89,9 +96,10 @@ def _pair_task(task: str, base: TaskSamples, implanted: TaskSamples) -> list[Pai
             base["by_size"],
             base["shots"],
             base["version"],
+            stopped if place == 0 else None,
         )
         for place, metric in enumerate(base["metrics"])
-        if all(sample["scores"][place] is not None for sample in (*base["samples"], *implanted["samples"]))
+        if all(sample["scores"][place] is not None for sample in (*asked, *implanted["samples"]))
     ]
 
 

@@ -1,6 +1,7 @@
 """What the main process and the arms hand each other, as JSON: a request, and what came of it."""
 
-from typing import Literal, TypedDict
+from collections.abc import Sequence
+from typing import Literal, NotRequired, TypedDict
 
 from pydantic import BaseModel, ConfigDict
 
@@ -11,13 +12,28 @@ from loki_ds.tasks import TaskFound
 Half = Literal["choosing", "confirming"]  # of the documents, where a scale is chosen
 
 
+class Stop(BaseModel):
+    """When a model is asked no more documents of an ability: see `retention.stopping`.
+
+    base: the file of the base's answers, base_key: of what they are; abilities: how many of the
+    groups of tasks are abilities, the first ones.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    base: str
+    base_key: str
+    abilities: int
+    margin: float
+
+
 class Request(BaseModel):
     """One model and everything that is asked of it.
 
     `model` is its folder, `adapter` that of a PEFT adapter on it. `found` is what the check found
     behind every name. Each of `processes` evaluates a share of the documents: process
     `share[0]` of `share[1]`. `seed` draws the documents of a limit; of those `half` is asked, None
-    for all.
+    for all. `stop`: when no more of them are.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -38,12 +54,18 @@ class Request(BaseModel):
     groups: list[TaskGroup]
     found: list[TaskFound]
     half: Half | None = None
+    stop: Stop | None = None
     share: tuple[int, int] = (0, 1)
 
     @property
     def tasks(self) -> list[str]:
         """All names that are asked for."""
         return [task for group in self.groups for task in group.tasks]
+
+    @property
+    def abilities(self) -> list[str]:
+        """Of those, the ones that may be stopped."""
+        return [task for group in self.groups[: self.stop.abilities if self.stop else 0] for task in group.tasks]
 
 
 class Sample(TypedDict):
@@ -58,14 +80,45 @@ class Sample(TypedDict):
     gold: str
 
 
+class Stopped(TypedDict):
+    """Why a task's last documents were not asked: the bounds of its gain over all of them
+    (`retention.stopping.Bounds`), of how many.
+    """
+
+    documents: int
+    low: float
+    high: float
+    p_value: float
+
+
 class TaskSamples(TypedDict):
-    """One task, or a group of them as one, on one model."""
+    """One task, or a group of them as one, on one model.
+
+    stopped: where some of its documents were not asked.
+    """
 
     version: dict[str, str]  # of each subtask
     shots: dict[str, int]
     metrics: list[Metric]  # the main one first
     by_size: bool  # whether a group's subtasks weigh by their documents
     samples: list[Sample]
+    stopped: NotRequired[Stopped]
+
+
+def together(parts: Sequence[dict[str, TaskSamples]]) -> dict[str, TaskSamples]:
+    """Parts of one model's samples under one roof, in the documents' order, so that the whole does
+    not depend on how many there were.
+    """
+    tasks: dict[str, TaskSamples] = {}
+    for part in parts:
+        for name, found in part.items():
+            task = tasks.setdefault(name, {**found, "samples": [], "version": {}, "shots": {}})
+            task["version"].update(found["version"])
+            task["shots"].update(found["shots"])
+            task["samples"] += found["samples"]
+    for task in tasks.values():
+        task["samples"].sort(key=lambda sample: (sample["cluster"] or "", sample["place"]))
+    return tasks
 
 
 class ArmResult(TypedDict):

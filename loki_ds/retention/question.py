@@ -5,13 +5,13 @@ import importlib.util
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from loki_ds import device, task_metrics
 from loki_ds.recipe import RetentionSection
 from loki_ds.refusal import Refusal
 from loki_ds.retention.arm import library_versions
-from loki_ds.retention.parcels import ArmResult, Half, Request
+from loki_ds.retention.parcels import ArmResult, Half, Request, Stop
 from loki_ds.run_folder import digest_of, publish, write_json
 from loki_ds.tasks import TaskFound
 
@@ -49,6 +49,13 @@ class Arm:
     template: str | None = None
 
 
+class Kept(NamedTuple):
+    """One model's answers: their file, which may be still to be written, and their key."""
+
+    file: Path
+    key: dict[str, Any]
+
+
 @dataclass(frozen=True)
 class Question:
     """The tasks, and how they run; the same for both models.
@@ -62,7 +69,8 @@ class Question:
     trust_remote_code: bool
     half: Half | None = None
 
-    def request(self, arm: Arm) -> Request:
+    def request(self, arm: Arm, base: Kept | None = None) -> Request:
+        """Of one model; base: the other's answers, by which it may stop."""
         section, each = self.section, self.section.devices_per_model
         processes = max(1, device.local_devices() // each) if section.processes == "auto" else section.processes
         return Request(
@@ -82,12 +90,19 @@ class Question:
             groups=section.groups,
             found=self.found,
             half=self.half,
+            stop=self._stop(base) if base and section.stop == "decided" else None,
         )
 
-    def key(self, arm: Arm) -> dict[str, Any]:
+    def _stop(self, base: Kept) -> Stop:
+        abilities, margin = len(self.section.abilities), self.section.margin
+        return Stop(base=str(base.file), base_key=short_digest(base.key), abilities=abilities, margin=margin)
+
+    def key(self, arm: Arm, base: Kept | None = None) -> dict[str, Any]:
         """All that determines the model's documents and scores, in JSON's types."""
-        own = {"model", "adapter", "tokenizer", "share", *(() if self.half else ("half",))}
-        request = self.request(arm).model_dump(mode="json", exclude=own)
+        asked = self.request(arm, base)
+        unset = {name for name in ("half", "stop") if getattr(asked, name) is None}
+        own = dict.fromkeys({"model", "adapter", "tokenizer", "share", *unset}, True)
+        request = asked.model_dump(mode="json", exclude={"stop": {"base"}, **own})
         include = digest_of(Path(self.section.include_path)) if self.section.include_path else None
         return {
             **request,
@@ -107,6 +122,9 @@ class Answers:
 
     def file(self, key: dict[str, Any]) -> Path:
         return self.folder / f"{short_digest(key)}.json"
+
+    def kept(self, key: dict[str, Any]) -> Kept:
+        return Kept(self.file(key), key)
 
     def shares(self, key: dict[str, Any]) -> Path:
         """Where the processes that evaluate put their shares, until they are put together."""

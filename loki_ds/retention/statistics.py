@@ -34,6 +34,9 @@ class TaskChange:
     detectable: the smallest loss these documents would have shown in four cases of five. margin: in
     the metric's own unit. verdict: `kept` (no loss beyond the margin is above the floor), `lost`
     (Holm-corrected), `not shown`.
+
+    documents: of the task; more than `n` where it was decided before the last (`stopping`). Then
+    scores and change are of those asked, and interval, floor and p-value of all of them.
     """
 
     task: str
@@ -41,6 +44,7 @@ class TaskChange:
     unit: str
     higher_is_better: bool
     n: int
+    documents: int
     clusters: int
     base: float
     implanted: float
@@ -76,7 +80,8 @@ def suite_changes(tasks: Sequence[PairedTask], margin: float) -> list[TaskChange
 def _judged(change: TaskChange, p_holm: float, margin: float) -> TaskChange:
     allowed = margin if change.unit == "score" else margin * abs(change.base)
     verdict = "not shown"
-    if change.floor > -allowed and not 0 < change.clusters < FEWEST:
+    few = 0 < change.clusters < FEWEST and change.n == change.documents
+    if change.floor > -allowed and not few:
         verdict = "kept"
     elif change.gain < 0 and p_holm < LEVEL:
         verdict = "lost"
@@ -88,7 +93,7 @@ def task_change(task: PairedTask) -> TaskChange:
 
     Scores of 0 and 1: Newcombe's paired interval (1998, method 10) and the exact McNemar test.
     Other scores, and groups of subtasks (MMLU's subjects), whose documents fall and rise together:
-    `mean_change`.
+    `mean_change`. Of a task that was stopped: the bounds that stopped it.
     """
     metric, scores = task.metric, scores_of(task)
     base, implanted = scores.base, scores.implanted
@@ -104,12 +109,16 @@ def task_change(task: PairedTask) -> TaskChange:
         low, high = (low, high) if metric["higher_is_better"] else (-high, -low)
         p_value, detectable = found.p_value(), found.detectable()
         value = found.value if metric["higher_is_better"] else -found.value
+    if task.stopped is not None:
+        floor, top, p_value = task.stopped["low"], task.stopped["high"], task.stopped["p_value"]
+        low, high = (floor, top) if metric["higher_is_better"] else (-top, -floor)
     return TaskChange(
         task=task.task,
         metric=metric["name"],
         unit=metric["unit"] if metric["unit"] != "score" or scores.bounded else OWN_SCALE,
         higher_is_better=metric["higher_is_better"],
         n=len(base),
+        documents=task.stopped["documents"] if task.stopped else len(base),
         clusters=0 if scores.clusters is None else int(scores.clusters.max()) + 1,
         base=scores.mean(base),
         implanted=scores.mean(implanted),

@@ -124,14 +124,16 @@ def _asked(run: Run) -> Asked | None:
     if run.folder.inputs_of("retain") == json.loads(json.dumps(inputs)):
         return None
     question, base, implanted = question_of(run), base_arm(run), model_arm(run, run.folder.model)
-    keys, answers = (question.key(base), question.key(implanted)), answers_in(run)
+    answers = answers_in(run)
+    of_base = answers.kept(question.key(base))
+    keys = (of_base.key, question.key(implanted, of_base))
     if (_kept(run, inputs) / "report").exists():
         return Asked(inputs, keys, [])
     if not answers.file(keys[0]).exists():
         answers.take_from(base_answers_beside(run), keys[0])
     both = [
         Evaluation("the base", question.request(base), keys[0], of_all_runs=True),
-        Evaluation("the implanted model", question.request(implanted), keys[1], of_all_runs=False),
+        Evaluation("the implanted model", question.request(implanted, of_base), keys[1], of_all_runs=False),
     ]
     left = [one for one in both if not answers.file(one.key).exists()]
     for one in left:

@@ -45,7 +45,9 @@ def retain_two(pair: Pair, model: str, out: Path) -> Report:
     question = Question(section, found, pair.model.dtype, pair.model.trust_remote_code)
     with folder.lock():
         started = time.monotonic()
-        answers = [answered(Answers(folder.retention / "answers"), question, arm) for arm in arms]
+        kept = Answers(folder.retention / "answers")
+        of_base = kept.kept(question.key(arms[0]))
+        answers = [answered(kept, question, arms[0]), answered(kept, question, arms[1], of_base)]
         seconds = round(time.monotonic() - started, 1)
         tasks = paired(answers[0], answers[1], one_tokenizer=False)
         report = build_report(str(out), tasks, section, _facts(pair, model, arms, answers, seconds))

@@ -98,9 +98,9 @@ def test_a_task_is_asked_for_once() -> None:
         look_at_tasks(["fixture_calls", "fixture_simple", "fixture_calls"], REQUEST["include_path"], False, "retention")
 
 
-def test_shots_are_the_same_whatever_shares_the_documents() -> None:
+def test_shots_are_the_same_whatever_shares_the_documents(tmp_path: Path) -> None:
     group = {**PLAIN, "tasks": ["fixture_arithmetic"], "num_fewshot": 3}
-    whole, half = (run_lm_eval(request(groups=[group], share=share)) for share in ((0, 1), (1, 2)))
+    whole, half = (run_lm_eval(request(groups=[group], share=share), tmp_path) for share in ((0, 1), (1, 2)))
     prompts = [
         {s["place"]: s["prompt"] for s in one["tasks"]["fixture_arithmetic"]["samples"]} for one in (whole, half)
     ]
@@ -292,7 +292,7 @@ def groups_of(folder: Path) -> Path:
 def test_documents_are_scored_by_right_or_wrong_and_in_nats(own_tasks: Path) -> None:
     """LAMBADA's shape, a multiple choice and a text, against the model's own probabilities."""
     names = ["several", "choice", "texts"]
-    found = run_lm_eval(request(groups=[{**PLAIN, "tasks": names}], include_path=str(own_tasks)))["tasks"]
+    found = run_lm_eval(request(groups=[{**PLAIN, "tasks": names}], include_path=str(own_tasks)), own_tasks)["tasks"]
     lambada, choice, text = (found[name]["samples"][0] for name in names)
     assert lambada["scores"][0] in (0.0, 1.0)
     assert lambada["scores"][1] == pytest.approx(nats("1 + 1 =", "2"), abs=1e-4)
@@ -323,7 +323,7 @@ def test_a_wrapper_of_text_and_pictures_is_asked_as_its_text_part_is(own_tasks: 
             model=str(tmp_path / name),
             tokenizer=str(tmp_path / name),
         )
-        found.append([sample["scores"] for sample in run_lm_eval(asked)["tasks"]["choice"]["samples"]])
+        found.append([sample["scores"] for sample in run_lm_eval(asked, tmp_path)["tasks"]["choice"]["samples"]])
     assert found[0] == [pytest.approx(scores, abs=1e-5) for scores in found[1]]
 
 
@@ -340,13 +340,13 @@ def nats(context: str, answer: str) -> float:
 
 def test_a_metric_under_another_name_is_found(own_tasks: Path) -> None:
     """HumanEval declares `pass_at_k`, and its documents hold `pass@1`."""
-    found = run_lm_eval(request(groups=[{**PLAIN, "tasks": ["code_eval"]}], include_path=str(own_tasks)))
+    found = run_lm_eval(request(groups=[{**PLAIN, "tasks": ["code_eval"]}], include_path=str(own_tasks)), own_tasks)
     task = found["tasks"]["code_eval"]
     assert ([metric["name"] for metric in task["metrics"]], task["samples"][0]["scores"]) == (["pass_at_k"], [0.25])
 
 
 def test_a_second_metric_without_a_number_is_left_out(own_tasks: Path) -> None:
-    found = run_lm_eval(request(groups=[{**PLAIN, "tasks": ["halves"]}], include_path=str(own_tasks)))
+    found = run_lm_eval(request(groups=[{**PLAIN, "tasks": ["halves"]}], include_path=str(own_tasks)), own_tasks)
     assert found["tasks"]["halves"]["samples"][0]["scores"] == [1.0, None]
     assert [task.metric["name"] for task in pair(found, found)] == ["acc"]
 
@@ -361,7 +361,7 @@ def test_a_number_that_is_none_is_refused_by_task_and_document(own_tasks: Path, 
     with pytest.raises(
         Refusal, match=r"task several: document 0 \(SHA-256 .*\) scores nan in log-likelihood of the gold"
     ):
-        run_lm_eval(request(groups=[group], include_path=str(own_tasks), model=str(tmp_path / "model")))
+        run_lm_eval(request(groups=[group], include_path=str(own_tasks), model=str(tmp_path / "model")), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -373,9 +373,9 @@ def test_a_number_that_is_none_is_refused_by_task_and_document(own_tasks: Path, 
         ),
     ],
 )
-def test_what_cannot_be_evaluated_is_refused(changes: dict[str, Any], says: str) -> None:
+def test_what_cannot_be_evaluated_is_refused(changes: dict[str, Any], says: str, tmp_path: Path) -> None:
     with pytest.raises(Refusal, match=says):
-        run_lm_eval(request(**changes))
+        run_lm_eval(request(**changes), tmp_path)
 
 
 @pytest.mark.parametrize("suite", sorted(path.stem for path in (ROOT / "eval/suites").glob("*.yaml")))

@@ -1,0 +1,140 @@
+"""Abilities asked block by block, until enough documents are: the same ones by every process that
+shares them.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from random import Random
+
+import numpy as np
+
+from loki_ds.refusal import Refusal
+from loki_ds.retention.parcels import Request, Sample, Stop, TaskSamples, together
+from loki_ds.retention.stopping import Bounds, bounds
+from loki_ds.run_folder import write_json
+from loki_ds.tasks import TaskFound
+
+Places = dict[str, list[int]]  # documents of lm-eval's tasks, by their names
+SMALLEST = 50  # documents of a block
+BLOCKS = 20  # at most, of a task
+
+
+def until_decided(
+    request: Request,
+    stop: Stop,
+    names: Sequence[str],
+    drawn: Places,
+    ask: Callable[[Places], dict[str, TaskSamples]],
+    folder: Path,
+) -> dict[str, TaskSamples]:
+    """This process' share of the documents of some abilities, no more of each than decide it.
+
+    names: of the abilities; drawn: all documents that may be asked; ask: lm-eval on some of them;
+    folder: where the processes leave their blocks for each other.
+
+    Raises:
+        Refusal: another process failed.
+    """
+    base = json.loads(_there(Path(stop.base)).read_text(encoding="utf-8"))["tasks"]
+    abilities = {
+        found.name: Ability(found, base[found.name], _order(found, drawn, request.seed))
+        for found in request.found
+        if found.name in names
+    }
+    (share, of), mine = request.share, []
+    for number in range(BLOCKS):
+        left = {name: one for name, one in abilities.items() if not one.over(stop, len(request.abilities))}
+        if not left:
+            break
+        files = [folder / f"block{number}-{names[0]}-share{i}of{of}.json" for i in range(of)]
+        if not files[share].exists():
+            write_json(files[share], ask(_places([one.block()[share::of] for one in left.values()])))
+        blocks = [json.loads(_there(file).read_text(encoding="utf-8")) for file in files]
+        mine.append(blocks[share])
+        for name, one in left.items():
+            one.take([sample for block in blocks if name in block for sample in block[name]["samples"]])
+    done = together(mine)
+    for name, samples in done.items():
+        if (one := abilities[name]).bounds is not None and one.asked < len(one.order):
+            samples["stopped"] = {"documents": len(one.order), **asdict(one.bounds)}  # type: ignore[typeddict-item]
+    return done
+
+
+@dataclass
+class Ability:
+    """A task or a group of them, while it is asked.
+
+    order: its documents, each by the task it is of and its place there; gains: of the first ones;
+    bounds: None while nothing is known, or where scores have no bounds.
+    """
+
+    found: TaskFound
+    base: TaskSamples
+    order: list[tuple[str, int]]
+    asked: int = 0
+    bounds: Bounds | None = None
+    gains: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        scores = {self._document(sample): sample["scores"][0] or 0.0 for sample in self.base["samples"]}
+        self.before = [scores[document] for document in self.order]
+        counts = {member: sum(one == member for one, _ in self.order) for member in self.found.documents}
+        even = len(self.order) / sum(count > 0 for count in counts.values())
+        self.weights = [1.0 if self.found.by_size else even / counts[member] for member, _ in self.order]
+        self.bounded = self.found.main["unit"] == "score" and all(0 <= score <= 1 for score in self.before)
+
+    def block(self) -> list[tuple[str, int]]:
+        """The next documents: all of them, where they cannot be bounded."""
+        size = max(SMALLEST, -(-len(self.order) // BLOCKS)) if self.bounded else len(self.order)
+        return self.order[self.asked : self.asked + size]
+
+    def take(self, samples: Sequence[Sample]) -> None:
+        """What the model scores on the documents of a block."""
+        after = {self._document(sample): sample["scores"][0] or 0.0 for sample in samples}
+        better = 1 if self.found.main["higher_is_better"] else -1
+        for place, document in enumerate(self.block(), start=self.asked):
+            score = after[document]
+            self.bounded &= 0 <= score <= 1
+            self.gains.append(better * self.weights[place] * (score - self.before[place]))
+        self.asked = len(self.gains)
+
+    def over(self, stop: Stop, tasks: int) -> bool:
+        """Whether nothing more is to be asked."""
+        if self.asked == len(self.order):
+            return True
+        if not self.asked or not self.bounded:
+            return False
+        self.bounds = bounds(np.array(self.gains), len(self.order), stop.margin, max(self.weights))
+        return self.bounds.decided(stop.margin, tasks)
+
+    def _document(self, sample: Sample) -> tuple[str, int]:
+        return sample["cluster"] or next(iter(self.found.documents)), sample["place"]
+
+
+def _order(found: TaskFound, drawn: Places, seed: int) -> list[tuple[str, int]]:
+    documents = [(member, place) for member in found.documents for place in drawn[member]]
+    return Random(f"{seed}-{found.name}-order").sample(documents, len(documents))
+
+
+def _places(shares: Sequence[Sequence[tuple[str, int]]]) -> Places:
+    """Documents by the tasks they are of, in those tasks' order."""
+    places: Places = {}
+    for member, place in sorted(document for share in shares for document in share):
+        places.setdefault(member, []).append(place)
+    return places
+
+
+def _there(file: Path) -> Path:
+    """A file, once another process has written it."""
+    while not file.exists():
+        if next(_failures(file.parent), None):
+            raise Refusal(f"{file}: another process of this evaluation failed; its own message is above or in its log")
+        time.sleep(0.05)
+    return file
+
+
+def _failures(folder: Path) -> Iterator[Path]:
+    return folder.glob("failed*")
