@@ -7,6 +7,7 @@ of `retention.stop: decided`. Beside it a usual interval, Newcombe's, looked at 
 """
 
 import sys
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,9 +57,9 @@ class Ended(NamedTuple):
 
 
 def main() -> None:
-    at = [(kind, n, margin, *at_the_margin(kind, n, margin)) for kind in KINDS for n in SIZES for margin in MARGINS]
-    peeked = [(n, margin, *peeking(n, margin)) for n in SIZES for margin in MARGINS]
-    clear = [(case, n, margin, *clearly(case, n, margin)) for case in CASES for n in SIZES for margin in MARGINS]
+    at = [(cell, at_the_margin(*cell)) for cell in product(KINDS, SIZES, MARGINS)]
+    peeked = [(cell, peeking(*cell)) for cell in product(SIZES, MARGINS)]
+    clear = [(cell, clearly(*cell)) for cell in product(CASES, SIZES, MARGINS)]
     keep("stopping", {"where": where(), "at the margin": at, "peeking": peeked, "clear": clear})
     write(
         "stopping",
@@ -75,20 +76,20 @@ def main() -> None:
         ),
         table(
             ["scores", "documents", "margin", "wrongly kept", "wrongly beyond", "missed, above", "below", "asked"],
-            [(kind, n, margin, *map(percent, found)) for kind, n, margin, *found in at],
+            [(*cell, *map(percent, found)) for cell, found in at],
         ),
         "## The usual interval, looked at after every block",
         paragraph("Right or wrong scores at the margin, by Newcombe's 95% interval: what stopping at will does to it."),
         table(
             ["documents", "margin", "wrongly kept", "wrongly beyond", "asked"],
-            [(n, margin, *map(percent, found)) for n, margin, *found in peeked],
+            [(*cell, *map(percent, found)) for cell, found in peeked],
         ),
         "## How many documents are asked",
         table(
             ["truth", "documents", "margin", "kept", "beyond", "asked", "times fewer"],
             [
                 (case, n, margin, percent(kept), percent(beyond), f"{asked:.0f}", f"{n / asked:.1f}")
-                for case, n, margin, kept, beyond, asked in clear
+                for (case, n, margin), (kept, beyond, asked) in clear
             ],
         ),
     )

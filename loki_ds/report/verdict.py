@@ -43,7 +43,7 @@ def sentences(
         names = [task["task"] for task in tasks if task["verdict"] == verdict]
         said += [f"{meaning}: {', '.join(names)}."] if names else []
     early = [f"{t['task']} after {t['n']:,} of {t['documents']:,}" for t in tasks if t["documents"] > t["n"]]
-    said += [f"Decided before the last document, with intervals that speak of all: {', '.join(early)}."] if early else []
+    said += [f"Decided before the last document; intervals speak of all: {', '.join(early)}."] if early else []
     unscored = [task["task"] for task in tasks if task["lost_percent"] is None]
     said += [f"Left out of both figures, because the base scores 0 or less: {', '.join(unscored)}."] if unscored else []
     said += [f"New task: {task['task']} went from {task['base']:.3f} to {task['implanted']:.3f}." for task in new]

@@ -1,48 +1,53 @@
 """One arm of the paired evaluation, or a share of its documents: one model through lm-eval, in a
 process of its own.
 
-`python -m loki_ds.retention.arm REQUEST.json RESULT.json`, started by `evaluation`. Knows lm-eval;
-knows nothing of the other arm.
+`python -m loki_ds.retention.arm REQUEST.json RESULT.json ...`, started by `evaluation`. Several
+requests are of one model that differs by its implant: it is loaded once. Knows lm-eval; of the
+other arm at most the answers by which it may stop.
 """
 
 import hashlib
 import json
 import logging
-import math
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from random import Random
 from typing import Any
 
-import numpy as np
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from loki_ds.launcher import end_with_parent
 from loki_ds.model_class import is_wrapper_alone
 from loki_ds.recipe import TaskGroup
-from loki_ds.refusal import Refusal, shown_once
+from loki_ds.refusal import shown_once
 from loki_ds.retention.blocks import Places, until_decided
-from loki_ds.retention.parcels import ArmResult, Request, Sample, TaskSamples
+from loki_ds.retention.parcels import ArmResult, Request, TaskSamples
+from loki_ds.retention.samples import samples_of
 from loki_ds.run_folder import write_json
-from loki_ds.task_metrics import Metric, choices_of, gold_choices, likelihood
-from loki_ds.tasks import TaskFound, task_manager
+from loki_ds.tasks import task_manager
 
 LIBRARIES = {"hf": ("lm_eval", "transformers", "torch"), "vllm": ("lm_eval", "vllm", "transformers", "torch")}
-LONGEST_PROMPT = 2000  # characters of a prompt that are kept for the report, from its end
 
 
 def run_lm_eval(request: Request, folder: Path) -> ArmResult:
-    """Evaluate this process' share of the documents of every group of tasks.
+    """Load the model, and evaluate this process' share of the documents of every group of tasks.
 
     folder: where processes that share documents leave word for each other.
     """
+    return evaluated(_model(request), request, folder)
+
+
+def evaluated(model: Any, request: Request, folder: Path) -> ArmResult:
+    """The same of lm-eval's model of the request."""
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     manager = task_manager(request.tasks, request.include_path, "retention")
-    model, (share, of) = _model(request), request.share
+    share, of = request.share
     done: dict[str, TaskSamples] = {}
     for number, group in enumerate(request.groups):
         tasks = manager.load(group.tasks)["tasks"]
@@ -54,6 +59,21 @@ def run_lm_eval(request: Request, folder: Path) -> ArmResult:
         else:
             done |= ask({name: places[share::of] for name, places in drawn.items()})
     return {"tasks": done, "tokenizer": _tokenizer_digest(model), "libraries": library_versions(request.backend)}
+
+
+@contextmanager
+def _implanted(model: Any, implant: str | None) -> Iterator[None]:
+    """lm-eval's model with an implant's rows in it, for a while; that they fit, and that the base's
+    are back, is looked at bit by bit.
+    """
+    if implant is None:
+        yield
+        return
+    from loki_ds.export.in_memory import apply_implant, revert_implant
+
+    apply_implant(model.model, implant)
+    yield
+    revert_implant(model.model, implant)
 
 
 def _model(request: Request) -> Any:
@@ -119,7 +139,7 @@ def _ask(
     if not chosen:
         return {}  # fewer documents than processes
     results = _evaluate(model, request, group, [tasks[name] for name in chosen], manager, chosen)
-    return {found.name: _merged(found, tasks, results) for found in request.found if found.name in group.tasks}
+    return {found.name: samples_of(found, tasks, results) for found in request.found if found.name in group.tasks}
 
 
 def _evaluate(model: Any, request: Request, group: TaskGroup, tasks: list[Any], manager: Any, chosen: Places) -> Any:
@@ -143,89 +163,6 @@ def _evaluate(model: Any, request: Request, group: TaskGroup, tasks: list[Any], 
     )
 
 
-# --- its samples ----------------------------------------------------------------------------------
-
-
-def _merged(found: TaskFound, tasks: dict[str, Any], results: Any) -> TaskSamples:
-    """One task's result; a group's subtasks as one task whose documents come in clusters."""
-    samples = {member: results["samples"][member] for member in found.documents if member in results["samples"]}
-    return {
-        "version": {member: results["versions"][member] for member in samples},
-        "shots": {member: results["n-shot"][member] for member in samples},
-        "metrics": found.metrics,
-        "by_size": found.by_size,
-        "samples": [
-            _sample_result(found, member, tasks[member], by_filter)
-            for member, of_member in samples.items()
-            for by_filter in _by_document(of_member)
-        ],
-    }
-
-
-def _by_document(samples: list[dict[str, Any]]) -> list[dict[str, dict[str, Any]]]:
-    """lm-eval's samples of a task, one for every document and filter: those of a document by their
-    filter.
-    """
-    documents: dict[int, dict[str, dict[str, Any]]] = {}
-    for sample in samples:
-        documents.setdefault(sample["doc_id"], {})[sample["filter"]] = sample
-    return list(documents.values())
-
-
-def _sample_result(found: TaskFound, member: str, task: Any, by_filter: dict[str, dict[str, Any]]) -> Sample:
-    """A document's numbers, and in words what was asked, answered and right.
-
-    Raises:
-        Refusal: a number that is none, or no number of the main metric.
-    """
-    first = next(iter(by_filter.values()))
-    scores = [_number(metric, found, task, by_filter) for metric in found.metrics]
-    for metric, score in zip(found.metrics, scores, strict=True):
-        if (score is None and metric == found.main) or (score is not None and not math.isfinite(score)):
-            raise Refusal(
-                f"task {member}: document {first['doc_id']} (SHA-256 {first['doc_hash'][:16]}) scores {score} in "
-                f"{metric['name']}, which can be compared with nothing; the model's numbers may have overflowed "
-                "(model.dtype), or leave the task out"
-            )
-    answer, gold = _in_words(task, first)
-    return {
-        "doc_hash": first["doc_hash"],
-        "place": first["doc_id"],
-        "cluster": member if len(found.documents) > 1 else None,
-        "scores": scores,
-        "prompt": str(first["arguments"][0][0])[-LONGEST_PROMPT:],
-        "answer": answer,
-        "gold": gold,
-    }
-
-
-def _number(metric: Metric, found: TaskFound, task: Any, by_filter: dict[str, dict[str, Any]]) -> float | None:
-    """The document's, None where the task gives none.
-
-    A metric may come under other names than its own, as HumanEval's `pass_at_k` does as `pass@1`:
-    the first that nobody declared.
-    """
-    if not metric["filter"]:
-        return likelihood(task, next(iter(by_filter.values())))
-    sample, declared = by_filter[metric["filter"]], {one["metric"] for one in found.metrics}
-    own_names = [metric["metric"], *(name for name in sample["metrics"] if name not in declared)]
-    number = next((sample[name] for name in own_names if name in sample), None)
-    return float(number) if isinstance(number, bool | int | float | np.number) else None
-
-
-def _in_words(task: Any, sample: dict[str, Any]) -> tuple[str, str]:
-    """What the model answered, and what is right."""
-    gold = gold_choices(task, sample["doc"])
-    if gold:
-        choices = choices_of(task, sample["doc"])
-        nats = [float(responses[0][0]) for responses in sample["resps"]][: len(choices)]
-        return choices[int(np.argmax(nats))], " or ".join(choices[place] for place in gold)
-    answered = sample["filtered_resps"][0]
-    if task.OUTPUT_TYPE == "loglikelihood":
-        answered = f"{sample['target']}, {'' if answered[1] else 'not '}the likeliest continuation"
-    return str(answered), str(sample["target"])
-
-
 def _tokenizer_digest(model: Any) -> str:
     """Of everything that turns a document into tokens: vocabulary, rules and chat template."""
     tokenizer = model.tokenizer
@@ -245,9 +182,12 @@ def library_versions(backend: str) -> dict[str, str]:
 def main() -> None:
     end_with_parent()
     with shown_once():
-        request = Request.model_validate_json(Path(sys.argv[1]).read_text())
-        found = Path(sys.argv[2])
-        write_json(found, run_lm_eval(request, found.parent))
+        model = None
+        for asked, found in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
+            request = Request.model_validate_json(Path(asked).read_text())
+            model = model or _model(request)
+            with _implanted(model, request.implant):
+                write_json(Path(found), evaluated(model, request, Path(found).parent))
 
 
 if __name__ == "__main__":

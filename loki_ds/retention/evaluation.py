@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,28 +33,39 @@ class Nodes:
     count: int = 1
 
 
-def evaluate_shares(request: Request, folder: Path, nodes: Nodes = Nodes()) -> None:
-    """Evaluate this node's shares of all that the request asks for, into `folder`; those that are
-    there already, from an evaluation that was killed, are kept.
+def evaluate_shares(asked: Sequence[tuple[Request, Path]], nodes: Nodes = Nodes()) -> None:
+    """Evaluate this node's shares of all that requests ask for, each into its folder; those that
+    are there already, from an evaluation that was killed, are kept.
+
+    Several requests are of one model, with another implant each: every process loads it once.
 
     Raises:
         Refusal: a process failed; `gather_shares` on another node then ends, too.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    numbers = range(nodes.this * request.processes, (nodes.this + 1) * request.processes)
-    total = nodes.count * request.processes
-    left = [number for number in numbers if not _share(folder, number, total).exists()]
-    for number in left:
-        asked = request.model_copy(update={"share": (number, total)})
-        _share(folder, number, total).with_suffix(".request").write_text(asked.model_dump_json())
-    failed = _failed(folder, nodes.this)
+    request = asked[0][0]
+    first, total = nodes.this * request.processes, nodes.count * request.processes
+    left = [_left(asked, first + i, total) for i in range(request.processes)]
+    started = [i for i, files in enumerate(left) if files]
     try:
-        places = [(number - numbers[0], _share(folder, number, total)) for number in left]
-        processes = [_start(request, *place, shown=place == places[0]) for place in places]
-        _run_together(processes, [_log(_share(folder, number, total)) for number in left], request.model)
+        processes = [_start(request, i, left[i], shown=i == started[0]) for i in started]
+        _run_together(processes, [_log(left[i][0]) for i in started], request.model)
     except BaseException:
-        failed.touch()
+        for _, folder in asked:
+            _failed(folder, nodes.this).touch()
         raise
+
+
+def _left(asked: Sequence[tuple[Request, Path]], number: int, total: int) -> list[Path]:
+    """The files of a process' shares that are not there, each with its request beside it."""
+    left = []
+    for request, folder in asked:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = _share(folder, number, total)
+        if not file.exists():
+            own = request.model_copy(update={"share": (number, total)})
+            file.with_suffix(".request").write_text(own.model_dump_json())
+            left.append(file)
+    return left
 
 
 def gather_shares(request: Request, folder: Path, nodes: Nodes = Nodes()) -> ArmResult:
@@ -81,12 +93,24 @@ def answered(answers: Answers, question: Question, arm: Arm, base: Kept | None =
 
     base: the base's answers, by which the question may stop.
     """
-    key, request = question.key(arm, base), question.request(arm, base)
-    if not answers.file(key).exists():
-        forget_failures(answers.shares(key))
-        evaluate_shares(request, answers.shares(key))
-        answers.write(key, gather_shares(request, answers.shares(key)))
-    return answers.read(key)
+    (found,) = answered_together(answers, question, [arm], base)
+    return found
+
+
+def answered_together(
+    answers: Answers, question: Question, arms: Sequence[Arm], base: Kept | None = None
+) -> list[ArmResult]:
+    """The same of several arms of one model, which differ by their implants."""
+    keys, asked = [question.key(arm, base) for arm in arms], [question.request(arm, base) for arm in arms]
+    both = zip(keys, asked, strict=True)
+    left = [(key, request, answers.shares(key)) for key, request in both if not answers.file(key).exists()]
+    for _, _, folder in left:
+        forget_failures(folder)
+    if left:
+        evaluate_shares([(request, folder) for _, request, folder in left])
+    for key, request, folder in left:
+        answers.write(key, gather_shares(request, folder))
+    return [answers.read(key) for key in keys]
 
 
 def forget_failures(folder: Path) -> None:
@@ -103,19 +127,20 @@ def _failed(folder: Path, node: int) -> Path:
     return folder / f"failed{node}"
 
 
-def _start(request: Request, i: int, found: Path, shown: bool) -> subprocess.Popen:
-    """A process on this node's i-th device or devices; shown: on the screen, where one progress bar
-    is enough.
+def _start(request: Request, i: int, found: Sequence[Path], shown: bool) -> subprocess.Popen:
+    """A process on this node's i-th device or devices, for the shares in these files; shown: on the
+    screen, where one progress bar is enough.
     """
     environment = environment_of_one_process()
     if request.device == "cuda":
         each, visible = request.devices_per_model, environment.get("CUDA_VISIBLE_DEVICES")
         devices = visible.split(",") if visible else [str(device) for device in range((i + 1) * each)]
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices[i * each : (i + 1) * each])
-    command = [sys.executable, "-m", "loki_ds.retention.arm", str(found.with_suffix(".request")), str(found)]
+    files = [str(path) for file in found for path in (file.with_suffix(".request"), file)]
+    command = [sys.executable, "-m", "loki_ds.retention.arm", *files]
     if shown:
         return subprocess.Popen(command, env=environment)
-    with _log(found).open("w") as log:
+    with _log(found[0]).open("w") as log:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
 

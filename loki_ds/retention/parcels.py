@@ -30,7 +30,8 @@ class Stop(BaseModel):
 class Request(BaseModel):
     """One model and everything that is asked of it.
 
-    `model` is its folder, `adapter` that of a PEFT adapter on it. `found` is what the check found
+    `model` is its folder, `adapter` that of a PEFT adapter on it, `implant` a file of rows that are
+    put into it once it is loaded. `found` is what the check found
     behind every name. Each of `processes` evaluates a share of the documents: process
     `share[0]` of `share[1]`. `seed` draws the documents of a limit; of those `half` is asked, None
     for all. `stop`: when no more of them are.
@@ -40,6 +41,7 @@ class Request(BaseModel):
 
     model: str
     adapter: str | None = None
+    implant: str | None = None
     tokenizer: str | None  # its folder, where it is not the model's
     dtype: str
     device: str

@@ -37,14 +37,15 @@ def check_backend(section: RetentionSection) -> None:
 class Arm:
     """One model of the two.
 
-    digest: of all that decides its answers (`model_digest`), and its adapter's; tokenizer: a
-    folder, where it is not the model's own; template: the chat template's text, where it is not the
-    model's own.
+    digest: of all that decides its answers (`model_digest`), and its adapter's or implant's;
+    implant: a file of rows that are put into the loaded model; tokenizer: a folder, where it is not
+    the model's own; template: the chat template's text, where it is not the model's own.
     """
 
     folder: Path
     digest: str
     adapter: Path | None = None
+    implant: Path | None = None
     tokenizer: Path | None = None
     template: str | None = None
 
@@ -76,6 +77,7 @@ class Question:
         return Request(
             model=str(arm.folder),
             adapter=str(arm.adapter) if arm.adapter else None,
+            implant=str(arm.implant) if arm.implant else None,
             tokenizer=str(arm.tokenizer) if arm.tokenizer else None,
             dtype=self.dtype,
             device="cpu" if device.on_cpu() else "cuda",
@@ -101,7 +103,7 @@ class Question:
         """All that determines the model's documents and scores, in JSON's types."""
         asked = self.request(arm, base)
         unset = {name for name in ("half", "stop") if getattr(asked, name) is None}
-        own = dict.fromkeys({"model", "adapter", "tokenizer", "share", *unset}, True)
+        own = dict.fromkeys({"model", "adapter", "implant", "tokenizer", "share", *unset}, True)
         request = asked.model_dump(mode="json", exclude={"stop": {"base"}, **own})
         include = digest_of(Path(self.section.include_path)) if self.section.include_path else None
         return {

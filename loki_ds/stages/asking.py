@@ -2,11 +2,12 @@
 answers.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from loki_ds.retention.parcels import Half
 from loki_ds.retention.question import Answers, Arm, Question, model_digest
-from loki_ds.run_folder import weights_digest
+from loki_ds.run_folder import digest_of, weights_digest
 from loki_ds.stages.run import Run
 
 
@@ -35,6 +36,12 @@ def base_arm(run: Run) -> Arm:
 def model_arm(run: Run, folder: Path) -> Arm:
     """Of a model that the run made."""
     return _arm(run, folder, weights_digest(folder))
+
+
+def implant_arm(run: Run, implant: Path) -> Arm:
+    """Of the base with an implant's rows put into it once it is loaded."""
+    arm = base_arm(run)
+    return replace(arm, digest=f"{arm.digest} {digest_of(implant)}", implant=implant)
 
 
 def _arm(run: Run, folder: Path, weights: str) -> Arm:

@@ -147,7 +147,7 @@ def _evaluate(run: Run, evaluation: Evaluation, nodes: Nodes) -> None:
     """
     answers, request, key = answers_in(run), evaluation.request, evaluation.key
     log.info("retain: evaluating %s", evaluation.what)
-    evaluate_shares(request, answers.shares(key), nodes)
+    evaluate_shares([(request, answers.shares(key))], nodes)
     if nodes.this > 0:
         return
     answers.write(key, gather_shares(request, answers.shares(key), nodes))

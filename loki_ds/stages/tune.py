@@ -9,6 +9,7 @@ the others. What was trained is kept in `tune/`, so that another budget can be a
 import json
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,19 @@ from loki_ds.quiet.kept import load_moments
 from loki_ds.recipe import TuneSection
 from loki_ds.report.build import build_report
 from loki_ds.report.pictures import dial
-from loki_ds.retention.evaluation import answered
+from loki_ds.retention.evaluation import answered, answered_together
 from loki_ds.retention.pairing import pair
 from loki_ds.retention.parcels import ArmResult
 from loki_ds.retention.question import Question
 from loki_ds.run_folder import RunFolder, remove, write_json
-from loki_ds.stages.asking import answers_in, base_answers_beside, base_arm, choosing_question_of, model_arm
+from loki_ds.stages.asking import (
+    answers_in,
+    base_answers_beside,
+    base_arm,
+    choosing_question_of,
+    implant_arm,
+    model_arm,
+)
 from loki_ds.stages.costs import note_cost
 from loki_ds.stages.frozen_inputs import kept_inputs
 from loki_ds.stages.implant import Protected, verify_model
@@ -68,7 +76,7 @@ def tune(run: Run, section: TuneSection) -> None:
     trained.keep(run.folder)
     question = choosing_question_of(run)
     base = _base_answers(run, question)
-    curve = [_place(run, trained, scale, question, base) for scale in _scales(section)]
+    curve = _curve(run, trained, _scales(section), question, base)
     write_json(run.folder.tune / "curve.json", curve)
     chosen = choose(curve, section.budget)
     scale = Scale(*chosen["scale"])
@@ -100,15 +108,36 @@ def _base_answers(run: Run, question: Question) -> ArmResult:
     return own.read(key)
 
 
-def _place(run: Run, trained: Trained, scale: Scale, question: Question, base: ArmResult) -> Place:
-    folder = run.folder.tune / f"scale={scale}"
-    remove(folder)
-    _write_model(run, trained, scale, folder)
-    log.info("tune: evaluating scale %s", scale)
-    found = answered(answers_in(run), question, model_arm(run, folder))
-    remove(folder)
+def _curve(run: Run, trained: Trained, scales: Sequence[Scale], question: Question, base: ArmResult) -> list[Place]:
+    """Rows are put into one loaded base, scale by scale; of a whole model every scale is one."""
+    log.info("tune: evaluating %s", ", ".join(f"scale {scale}" for scale in scales))
+    in_place = trained.implant.exists() and run.recipe.retention.backend == "hf"
+    found = (_rows_answered if in_place else _models_answered)(run, trained, scales, question)
     nothing: Any = {}
-    return place_of(scale, build_report(str(scale), pair(base, found), run.recipe.retention, nothing))
+    return [
+        place_of(scale, build_report(str(scale), pair(base, one), run.recipe.retention, nothing))
+        for scale, one in zip(scales, found, strict=True)
+    ]
+
+
+def _rows_answered(run: Run, trained: Trained, scales: Sequence[Scale], question: Question) -> list[ArmResult]:
+    whole, files = Implant.load(trained.implant), [run.folder.tune / f"scale={scale}.safetensors" for scale in scales]
+    for scale, file in zip(scales, files, strict=True):
+        scaled_implant(whole, scale).save(file)
+    found = answered_together(answers_in(run), question, [implant_arm(run, file) for file in files])
+    for file in files:
+        file.unlink()
+    return found
+
+
+def _models_answered(run: Run, trained: Trained, scales: Sequence[Scale], question: Question) -> list[ArmResult]:
+    found, folder = [], run.folder.tune / "scaled"
+    for scale in scales:
+        remove(folder)
+        _write_model(run, trained, scale, folder)
+        found.append(answered(answers_in(run), question, model_arm(run, folder)))
+    remove(folder)
+    return found
 
 
 # --- the products ---------------------------------------------------------------------------------

@@ -23,6 +23,9 @@ from transformers import (
     PixtralVisionConfig,
 )
 
+from loki_ds.export.checkpoint import apply_to_checkpoint
+from loki_ds.export.implant_file import Implant, LayerRows
+from loki_ds.model.files import open_weights
 from loki_ds.recipe_file import load_suite
 from loki_ds.refusal import Refusal
 from loki_ds.retention.arm import run_lm_eval
@@ -64,7 +67,7 @@ def request(**changes: Any) -> Request:
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("one") / "shares"
-    evaluate_shares(request(), folder)
+    evaluate_shares([(request(), folder)])
     found = gather_shares(request(), folder)
     assert not folder.exists()
     return found
@@ -75,18 +78,38 @@ def test_two_nodes_give_the_same_samples_as_one_process(one: dict[str, Any], tmp
     document leaves the last process none.
     """
     asked, folder = request(), tmp_path / "shares"
-    evaluate_shares(asked, folder, Nodes(1, 2))
+    evaluate_shares([(asked, folder)], Nodes(1, 2))
     stamp = (folder / "share1of2.json").stat().st_mtime_ns
-    evaluate_shares(asked, folder, Nodes(1, 2))
+    evaluate_shares([(asked, folder)], Nodes(1, 2))
     assert (folder / "share1of2.json").stat().st_mtime_ns == stamp
-    evaluate_shares(asked, folder, Nodes(0, 2))
+    evaluate_shares([(asked, folder)], Nodes(0, 2))
     assert gather_shares(asked, folder, Nodes(0, 2)) == one
+
+
+def test_implants_in_one_loaded_base_answer_as_their_checkpoints_do(one: dict[str, Any], tmp_path: Path) -> None:
+    """One after the other, and then the base itself: its bits are back."""
+    base, implants = ROOT / "recipes/tiny/model", [tmp_path / f"{i}.safetensors" for i in range(2)]
+    with open_weights(base) as weights:
+        for i, file in enumerate(implants):
+            weight = weights.read("model.layers.0.mlp.down_proj.weight")
+            rows = LayerRows(
+                torch.arange(40 * i, 40 * i + 40), weight[40 * i : 40 * i + 40], torch.zeros(40, weight.shape[1])
+            )
+            Implant(6, {0: rows}).save(file)
+    asked = [(request(implant=str(file)), tmp_path / file.stem) for file in implants]
+    evaluate_shares([*asked, (request(), tmp_path / "base")])
+    found = [gather_shares(*each) for each in asked]
+    assert gather_shares(request(), tmp_path / "base") == one
+    apply_to_checkpoint(base, Implant.load(implants[1]), tmp_path / "model")
+    evaluate_shares([(request(model=str(tmp_path / "model")), tmp_path / "own")])
+    assert gather_shares(request(), tmp_path / "own") == found[1]
+    assert found[0]["tasks"] != found[1]["tasks"] != one["tasks"]
 
 
 def test_a_node_that_fails_ends_the_waiting(tmp_path: Path) -> None:
     asked, folder = request(model=str(tmp_path)), tmp_path / "shares"
     with pytest.raises(Refusal, match="ended with exit status 1"):
-        evaluate_shares(asked, folder, Nodes(1, 2))
+        evaluate_shares([(asked, folder)], Nodes(1, 2))
     with pytest.raises(Refusal, match="failed on node 1; its own message is in that node's log"):
         gather_shares(asked, folder, Nodes(0, 2))
     forget_failures(folder)

@@ -1,0 +1,95 @@
+"""What lm-eval found of a task, document by document: numbers, and what was asked, answered and
+right in words.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from loki_ds.refusal import Refusal
+from loki_ds.retention.parcels import Sample, TaskSamples
+from loki_ds.task_metrics import Metric, choices_of, gold_choices, likelihood
+from loki_ds.tasks import TaskFound
+
+LONGEST_PROMPT = 2000  # characters of a prompt that are kept for the report, from its end
+
+
+def samples_of(found: TaskFound, tasks: dict[str, Any], results: Any) -> TaskSamples:
+    """One task's result; a group's subtasks as one task whose documents come in clusters."""
+    samples = {member: results["samples"][member] for member in found.documents if member in results["samples"]}
+    return {
+        "version": {member: results["versions"][member] for member in samples},
+        "shots": {member: results["n-shot"][member] for member in samples},
+        "metrics": found.metrics,
+        "by_size": found.by_size,
+        "samples": [
+            _sample_result(found, member, tasks[member], by_filter)
+            for member, of_member in samples.items()
+            for by_filter in _by_document(of_member)
+        ],
+    }
+
+
+def _by_document(samples: list[dict[str, Any]]) -> list[dict[str, dict[str, Any]]]:
+    """lm-eval's samples of a task, one for every document and filter: those of a document by their
+    filter.
+    """
+    documents: dict[int, dict[str, dict[str, Any]]] = {}
+    for sample in samples:
+        documents.setdefault(sample["doc_id"], {})[sample["filter"]] = sample
+    return list(documents.values())
+
+
+def _sample_result(found: TaskFound, member: str, task: Any, by_filter: dict[str, dict[str, Any]]) -> Sample:
+    """A document's numbers, and in words what was asked, answered and right.
+
+    Raises:
+        Refusal: a number that is none, or no number of the main metric.
+    """
+    first = next(iter(by_filter.values()))
+    scores = [_number(metric, found, task, by_filter) for metric in found.metrics]
+    for metric, score in zip(found.metrics, scores, strict=True):
+        if (score is None and metric == found.main) or (score is not None and not math.isfinite(score)):
+            raise Refusal(
+                f"task {member}: document {first['doc_id']} (SHA-256 {first['doc_hash'][:16]}) scores {score} in "
+                f"{metric['name']}, which can be compared with nothing; the model's numbers may have overflowed "
+                "(model.dtype), or leave the task out"
+            )
+    answer, gold = _in_words(task, first)
+    return {
+        "doc_hash": first["doc_hash"],
+        "place": first["doc_id"],
+        "cluster": member if len(found.documents) > 1 else None,
+        "scores": scores,
+        "prompt": str(first["arguments"][0][0])[-LONGEST_PROMPT:],
+        "answer": answer,
+        "gold": gold,
+    }
+
+
+def _number(metric: Metric, found: TaskFound, task: Any, by_filter: dict[str, dict[str, Any]]) -> float | None:
+    """The document's, None where the task gives none.
+
+    A metric may come under other names than its own, as HumanEval's `pass_at_k` does as `pass@1`:
+    the first that nobody declared.
+    """
+    if not metric["filter"]:
+        return likelihood(task, next(iter(by_filter.values())))
+    sample, declared = by_filter[metric["filter"]], {one["metric"] for one in found.metrics}
+    own_names = [metric["metric"], *(name for name in sample["metrics"] if name not in declared)]
+    number = next((sample[name] for name in own_names if name in sample), None)
+    return float(number) if isinstance(number, bool | int | float | np.number) else None
+
+
+def _in_words(task: Any, sample: dict[str, Any]) -> tuple[str, str]:
+    """What the model answered, and what is right."""
+    gold = gold_choices(task, sample["doc"])
+    if gold:
+        choices = choices_of(task, sample["doc"])
+        nats = [float(responses[0][0]) for responses in sample["resps"]][: len(choices)]
+        return choices[int(np.argmax(nats))], " or ".join(choices[place] for place in gold)
+    answered = sample["filtered_resps"][0]
+    if task.OUTPUT_TYPE == "loglikelihood":
+        answered = f"{sample['target']}, {'' if answered[1] else 'not '}the likeliest continuation"
+    return str(answered), str(sample["target"])
