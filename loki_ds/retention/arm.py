@@ -1,11 +1,12 @@
 """One arm of the paired evaluation, or a share of its documents: one model through lm-eval, in a
 process of its own.
 
-`python -m loki_ds.retention.arm REQUEST.json RESULT.json ...`, started by `evaluation`. Several
-requests are of one model that differs by its implant: it is loaded once. Knows lm-eval; of the
-other arm at most the answers by which it may stop.
+`python -m loki_ds.retention.arm REQUEST.json RESULT.json ...`, started by `evaluation`. Of several
+requests in a row each loads its model, unless the last one had it and only the implant differs.
+Knows lm-eval; of the other arm at most the answers by which it may stop.
 """
 
+import gc
 import hashlib
 import json
 import logging
@@ -182,10 +183,13 @@ def library_versions(backend: str) -> dict[str, str]:
 def main() -> None:
     end_with_parent()
     with shown_once():
-        model = None
+        model, loaded = None, ""
         for asked, found in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
             request = Request.model_validate_json(Path(asked).read_text())
-            model = model or _model(request)
+            if request.model != loaded:
+                del model  # before the next one is loaded
+                gc.collect()
+                model, loaded = _model(request), request.model
             with _implanted(model, request.implant):
                 write_json(Path(found), evaluated(model, request, Path(found).parent))
 

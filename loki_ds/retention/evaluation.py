@@ -1,10 +1,10 @@
 """An arm on as many processes as there are devices, on one node or several: each evaluates its
 share of the documents, and the shares are put together.
 
-Processes of their own because a second model must not be loaded beside a live ZeRO-3 configuration,
-and because both arms must start from the same state. They are independent of each other, so any
-lm-eval backend can be shared out, on GPUs or on CPUs. Nodes meet in a shared folder and in no
-collective, which would run into its time limit while others evaluate.
+Processes of their own because a second model must not be loaded beside a live ZeRO-3 configuration.
+They are independent of each other, so any lm-eval backend can be shared out, on GPUs or on CPUs.
+Nodes meet in a shared folder and in no collective, which would run into its time limit while others
+evaluate.
 """
 
 import json
@@ -37,7 +37,7 @@ def evaluate_shares(asked: Sequence[tuple[Request, Path]], nodes: Nodes = Nodes(
     """Evaluate this node's shares of all that requests ask for, each into its folder; those that
     are there already, from an evaluation that was killed, are kept.
 
-    Several requests are of one model, with another implant each: every process loads it once.
+    Several requests are evaluated one after the other, in the same processes.
 
     Raises:
         Refusal: a process failed; `gather_shares` on another node then ends, too.

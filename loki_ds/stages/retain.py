@@ -96,8 +96,8 @@ def retain(run: Run) -> None:
     if local_rank() > 0 or (nodes.count == 1 and ranks.rank() > 0):
         return
     started = time.monotonic()
-    for evaluation in asked.left:
-        _evaluate(run, evaluation, nodes)
+    for evaluations in _in_turn(asked.left):
+        _evaluate(run, evaluations, nodes)
     if ranks.rank() > 0:
         return
     kept = _kept(run, asked.inputs)
@@ -141,18 +141,27 @@ def _asked(run: Run) -> Asked | None:
     return Asked(inputs, keys, left)
 
 
-def _evaluate(run: Run, evaluation: Evaluation, nodes: Nodes) -> None:
-    """A model's documents, in this run's folder; the base's for all runs beside this one that ask
-    the same of the same weights.
+def _in_turn(left: list[Evaluation]) -> list[list[Evaluation]]:
+    """Those that share processes, which start once: not vLLM's, which keeps its memory, nor one
+    that waits for the other's answers.
     """
-    answers, request, key = answers_in(run), evaluation.request, evaluation.key
-    log.info("retain: evaluating %s", evaluation.what)
-    evaluate_shares([(request, answers.shares(key))], nodes)
+    alone = any(one.request.backend == "vllm" or one.request.stop for one in left)
+    return [[one] for one in left] if alone else [left] if left else []
+
+
+def _evaluate(run: Run, evaluations: list[Evaluation], nodes: Nodes) -> None:
+    """Models' documents, in this run's folder; the base's for all runs beside this one that ask the
+    same of the same weights.
+    """
+    answers = answers_in(run)
+    log.info("retain: evaluating %s", " and ".join(one.what for one in evaluations))
+    evaluate_shares([(one.request, answers.shares(one.key)) for one in evaluations], nodes)
     if nodes.this > 0:
         return
-    answers.write(key, gather_shares(request, answers.shares(key), nodes))
-    if evaluation.of_all_runs:
-        answers.publish_to(base_answers_beside(run), key)
+    for one in evaluations:
+        answers.write(one.key, gather_shares(one.request, answers.shares(one.key), nodes))
+        if one.of_all_runs:
+            answers.publish_to(base_answers_beside(run), one.key)
 
 
 def _kept(run: Run, inputs: Inputs) -> Path:

@@ -1,0 +1,154 @@
+"""What protects, and what it adds to a training step: pull, rehearsal, and the meter of drift.
+
+    python eval/benchmarks/protection.py          # eval/reports/protection.*
+
+The project's own trainer on one process without ZeRO, 8 layers and d_model 512. Each variant is a
+process of its own; a step of each is taken in turn, so a slow moment of the machine hits all.
+"""
+
+import multiprocessing
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from shapes import SHAPES
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers.trainer import DEFAULT_CALLBACKS
+from trl import SFTConfig
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from reporting import ROOT, keep, listed, paragraph, table, where, write
+
+from loki_ds.examples.rendering import Rendered
+from loki_ds.implant_section import ImplantSection
+from loki_ds.implanting.rehearsing import Rehearsed
+from loki_ds.implanting.training import Examples, Method, Resume, train
+from loki_ds.model.anatomy import decoder_layers
+from loki_ds.rehearsal.answers import ask_base
+from loki_ds.rehearsal.rows import as_dataset, mixed_in, rehearsed
+from loki_ds.selection import select_random
+from loki_ds.zero.model import Gatherer
+
+SHAPE = "8 layers, d_model 512"
+BATCH, TOKENS, SHARE, TEXTS = 4, 256, 0.05, 64
+STEPS, WARM = 40, 2  # two rehearsed examples in ten steps of four
+VARIANTS: dict[str, dict[str, Any]] = {
+    "rows": {},
+    "rows, pull": {"pull": 1.0},
+    "rows, rehearsal": {"rehearse": {"share": SHARE}},
+    "rows, drift": {"rehearse": {"share": 0}},
+    "full": {"mode": "full"},
+    "full, pull": {"mode": "full", "pull": 1.0},
+    "full, rehearsal": {"mode": "full", "rehearse": {"share": SHARE}},
+}
+
+
+class InTurns(TrainerCallback):
+    """Takes a step when asked, and says how long it was."""
+
+    def __init__(self, asked: Connection) -> None:
+        self.asked, self.started = asked, 0.0
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self.asked.recv()
+        self.started = time.perf_counter()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.asked.send(time.perf_counter() - self.started)
+
+
+def main() -> None:
+    context = multiprocessing.get_context("spawn")
+    pipes: dict[str, Connection] = {}
+    for name in VARIANTS:
+        pipes[name], theirs = context.Pipe()
+        context.Process(target=take_steps, args=(name, theirs)).start()
+        theirs.close()
+    seconds: dict[str, list[float]] = {name: [] for name in pipes}
+    for _ in range(STEPS):
+        for name, pipe in pipes.items():
+            pipe.send("step")
+            seconds[name].append(pipe.recv())
+    meter = pipes["rows, drift"].recv()
+    for process in multiprocessing.active_children():
+        process.join()
+    report({name: each[WARM:] for name, each in seconds.items()}, meter)
+
+
+def take_steps(name: str, asked: Connection) -> None:
+    """A whole training of so many steps; the meter then says what a look at it takes."""
+    torch.manual_seed(0)
+    section = ImplantSection.model_validate({"mode": "rows", **VARIANTS[name]})
+    model = AutoModelForCausalLM.from_config(SHAPES[SHAPE], dtype=torch.float32)
+    layers, d_model = len(decoder_layers(model)), model.config.hidden_size
+    positions = select_random(layers, d_model, 10, seed=0) if section.kind.confined else None
+    examples = examples_of(section, model)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = SFTConfig(
+            output_dir=folder,
+            max_steps=STEPS,
+            per_device_train_batch_size=BATCH,
+            learning_rate=1e-4,
+            logging_steps=STEPS,
+            save_strategy="no",
+            report_to=[],
+            use_cpu=True,
+            bf16=False,
+            activation_checkpointing=False,
+            dataset_kwargs={"skip_prepare_dataset": True},
+            disable_tqdm=True,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(ROOT / "recipes/tiny/model")
+        DEFAULT_CALLBACKS.append(InTurns(asked))  # type: ignore[arg-type]  # the Trainer takes an instance too
+        trainer: Any = train(model, tokenizer, arguments, examples, Method(section, positions), Resume(None, {}))
+        if name == "rows, drift" and examples.rehearsed:
+            started = time.perf_counter()
+            trainer.measure_drift(examples.rehearsed)
+            asked.send(time.perf_counter() - started)
+
+
+def examples_of(section: ImplantSection, model: Any) -> Examples:
+    new = as_dataset([Rendered(ids, ids) for ids in drawn(BATCH * STEPS, model)])
+    if section.rehearse is None:
+        return Examples(new, None)
+    texts = [ids[:-1] for ids in drawn(TEXTS, model)]
+    answers = ask_base(model, texts, [list(range(i, i + 8)) for i in range(0, TEXTS, 8)], Gatherer(), 64)
+    rows = rehearsed(texts, answers, "kl")
+    measured = {"drift": as_dataset(rows)}
+    if not section.rehearse.share:
+        return Examples(new, None, Rehearsed(answers, measured, learnt=False))
+    mixed = mixed_in(new, rows, section.rehearse.share, seed=0).select(range(BATCH * STEPS))
+    return Examples(mixed, None, Rehearsed(answers, measured, learnt=True))
+
+
+def drawn(count: int, model: Any) -> list[list[int]]:
+    return torch.randint(0, model.config.vocab_size, (count, TOKENS)).tolist()
+
+
+def report(seconds: dict[str, Sequence[float]], meter: float) -> None:
+    means = {name: statistics.mean(each) for name, each in seconds.items()}
+    plain = {name: means[name.split(",")[0]] for name in means}
+    about = (
+        f"`python eval/benchmarks/protection.py`: {SHAPE}, float32, {BATCH} x {TOKENS} tokens, AdamW, mean of "
+        f"{STEPS - WARM} steps through the trainer, in turns; {listed(where('torch', 'transformers', 'trl'))}. "
+        f"Rehearsal: {SHARE:.0%} of the examples. The drift costs a step nothing; a look at it, on {TEXTS} texts of "
+        f"{TOKENS - 1} tokens, takes {meter / means['rows']:.1f} steps."
+    )
+    rows = [
+        [name, f"{1000 * mean:.0f}", f"{100 * (mean / plain[name] - 1):+.1f}%" if mean != plain[name] else "-"]
+        for name, mean in means.items()
+    ]
+    keep("protection", {"where": where("torch", "transformers", "trl"), "seconds": seconds, "meter": meter})
+    write("protection", "What protects, a step", paragraph(about), table(["method", "step, ms", "more"], rows))
+    print(table(["method", "step, ms", "more"], rows), about)
+
+
+if __name__ == "__main__":
+    main()
