@@ -1,7 +1,7 @@
 """One arm of the paired evaluation, or a share of its documents: one model through lm-eval, in a
 process of its own.
 
-`python -m loki_ds.retention.arm REQUEST.json RESULT.json ...`, started by `evaluation`. Of several
+`python -m loki_ds.retention REQUEST.json RESULT.json ...`, started by `evaluation`. Of several
 requests in a row each loads its model, unless the last one had it and only the implant differs.
 Knows lm-eval; of the other arm at most the answers by which it may stop.
 """
@@ -192,7 +192,3 @@ def main() -> None:
                 model, loaded = _model(request), request.model
             with _implanted(model, request.implant):
                 write_json(Path(found), evaluated(model, request, Path(found).parent))
-
-
-if __name__ == "__main__":
-    main()

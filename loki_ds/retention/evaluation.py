@@ -137,7 +137,7 @@ def _start(request: Request, i: int, found: Sequence[Path], shown: bool) -> subp
         devices = visible.split(",") if visible else [str(device) for device in range((i + 1) * each)]
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices[i * each : (i + 1) * each])
     files = [str(path) for file in found for path in (file.with_suffix(".request"), file)]
-    command = [sys.executable, "-m", "loki_ds.retention.arm", *files]
+    command = [sys.executable, "-m", "loki_ds.retention", *files]
     if shown:
         return subprocess.Popen(command, env=environment)
     with _log(found[0]).open("w") as log:

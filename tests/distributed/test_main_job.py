@@ -68,7 +68,7 @@ def test_a_finished_run_is_evaluated_again_without_being_trained_again(finished:
     other = ["retention.abilities.tasks=[tiny_facts]", "retention.margin=0.2", "training.logging_steps=1"]
     again = launch(*FEW, f"run={finished}", *other)
     assert again.status == 0, again.output
-    assert "evaluating the implanted model" in again.output
+    assert "evaluating the base and the implanted model" in again.output
     report = json.loads((finished / "report/report.json").read_text())
     assert ([task["task"] for task in report["tasks"]], report["margin"]) == (["tiny_facts"], 0.2)
     back = launch(*FEW, f"run={finished}", "attribution.memory_gib=3")
