@@ -60,17 +60,20 @@ def test_a_finished_run_is_shown_and_not_redone(finished: Path) -> None:
 
 
 def test_a_finished_run_is_evaluated_again_without_being_trained_again(finished: Path) -> None:
-    """Other tasks, another margin, another tracker: both reports are kept, `report/` is the last
-    one.
+    """Other tasks, another margin, another tracker, until decided: both reports are kept, `report/`
+    is the last one.
     """
     first = (finished / "report/report.json").read_text()
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*.safetensors")}
-    other = ["retention.abilities.tasks=[tiny_facts]", "retention.margin=0.2", "training.logging_steps=1"]
+    tasks = "retention.abilities={tasks: [tiny_facts], limit: 120}"
+    other = [tasks, "retention.margin=0.2", "retention.stop=decided", "training.logging_steps=1"]
     again = launch(*FEW, f"run={finished}", *other)
     assert again.status == 0, again.output
-    assert "evaluating the base and the implanted model" in again.output
+    assert again.output.count("retain: evaluating the") == 2  # the second by the first one's answers
     report = json.loads((finished / "report/report.json").read_text())
     assert ([task["task"] for task in report["tasks"]], report["margin"]) == (["tiny_facts"], 0.2)
+    assert [(task["n"], task["documents"], task["verdict"]) for task in report["tasks"]] == [(50, 120, "kept")]
+    assert "| 50 of 120 |" in (finished / "report/report.md").read_text()
     back = launch(*FEW, f"run={finished}", "attribution.memory_gib=3")
     assert back.status == 0, back.output
     assert "evaluating" not in back.output
