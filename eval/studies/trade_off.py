@@ -25,6 +25,7 @@ import numpy as np
 import yaml
 from main_job import python
 from rule import choose
+from scipy.stats import spearmanr
 
 from loki_ds.report.pictures import Point, trade_off
 
@@ -221,9 +222,35 @@ def write_report(study: dict[str, Any], name: str, found: dict[str, list[Cell]])
             [_chosen_row(key, study, cells) for key, cells in found.items()],
             2,
         ),
+        *_foretold([cell for key, cells in found.items() if "tune" not in _varied(study, key) for cell in cells]),
         "## Every setting, first seed",
         table(["method", "setting", *columns], every, words=2),
     )
+
+
+def _foretold(cells: list[Cell]) -> list[str]:
+    """How well what training measured says what is lost, where it was measured; not of a dial,
+    which turns back what was trained.
+    """
+    measured = [cell for cell in cells if "drift" in cell and "drift_new_task" in cell]
+    if len(measured) < 10:
+        return []
+    said = {
+        "the drift": "drift",
+        "the drift on the new task's prompts": "drift_new_task",
+        "the size of the change": "change",
+    }
+    ranks = {
+        what: spearmanr([cell[key] for cell in measured], [cell["losses"] for cell in measured]).statistic
+        for what, key in said.items()
+    }
+    foretold = ", ".join(f"{what} {value:.2f}" for what, value in ranks.items())
+    return ["## What foretells the losses", paragraph(f"Rank correlation over {len(measured)} runs: {foretold}.")]
+
+
+def _varied(study: dict[str, Any], key: str) -> str:
+    (varied,) = study["methods"][key]["vary"]
+    return varied
 
 
 def _chosen_row(key: str, study: dict[str, Any], cells: list[Cell]) -> list[object]:

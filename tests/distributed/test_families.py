@@ -138,6 +138,7 @@ FAMILIES: dict[str, tuple[str, tuple[str, dict[str, Any]], str]] = {
 
 WRAPPED = ("qwen 3 VL", "mistral 3", "gemma 3 4B", "gemma 4")  # loaded as a whole
 WITH_EXPERTS = ("qwen 3 MoE", "qwen 3.6 MoE", "gpt-oss")
+RECOMMENDED = ("llama 3.1", "qwen 3.5", "gpt-oss", "gemma 4")  # whose `recommended.yaml` runs, too
 
 
 def loaded(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
@@ -174,6 +175,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "training.max_steps=2",
             "training.max_length=2048",
         ]
+    for family in RECOMMENDED:
+        recipes[f"{family} recommended"] = ROOT / "recipes" / FAMILIES[family][0] / "recommended.yaml"
+        cases[f"{family} recommended"] = cases[family]
     launch_all(folder, cases, recipes)
     return folder
 
@@ -213,6 +217,17 @@ def test_a_recipe_of_the_family_runs(family: str, runs: Path) -> None:
     downs = ["experts.down_proj"] if family in WITH_EXPERTS else ["down_proj.weight"]
     downs += ["shared_expert.down_proj.weight"] if family == "qwen 3.6 MoE" else []
     assert changed == [f"{stack}.layers.{i}.mlp.{down}" for i in (0, 1) for down in downs]
+
+
+@pytest.mark.parametrize("family", RECOMMENDED)
+def test_the_recommended_recipe_trains_every_weight_that_reads_text(family: str, runs: Path) -> None:
+    before, after = (
+        loaded(folder, torch.bfloat16) for folder in (runs / f"{family}-model", runs / f"{family} recommended/model")
+    )
+    changed = {name for name, value in after.state_dict().items() if not value.equal(before.state_dict()[name])}
+    assert any("self_attn" in name for name in changed)
+    assert any("mlp" in name for name in changed)
+    assert not any("vision" in name or "visual" in name for name in changed)
 
 
 @pytest.mark.parametrize("family", WITH_EXPERTS)
