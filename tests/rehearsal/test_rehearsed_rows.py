@@ -7,7 +7,17 @@ from hypothesis import strategies as st
 from loki_ds.examples.rendering import NOT_LEARNT, Rendered
 from loki_ds.rehearsal.answers import MOST
 from loki_ds.rehearsal.divergence import Answers
-from loki_ds.rehearsal.rows import as_dataset, is_pointer, mixed_in, places_of, rehearsed
+from loki_ds.rehearsal.rows import (
+    LOOKED_AT,
+    MOST_HELD_OUT,
+    as_dataset,
+    count_for,
+    is_pointer,
+    mixed_in,
+    places_of,
+    prompts_of,
+    rehearsed,
+)
 
 TEXTS = [[5, 6, 7], [8]]
 ANSWERS = Answers(
@@ -55,3 +65,14 @@ def test_the_share_is_kept_and_spread(new: int, others: int, share: float, seed:
         mixed_in(examples, [Rendered([1], [1])], share, seed)[:]
         == mixed_in(examples, [Rendered([1], [1])], share, seed)[:]
     )
+
+
+def test_a_share_of_nothing_rehearses_nothing() -> None:
+    assert (count_for(100, 0), count_for(1, 0.01)) == (0, 1)
+
+
+def test_prompts_stand_before_the_first_token_that_is_learnt() -> None:
+    chat, text = Rendered([1, 2, 3, 4], [NOT_LEARNT, NOT_LEARNT, 3, 4]), Rendered([7, 8], [7, 8])
+    assert prompts_of(as_dataset([text, chat])) == [[1, 2]]
+    assert len(prompts_of(as_dataset([chat] * 100))) == MOST_HELD_OUT
+    assert prompts_of(as_dataset([text] * LOOKED_AT + [chat])) == []
