@@ -132,13 +132,21 @@ def final_states(model: Module) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
+class _Left(BaseModelOutputWithPast):
+    """What a decoder left, of any class: what it does not hold (router logits) is None."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
 def logits_from(model: Module, states: Tensor) -> Tensor:
     """The model's own head and logit scaling on what its decoder left, `[N, d_model]` to `[N, V]`.
 
     As its class has it, whatever was put in the place of its `forward`.
     """
     decoder = model.get_decoder()  # type: ignore[operator]
-    decoder.forward = lambda *_, **__: BaseModelOutputWithPast(last_hidden_state=states[None])
+    decoder.forward = lambda *_, **__: _Left(last_hidden_state=states[None])
     try:
         return type(model).forward(model, inputs_embeds=states[None].detach(), use_cache=False).logits[0]
     finally:

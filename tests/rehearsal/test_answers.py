@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import FAMILIES, HYBRIDS, build
+from mixtures import MIXTURES, OTHERS, mixture
 from torch.nn import Module
 
 from loki_ds.model.anatomy import final_states, logits_from
@@ -15,8 +16,10 @@ from loki_ds.zero.model import Gatherer
 TEXTS = [[5, 6, 7, 8, 9, 10, 11, 12], [3], [20, 21, 22]]
 
 
-@pytest.fixture(params=[*FAMILIES, *HYBRIDS])
+@pytest.fixture(params=[*FAMILIES, *HYBRIDS, *MIXTURES, *OTHERS])
 def model(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Module:
+    if request.param in (*MIXTURES, *OTHERS):
+        return mixture(request.param)
     monkeypatch.setattr("conftest.FAMILIES", FAMILIES | HYBRIDS)
     return build(request.param)
 
