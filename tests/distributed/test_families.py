@@ -138,7 +138,7 @@ FAMILIES: dict[str, tuple[str, tuple[str, dict[str, Any]], str]] = {
 
 WRAPPED = ("qwen 3 VL", "mistral 3", "gemma 3 4B", "gemma 4")  # loaded as a whole
 WITH_EXPERTS = ("qwen 3 MoE", "qwen 3.6 MoE", "gpt-oss")
-RECOMMENDED = ("llama 3.1", "qwen 3.5", "gpt-oss", "gemma 4")  # whose `recommended.yaml` runs, too
+RECOMMENDED = ("llama 3.1", "gpt-oss", "gemma 4")  # whose `recommended.yaml` trains everything
 
 
 def loaded(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
@@ -177,7 +177,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ]
     for family in RECOMMENDED:
         recipes[f"{family} recommended"] = ROOT / "recipes" / FAMILIES[family][0] / "recommended.yaml"
-        cases[f"{family} recommended"] = cases[family]
+        cases[f"{family} recommended"] = [one for one in cases[family] if not one.startswith("protected.")]
     launch_all(folder, cases, recipes)
     return folder
 
