@@ -137,8 +137,8 @@ def test_a_fault_ends_the_job_and_the_same_settings_make_good(
     if name in FAULTS:
         assert FAULTS[name].names in said[name]
     else:
-        assert "exits with return code = -9" in said[name]
-        assert "kills itself" in said[name]
+        assert "rank 0 kills itself" in said[name]
+        assert "exits with return code = " in said[name]  # rank 0's -9, or that of a rank that noticed first
     assert outcome(folder / name) == outcome(unbroken)
     assert list((folder / name).rglob(".*.unfinished")) == []
 
