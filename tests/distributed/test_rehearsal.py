@@ -65,7 +65,7 @@ def test_it_begins_at_the_base_and_the_drift_is_measured(case: str, runs: Path) 
         assert abs(rehearsed[0]) < (1e-2 if "bfloat16" in case else 1e-6)
         assert rehearsed[2] > 1e-6
     (drift,) = of_key(runs / case, "drift")
-    assert 1e-5 < drift < (5 if "bfloat16" in case else 1)  # there at a rate that moves it
+    assert 1e-5 < drift < (5 if "bfloat16" in case or "alone" in case else 1)  # at rates that move it, or unheld
     assert len(of_key(runs / case, "drift_new_task")) == 1
 
 
