@@ -4,8 +4,7 @@
 
 The main job on one and on two ranks under ZeRO-3, as a user types it, on the tiny world and on
 SmolLM2-135M (where `eval/real/fetch.py build/real` was run; a fifth of its recipe's steps). Its own
-log lines and processes are watched from outside. Beside training and attribution stand the
-seconds that their products take alone, at the machine's own speed.
+log lines and processes are watched from outside.
 """
 
 import json
@@ -20,17 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "studies"))
 
 from main_job import ON_ONE_THREAD
 from reporting import ROOT, keep, listed, paragraph, table, where, write
-
-from loki_ds.planning.hardware import gpu
-from loki_ds.planning.plan import make_plan
-from loki_ds.recipe_file import load_recipe
 
 REAL = ROOT / "build/real/model"
 CASES: dict[str, tuple[str, list[str]]] = {
@@ -60,15 +54,11 @@ def main() -> None:
     parts = list(dict.fromkeys(part for taken in found.values() for part in taken))
     rows = [[part, *(f"{taken[part]:.1f}" if part in taken else "-" for taken in found.values())] for part in parts]
     rows.append(["whole", *(f"{sum(taken.values()):.1f}" for taken in found.values())])
-    speed, counted = product_speed(), [flops(*CASES[name.split(",")[0]], int(name[-1])) for name in found]
-    for part in ("attribute", "implant: steps"):
-        alone = [f"{of_run[part] / speed:.1f}" for of_run in counted]
-        rows.append([f"the products of `{part}` alone, as planned", *alone])
     about = (
         f"`python eval/benchmarks/whole_run.py`: {listed(where('torch', 'transformers', 'deepspeed'))}. Seconds of "
-        f"each part, by the number of ranks; one thread a rank, whose products run at {speed / 1e9:.0f} GFLOP/s."
+        "each part, by the number of ranks; one thread a rank."
     )
-    keep("whole_run", {"where": where(), "seconds": found, "flops a second": speed})
+    keep("whole_run", {"where": where(), "seconds": found})
     write("whole_run", "Where the time of a run goes", paragraph(about), table(["part", *found], rows))
     print(table(["part", *found], rows))
 
@@ -130,26 +120,6 @@ def split_training(taken: dict[str, float], run: Path) -> dict[str, float]:
         else:
             parts[part] = seconds
     return parts
-
-
-def flops(recipe: str, changes: list[str], ranks: int) -> dict[str, float]:
-    """By part, of one rank, as the plan counts them: every prompt and example as long as the
-    longest.
-    """
-    loaded = load_recipe(ROOT / recipe, [*changes, "run=runs/planned"])
-    stages = {stage.name: stage.flops or 0.0 for stage in make_plan(loaded, gpu("h100", None, None), ranks).stages}
-    return {"attribute": stages["attribute"], "implant: steps": stages["implant"]}
-
-
-def product_speed(size: int = 1024, times: int = 8) -> float:
-    """FLOP a second of one thread."""
-    torch.set_num_threads(1)
-    a, b = torch.randn(size, size), torch.randn(size, size)
-    a @ b
-    started = time.perf_counter()
-    for _ in range(times):
-        a @ b
-    return 2 * size**3 * times / (time.perf_counter() - started)
 
 
 if __name__ == "__main__":
