@@ -32,6 +32,7 @@ SETTINGS = [
 ]
 UNTIL = ["--until", "implant"]
 TINY = "recipes/tiny/loki.yaml"
+ENDED = "exits with return code = "  # the killed rank's -9, or that of a rank that noticed first
 SOON = 30.0  # seconds for all ranks to end after a fault
 
 
@@ -80,17 +81,13 @@ WRITING = {
 }
 
 FAULTS = {
-    "one rank killed during attribution": Fault(
-        "attribution/scores-*.safetensors", kill_rank(1), "exits with return code = -9"
-    ),
+    "one rank killed during attribution": Fault("attribution/scores-*.safetensors", kill_rank(1), ENDED),
     "all killed between stages": Fault("positions.json", kill_all, ""),
     "terminated during a training step": Fault(
         "checkpoints/checkpoint-4/whole.json", terminate_launcher, "the launcher is gone, this rank ends"
     ),
-    "one rank killed while a checkpoint is written": Fault(
-        "checkpoints/checkpoint-4", kill_rank(0), "exits with return code = -9"
-    ),
-    "one rank killed before the export": Fault("training_log.json", kill_rank(0), "exits with return code = -9"),
+    "one rank killed while a checkpoint is written": Fault("checkpoints/checkpoint-4", kill_rank(0), ENDED),
+    "one rank killed before the export": Fault("training_log.json", kill_rank(0), ENDED),
 }
 
 
@@ -138,7 +135,7 @@ def test_a_fault_ends_the_job_and_the_same_settings_make_good(
         assert FAULTS[name].names in said[name]
     else:
         assert "rank 0 kills itself" in said[name]
-        assert "exits with return code = " in said[name]  # rank 0's -9, or that of a rank that noticed first
+        assert ENDED in said[name]
     assert outcome(folder / name) == outcome(unbroken)
     assert list((folder / name).rglob(".*.unfinished")) == []
 
@@ -151,7 +148,7 @@ def test_killed_while_it_evaluates_the_report_is_the_same(tmp_path: Path) -> Non
     run = tmp_path / "broken/run"
     job = start("launch/implant.py", "--recipe", TINY, *settings, f"run={run}")
     share_of_the_base = "retention/answers/.*/share?of2.json"
-    strike(job, Fault(share_of_the_base, kill_rank(0), "exits with return code = -9"), run)
+    strike(job, Fault(share_of_the_base, kill_rank(0), ENDED), run)
     assert not (run / "report").exists()
     again = launch(*settings, f"run={run}")
     assert again.status == 0, again.output
