@@ -120,7 +120,7 @@ def _cell(
     before: dict[str, list[Cell]],
 ) -> Callable[[], Cell]:
     """One run, when it is called for, and what its report says."""
-    (varied,) = method["vary"]
+    varied = _varied(method)
     folder = runs / key.replace(" ", "-").replace("/", "_") / f"{varied.split('.')[-1]}={value}-seed={seed}"
     settings = {
         **study.get("set", {}),
@@ -222,7 +222,9 @@ def write_report(study: dict[str, Any], name: str, found: dict[str, list[Cell]])
             [_chosen_row(key, study, cells) for key, cells in found.items()],
             2,
         ),
-        *_foretold([cell for key, cells in found.items() if "tune" not in _varied(study, key) for cell in cells]),
+        *_foretold(
+            [cell for key, cells in found.items() if "tune" not in _varied(study["methods"][key]) for cell in cells]
+        ),
         "## Every setting, first seed",
         table(["method", "setting", *columns], every, words=2),
     )
@@ -248,8 +250,8 @@ def _foretold(cells: list[Cell]) -> list[str]:
     return ["## What foretells the losses", paragraph(f"Rank correlation over {len(measured)} runs: {foretold}.")]
 
 
-def _varied(study: dict[str, Any], key: str) -> str:
-    (varied,) = study["methods"][key]["vary"]
+def _varied(method: dict[str, Any]) -> str:
+    (varied,) = method["vary"]
     return varied
 
 
@@ -275,7 +277,7 @@ def _forgotten(cell: Cell, tasks: list[str]) -> float:
 
 
 def _setting(method: dict[str, Any]) -> str:
-    (varied,) = method["vary"]
+    varied = _varied(method)
     return {"training.learning_rate": "rate"}.get(varied, varied.split(".")[-1])
 
 

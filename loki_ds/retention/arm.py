@@ -27,7 +27,7 @@ from loki_ds.launcher import end_with_parent
 from loki_ds.model_class import is_wrapper_alone
 from loki_ds.recipe import TaskGroup
 from loki_ds.refusal import shown_once
-from loki_ds.retention.blocks import Places, until_decided
+from loki_ds.retention.blocks import Places, answers_of_base, until_decided
 from loki_ds.retention.parcels import ArmResult, Request, TaskSamples
 from loki_ds.retention.samples import samples_of
 from loki_ds.run_folder import write_json
@@ -49,6 +49,7 @@ def evaluated(model: Any, request: Request, folder: Path) -> ArmResult:
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     manager = task_manager(request.tasks, request.include_path, "retention")
     share, of = request.share
+    base = answers_of_base(request.stop) if request.stop else {}
     done: dict[str, TaskSamples] = {}
     for number, group in enumerate(request.groups):
         tasks = manager.load(group.tasks)["tasks"]
@@ -56,7 +57,7 @@ def evaluated(model: Any, request: Request, folder: Path) -> ArmResult:
         asked = {name: draws_shots_by_document(task, request.seed) for name, task in tasks.items()}
         ask = partial(_ask, model, request, group, asked, manager)
         if request.stop is not None and number < request.stop.abilities:
-            done |= until_decided(request, request.stop, group.tasks, drawn, ask, folder)
+            done |= until_decided(request, request.stop, base, group.tasks, drawn, ask, folder)
         else:
             done |= ask({name: places[share::of] for name, places in drawn.items()})
     return {"tasks": done, "tokenizer": _tokenizer_digest(model), "libraries": library_versions(request.backend)}
@@ -183,12 +184,12 @@ def library_versions(backend: str) -> dict[str, str]:
 def main() -> None:
     end_with_parent()
     with shown_once():
-        model, loaded = None, ""
+        model, loaded = None, None
         for asked, found in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
             request = Request.model_validate_json(Path(asked).read_text())
-            if request.model != loaded:
+            if loaded != (wanted := (request.model, request.adapter)):
                 del model  # before the next one is loaded
                 gc.collect()
-                model, loaded = _model(request), request.model
+                model, loaded = _model(request), wanted
             with _implanted(model, request.implant):
                 write_json(Path(found), evaluated(model, request, Path(found).parent))

@@ -4,7 +4,7 @@ shares them.
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from random import Random
@@ -22,9 +22,15 @@ SMALLEST = 50  # documents of a block
 BLOCKS = 20  # at most, of a task
 
 
+def answers_of_base(stop: Stop) -> dict[str, TaskSamples]:
+    """By the names that were asked for, once they are there."""
+    return json.loads(_there(Path(stop.base)).read_text(encoding="utf-8"))["tasks"]
+
+
 def until_decided(
     request: Request,
     stop: Stop,
+    base: dict[str, TaskSamples],
     names: Sequence[str],
     drawn: Places,
     ask: Callable[[Places], dict[str, TaskSamples]],
@@ -32,13 +38,12 @@ def until_decided(
 ) -> dict[str, TaskSamples]:
     """This process' share of the documents of some abilities, no more of each than decide it.
 
-    names: of the abilities; drawn: all documents that may be asked; ask: lm-eval on some of them;
-    folder: where the processes leave their blocks for each other.
+    base: the base's answers; names: of the abilities; drawn: all documents that may be asked; ask:
+    lm-eval on some of them; folder: where the processes leave their blocks for each other.
 
     Raises:
         Refusal: another process failed.
     """
-    base = json.loads(_there(Path(stop.base)).read_text(encoding="utf-8"))["tasks"]
     abilities = {
         found.name: Ability(found, base[found.name], _order(found, drawn, request.seed))
         for found in request.found
@@ -74,7 +79,6 @@ class Ability:
     found: TaskFound
     base: TaskSamples
     order: list[tuple[str, int]]
-    asked: int = 0
     bounds: Bounds | None = None
     gains: list[float] = field(default_factory=list)
 
@@ -85,6 +89,10 @@ class Ability:
         even = len(self.order) / sum(count > 0 for count in counts.values())
         self.weights = [1.0 if self.found.by_size else even / counts[member] for member, _ in self.order]
         self.bounded = self.found.main["unit"] == "score" and all(0 <= score <= 1 for score in self.before)
+
+    @property
+    def asked(self) -> int:
+        return len(self.gains)
 
     def block(self) -> list[tuple[str, int]]:
         """The next documents: all of them, where they cannot be bounded."""
@@ -99,7 +107,6 @@ class Ability:
             score = after[document]
             self.bounded &= 0 <= score <= 1
             self.gains.append(better * self.weights[place] * (score - self.before[place]))
-        self.asked = len(self.gains)
 
     def over(self, stop: Stop, tasks: int) -> bool:
         """Whether nothing more is to be asked."""
@@ -130,11 +137,7 @@ def _places(shares: Sequence[Sequence[tuple[str, int]]]) -> Places:
 def _there(file: Path) -> Path:
     """A file, once another process has written it."""
     while not file.exists():
-        if next(_failures(file.parent), None):
+        if any(file.parent.glob("failed*")):
             raise Refusal(f"{file}: another process of this evaluation failed; its own message is above or in its log")
         time.sleep(0.05)
     return file
-
-
-def _failures(folder: Path) -> Iterator[Path]:
-    return folder.glob("failed*")

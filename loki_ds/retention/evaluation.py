@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from loki_ds.launcher import environment_of_one_process
 from loki_ds.refusal import Refusal
@@ -102,15 +103,22 @@ def answered_together(
 ) -> list[ArmResult]:
     """The same of several arms of one model, which differ by their implants."""
     keys, asked = [question.key(arm, base) for arm in arms], [question.request(arm, base) for arm in arms]
-    both = zip(keys, asked, strict=True)
-    left = [(key, request, answers.shares(key)) for key, request in both if not answers.file(key).exists()]
-    for _, _, folder in left:
-        forget_failures(folder)
+    left = [one for one in zip(asked, keys, strict=True) if not answers.file(one[1]).exists()]
+    for _, key in left:
+        forget_failures(answers.shares(key))
     if left:
-        evaluate_shares([(request, folder) for _, request, folder in left])
-    for key, request, folder in left:
-        answers.write(key, gather_shares(request, folder))
+        evaluate_into(answers, left)
     return [answers.read(key) for key in keys]
+
+
+def evaluate_into(answers: Answers, asked: Sequence[tuple[Request, dict[str, Any]]], nodes: Nodes = Nodes()) -> None:
+    """What requests ask for, in the same processes; the first node keeps it by the requests'
+    keys.
+    """
+    evaluate_shares([(request, answers.shares(key)) for request, key in asked], nodes)
+    if nodes.this == 0:
+        for request, key in asked:
+            answers.write(key, gather_shares(request, answers.shares(key), nodes))
 
 
 def forget_failures(folder: Path) -> None:

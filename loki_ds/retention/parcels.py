@@ -31,10 +31,10 @@ class Request(BaseModel):
     """One model and everything that is asked of it.
 
     `model` is its folder, `adapter` that of a PEFT adapter on it, `implant` a file of rows that are
-    put into it once it is loaded. `found` is what the check found
-    behind every name. Each of `processes` evaluates a share of the documents: process
-    `share[0]` of `share[1]`. `seed` draws the documents of a limit; of those `half` is asked, None
-    for all. `stop`: when no more of them are.
+    put into it once it is loaded. `found` is what the check found behind every name. Each of
+    `processes` evaluates a share of the documents: process `share[0]` of `share[1]`. `seed` draws
+    the documents of a limit; of those `half` is asked, None for all. `stop`: when no more of them
+    are.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -26,7 +26,7 @@ from loki_ds.report.compare import draw_trade_off, is_read, read_report
 from loki_ds.report.pictures import retention as draw_retention
 from loki_ds.report.pictures import training_curves
 from loki_ds.report.schema import Facts, Report
-from loki_ds.retention.evaluation import Nodes, evaluate_shares, forget_failures, gather_shares
+from loki_ds.retention.evaluation import Nodes, evaluate_into, forget_failures
 from loki_ds.retention.pairing import PairedTask, pair
 from loki_ds.retention.parcels import Request
 from loki_ds.retention.question import check_backend, short_digest
@@ -155,12 +155,9 @@ def _evaluate(run: Run, evaluations: list[Evaluation], nodes: Nodes) -> None:
     """
     answers = answers_in(run)
     log.info("retain: evaluating %s", " and ".join(one.what for one in evaluations))
-    evaluate_shares([(one.request, answers.shares(one.key)) for one in evaluations], nodes)
-    if nodes.this > 0:
-        return
+    evaluate_into(answers, [(one.request, one.key) for one in evaluations], nodes)
     for one in evaluations:
-        answers.write(one.key, gather_shares(one.request, answers.shares(one.key), nodes))
-        if one.of_all_runs:
+        if nodes.this == 0 and one.of_all_runs:
             answers.publish_to(base_answers_beside(run), one.key)
 
 
