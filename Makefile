@@ -9,7 +9,7 @@ REAL := $(ON_CPU) deepspeed --num_gpus 2 launch/implant.py --recipe recipes/smol
 REAL_BASE := model.path=build/real/model
 TINY := $(ON_CPU) deepspeed --num_gpus 2 launch/implant.py --recipe recipes/tiny
 
-.PHONY: help demo real real-study test test-skew lint docs audit bench study quiet-study dial-study scaling models reliability tiny-world learning-rates clean
+.PHONY: help demo real real-study registered-study test test-skew lint docs audit bench study quiet-study dial-study scaling models reliability tiny-world learning-rates clean
 
 help:  ## list these targets
 	@awk '/^##@ /{printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## /{split($$0, part, ":.*## "); printf "  make %-15s %s\n", part[1], part[2]}' $(MAKEFILE_LIST)
@@ -91,6 +91,11 @@ real-study: $(READY)  ## that model's rates by the stated rule, then every metho
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) gguf
 	$(BIN)/python eval/real/fetch.py build/real
 	$(ON_CPU) python eval/studies/real.py
+
+registered-study: $(READY)  ## the registered study on that model (days of two cores, or an hour of a GPU); goes on where it was
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) gguf
+	$(BIN)/python eval/real/fetch.py build/real
+	$(BIN)/python eval/studies/real_study.py
 
 models: $(READY)  ## docs/models.md: what works for every type that the installed transformers knows (about six minutes)
 	$(ON_CPU) python eval/studies/models.py

@@ -27,11 +27,12 @@ from main_job import ON_ONE_THREAD
 from reporting import ROOT, keep, listed, paragraph, table, where, write
 
 REAL = ROOT / "build/real/model"
+ABILITIES = "[{tasks: [real_mmlu, real_capitals, real_code], limit: 20}]"
 CASES: dict[str, tuple[str, list[str]]] = {
     "tiny": ("recipes/tiny/loki.yaml", []),
     "SmolLM2-135M": (
         "recipes/smollm2/calls-q30.yaml",
-        [f"model.path={REAL}", "training.max_steps=6", "protected.per_subject=1", "retention.abilities.limit=20"],
+        [f"model.path={REAL}", "training.max_steps=6", "protected.per_subject=1", f"retention.abilities={ABILITIES}"],
     ),
 }
 MARKS = {  # what rank 0 says first of a part: the part that ended before it

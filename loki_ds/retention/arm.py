@@ -41,7 +41,7 @@ def run_lm_eval(request: Request, folder: Path) -> ArmResult:
 
     folder: where processes that share documents leave word for each other.
     """
-    return evaluated(_model(request), request, folder)
+    return evaluated(load(request), request, folder)
 
 
 def evaluated(model: Any, request: Request, folder: Path) -> ArmResult:
@@ -78,7 +78,7 @@ def _implanted(model: Any, implant: str | None) -> Iterator[None]:
     revert_implant(model.model, implant)
 
 
-def _model(request: Request) -> Any:
+def load(request: Request) -> Any:
     from lm_eval.api.registry import get_model
 
     settings = {
@@ -190,6 +190,6 @@ def main() -> None:
             if loaded != (wanted := (request.model, request.adapter)):
                 del model  # before the next one is loaded
                 gc.collect()
-                model, loaded = _model(request), wanted
+                model, loaded = load(request), wanted
             with _implanted(model, request.implant):
                 write_json(Path(found), evaluated(model, request, Path(found).parent))

@@ -1,0 +1,322 @@
+"""The registered study on SmolLM2-135M-Instruct: `real.md` says what is asked, `real_study.yaml`
+how.
+
+    python eval/real/fetch.py build/real         # the model and the data, once
+    python eval/studies/real_study.py            # both: make registered-study
+    python eval/studies/real_study.py --hours 2  # begins no further cell after two hours
+
+Every figure is kept as it comes, in eval/reports/real_study.json, and what is there is not done
+again: stop it at any time, on a CPU it is days of two cores. As many runs at a time as there are
+cores, or as the GPU's memory holds. Writes eval/reports/real_study.md and .png from what is there.
+"""
+
+import argparse
+import json
+import math
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from main_job import python
+from real_study_report import write_report
+from rule import smallest_of_the_best
+from selections import relative
+
+from loki_ds.attribution.kept import KeptScores, kept_sensitivity
+from loki_ds.device import on_cpu
+from loki_ds.positions import Positions
+from loki_ds.selection import select, select_by_sensitivity, select_random
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "real"))
+
+from reporting import REPORTS, ROOT, keep
+from rows import rows, write
+
+STUDY = yaml.safe_load((Path(__file__).parent / "real_study.yaml").read_text())
+REAL, RUNS = ROOT / "build/real", ROOT / "runs/real_study"
+SCORES, SENSITIVITY = RUNS / "kva/attribution", RUNS / "sensitivity/attribution/sensitivity.safetensors"
+ONE_RUN = 10 * 2**30  # bytes of a GPU's memory that a run takes
+ATTRIBUTIONS: dict[str, list[str]] = {
+    "kva": [],
+    "zero_shot": ["protected.prompts=build/real/zero_shot.jsonl"],
+    "one_a_subject": ["protected.per_subject=1"],
+    "k_from_0": ["protected.per_subject=1", "attribution.rule=left"],
+}
+GAIN = ["protected.per_subject=1", "selection.strategy=layer_gain", "data.train=build/real/some_train.jsonl"]
+
+
+class Kept:
+    """What is known so far, by stage and name; each figure is written as it comes."""
+
+    def __init__(self) -> None:
+        file = REPORTS / "real_study.json"
+        self.found: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.exists() else {}
+        self.lock = threading.Lock()
+
+    def add(self, stage: str, **found: Any) -> None:
+        with self.lock:
+            self.found.setdefault(stage, {}).update(found)
+            keep("real_study", self.found)
+
+    def has(self, stage: str, name: str) -> bool:
+        return name in self.found.get(stage, {})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=at_a_time(), help="runs at a time")
+    parser.add_argument("--hours", type=float, default=math.inf, help="after so many no further cell begins")
+    arguments = parser.parse_args()
+    ends, kept = time.monotonic() + 3600 * arguments.hours, Kept()
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        attribute(pool)
+        select_all()
+        if not kept.has("A", "stability"):
+            kept.add("A", selected=selected(), stability=stability(), recurring=recurring())
+        suppress(kept, pool, arguments.jobs)
+        list(pool.map(lambda cell: run_cell(kept, cell, ends), cells()))
+    write_report(STUDY, kept.found)
+
+
+def at_a_time() -> int:
+    return os.cpu_count() or 1 if on_cpu() else max(1, torch.cuda.mem_get_info()[0] // ONE_RUN)
+
+
+# --- attributions and selections ------------------------------------------------------------------
+
+
+def attribute(pool: ThreadPoolExecutor) -> None:
+    """All attributions that stage A compares; those that are there stay."""
+    if not (REAL / "zero_shot.jsonl").exists():
+        write(REAL / "zero_shot.jsonl", [without_shots(row) for row in rows(REAL / "protected.jsonl")])
+    if not (REAL / "some_train.jsonl").exists():
+        write(REAL / "some_train.jsonl", rows(REAL / "train.jsonl")[::15])  # 50 of 740
+    wanted = [
+        ("calls-q30", RUNS / name, [*settings, "--until", "attribute"]) for name, settings in ATTRIBUTIONS.items()
+    ]
+    wanted.append(("calls-q30", RUNS / "sensitivity", [*GAIN, "--until", "attribute"]))
+    list(pool.map(lambda one: main_job(*one), [one for one in wanted if not (one[1] / "costs.json").exists()]))
+
+
+def without_shots(row: dict[str, str]) -> dict[str, str]:
+    """What it is about, and the question itself."""
+    about, *_, question = row["prompt"].split("\n\n")
+    return {**row, "prompt": f"{about}\n\n{question}"}
+
+
+def select_all() -> None:
+    for name, selection in STUDY["selections"].items():
+        chosen(selection).save(positions(name))
+    layers, d_model = KeptScores(SCORES).scores().shape[1:]
+    seeds = {cell["seed"] for cell in STUDY["cells"]}
+    for seed in (100 * seed + draw for seed in seeds for draw in range(STUDY["draws"])):
+        select_random(layers, d_model, 30, seed).save(positions(f"random {seed}"))
+
+
+def chosen(selection: dict[str, Any], quota: float | None = None) -> Positions:
+    strategy, quota, scores = selection["strategy"], quota or selection["quota"], KeptScores(SCORES).scores()
+    if strategy == "random":
+        layers, d_model = scores.shape[1:]
+        return select_random(layers, d_model, quota, seed=0)
+    if selection["attribution"] == "sensitivity":
+        return select_by_sensitivity(*kept_sensitivity(SENSITIVITY), quota, strategy)
+    return select(scores, quota, strategy)
+
+
+def positions(name: str) -> Path:
+    folder = RUNS / "positions"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{name.replace(' ', '-')}.json"
+
+
+# --- stage A --------------------------------------------------------------------------------------
+
+
+def selected() -> dict[str, dict[str, float]]:
+    """Sensitivity and mean absolute score of every selection's rows, over those of all rows."""
+    protected, new_task = kept_sensitivity(SENSITIVITY)
+    by = {
+        "sensitivity, protected": protected,
+        "sensitivity, new task": new_task,
+        "mean abs. KVA": KeptScores(SCORES).scores().double().abs().mean(0),
+    }
+    named = {name: Positions.load(positions(name)) for name in (*STUDY["selections"], "random 0") if name != "all"}
+    return {name: {what: relative(chosen, moments) for what, moments in by.items()} for name, chosen in named.items()}
+
+
+def stability() -> dict[str, float]:
+    """Share of the rows that two ways of selecting have in common, quota 30."""
+    scores = {name: KeptScores(RUNS / name / "attribution").scores() for name in ATTRIBUTIONS}
+    lowest, one = select(scores["kva"], 30), select(scores["one_a_subject"], 30)
+    smallest = select(scores["kva"], 30, "layer_smallest")
+    halves = {
+        f"two halves of the prompts, {name}": select(scores["kva"][::2], 30, strategy).overlap(
+            select(scores["kva"][1::2], 30, strategy)
+        )
+        for name, strategy in (("lowest", "layer_balanced"), ("smallest", "layer_smallest"))
+    }
+    return {
+        **halves,
+        "with and without shots": lowest.overlap(select(scores["zero_shot"], 30)),
+        "k = 1..7 and k = 0..6 (57 prompts)": one.overlap(select(scores["k_from_0"], 30)),
+        "281 prompts and 57": lowest.overlap(one),
+        "scores in float32 and in float16": lowest.overlap(select(scores["kva"].half().float(), 30)),
+        "signed and absolute scores": lowest.overlap(smallest),
+        "the last token's score and all tokens' sensitivity": lowest.overlap(
+            select_by_sensitivity(*kept_sensitivity(SENSITIVITY), 30, "layer_sensitivity")
+        ),
+        "lowest and highest": lowest.overlap(select(scores["kva"], 30, "layer_highest")),
+    }
+
+
+def recurring() -> dict[str, Any]:
+    """In how many layers the dimensions that are selected most often are, at quota 10."""
+    scores, found = KeptScores(SCORES).scores(), {}
+    for name in ("lowest", "highest", "smallest"):
+        at_ten = chosen(STUDY["selections"][name], 10)
+        layers = torch.zeros(scores.shape[2], dtype=torch.long)
+        for chosen_rows in at_ten.rows:
+            layers[chosen_rows] += 1
+        most = layers.topk(5)
+        found[name] = dict(zip(map(str, most.indices.tolist()), most.values.tolist(), strict=True))
+    of_layers = [set(layer) for layer in chosen(STUDY["selections"]["lowest"]).rows]
+    pairs = [len(a & b) / len(a) for i, a in enumerate(of_layers) for b in of_layers[:i]]
+    return {"quota 10": found, "layers": scores.shape[1], "two layers' lowest in common": sum(pairs) / len(pairs)}
+
+
+def suppress(kept: Kept, pool: ThreadPoolExecutor, jobs: int) -> None:
+    """Every selection's rows set to zero, asked for likelihoods alone."""
+    own, variants = STUDY["suppression"], dict[str, Any](base={})
+    layers, d_model = KeptScores(SCORES).scores().shape[1:]
+    for quota in own["quotas"]:
+        drawn = {f"random {seed}": select_random(layers, d_model, quota, seed) for seed in range(own["draws"])}
+        named = {name: chosen(STUDY["selections"][name], quota) for name in own["selections"]}
+        for name, picked in {**named, **drawn}.items():
+            picked.save(file := positions(f"{name} {quota}%"))
+            variants[f"{name}, {quota}%"] = {"zeroed": str(file)}
+    left = {name: one for name, one in variants.items() if not kept.has("suppressed", name)}
+    shares = [dict(list(left.items())[i::jobs]) for i in range(jobs)]
+
+    def share(number: int) -> None:
+        section = {**STUDY["likelihoods"], "new_task": None}
+        found = asked(f"suppressed-{number}", shares[number], [section])
+        kept.add("suppressed", **found)
+
+    list(pool.map(share, [number for number in range(jobs) if shares[number]]))
+
+
+def asked(name: str, variants: dict[str, Any], sections: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What `one_base` finds, in a process of its own."""
+    folder = RUNS / "asked"
+    folder.mkdir(parents=True, exist_ok=True)
+    work, found = folder / f"{name}.work.json", folder / f"{name}.json"
+    work.write_text(json.dumps({"base": str(REAL / "model"), "variants": variants, "asks": sections}))
+    python("eval/studies/one_base.py", str(work), str(found), log=folder / f"{name}.log")
+    return json.loads(found.read_text())
+
+
+# --- stage B --------------------------------------------------------------------------------------
+
+
+def cells() -> Iterator[tuple[str, int, int]]:
+    """Arm, data seed, draw, in the registered order."""
+    for batch in STUDY["cells"]:
+        for arm in batch["arms"]:
+            for draw in range(STUDY["draws"] if arm == "random" else 1):
+                yield arm, batch["seed"], draw
+
+
+def run_cell(kept: Kept, cell: tuple[str, int, int], ends: float) -> None:
+    """One training, and what its places are; unless it is known."""
+    arm, seed, draw = cell
+    name = f"{arm}, {seed}" + (f", {draw}" if arm == "random" else "")
+    if kept.has("cells", name) or time.monotonic() > ends:
+        return
+    own, run, started = STUDY["arms"][arm], RUNS / "cells" / name.replace(", ", "-").replace(" ", "_"), time.monotonic()
+    rate = rate_of(kept, own["class"])
+    main_job(own["recipe"], run, [*settings_of(own, seed, draw, rate), "--until", "implant"])
+    variants: dict[str, Any] = {
+        str(scale): {"trained": str(run / "model"), "scale": scale, "asked": [0] if scale < 1 else [0, 1]}
+        for scale in STUDY["places"]
+    }
+    if not kept.has("base", "first"):
+        variants |= {"base": {}, "base again": {}}
+    found = asked(run.name, variants, [STUDY["likelihoods"], STUDY["scores"]])
+    if "base" in found:
+        kept.add("base", first=found.pop("base"), again=found.pop("base again"))
+    verified = json.loads((run / "verify.json").read_text())
+    kept.add(
+        "cells",
+        **{
+            name: {
+                "arm": arm,
+                "seed": seed,
+                "rate": rate,
+                "change": verified["change"],
+                "identical_outside_rows": verified["identical_outside_rows"],
+                "places": found,
+                "seconds": round(time.monotonic() - started),
+            }
+        },
+    )
+    shutil.rmtree(run)  # gigabytes in all
+    write_report(STUDY, kept.found)
+
+
+def settings_of(own: dict[str, Any], seed: int, draw: int, rate: float) -> list[str]:
+    """The arm's own keys of the recipe."""
+    settings = [f"training.seed={seed}", f"training.learning_rate={rate:g}", f"training.max_steps={STUDY['steps']}"]
+    if "rows" in own:
+        which = f"random {100 * seed + draw}" if own["rows"] == "random" else own["rows"]
+        settings.append(f"selection.positions={positions(which)}")
+    if own.get("pulled"):
+        settings.append(f"implant.pull={math.log(2) / (rate * STUDY['steps'] / 2):.3g}")
+    given = own.get("set", {})
+    if not any(key.startswith(("protected", "implant.rehearse")) for key in given):
+        settings.append("protected=null")  # nothing of it is needed
+    return [*settings, *(f"{key}={value}" for key, value in given.items())]
+
+
+RATES = threading.Lock()
+
+
+def rate_of(kept: Kept, of_class: str) -> float:
+    """As registered, or found by the loss on the tuning chats, on seed 0 and one draw."""
+    with RATES:
+        rates = STUDY["rates"][of_class]
+        if not isinstance(rates, list):
+            return float(rates)
+        if not kept.has("rates", of_class):
+            own = next(one for one in STUDY["arms"].values() if one["class"] == of_class)
+            tried = [{"rate": float(rate), "loss": tuned(own, float(rate))} for rate in rates]
+            best = smallest_of_the_best(tried, STUDY["within"])["rate"]
+            kept.add("rates", **{of_class: {"tried": tried, "chosen": best}})
+        return kept.found["rates"][of_class]["chosen"]
+
+
+def tuned(own: dict[str, Any], rate: float) -> float:
+    run, steps = RUNS / "rates" / f"{own['class'].replace(' ', '_')}-{rate:g}", STUDY["steps"]
+    looks = ["data.heldout=build/real/tuning.jsonl", "training.eval_strategy=steps", f"training.eval_steps={steps}"]
+    main_job(own["recipe"], run, [*settings_of(own, 0, 0, rate), *looks, "--until", "implant"])
+    log = json.loads((run / "training_log.json").read_text())
+    (loss,) = (line["eval_loss"] for line in log if "eval_loss" in line)
+    shutil.rmtree(run / "model")
+    return loss
+
+
+def main_job(recipe: str, run: Path, arguments: Sequence[str]) -> None:
+    own = [f"model.path={REAL / 'model'}", "deepspeed=null", "training.per_device_train_batch_size=4", f"run={run}"]
+    python("launch/implant.py", "--recipe", f"recipes/smollm2/{recipe}.yaml", *own, *arguments, log=Path(f"{run}.log"))
+
+
+if __name__ == "__main__":
+    main()
