@@ -103,7 +103,7 @@ def received_by_hand(model: Module, prompts: Sequence[Sequence[int]]) -> list[Te
         noted: list[Tensor] = []
         seen.append(noted)
         down_projection(layer).register_forward_pre_hook(
-            lambda _, x, noted=noted: noted.append(x[0].flatten(0, 1).detach())
+            lambda _, x, noted=noted: noted.append(x[0].reshape(-1, x[0].shape[-1]).detach())
         )
     for prompt in prompts:
         model(torch.tensor([prompt]))

@@ -31,6 +31,14 @@ MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
         {"num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 24},
     ),
 }
+# Experts and one FFN, in branches that meet after norms of their own.
+BRANCHES = {
+    **ROUTED,
+    **{"enable_moe_block": True, "top_k_experts": 2, "hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 8},
+    **{"head_dim": 8, "global_head_dim": 8, "sliding_window": 5, "num_kv_shared_layers": 0},
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+}
+MIXTURES["gemma 4"] = ("Gemma4TextConfig", BRANCHES)
 # One FFN, with a bias, under another name or lying the other way round.
 OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt-2": ("GPT2Config", {"n_inner": 48}),

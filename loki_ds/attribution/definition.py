@@ -13,7 +13,7 @@ from torch.nn import Module
 from loki_ds.attribution.rules import quadrature
 from loki_ds.attribution.target import target_value
 from loki_ds.model.anatomy import decoder_layers
-from loki_ds.model.sites import at_writers
+from loki_ds.model.sites import Writer, at_writers
 
 
 def attribute_by_definition(
@@ -44,11 +44,12 @@ def attribute_layer(
     multiply_by_value: bool,
 ) -> Tensor:
     """One layer's scores `[d_model]` for one prompt, ids `[1, T]`; `points` are the path's
-    fractions and weights (`rules.quadrature`).
+    fractions and weights (`rules.quadrature`). Of branches that meet later, a node's score is the
+    sum of its coordinates'.
     """
     with torch.no_grad(), written_last(layer) as seen:
         token = model(input_ids=ids).logits[0, -1].argmax()
-    value = seen[0]
+    value = torch.stack(seen)
     total = torch.zeros_like(value, dtype=torch.promote_types(value.dtype, torch.float32))
     for alpha, weight in zip(*points, strict=True):
         point = (alpha * value).requires_grad_()
@@ -56,20 +57,22 @@ def attribute_layer(
             logits = model(input_ids=ids).logits[0, -1]
         (gradient,) = torch.autograd.grad(target_value(logits, token, target), point)
         total += weight * gradient
-    return total * value if multiply_by_value else total
+    return (total * value if multiply_by_value else total).sum(0)
 
 
 @contextmanager
 def written_last(layer: Module, replacement: Tensor | None = None) -> Iterator[list[Tensor]]:
-    """See, or replace, what the layer's FFN writes at the last token, `[d_model]`, while open."""
+    """See what each branch of the layer's FFN writes at the last token, `[d_model]`, or replace it
+    by `[branches, d_model]`, while open.
+    """
     seen: list[Tensor] = []
 
-    def at_last_token(writer: int, output: Tensor) -> Tensor | None:
+    def at_last_token(writer: Writer, output: Tensor) -> Tensor | None:
         last = output[0, -1].detach().clone()
-        seen[:] = [seen[0] + last if writer else last]
+        seen[writer.branch :] = [seen[writer.branch] + last if writer.adds else last]
         if replacement is None:
             return None
-        there = torch.zeros_like(replacement) if writer else replacement
+        there = torch.zeros_like(last) if writer.adds else replacement[writer.branch]
         return torch.cat([output[:, :-1], there.view(1, 1, -1)], dim=1)
 
     with at_writers(layer, at_last_token):

@@ -18,7 +18,10 @@ import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 from loki_ds.attribution.definition import attribute_by_definition
+from loki_ds.attribution.layer_call import KeysValues
+from loki_ds.attribution.recurrent import State
 from loki_ds.attribution.sweep import Sweep
+from loki_ds.model.anatomy import decoder_layers
 from loki_ds.model.stored_rows import LAYER_COUNTS
 from loki_ds.refusal import Refusal
 from loki_ds.zero.model import unsharded
@@ -105,9 +108,14 @@ def difference(name: str, build: Callable[[Any], Any], config: Any) -> float:
             model = build(tiny_config(config)).double().eval().requires_grad_(False)
             for parameter in model.parameters():
                 parameter.mul_(4 if parameter.dim() > 1 else 1)  # so that the layers matter
+        _check_layers(name, model)
         expected = attribute_by_definition(model, PROMPTS, steps=2)
         found = Sweep(model, steps=2).run(PROMPTS).scores
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError, IndexError) as error:
+        if isinstance(error, AttributeError) and isinstance(error.obj, KeysValues | State):
+            raise Refusal(
+                f"{name}: its layers ask their cache for {error.name}, which attribution does not keep for them"
+            ) from None
         raise Refusal(
             f"{name}: an unknown family, and attribution could not be checked on a tiny copy of it: "
             f"{' '.join(str(error).split())[:200]}"
@@ -121,15 +129,31 @@ def difference(name: str, build: Callable[[Any], Any], config: Any) -> float:
     return off
 
 
+def _check_layers(name: str, model: PreTrainedModel) -> None:
+    """Refuse layers that hand on more than hidden states, which nothing stands in for."""
+    handed: list[Any] = []
+    layers = decoder_layers(model)
+    handle = layers[0].register_forward_hook(lambda _, __, output: handed.append(output))
+    try:
+        model(torch.tensor([PROMPTS[0]]), use_cache=False)
+    finally:
+        handle.remove()
+    if isinstance(handed[0], tuple):
+        raise Refusal(
+            f"{name}: its decoder layers hand on {len(handed[0])} values in a tuple, attribution knows layers that "
+            "hand on their hidden states alone"
+        )
+
+
 def tiny_config(config: Any) -> Any:
     """A copy of a configuration with every size made small and every other choice kept; at most
     four layers, all kinds of them.
     """
     stated = config.to_dict()
-    if own := stated.get("per_layer_config"):
-        return type(config).from_dict({**stated, **_tiny_sizes(stated), **_tiny_layers(stated, own)})
-    tiny = copy.deepcopy(config)
-    for name, size in {**_tiny_sizes(stated), **_tiny_layers(stated, {})}.items():
+    own = stated.get("per_layer_config") or {}
+    sizes = {**_tiny_sizes(stated), **_tiny_layers(stated, own)}
+    tiny = type(config).from_dict({**stated, **sizes}) if own else copy.deepcopy(config)
+    for name, size in sizes.items() if not own else ():
         with suppress(AttributeError):  # what a class works out of other settings
             setattr(tiny, name, size)
     tiny._experts_implementation = "eager"  # no grouped product takes float64

@@ -27,7 +27,7 @@ from loki_ds.model.anatomy import (
     logits_above,
     parts_around_layers,
 )
-from loki_ds.model.sites import at_writers
+from loki_ds.model.sites import Writer, at_writers
 from loki_ds.ranks import sum_over_ranks
 from loki_ds.zero.model import Gatherer, device_of
 
@@ -63,7 +63,7 @@ def output_gradient_moments(
 
 def output_gradients(model: Module, gatherer: Gatherer, texts: list[Text]) -> Iterator[tuple[int, Tensor]]:
     """`dF/dz` at what every layer's FFN writes, `[B, T, d_model]` (0 at padding), from the top
-    layer down.
+    layer down; of several branches one after the other, `[branches B, T, d_model]`.
     """
     layers = decoder_layers(model)
     ids = padded([text.tokens for text in texts]).to(device_of(model))
@@ -80,13 +80,14 @@ def output_gradients(model: Module, gatherer: Gatherer, texts: list[Text]) -> It
             written: list[Tensor] = []
             with at_writers(layer, partial(_noted, written)):
                 out = layer(below, **run.arguments[i])
-            gradient, at_output = torch.autograd.grad(out, (below, written[0]), gradient)
-            yield i, at_output
+            gradient, *at_outputs = torch.autograd.grad(out, (below, *written), gradient)
+            yield i, torch.cat(at_outputs)
 
 
-def _noted(written: list[Tensor], _: int, output: Tensor) -> Tensor:
+def _noted(written: list[Tensor], writer: Writer, output: Tensor) -> Tensor:
     """Of writers that are added up, the gradient at the first is that at the sum."""
-    written.append(output)
+    if not writer.adds:
+        written.append(output)
     return output
 
 

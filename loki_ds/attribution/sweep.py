@@ -33,7 +33,7 @@ from loki_ds.model.anatomy import (
     logits_above,
     parts_around_layers,
 )
-from loki_ds.model.sites import at_writers
+from loki_ds.model.sites import Writer, at_writers
 from loki_ds.zero.model import Gatherer, is_sharded
 
 HEAD_ROWS = 4096  # rows whose logits are held at once: 4096 x 128k vocabulary in float32 is 2 GB
@@ -130,7 +130,7 @@ class Sweep:
         rows = torch.cat([tokens.last, batch.variants, batch.at_zero, fresh], dim=1)
         with scaled_writes(layer, alphas) as taken:
             out = call.rows(layer, rows)
-        batch.left.append(_Left(tokens.last, batch.variants, taken.unscaled[:, 0]))
+        batch.left.append(_Left(tokens.last, batch.variants, torch.stack([one[:, 0] for one in taken.unscaled], 1)))
         sizes = [1, batch.variants.shape[1], batch.at_zero.shape[1], len(self.alphas), 1]
         tokens.last, variants, at_zero, fresh, fresh_at_zero = out.split(sizes, dim=1)
         batch.variants, batch.at_zero = torch.cat([variants, fresh], 1), torch.cat([at_zero, fresh_at_zero], 1)
@@ -183,9 +183,9 @@ class Sweep:
                 with call.with_graph():
                     with scaled_writes(layer, self.alphas) as taken:
                         out = call.rows(layer, rows)
-                    below, at_fresh = torch.autograd.grad(out, (rows, taken.scaled), gradient)
-                score = torch.einsum("bkd,k->bd", at_fresh.to(weights.dtype), weights)
-                scores.append(score * left.value if self.multiply_by_value else score)
+                    below, *at_fresh = torch.autograd.grad(out, (rows, *taken.scaled), gradient)
+                score = torch.einsum("bnkd,k->bnd", torch.stack(at_fresh, 1).to(weights.dtype), weights)
+                scores.append((score * left.value if self.multiply_by_value else score).sum(1))
                 gradient = below[:, :-steps]
                 call.forget()
         return torch.stack(scores[::-1], dim=1)
@@ -196,7 +196,7 @@ class _Left(NamedTuple):
 
     last: Tensor  # the true last token below it [B, 1, d_model]
     variants: Tensor  # the rows below it [B, layers passed * m, d_model]
-    value: Tensor  # what its FFN truly writes [B, d_model]
+    value: Tensor  # what its FFN truly writes [B, branches, d_model]
 
 
 class _Batch:
@@ -212,12 +212,12 @@ class _Batch:
 
 @dataclass
 class _Taken:
-    """What the FFN wrote in one call: as it came `[B, R, d_model]`, and the fresh rows' share after
-    scaling `[B, m, d_model]`, the first writer's where several are added up.
+    """What each branch of the FFN wrote in one call: as it came `[B, R, d_model]`, and the fresh
+    rows' share after scaling `[B, m, d_model]`, the first writer's where several are added up.
     """
 
-    unscaled: Tensor
-    scaled: Tensor
+    unscaled: list[Tensor]
+    scaled: list[Tensor]
 
 
 @contextmanager
@@ -229,14 +229,17 @@ def scaled_writes(layer: Module, alphas: Sequence[float]) -> Iterator[_Taken]:
     family's own code. Writers that are added up are each multiplied, which multiplies the sum, and
     a gradient at one of them is the gradient at the sum.
     """
-    taken = _Taken(torch.empty(0), torch.empty(0))
+    taken = _Taken([], [])
 
-    def scale(writer: int, output: Tensor) -> Tensor:
+    def scale(writer: Writer, output: Tensor) -> Tensor:
         factors = torch.tensor(alphas, dtype=output.dtype, device=output.device)
         old, fresh = output[:, : -len(alphas)], output[:, -len(alphas) :]
         scaled = fresh * factors[:, None]
-        taken.unscaled = taken.unscaled + output if writer else output
-        taken.scaled = taken.scaled if writer else scaled
+        if writer.adds:
+            taken.unscaled[writer.branch] = taken.unscaled[writer.branch] + output
+        else:
+            taken.unscaled.append(output)
+            taken.scaled.append(scaled)
         return torch.cat([old, scaled], dim=1)
 
     with at_writers(layer, scale):

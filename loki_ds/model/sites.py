@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.nn import Linear, Module, ModuleList
+from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
 from loki_ds.model.wide import d_model_of, width_of
@@ -61,14 +62,27 @@ class Down(NamedTuple):
         return width_of(self.shape, self.d_model_last)
 
 
+class Writer(NamedTuple):
+    """A module whose output `[B, T, d_model]` is `z`, or a part of it.
+
+    branch: most layers have one, number 0, and what its writers write is added up. Where branches
+    meet only after norms of their own, a node is coordinate j of each. adds: to what another writer
+    of its branch wrote before.
+    """
+
+    module: Module
+    branch: int = 0
+    adds: bool = False
+
+
 class Site(NamedTuple):
     """Where one layer's FFN writes.
 
-    writers: modules whose outputs `[B, T, d_model]` together are `z`. downs: the weights of its
-    rows, routed experts before shared ones.
+    writers: in the order in which they write. downs: the weights of its rows, routed experts before
+    what all tokens share.
     """
 
-    writers: list[Module]
+    writers: list[Writer]
     downs: list[Down]
 
     @property
@@ -95,33 +109,51 @@ def site_of(layer: Module) -> Site:
     ffns = {name: child for name in FFNS if (child := getattr(layer, name, None)) is not None}
     if isinstance(getattr(layer, "fc2", None), Linear):
         ffns["fc2"] = layer
-    if hasattr(layer, "experts"):
-        raise Refusal("a mixture of experts beside its FFN, each with a norm of its own")
     if not ffns:
         raise Refusal("no FFN of its own")
     if len(ffns) > 1 and set(ffns) != SUMMED:
         raise Refusal(f"several FFNs ({', '.join(ffns)})")
-    sites = [_experts(ffn) if hasattr(ffn, "experts") else _dense(ffn) for ffn in ffns.values()]
-    return Site([w for site in sites for w in site.writers], [down for site in sites for down in site.downs])
+    if hasattr(layer, "experts"):
+        (ffn,) = ffns.values()
+        return _in_branches(_dense(ffn), layer)
+    sites = [_experts(ffn) if hasattr(ffn, "experts") else _alone(_dense(ffn)) for ffn in ffns.values()]
+    writers = [writer._replace(adds=i > 0) for i, site in enumerate(sites) for writer in site.writers]
+    return Site(writers, [down for site in sites for down in site.downs])
 
 
-def _dense(ffn: Module) -> Site:
+def _alone(dense: Down) -> Site:
+    return Site([Writer(dense.module)], [dense])
+
+
+def _in_branches(dense: Down, layer: Module) -> Site:
+    """An FFN, and after it experts of the layer's own; each with a norm of its own (Gemma 4)."""
+    experts = _routed(layer)
+    return Site([Writer(dense.module), Writer(experts.module, branch=1)], [experts, dense])
+
+
+def _dense(ffn: Module) -> Down:
     found = [name for name in DOWNS if isinstance(getattr(ffn, name, None), Linear | Conv1D)]
     if len(found) != 1:
         names = ", ".join(name for name, _ in ffn.named_children()) or "nothing"
         raise Refusal(f"an FFN of unknown parts ({names})")
-    down = _matrix(ffn, found[0])
-    return Site([down.module], [down])
-
-
-def _matrix(holder: Module, name: str) -> Down:
-    module = getattr(holder, name)
-    return Down(module, "weight", isinstance(module, Conv1D), (holder, name))
+    module = getattr(ffn, found[0])
+    return Down(module, "weight", isinstance(module, Conv1D), (ffn, found[0]))
 
 
 def _experts(block: Module) -> Site:
     """A block of routed experts, and of those that every token is sent to."""
-    experts: Any = block.experts
+    downs, shared = [_routed(block)], []
+    for name, child in block.named_children():
+        if name in SHARED:
+            shared.append(_dense(child))
+        elif name != "experts" and name not in ROUTING:
+            raise Refusal(f"a mixture of experts with an unknown part ({name})")
+    return Site([Writer(block)], downs + shared)
+
+
+def _routed(holder: Module) -> Down:
+    """The weight of the routed experts, all in one."""
+    experts: Any = holder.experts
     if isinstance(experts, ModuleList):
         raise Refusal("a mixture of experts that are modules one by one, which ranks cannot gather in one order")
     weight = getattr(experts, "down_proj", None)
@@ -131,14 +163,7 @@ def _experts(block: Module) -> Site:
         or getattr(experts, "has_post_expert_norm", False)
     ):
         raise Refusal("a mixture of experts whose outputs are not simply added up")
-    transposed = bool(getattr(experts, "is_transposed", False))
-    downs, shared = [Down(experts, "down_proj", transposed, (block, "experts"))], []
-    for name, child in block.named_children():
-        if name in SHARED:
-            shared += _dense(child).downs
-        elif name != "experts" and name not in ROUTING:
-            raise Refusal(f"a mixture of experts with an unknown part ({name})")
-    return Site([block], downs + shared)
+    return Down(experts, "down_proj", bool(getattr(experts, "is_transposed", False)), (holder, "experts"))
 
 
 def dense_down(layer: Module) -> Down:
@@ -155,31 +180,44 @@ def dense_down(layer: Module) -> Down:
 
 @contextmanager
 def received(layer: Module) -> Iterator[list[Tensor]]:
-    """While open, note what a dense layer's `W_down` receives, call by call."""
+    """While open, note what a dense layer's `W_down` receives, `[B, T, d_ff]`, call by call."""
     seen: list[Tensor] = []
-    handle = dense_down(layer).module.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+
+    def note(_: Module, arguments: tuple) -> None:
+        seen.append(arguments[0].reshape(*size, -1))
+
+    size, noting_size = _size_of_input(layer)
+    handles = [noting_size, dense_down(layer).module.register_forward_pre_hook(note)]
     try:
         yield seen
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
-@contextmanager
-def at_writers(layer: Module, change: Callable[[int, Tensor], Tensor | None]) -> Iterator[None]:
-    """While open, show what the layer's FFN writes, module by module.
-
-    change: called with the writer's number and its output `[B, T, d_model]`; what it returns, if
-    anything, takes the output's place.
-    """
-    size, site = [0, 0], site_of(layer)
+def _size_of_input(layer: Module) -> tuple[list[int], RemovableHandle]:
+    """Batch and tokens of what a layer is handed, once it is; some layers flatten them inside."""
+    size = [0, 0]
 
     def note(_: Module, arguments: tuple, named: dict[str, Any]) -> None:
         size[:] = (arguments[0] if arguments else named["hidden_states"]).shape[:2]
 
-    def hook(number: int) -> Callable[..., Any]:
+    return size, layer.register_forward_pre_hook(note, with_kwargs=True)
+
+
+@contextmanager
+def at_writers(layer: Module, change: Callable[[Writer, Tensor], Tensor | None]) -> Iterator[None]:
+    """While open, show what the layer's FFN writes, module by module.
+
+    change: called with the writer and its output `[B, T, d_model]`; what it returns, if anything,
+    takes the output's place.
+    """
+    size, noting_size = _size_of_input(layer)
+
+    def hook(writer: Writer) -> Callable[..., Any]:
         def written(_: Module, __: Any, output: Any) -> Any:
             first = output[0] if isinstance(output, tuple) else output
-            changed = change(number, first.reshape(*size, -1))
+            changed = change(writer, first.reshape(*size, -1))
             if changed is None:
                 return None
             changed = changed.reshape(first.shape)
@@ -187,8 +225,8 @@ def at_writers(layer: Module, change: Callable[[int, Tensor], Tensor | None]) ->
 
         return written
 
-    handles = [layer.register_forward_pre_hook(note, with_kwargs=True)]
-    handles += [writer.register_forward_hook(hook(i)) for i, writer in enumerate(site.writers)]
+    handles = [noting_size]
+    handles += [writer.module.register_forward_hook(hook(writer)) for writer in site_of(layer).writers]
     try:
         yield
     finally:

@@ -22,7 +22,8 @@ from loki_ds.refusal import Refusal
 
 FFN, DOWN, BY_ALL, STACK = ("|".join(names) for names in (FFNS, DOWNS, SHARED, LAYERS))
 SHARED_PART = rf"(?:{BY_ALL})\."
-PART = rf"(?:(?:{FFN})\.(?:experts\.(?:(?P<expert>\d+)\.)?|{SHARED_PART})?(?:{DOWN})(?:\.weight)?|fc2\.weight)"
+IN_FFN = rf"(?:{FFN})\.(?:experts\.(?:(?P<expert>\d+)\.)?|{SHARED_PART})?(?:{DOWN})(?:\.weight)?"
+PART = rf"(?:{IN_FFN}|(?P<beside>experts\.down_proj)|fc2\.weight)"
 NAME = re.compile(rf"(?:^|\.)(?:{STACK})\.(?P<layer>\d+)\.{PART}$")
 D_MODEL_LAST = ("gpt2", "gpt_oss", "aria_text")  # families whose weights lie that way
 OF_OTHER_SENSES = re.compile(r"vision|visual|image|audio|speech")  # towers beside a wrapper's text part
@@ -30,11 +31,14 @@ LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers")  # as configurations
 
 
 class Piece(NamedTuple):
-    """One tensor that holds rows of a layer. expert: of one routed expert alone, its number."""
+    """One tensor that holds rows of a layer. expert: of one routed expert alone, its number;
+    beside: of all experts, which stand beside the layer's FFN and not in it.
+    """
 
     name: str
     expert: int | None
     is_shared: bool
+    beside: bool
     d_model_last: bool
 
 
@@ -100,12 +104,15 @@ def _stack(weights: WeightFiles, config: dict[str, Any]) -> dict[int, list[Piece
 def _piece(name: str, match: re.Match[str], family: str) -> Piece:
     expert = match["expert"]
     shared = re.search(SHARED_PART, match[0]) is not None
-    return Piece(name, None if expert is None else int(expert), shared, family in D_MODEL_LAST and not shared)
+    number, beside = None if expert is None else int(expert), match["beside"] is not None
+    return Piece(name, number, shared, beside, family in D_MODEL_LAST and not shared)
 
 
 def _in_order(folder: Path, pieces: list[Piece]) -> list[Piece]:
     """Routed experts by their numbers, then what all tokens share, as `sites` has them."""
-    routed, shared = ([piece for piece in pieces if piece.is_shared == one] for one in (False, True))
+    apart = any(piece.beside for piece in pieces)
+    shared = [piece for piece in pieces if (not piece.beside if apart else piece.is_shared)]
+    routed = [piece for piece in pieces if piece not in shared]
     routed.sort(key=lambda piece: -1 if piece.expert is None else piece.expert)
     numbers = [piece.expert for piece in routed]
     if len(routed) > 1 and numbers != list(range(len(routed))):

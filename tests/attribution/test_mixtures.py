@@ -15,12 +15,12 @@ from loki_ds.attribution.definition import attribute_by_definition
 from loki_ds.attribution.sensitivity import Text, output_gradient_moments
 from loki_ds.attribution.sweep import Sweep
 from loki_ds.model.anatomy import decoder_layers
-from loki_ds.model.sites import at_writers
+from loki_ds.model.sites import Writer, at_writers
 from loki_ds.zero.model import Gatherer
 
 BEGINNING = [i % 60 + 1 for i in range(40)]
 PROMPTS = [[5, 9, 2, 7, 1, 3, 8, 6, 4], [3], [11, 12], [*BEGINNING, 5], [*BEGINNING, 6, 7]]
-IN_FLOAT32 = {"deepseek v3", "glm 4"}  # these route in float32 whatever the dtype
+IN_FLOAT32 = {"deepseek v3", "glm 4", "gemma 4"}  # these route or norm in float32 whatever the dtype
 
 
 def off(found: Tensor, expected: Tensor) -> float:
@@ -50,19 +50,47 @@ def test_what_is_written_is_all_that_the_layer_adds() -> None:
     assert torch.allclose(before + sum(written) * model.config.residual_multiplier, after)
 
 
-def nudged(nudge: Tensor, writer: int, output: Tensor) -> Tensor | None:
-    return None if writer else output + nudge
+def test_branches_are_all_that_meets_after_norms_of_their_own() -> None:
+    """Gemma 4's FFN and its experts: each by its norm, and the sum by a third."""
+    model, written = mixture("gemma 4"), []
+    layer = decoder_layers(model)[0]
+    seen = []
+    layer.pre_feedforward_layernorm.register_forward_pre_hook(lambda _, x: seen.append(x[0]))
+    layer.register_forward_hook(lambda _, __, out: seen.append(out))
+    with at_writers(layer, lambda writer, output: written.append((writer.branch, output))):
+        model(torch.tensor(PROMPTS[:1]))
+    before, after = seen
+    (of_ffn, ffn), (of_experts, experts) = written
+    assert (of_ffn, of_experts) == (0, 1)
+    met = layer.post_feedforward_layernorm_1(ffn) + layer.post_feedforward_layernorm_2(experts)
+    assert torch.allclose((before + layer.post_feedforward_layernorm(met)) * layer.layer_scalar, after)
 
 
-@pytest.mark.parametrize("name", ["mixtral", "granite", "gpt-2"])
+def test_the_path_begins_where_no_branch_writes() -> None:
+    model, prompt = mixture("gemma 4"), PROMPTS[0]
+    swept = Sweep(model, steps=1).run([prompt])
+    whole = model(torch.tensor([prompt])).logits[0, -1].softmax(-1)
+    token = whole.argmax()
+    for i, layer in enumerate(decoder_layers(model)):
+        with at_writers(layer, lambda _, output: torch.cat([output[:, :-1], 0 * output[:, -1:]], 1)):
+            without = model(torch.tensor([prompt])).logits[0, -1].softmax(-1)
+        assert swept.baseline[0, i] == pytest.approx(without[token].item(), rel=1e-5)
+
+
+def nudged(nudge: Tensor, writer: Writer, output: Tensor) -> Tensor | None:
+    return None if writer.adds else output + nudge[writer.branch]
+
+
+@pytest.mark.parametrize("name", ["mixtral", "granite", "gpt-2", "gemma 4"])
 def test_sensitivities_are_those_of_back_propagation(name: str) -> None:
     model, tokens = mixture(name), [5, 9, 2, 7, 1]
     found = output_gradient_moments(model, [Text(tokens)], [[0]], Gatherer())
     stack = ExitStack()
-    nudges = [torch.zeros(1, len(tokens), 32, dtype=torch.float64, requires_grad=True) for _ in range(4)]
+    branches = 2 if name == "gemma 4" else 1
+    nudges = [torch.zeros(branches, len(tokens), 32, dtype=torch.float64, requires_grad=True) for _ in range(4)]
     for layer, nudge in zip(decoder_layers(model), nudges, strict=True):
         stack.enter_context(at_writers(layer, partial(nudged, nudge)))
     with stack:
         logits = model(torch.tensor([tokens])).logits[0].log_softmax(-1)
     gradients = torch.autograd.grad(logits.max(-1).values.sum(), nudges)
-    assert off(found, torch.stack([one[0].square().sum(0) for one in gradients]) / len(tokens)) < 1e-6
+    assert off(found, torch.stack([one.square().sum((0, 1)) for one in gradients]) / len(tokens)) < 1e-6

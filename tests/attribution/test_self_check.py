@@ -7,12 +7,16 @@ from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    BambaConfig,
+    DeepseekV32Config,
+    FalconConfig,
     Gemma4Config,
     Gemma4TextConfig,
     GlmConfig,
     LlamaConfig,
     LlamaForCausalLM,
     OlmoConfig,
+    PreTrainedConfig,
     Qwen3Config,
 )
 
@@ -68,6 +72,21 @@ def test_a_family_that_cannot_be_copied_is_refused() -> None:
         check_family(ThreeHeadedForCausalLM(NeighbourConfig(**sizes)))
 
 
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        (FalconConfig(**SMALL, alibi=False), "hand on 2 values in a tuple"),
+        (BambaConfig(**SMALL, mamba_n_heads=8, mamba_d_head=8, attn_layer_indices=[1, 3]), "hand on 2 values"),
+        (DeepseekV32Config(**{**SMALL, "num_key_value_heads": 4}), "ask their cache for update_indexer"),
+    ],
+)
+def test_a_family_of_other_layers_is_refused_by_what_they_do(config: PreTrainedConfig, says: str) -> None:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(Refusal, match=f"{type(model).__name__}: its .*{says}"):
+        check_family(model)
+
+
 def test_known_families_are_not_checked_again() -> None:
     model = build("llama")
     model.forward = None  # type: ignore[assignment]
@@ -84,14 +103,20 @@ def test_the_copy_is_small_and_keeps_the_choices() -> None:
     assert tiny_config(GlmConfig(num_key_value_heads=2)).num_key_value_heads == 2
 
 
-def test_the_text_part_of_a_wrapper_proves_itself_and_layers_of_unequal_sizes_stay_so() -> None:
-    """Gemma 4's 12B and 31B: global layers have larger heads."""
+@pytest.mark.parametrize(
+    "experts", [{}, {"enable_moe_block": True, "top_k_experts": 2, "num_experts": 8, "moe_intermediate_size": 16}]
+)
+def test_the_text_part_of_a_wrapper_proves_itself_and_layers_of_unequal_sizes_stay_so(experts: dict) -> None:
+    """Gemma 4's 12B and 31B: global layers have larger heads; and its 26B-A4B."""
     layers = ["sliding_attention"] * 5 + ["full_attention"]
     text = {**SMALL, "num_hidden_layers": 6, "head_dim": 8, "global_head_dim": 32, "hidden_size_per_layer_input": 0}
     marks = {
         f"{name}_token_id": place for place, name in enumerate(("image", "video", "audio", "boi", "boa"), start=50)
     }
-    config = Gemma4Config(text_config={**text, "layer_types": layers}, vision_config=None, audio_config=None, **marks)
+    config = Gemma4Config(
+        text_config={**text, **experts, "layer_types": layers}, vision_config=None, audio_config=None, **marks
+    )
+    config._experts_implementation = "eager"  # no grouped product takes float64
     tiny = tiny_config(config.get_text_config())
     assert tiny.layer_types == ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
     assert [one.head_dim for one in tiny.per_layer_config] == [8, 16, 8, 16]

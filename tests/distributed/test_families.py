@@ -86,6 +86,33 @@ GEMMA4 = {
         for place, name in enumerate(("image", "video", "audio", "boi", "eoi", "boa", "eoa"), start=3)
     },
 }
+# As the 26B-A4B: beside the FFN experts, each with a norm of its own.
+GEMMA4_MOE = {
+    **GEMMA4,
+    "text_config": {
+        **GEMMA4["text_config"],
+        **{"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 16},
+    },
+}
+QWEN25VL = {
+    "text_config": {"rope_scaling": {"rope_type": "default", "mrope_section": [2, 1, 1]}},
+    "vision_config": {
+        **{"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32},
+        **{"patch_size": 4, "window_size": 16, "fullatt_block_indexes": [0]},
+    },
+    **{f"{name}_token_id": i for i, name in enumerate(("image", "video", "vision_start", "vision_end"), start=3)},
+}
+# InternVL 3 speaks by Qwen 2.5, LLaVA 1.6 by Mistral.
+INTERNVL = {
+    "text_config": {"model_type": "qwen2"},
+    "vision_config": {**PICTURES, "image_size": [28, 28], "patch_size": [14, 14]},
+    "image_token_id": 3,
+}
+LLAVA = {
+    "text_config": {"model_type": "mistral", "head_dim": 8},
+    "vision_config": {"model_type": "clip_vision_model", **PICTURES, "projection_dim": 16},
+    **{"image_token_index": 3, "image_grid_pinpoints": [[28, 28]]},
+}
 QWEN35 = {
     "text_config": {
         "head_dim": 8,
@@ -132,12 +159,19 @@ FAMILIES: dict[str, tuple[str, tuple[str, dict[str, Any]], str]] = {
     "gemma 3": ("gemma3", GEMMA3, "gemma3"),
     "gemma 3 4B": ("gemma3", ("Gemma3Config", GEMMA3_4B), "gemma3"),
     "gemma 4": ("gemma4", ("Gemma4Config", GEMMA4), "gemma4_v5"),
+    "gemma 4 26B-A4B": ("gemma4", ("Gemma4Config", GEMMA4_MOE), "gemma4_v5"),
+    "qwen 2.5 VL": ("qwen2.5", ("Qwen2_5_VLConfig", QWEN25VL), "qwen2_5"),
+    "internvl 3": ("qwen2.5", ("InternVLConfig", INTERNVL), "qwen2_5"),
+    "llava 1.6": ("mistral", ("LlavaNextConfig", LLAVA), "mistral"),
     "olmo 2": ("olmo2", ("Olmo2Config", {}), "olmo2"),
 }
 
 
-WRAPPED = ("qwen 3 VL", "mistral 3", "gemma 3 4B", "gemma 4")  # loaded as a whole
-WITH_EXPERTS = ("qwen 3 MoE", "qwen 3.6 MoE", "gpt-oss")
+# Loaded as a whole.
+WRAPPED = (
+    *("qwen 3 VL", "mistral 3", "gemma 3 4B", "gemma 4", "gemma 4 26B-A4B", "qwen 2.5 VL", "internvl 3", "llava 1.6"),
+)
+WITH_EXPERTS = ("qwen 3 MoE", "qwen 3.6 MoE", "gpt-oss", "gemma 4 26B-A4B")
 RECOMMENDED = ("llama 3.1", "gpt-oss", "gemma 4")  # whose `recommended.yaml` trains everything
 
 
@@ -214,9 +248,11 @@ def test_a_recipe_of_the_family_runs(family: str, runs: Path) -> None:
     before, after = (loaded(folder, torch.bfloat16) for folder in (runs / f"{family}-model", runs / family / "model"))
     changed = [name for name, value in after.state_dict().items() if not value.equal(before.state_dict()[name])]
     stack = "model.language_model" if family in WRAPPED else "model"
-    downs = ["experts.down_proj"] if family in WITH_EXPERTS else ["down_proj.weight"]
-    downs += ["shared_expert.down_proj.weight"] if family == "qwen 3.6 MoE" else []
-    assert changed == [f"{stack}.layers.{i}.mlp.{down}" for i in (0, 1) for down in downs]
+    downs = ["mlp.experts.down_proj"] if family in WITH_EXPERTS else ["mlp.down_proj.weight"]
+    downs += ["mlp.shared_expert.down_proj.weight"] if family == "qwen 3.6 MoE" else []
+    if family == "gemma 4 26B-A4B":
+        downs = ["mlp.down_proj.weight", "experts.down_proj"]
+    assert changed == [f"{stack}.layers.{i}.{down}" for i in (0, 1) for down in downs]
 
 
 @pytest.mark.parametrize("family", RECOMMENDED)
