@@ -252,9 +252,9 @@ def page(found: dict[str, dict[str, Any]], versions: dict[str, str]) -> str:
         attributed, on a tiny copy of its own configuration."""
     why_not = """With what `loki-ds check` or the main job says. Encoders and models without an FFN are not meant
         to work."""
-    wrappers = """Wrappers of text and pictures train their text part, in `rows` and `lora` mode. Through the launcher,
-        on two ranks under ZeRO-3, and with their own chat templates: Gemma 3 and 4 (the 26B-A4B's
-        form, too), Mistral 3, Qwen2.5-VL and Qwen3-VL, InternVL, LLaVA, Qwen3.5 and Qwen3.6-MoE (`tests/distributed/test_families.py`)."""
+    wrappers = """Wrappers of text and pictures train their text part. Through the launcher, on two ranks under
+        ZeRO-3, and with their own chat templates: Gemma 3 and 4 (the 26B-A4B's form, too), Mistral 3, Qwen2.5-VL and
+        Qwen3-VL, InternVL, LLaVA, Qwen3.5 and Qwen3.6-MoE (`tests/distributed/test_families.py`)."""
     parts = [
         "# Which models",
         paragraph(about),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import revert_weight_conversion
 
 from loki_ds.model.anatomy import down_shapes, sites
@@ -164,13 +165,15 @@ def as_stored(model: PreTrainedModel, tensors: dict[str, Tensor], weights: Weigh
 
 
 def _namings(model: Any, tensors: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """One after the other, for each takes the experts apart."""
+    """One after the other, for each takes the experts apart: as the class stands, by what its
+    weights were loaded with, without and with a wrapper's prefix.
+    """
     yield tensors
-    if attached := getattr(model, "_weight_conversions", None):
-        yield revert_weight_conversion(model, tensors)
-    model._weight_conversions = None
-    try:
-        plain = revert_weight_conversion(model, tensors)
-    finally:
-        model._weight_conversions = attached
-    yield plain
+    attached = getattr(model, "_weight_conversions", None)
+    for conversions in (attached, None, get_model_conversion_mapping(model, add_legacy=False)):
+        model._weight_conversions = conversions
+        try:
+            found = revert_weight_conversion(model, tensors)
+        finally:
+            model._weight_conversions = attached
+        yield found
