@@ -117,7 +117,7 @@ def logits_above(model: Module, layers: list[Module], rows: Tensor) -> Tensor:
     one token.
     """
     with emptied(layers, output=rows[:, None]):
-        return model(inputs_embeds=rows[:, None].detach(), use_cache=False).logits[:, 0]
+        return model(inputs_embeds=rows[:, None].detach(), use_cache=False).logits.squeeze(1)
 
 
 @contextmanager
