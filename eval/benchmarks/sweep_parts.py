@@ -40,8 +40,8 @@ def main() -> None:
     sweep = Sweep(build(SHAPES["qwen2.5-0.5b"], torch.float32), steps=STEPS)
     sweep.run([[1, 2, 3]])  # first-time costs of the libraries belong to nobody
     found = {str(length): parts(sweep, length) for length in lengths}
-    about = f"""`{command()}`: {listed(where("torch", "transformers"))}. Seconds of processor time for {TOGETHER} prompts
-        together (one of 2,048 tokens), {STEPS} steps, and their share of the whole."""
+    about = f"""`{command()}`: {listed(where("torch", "transformers"))}. Seconds of processor time for {TOGETHER}
+        prompts together (one of 2,048 tokens), {STEPS} steps, and their share of the whole."""
     rows = [
         [kind, *(f"{one[kind]:.2f} ({one[kind] / sum(one.values()):.1%})" for one in found.values())]
         for kind in found[str(lengths[0])]

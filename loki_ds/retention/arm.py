@@ -148,7 +148,7 @@ def _evaluate(model: Any, request: Request, group: TaskGroup, tasks: list[Any], 
     """lm-eval's own `simple_evaluate`, allowed to run model-written code only if the recipe says
     so.
     """
-    from lm_eval import simple_evaluate
+    from loki_ds.retention.harness import simple_evaluate
 
     if request.allow_code_execution:
         os.environ["HF_ALLOW_CODE_EVAL"] = "1"

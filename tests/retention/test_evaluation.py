@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import lm_eval.utils
 import pytest
 import torch
 from conftest import ROOT
@@ -131,6 +132,16 @@ def test_shots_are_the_same_whatever_shares_the_documents(tmp_path: Path) -> Non
     assert prompts[1].items() <= prompts[0].items()
     shots = {prompt.rsplit("\n\n", 1)[0] for prompt in prompts[0].values()}
     assert len(shots) > len(prompts[0]) // 2  # and drawn anew for each document
+
+
+def test_a_template_is_compiled_once_and_not_for_every_document(tmp_path: Path) -> None:
+    asked = request(groups=[{**PLAIN, "tasks": ["fixture_arithmetic"]}])
+    first = run_lm_eval(asked, tmp_path)
+    compiled = lm_eval.utils.env.from_string.cache_info()
+    assert run_lm_eval(asked, tmp_path) == first
+    again = lm_eval.utils.env.from_string.cache_info()
+    assert again.misses == compiled.misses
+    assert again.hits - compiled.hits >= len(first["tasks"]["fixture_arithmetic"]["samples"])
 
 
 def test_a_limit_is_a_random_sample_and_not_the_first(one: dict[str, Any]) -> None:
