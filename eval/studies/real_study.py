@@ -82,8 +82,11 @@ def main() -> None:
         select_all()
         if not kept.has("A", "stability"):
             kept.add("A", selected=selected(), stability=stability(), recurring=recurring())
-        suppress(kept, pool, arguments.jobs)
+        first, *others = STUDY["suppression"]["quotas"]
+        suppress(first, kept, pool, arguments.jobs)
         list(pool.map(lambda cell: run_cell(kept, cell, ends), cells()))
+        for quota in others:
+            suppress(quota, kept, pool, arguments.jobs)
     write_report(STUDY, kept.found)
 
 
@@ -193,22 +196,21 @@ def recurring() -> dict[str, Any]:
     return {"quota 10": found, "layers": scores.shape[1], "two layers' lowest in common": sum(pairs) / len(pairs)}
 
 
-def suppress(kept: Kept, pool: ThreadPoolExecutor, jobs: int) -> None:
+def suppress(quota: float, kept: Kept, pool: ThreadPoolExecutor, jobs: int) -> None:
     """Every selection's rows set to zero, asked for likelihoods alone."""
     own, variants = STUDY["suppression"], dict[str, Any](base={})
     layers, d_model = KeptScores(SCORES).scores().shape[1:]
-    for quota in own["quotas"]:
-        drawn = {f"random {seed}": select_random(layers, d_model, quota, seed) for seed in range(own["draws"])}
-        named = {name: chosen(STUDY["selections"][name], quota) for name in own["selections"]}
-        for name, picked in {**named, **drawn}.items():
-            picked.save(file := positions(f"{name} {quota}%"))
-            variants[f"{name}, {quota}%"] = {"zeroed": str(file)}
+    drawn = {f"random {seed}": select_random(layers, d_model, quota, seed) for seed in range(own["draws"])}
+    named = {name: chosen(STUDY["selections"][name], quota) for name in own["selections"]}
+    for name, picked in {**named, **drawn}.items():
+        picked.save(file := positions(f"{name} {quota}%"))
+        variants[f"{name}, {quota}%"] = {"zeroed": str(file)}
     left = {name: one for name, one in variants.items() if not kept.has("suppressed", name)}
     shares = [dict(list(left.items())[i::jobs]) for i in range(jobs)]
 
     def share(number: int) -> None:
         section = {**STUDY["likelihoods"], "new_task": None}
-        found = asked(f"suppressed-{number}", shares[number], [section])
+        found = asked(f"suppressed-{quota}-{number}", shares[number], [section])
         kept.add("suppressed", **found)
 
     list(pool.map(share, [number for number in range(jobs) if shares[number]]))
