@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from loki_ds.implant_section import ImplantSection, RehearseSection
-from loki_ds.recipe_keys import check_training_keys
+from loki_ds.recipe_keys import check_training_keys, with_no_as_a_word
 from loki_ds.section import Section
 from loki_ds.shipped import FileName
 from loki_ds.strategies import BY_SCORES, BY_SENSITIVITY, Strategy
@@ -210,7 +210,7 @@ class Recipe(Section):
     selection: SelectionSection = SelectionSection()
     implant: ImplantSection = ImplantSection()
     data: DataSection = DataSection()
-    training: dict[str, Any] = Field(default={})
+    training: Annotated[dict[str, Any], BeforeValidator(with_no_as_a_word)] = Field(default={})
     deepspeed: FileName | None = None
     sequence_parallel: Annotated[int, Field(gt=0)] = 1
     tune: TuneSection | None = None

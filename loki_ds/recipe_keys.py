@@ -44,6 +44,13 @@ def training_keys() -> frozenset[str]:
     return frozenset(key for place in CLASSES for key in _fields(*place)) - RESERVED.keys()
 
 
+def with_no_as_a_word(training: Any) -> Any:
+    """YAML reads `no` as false, which none of the trainer's strategies is."""
+    if not isinstance(training, dict):
+        return training
+    return {key: "no" if value is False and key.endswith("_strategy") else value for key, value in training.items()}
+
+
 def check_training_keys(training: Iterable[str]) -> None:
     """Raise a ValueError for the first key that `training:` may not hold."""
     for key in training:

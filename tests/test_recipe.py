@@ -129,6 +129,11 @@ def test_an_override_is_named_as_such() -> None:
         load_recipe(ROOT / "recipes/tiny/loki.yaml", ["selection.quota=0"])
 
 
+def test_no_is_a_strategy_of_the_trainers_and_not_false() -> None:
+    recipe = load_recipe("recipes/tiny/loki.yaml", ["training.eval_strategy=no", "training.save_strategy=no"])
+    assert (recipe.training["eval_strategy"], recipe.training["save_strategy"]) == ("no", "no")
+
+
 def test_the_run_folder_can_be_named() -> None:
     assert load_recipe(ROOT / "recipes/tiny/loki.yaml", ["run=/tmp/here"]).run == "/tmp/here"
 

@@ -19,14 +19,17 @@ ON_ONE_THREAD = {
 }
 
 
+def environment() -> dict[str, str]:
+    """Of a process of the project: without a GPU it has one thread."""
+    return {**os.environ, **(ON_ONE_THREAD if on_cpu() else {})}
+
+
 def python(*arguments: str, log: Path | None = None) -> None:
-    """One process of the project, without a GPU on one thread; its output goes to a log, which is
-    shown if it fails.
-    """
+    """One process of the project; its output goes to a log, which is shown if it fails."""
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=ROOT,
-        env={**os.environ, **(ON_ONE_THREAD if on_cpu() else {})},
+        env=environment(),
         check=False,
         capture_output=True,
         text=True,

@@ -35,7 +35,7 @@ def check_settings(recipe: Recipe) -> None:
             raise Refusal(f"training.{key} is {value!r}, allowed is {_named(declared[key])}")
         if key in ABOVE_ZERO and value is not None and not value > 0:
             raise Refusal(f"training.{key} is {value!r}, allowed is more than 0")
-    if training.get("eval_strategy", "no") not in ("no", False) and recipe.data.heldout is None:
+    if training.get("eval_strategy", "no") != "no" and recipe.data.heldout is None:
         raise Refusal(f"training.eval_strategy is {training['eval_strategy']}, and there is no data.heldout")
     mode, decay = recipe.implant.mode, training.get("weight_decay", 0)
     if recipe.implant.kind.leaves == "deltas" and decay:
