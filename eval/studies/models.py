@@ -4,28 +4,32 @@
 
 Each type's own default configuration is made tiny, a random model of it is attributed, trained for
 two steps in every mode, exported, compared and loaded again, with transformers and PEFT as they
-are. What cannot be is refused with its reason; that is in the table, too. Writes docs/models.md and
+are. What attributes goes through the main job on two ranks under ZeRO-3 (`models_sharded`). What
+cannot be is refused with its reason; that is in the table, too. Writes docs/models.md and
 eval/reports/models.json.
 """
 
 import json
 import re
 import signal
+import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from main_job import environment
 from peft import PeftModel
 from torch import Tensor
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -53,7 +57,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from reporting import REPORTS, ROOT, listed, paragraph, table, where
 
 MODES = ("rows", "lora", "mask")
-COLUMNS = ("attribution", *MODES, "adapter", "quiet")
+COLUMNS = ("attribution", *MODES, "adapter", "ZeRO-3", "quiet")
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
 SECONDS = 120  # for one type
 # What some classes leave open in their defaults, and published models do not.
@@ -77,6 +81,10 @@ def main() -> None:
     for name in asked or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
         found[name] = look_at(name)
         print(name, json.dumps(found[name]), flush=True)
+    works = [name for name, one in found.items() if isinstance(one.get("attribution"), float)]
+    for name, came in sharded(works).items():
+        found[name]["ZeRO-3"] = came
+        print(name, "ZeRO-3:", came, flush=True)
     if not asked:
         (REPORTS / "models.json").write_text(json.dumps({"where": versions(), "types": found}, indent=1) + "\n")
         (ROOT / "docs/models.md").write_text(page(found, versions()))
@@ -158,9 +166,34 @@ def one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
 
 
-def tiny_model(config: PreTrainedConfig) -> PreTrainedModel:
+def sharded(names: Sequence[str]) -> dict[str, str]:
+    """What came of the main job under ZeRO-3, by type; the launcher is started again after one that
+    did not go through.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = AutoTokenizer.from_pretrained(ROOT / "recipes/tiny/model")
+        places = {name: Path(folder, name) for name in names}
+        for name, place in places.items():
+            torch.manual_seed(0)
+            sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": 512, "n_positions": 512}
+            tiny_model(CONFIG_MAPPING[name](**FILL.get(name, {})), sizes).save_pretrained(place / "base")
+            tokenizer.save_pretrained(place / "base")
+        launcher = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2", "--master_port", "29679"]
+        while left := [name for name in sorted(names) if not (places[name] / "sharded").exists()]:
+            command = [*launcher, "eval/studies/models_sharded.py", folder]
+            done = subprocess.run(command, cwd=ROOT, env=environment(), check=False, capture_output=True, text=True)
+            still = [name for name in left if not (places[name] / "sharded").exists()]
+            if done.returncode and still:  # the first of them ended the launcher
+                (places[still[0]] / "sharded").write_text(f"ERROR the launcher ended with {done.returncode}")
+        return {name: (place / "sharded").read_text() for name, place in places.items()}
+
+
+def tiny_model(config: PreTrainedConfig, sizes: dict[str, int] | None = None) -> PreTrainedModel:
     """A random model of a type's own class with weights large enough that its layers matter."""
     tiny = tiny_config(config)
+    for name, size in (sizes or {}).items():
+        if hasattr(tiny, name):
+            setattr(tiny, name, size)
     tiny.tie_word_embeddings = getattr(config, "tie_word_embeddings", False)
     own_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(tiny)]
     model = own_class._from_config(tiny).eval().requires_grad_(False)
@@ -241,7 +274,8 @@ def observes(base: Path) -> str:
 
 def page(found: dict[str, dict[str, Any]], versions: dict[str, str]) -> str:
     works = {name: one for name, one in found.items() if isinstance(one.get("attribution"), float)}
-    whole = [name for name, one in works.items() if all(one.get(column) == "yes" for column in (*MODES, "adapter"))]
+    all_that_follows = (*MODES, "adapter", "ZeRO-3")
+    whole = [name for name, one in works.items() if all(one.get(column) == "yes" for column in all_that_follows)]
     about = f"""Every type of causal language model that the installed transformers knows, {len(found)} in all
         ({listed(versions)}). Each is made tiny and random, attributed, trained for two steps in each mode, exported,
         compared with its base byte for byte, loaded again and merged by PEFT: `make models`. {len(works)} attribute
@@ -249,7 +283,8 @@ def page(found: dict[str, dict[str, Any]], versions: dict[str, str]) -> str:
     columns = """Attribution is the largest difference from the definition, relative to the largest score, in
         float64. Where it is 1e-8 or so, the family computes a router, a norm or a recurrence in float32. Quiet
         implants and frozen inputs need one dense FFN a layer. Your own model is compared once more before it is
-        attributed, on a tiny copy of its own configuration."""
+        attributed, on a tiny copy of its own configuration. ZeRO-3 is the main job on two ranks, in `rows` mode, until
+        the byte check."""
     why_not = """With what `loki-ds check` or the main job says. Encoders and models without an FFN are not meant
         to work."""
     wrappers = """Wrappers of text and pictures train their text part. Through the launcher, on two ranks under

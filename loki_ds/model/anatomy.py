@@ -22,6 +22,12 @@ from loki_ds.refusal import Refusal
 LAYERS = ("layers", "h", "blocks")  # what families call their stack
 
 
+def decoder_of(model: Any) -> Any:
+    """The module that holds the layers and what is around them, without the head."""
+    found = model.get_decoder()
+    return model.model if found is model else found  # Llama 4's class names another part of itself
+
+
 def layers_of(decoder: Module) -> list[Any]:
     """Under the name that the family has for them; none where there are none."""
     return list(next((found for name in LAYERS if (found := getattr(decoder, name, None)) is not None), ()))
@@ -33,7 +39,7 @@ def decoder_layers(model: Module) -> list[Module]:
     Raises:
         Refusal: the model has no list of layers, or one whose rows are not known.
     """
-    layers = layers_of(model.get_decoder())  # type: ignore[operator]
+    layers = layers_of(decoder_of(model))
     name = type(model).__name__
     if not layers:
         raise Refusal(f"{name}: no decoder layers found; loki-ds needs a decoder-only transformer with `layers`")
@@ -63,7 +69,7 @@ def parts_around_layers(model: Module) -> list[Module]:
     """What the decoder itself uses below and above its layers: embedding, rotary tables, final
     norm.
     """
-    decoder = model.get_decoder()  # type: ignore[operator]
+    decoder = decoder_of(model)
     stacks = [getattr(decoder, name, None) for name in LAYERS]
     return [child for child in decoder.children() if not any(child is stack for stack in stacks)]
 
@@ -104,7 +110,7 @@ def emptied(layers: list[Module], output: Tensor | None = None) -> Iterator[Empt
 
 def calls_of_layers(model: Module, layers: list[Module], ids: Tensor) -> EmptiedRun:
     """What the model's own forward hands to each layer for `ids [B, T]`."""
-    decoder = model.get_decoder()  # type: ignore[operator]
+    decoder = decoder_of(model)
     with emptied(layers):
         decoder(input_ids=ids[:1, :1], use_cache=False)  # a rotary table that grew for a longer prompt shrinks again
     with emptied(layers) as run:
@@ -124,7 +130,7 @@ def logits_above(model: Module, layers: list[Module], rows: Tensor) -> Tensor:
 def final_states(model: Module) -> Iterator[list[Tensor]]:
     """While open, note what the decoder leaves for the head, `[B, T, d_model]`, call by call."""
     seen: list[Tensor] = []
-    decoder = model.get_decoder()  # type: ignore[operator]
+    decoder = decoder_of(model)
     handle = decoder.register_forward_hook(lambda _, __, out: seen.append(out[0]))
     try:
         yield seen
@@ -145,7 +151,7 @@ def logits_from(model: Module, states: Tensor) -> Tensor:
 
     As its class has it, whatever was put in the place of its `forward`.
     """
-    decoder = model.get_decoder()  # type: ignore[operator]
+    decoder = decoder_of(model)
     decoder.forward = lambda *_, **__: _Left(last_hidden_state=states[None])
     try:
         return type(model).forward(model, inputs_embeds=states[None].detach(), use_cache=False).logits[0]
@@ -158,7 +164,7 @@ MASKED_ATTENTION = ("eager", "sdpa")  # transformers' implementations that honou
 
 def check_attention(model: Module) -> None:
     """Refuse a model whose attention would ignore that rows must not see one another."""
-    name = model.get_decoder().config._attn_implementation  # type: ignore[operator]
+    name = decoder_of(model).config._attn_implementation
     if name not in MASKED_ATTENTION:
         raise Refusal(
             f"{type(model).__name__}: attention {name!r} takes no 4-D mask; load the model with "
@@ -169,7 +175,7 @@ def check_attention(model: Module) -> None:
 @contextmanager
 def attention_implementation(model: Module, name: str) -> Iterator[None]:
     """Run the model's attention by another of transformers' implementations while open."""
-    config = model.get_decoder().config  # type: ignore[operator]
+    config = decoder_of(model).config
     before = config._attn_implementation
     config._attn_implementation = name
     try:

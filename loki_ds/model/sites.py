@@ -23,6 +23,8 @@ FFNS = ("mlp", "feed_forward", "block_sparse_moe", "shared_mlp", "ffn")
 DOWNS = ("down_proj", "w2", "output_linear", "dense_4h_to_h", "c_proj", "fc2", "fc_out")
 SHARED = ("shared_expert", "shared_experts", "shared_mlp")
 ROUTING = ("gate", "router", "shared_expert_gate", "act_fn", "activation", "jitter")
+# Experts with `d_model` last that do not say so, as gpt-oss's do.
+TRANSPOSED = ("Llama4TextExperts",)
 # FFNs of one layer whose outputs the layer adds up (Granite's experts and what all tokens share).
 SUMMED = {"block_sparse_moe", "shared_mlp"}
 
@@ -163,7 +165,8 @@ def _routed(holder: Module) -> Down:
         or getattr(experts, "has_post_expert_norm", False)
     ):
         raise Refusal("a mixture of experts whose outputs are not simply added up")
-    return Down(experts, "down_proj", bool(getattr(experts, "is_transposed", False)), (holder, "experts"))
+    last = bool(getattr(experts, "is_transposed", type(experts).__name__ in TRANSPOSED))
+    return Down(experts, "down_proj", last, (holder, "experts"))
 
 
 def dense_down(layer: Module) -> Down:

@@ -25,7 +25,7 @@ SHARED_PART = rf"(?:{BY_ALL})\."
 IN_FFN = rf"(?:{FFN})\.(?:experts\.(?:(?P<expert>\d+)\.)?|{SHARED_PART})?(?:{DOWN})(?:\.weight)?"
 PART = rf"(?:{IN_FFN}|(?P<beside>experts\.down_proj)|fc2\.weight)"
 NAME = re.compile(rf"(?:^|\.)(?:{STACK})\.(?P<layer>\d+)\.{PART}$")
-D_MODEL_LAST = ("gpt2", "gpt_oss", "aria_text")  # families whose weights lie that way
+D_MODEL_LAST = ("gpt2", "gpt_oss", "aria_text", "llama4_text")  # families whose weights lie that way
 OF_OTHER_SENSES = re.compile(r"vision|visual|image|audio|speech")  # towers beside a wrapper's text part
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers")  # as configurations call it
 

@@ -38,7 +38,7 @@ from loki_ds.implant_section import PeftSection
 from loki_ds.implanting.arguments import TrainingShape
 from loki_ds.implanting.baselines import peft_config
 from loki_ds.implanting.training import Method, prepare
-from loki_ds.model.anatomy import attention_implementation, decoder_layers, parts_around_layers
+from loki_ds.model.anatomy import attention_implementation, decoder_layers, decoder_of, parts_around_layers
 from loki_ds.model_class import model_class
 from loki_ds.recipe import AttributionSection
 
@@ -217,7 +217,7 @@ def _unpadded(model: PreTrainedModel) -> AbstractContextManager:
     """While open, sdpa takes no mask; attention that computes by a mask in any case (eager, with
     soft-caps) stays.
     """
-    sdpa = model.get_decoder().config._attn_implementation == "sdpa"
+    sdpa = decoder_of(model).config._attn_implementation == "sdpa"
     return attention_implementation(model, UNPADDED) if sdpa else nullcontext()
 
 

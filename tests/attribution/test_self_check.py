@@ -13,6 +13,7 @@ from transformers import (
     Gemma4Config,
     Gemma4TextConfig,
     GlmConfig,
+    Llama4TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     OlmoConfig,
@@ -78,6 +79,7 @@ def test_a_family_that_cannot_be_copied_is_refused() -> None:
         (FalconConfig(**SMALL, alibi=False), "hand on 2 values in a tuple"),
         (BambaConfig(**SMALL, mamba_n_heads=8, mamba_d_head=8, attn_layer_indices=[1, 3]), "hand on 2 values"),
         (DeepseekV32Config(**{**SMALL, "num_key_value_heads": 4}), "ask their cache for update_indexer"),
+        (Llama4TextConfig(**SMALL, intermediate_size_mlp=48), "ask their cache for get_seq_length"),
     ],
 )
 def test_a_family_of_other_layers_is_refused_by_what_they_do(config: PreTrainedConfig, says: str) -> None:
