@@ -139,6 +139,7 @@ def affordable_batch(
     prompts: Sequence[Sequence[int]],
     budget: int,
     class_of: LengthClass = any_length,
+    stage: str = "attribute",
 ) -> int:
     """How many prompts a batch may hold in `budget` bytes on every rank: a power of two, from what
     one and two prompts took.
@@ -154,7 +155,7 @@ def affordable_batch(
     fits = min(all_gather(max(1, 1 + (budget - one) // each)))
     size = 1 << (min(fits, LARGEST).bit_length() - 1)
     took, more = one / 2**30, each / 2**30
-    log.info("attribute: one prompt takes %.2f GiB, each further one %.2f: %d in a batch", took, more, size)
+    log.info("%s: one prompt takes %.2f GiB, each further one %.2f: %d in a batch", stage, took, more, size)
     return size
 
 

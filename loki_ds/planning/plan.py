@@ -37,7 +37,7 @@ from loki_ds.quiet.kept import load_moments
 from loki_ds.quiet.subspace import protected_subspace
 from loki_ds.recipe import DataSection, Recipe
 from loki_ds.refusal import Refusal
-from loki_ds.rehearsal.rows import MOST_HELD_OUT, count_for
+from loki_ds.rehearsal.rows import count_for, most_held_out
 from loki_ds.run_folder import RunFolder
 from loki_ds.selection import planned_positions
 from loki_ds.shipped import found
@@ -117,9 +117,10 @@ def make_plan(recipe: Recipe, gpu: Gpu, ranks: int) -> Plan:
         stages += [passes.forward("frozen inputs")] if freezes else []
     if recipe.rehearsed is not None and recipe.rehearsal is not None:
         texts = prompts_of(recipe.rehearsed, tokenizer)
-        asked = count_for(examples_in(recipe.data), recipe.rehearsal.share) + MOST_HELD_OUT
+        share, held_out = recipe.rehearsal.share, most_held_out(recipe.rehearsal.share)
+        asked = min(texts.total, count_for(examples_in(recipe.data), share) + held_out) + held_out  # the new task's
         name = "rehearse" if recipe.implant.rehearse else "drift"
-        stages.append(over(texts._replace(total=min(texts.total, asked))).forward(name))
+        stages.append(over(texts._replace(total=asked)).forward(name))
     training, example, alternatives = None, [], []  # type: ignore[var-annotated]
     if mode.trains:
         dry = partial(dry_step, config, recipe.model, Method(recipe.implant, positions))

@@ -19,7 +19,7 @@ from loki_ds.rehearsal.answers import predictions
 from loki_ds.rehearsal.divergence import Answers
 
 HELD_OUT = 10  # one text in so many is never trained on
-MOST_HELD_OUT = 64
+MOST_HELD_OUT, MEASURED_ALONE = 64, 16  # texts, and of them where nothing is rehearsed
 LOOKED_AT = 1000  # examples, for their prompts
 FIRST = NOT_LEARNT - 1  # the label of the answer at place 0
 
@@ -59,8 +59,13 @@ def count_for(examples: int, share: float) -> int:
     return max(1, round(examples * share / (1 - share))) if share else 0
 
 
-def prompts_of(examples: Iterable[dict[str, list[int]]]) -> list[list[int]]:
-    """What stands before the first token that is learnt, of as many examples as are held out.
+def most_held_out(share: float) -> int:
+    """Texts whose drift is measured at most; of the new task's prompts as many."""
+    return MOST_HELD_OUT if share else MEASURED_ALONE
+
+
+def prompts_of(examples: Iterable[dict[str, list[int]]], count: int) -> list[list[int]]:
+    """What stands before the first token that is learnt, of so many examples.
 
     Looks at the first thousand: where all is learnt nothing stands before it.
     """
@@ -68,7 +73,7 @@ def prompts_of(examples: Iterable[dict[str, list[int]]]) -> list[list[int]]:
         one["input_ids"][: next((i for i, label in enumerate(one["labels"]) if label != NOT_LEARNT), 0)]
         for one in islice(examples, LOOKED_AT)
     )
-    return list(islice((start for start in starts if start), MOST_HELD_OUT))
+    return list(islice((start for start in starts if start), count))
 
 
 def mixed_in(examples: Dataset, others: Sequence[Rendered], share: float, seed: int) -> Dataset:

@@ -17,16 +17,17 @@ def batch_size(
     work: Callable[[Sequence[Sequence[int]]], object],
     prompts: Sequence[Sequence[int]],
     class_of: LengthClass,
+    stage: str = "attribute",
 ) -> int:
     """For `auto`, measured.
 
     work: what will be done with each batch; all ranks call it together. class_of: of lengths
-    (`attribution.rope`).
+    (`attribution.rope`). stage: whose, for the log.
     """
     if section.batch_size != "auto":
         return section.batch_size
     budget = int(section.memory_gib * 2**30) if section.memory_gib else int(FREE_SHARE * available_memory())
-    return affordable_batch(work, prompts, budget, class_of)
+    return affordable_batch(work, prompts, budget, class_of, stage)
 
 
 def measured_batches(
@@ -34,9 +35,10 @@ def measured_batches(
     work: Callable[[Sequence[Sequence[int]]], object],
     prompts: Sequence[Sequence[int]],
     config: PreTrainedConfig,
+    stage: str,
 ) -> list[list[int]]:
     """Batches of indices into the prompts, as large as `batch_size` says; prompts whose lengths ask
     the model of this configuration for other rotary tables never go together.
     """
     together = length_class(config)
-    return batches(prompts, batch_size(section, work, prompts, together), together)
+    return batches(prompts, batch_size(section, work, prompts, together, stage), together)

@@ -87,7 +87,7 @@ def observable_batches(run: Run, gatherer: Gatherer) -> list[list[int]]:
     def observed(prompts: Sequence[Sequence[int]]) -> None:
         observe_inputs(run.model, gatherer, prompts, lambda *_: None)
 
-    return measured_batches(run.recipe.attribution, observed, run.protected.tokens, run.model.config)
+    return measured_batches(run.recipe.attribution, observed, run.protected.tokens, run.model.config, "quiet")
 
 
 def _digest(*parts: Any) -> str:

@@ -16,10 +16,10 @@ from loki_ds.rehearsal.answers import ask_base, load_answers, save_answers
 from loki_ds.rehearsal.divergence import Answers
 from loki_ds.rehearsal.rows import (
     HELD_OUT,
-    MOST_HELD_OUT,
     as_dataset,
     count_for,
     mixed_in,
+    most_held_out,
     prompts_of,
     rehearsed,
 )
@@ -37,11 +37,11 @@ def rehearse(run: Run, section: RehearseSection) -> Examples:
     draw texts, ask the base, or read what it answered on the same ones, and mix.
     """
     new, heldout, seed = run.checked.examples, run.checked.heldout, run.training_arguments.seed
-    texts = _texts(run)
-    apart = texts[::HELD_OUT][:MOST_HELD_OUT]
+    texts, held_out = _texts(run), most_held_out(section.share)
+    apart = texts[::HELD_OUT][:held_out]
     others = [text for i, text in enumerate(texts) if i % HELD_OUT] or texts
     drawn = Random(seed).sample(others, min(len(others), count_for(len(new), section.share)))
-    prompts = prompts_of(heldout or new)
+    prompts = prompts_of(heldout or new, held_out)
     asked = [*drawn, *apart, *prompts]
     answers = _answers(run, section, asked)
     by_base, new_task = rehearsed(asked, answers, "kl"), len(drawn) + len(apart)
@@ -73,7 +73,7 @@ def _answers(run: Run, section: RehearseSection, texts: list[list[int]]) -> Answ
         ask_base(run.model, prompts, [list(range(len(prompts)))] * ranks.world_size(), gatherer, section.top_k)
 
     with cost_of(run.folder, "rehearse"):
-        planned = measured_batches(run.recipe.attribution, asked, texts, run.model.config)
+        planned = measured_batches(run.recipe.attribution, asked, texts, run.model.config, "rehearse")
         answers = ask_base(run.model, texts, planned, gatherer, section.top_k)
     ranks.on_first_rank(lambda: save_answers(answers, file))
     ranks.on_first_rank(lambda: run.folder.finish("rehearse", inputs))

@@ -41,7 +41,7 @@ def _collect(run: Run) -> None:
         moments = {}
         for name, texts in (("protected", _protected(run)), ("new_task", _new_task(run))):
             tokens = [text.tokens for text in texts]
-            planned = measured_batches(run.recipe.attribution, gradients, tokens, run.model.config)
+            planned = measured_batches(run.recipe.attribution, gradients, tokens, run.model.config, "sensitivity")
             moments[name] = output_gradient_moments(run.model, texts, planned, gatherer)
             log.info("sensitivity: of every node on %d texts (%s)", len(texts), name)
         log.info("sensitivity: %d gathers", gatherer.count)

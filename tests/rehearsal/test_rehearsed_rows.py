@@ -9,7 +9,6 @@ from loki_ds.rehearsal.answers import MOST
 from loki_ds.rehearsal.divergence import Answers
 from loki_ds.rehearsal.rows import (
     LOOKED_AT,
-    MOST_HELD_OUT,
     as_dataset,
     count_for,
     is_pointer,
@@ -73,6 +72,6 @@ def test_a_share_of_nothing_rehearses_nothing() -> None:
 
 def test_prompts_stand_before_the_first_token_that_is_learnt() -> None:
     chat, text = Rendered([1, 2, 3, 4], [NOT_LEARNT, NOT_LEARNT, 3, 4]), Rendered([7, 8], [7, 8])
-    assert prompts_of(as_dataset([text, chat])) == [[1, 2]]
-    assert len(prompts_of(as_dataset([chat] * 100))) == MOST_HELD_OUT
-    assert prompts_of(as_dataset([text] * LOOKED_AT + [chat])) == []
+    assert prompts_of(as_dataset([text, chat]), 2) == [[1, 2]]
+    assert len(prompts_of(as_dataset([chat] * 100), 16)) == 16
+    assert prompts_of(as_dataset([text] * LOOKED_AT + [chat]), 16) == []
