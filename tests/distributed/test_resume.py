@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import in_mode
 from safetensors.torch import load_file
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen3MoeConfig
 from trl import SFTConfig
 
 from distributed.conftest import BFLOAT16, ROOT, distance, kill, launch, launch_all, start, write_configurations
@@ -39,11 +40,15 @@ SAVED = {
     ],
     "peft dora": ["implant.mode=peft", "implant.peft.method=dora", "implant.peft.rank=4", "implant.pull=20"],
     "mask offloaded": ["implant.mode=mask", "deepspeed=launch/zero3_offload.json", "implant.pull=20"],
+    **{
+        f"experts {mode} zero3": [*in_mode(mode), "deepspeed={folder}/zero3.json", "model.path={experts}"]
+        for mode in ("rows", "mask")
+    },
     "rows bfloat16": [*in_mode("rows"), *BFLOAT16],
     "adafactor": [*in_mode("rows"), "training.optim=adafactor"],
 }
 GO_ON = [(1, name) for name in SAVED if name != "adafactor"] + [
-    (3, name) for name in ("mask zero3", "rows zero2", "rows zero3")
+    (3, name) for name in ("mask zero3", "rows zero2", "rows zero3", "experts rows zero3")
 ]
 
 
@@ -74,11 +79,26 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(mode: str, tmp_path
 
 
 @pytest.fixture(scope="module")
-def saved(in_bfloat16: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[str]]]:
+def experts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small mixture of experts that speaks the tiny world's tokens."""
+    folder, tokenizer = tmp_path_factory.mktemp("experts"), AutoTokenizer.from_pretrained(BASE)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    routed = {"moe_intermediate_size": 16, "num_experts": 8, "num_experts_per_tok": 2, "head_dim": 8}
+    config = Qwen3MoeConfig(vocab_size=len(tokenizer), num_key_value_heads=2, **sizes, **routed)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def saved(
+    in_bfloat16: Path, experts: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, list[str]]]:
     """Finished runs of two ranks with their checkpoints, and the settings of each."""
     folder = tmp_path_factory.mktemp("saved")
     write_configurations(folder)
-    places = {"folder": folder, "bfloat16": in_bfloat16}
+    places = {"folder": folder, "bfloat16": in_bfloat16, "experts": experts}
     cases = {
         name: [*SHORT, *SAVING, *BATCH, *(part.format(**places) for part in overrides)]
         for name, overrides in SAVED.items()
@@ -106,11 +126,10 @@ def test_other_ranks_go_on_and_end_with_the_same_weights(
 ) -> None:
     runs = saved[0] / case, taken_up / str(ranks) / case
     whole, gone_on = (json.loads((run / "training_log.json").read_text()) for run in runs)
-    assert [entry["step"] for entry in gone_on] == [entry["step"] for entry in whole]
-    base, one, other = (
-        load_file(BASE / "model.safetensors"),
-        *(load_file(run / "model/model.safetensors") for run in runs),
-    )
+    # What became of a mixture's routing is not known of one that is gone on with: it routes as no base any more.
+    assert [entry["step"] for entry in gone_on] == [one["step"] for one in whole if "routing_changed" not in one]
+    start = Path(load_recipe(ROOT / "recipes/tiny/loki.yaml", saved[1][case]).model.path)
+    base, one, other = (load_file(folder / "model.safetensors") for folder in (start, *(run / "model" for run in runs)))
     assert distance(one, other) < (0.01 if "bfloat16" in case else 1e-5) * distance(
         one, base
     )  # rounding, against what training moved
