@@ -72,6 +72,7 @@ def stage_a(study: dict[str, Any], found: Found) -> Iterator[str]:
         yield paragraph("Share of the rows that two ways of selecting have in common, at quota 30; by chance 30%.")
         yield table(["ways", "in common"], [[name, f"{100 * share:.1f}%"] for name, share in own["stability"].items()])
         recurring = own["recurring"]
+        common = recurring["two layers' lowest in common"]
         most = "; ".join(
             f"{name}: " + ", ".join(f"{dimension} in {layers}" for dimension, layers in of_rows.items())
             for name, of_rows in recurring["quota 10"].items()
@@ -79,7 +80,7 @@ def stage_a(study: dict[str, Any], found: Found) -> Iterator[str]:
         yield paragraph(
             f"Dimensions that are selected in most layers, of {recurring['layers']}, at quota 10 (by chance in "
             f"{recurring['layers'] / 10:.0f}): {most}. Two layers' lowest rows have "
-            f"{100 * recurring['two layers lowest in common']:.1f}% in common at quota 30."
+            f"{100 * common:.1f}% in common at quota 30."
         )
     if "base" in found.get("suppressed", {}):
         yield from suppression(study, found["suppressed"])
