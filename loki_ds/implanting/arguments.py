@@ -143,6 +143,8 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
     }
     if recipe.data.heldout is None:
         settings["eval_strategy"] = "no"
+    if recipe.implant.kind.confined:
+        settings["router_aux_loss_coef"] = 0.0  # routers are frozen, and rows are not to balance them
     if recipe.sequence_parallel > 1:
         settings |= _sequence_parallel(recipe.sequence_parallel, recipe.model.attention or "sdpa")
     # What renders the examples is not TRL's: they come to it as tokens (`loki_ds.examples`).

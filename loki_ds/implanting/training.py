@@ -129,6 +129,7 @@ def train(
     # base's own file leaves with the result.
     model.generation_config = GenerationConfig()
     experts = experts_of(model)
+    _name_experts_for_trl(model.config.get_text_config())
     callbacks = prepare(model, method, arguments.seed)
     if (arguments.gradient_checkpointing or experts) and not section.kind.trains_everything:
         # Or a checkpointed layer, whose inputs are frozen, would pass nothing back. And DeepSpeed
@@ -160,6 +161,12 @@ def train(
     if examples.rehearsed is not None:
         trainer.measure_drift(examples.rehearsed)
     return trainer
+
+
+def _name_experts_for_trl(config: Any) -> None:
+    """TRL's loss that balances routers asks for `num_experts`, which Granite calls otherwise."""
+    if hasattr(config, "num_local_experts") and not hasattr(config, "num_experts"):
+        config.num_experts = config.num_local_experts
 
 
 def _trained(trainer: SFTTrainer) -> list[str]:

@@ -21,6 +21,12 @@ LINEAR = {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_he
 BASES = {
     "experts per file": ("Qwen3MoeConfig", {**MANY, "head_dim": 8}),
     "experts in one": ("GptOssConfig", {"num_local_experts": 16, "num_experts_per_tok": 1, "head_dim": 8}),
+    # Of its layers two writers are added up; TRL asks its configuration for a name that it does not
+    # have.
+    "added up": (
+        "GraniteMoeSharedConfig",
+        {"num_local_experts": 16, "num_experts_per_tok": 1, "shared_intermediate_size": 16},
+    ),
     "hybrid": (
         "Qwen3_5MoeTextConfig",
         {
