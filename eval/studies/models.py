@@ -184,7 +184,7 @@ def sharded(names: Sequence[str]) -> dict[str, str]:
             done = subprocess.run(command, cwd=ROOT, env=environment(), check=False, capture_output=True, text=True)
             still = [name for name in left if not (places[name] / "sharded").exists()]
             if done.returncode and still:  # the first of them ended the launcher
-                (places[still[0]] / "sharded").write_text(f"ERROR the launcher ended with {done.returncode}")
+                (places[still[0]] / "sharded").write_text(f"not finished: the launcher ended with {done.returncode}")
         return {name: (place / "sharded").read_text() for name, place in places.items()}
 
 
@@ -295,7 +295,7 @@ def page(found: dict[str, dict[str, Any]], versions: dict[str, str]) -> str:
         paragraph(about),
         paragraph(columns),
         paragraph(wrappers),
-        table(("type", "layers", *COLUMNS), [row(name, one) for name, one in works.items()], words=8),
+        table(("type", "layers", *COLUMNS), [row(name, one) for name, one in works.items()], words=9),
         "## Not these",
         paragraph(why_not),
         table(("what is said", "types"), reasons(found, works), words=2),

@@ -27,12 +27,22 @@ def load_model(folder: Path, dtype: torch.dtype, trust_remote_code: bool = False
     partitioned from the start.
 
     Raises:
-        Refusal: a tensor of the class that is not there; transformers would make one at random.
+        Refusal: a tensor of the class that is not there; transformers would make one at random. Or
+            tensors that transformers takes apart for the class, and cannot where it is partitioned.
     """
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    loaded: Any = model_class(config).from_pretrained(
-        folder, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True
-    )
+    try:
+        loaded: Any = model_class(config).from_pretrained(
+            folder, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True
+        )
+    except RuntimeError as error:
+        if not str(error).startswith("Failed to apply weight conversion"):
+            raise
+        tensor = str(error).split("'")[1]
+        raise Refusal(
+            f"{folder}: transformers cannot make {tensor} of the files' tensors where ZeRO-3 partitions it; take "
+            "deepspeed: launch/zero2.json"
+        ) from None
     model, found = loaded
     if missing := sorted(found["missing_keys"]):
         raise Refusal(
