@@ -39,7 +39,7 @@ CASES = {
 # A part and the frames that belong to it.
 PARTS = {
     "ours": r"loki_ds/",
-    "layers": r"transformers/models/|_engine_run_backward|runtime/zero/linear",
+    "layers": r"transformers/models/|_engine_run_backward",
     "loss": r"trl/kernels/",
     "optimizer": r"torch/optim/",
     "between ranks": r"torch/distributed/|deepspeed/comm/",
@@ -55,7 +55,7 @@ def main() -> None:
     made_with = where("torch", "transformers", "trl", "deepspeed")
     about = f"""`{command()}`: {listed(made_with)}; two ranks of one thread each. Percent of the samples within
         {STEPS} steps. Ours: wherever code of the project is the last that is no library's, without the products that
-        its modules make in a layer's place."""
+        its modules make in a layer's place. DeepSpeed: with the products of the linear layers it puts in theirs."""
     rows = [[name, *(f"{100 * one[part]:.1f}" for part in PARTS)] for name, one in found.items()]
     keep("step_parts", {"where": made_with, "shares": found})
     write("step_parts", "What is ours of a step", paragraph(about), table(["training", *PARTS], rows))
