@@ -271,7 +271,8 @@ def run_cell(kept: Kept, cell: tuple[str, int, int], ends: float) -> None:
         },
     )
     shutil.rmtree(run)  # gigabytes in all
-    write_report(STUDY, kept.found)
+    with kept.lock:  # its picture is drawn by one at a time
+        write_report(STUDY, kept.found)
 
 
 def settings_of(own: dict[str, Any], seed: int, draw: int, rate: float) -> list[str]:
