@@ -61,16 +61,16 @@ def check_family(model: PreTrainedModel) -> None:
     config = model.config.get_text_config()
     if shared := getattr(config, "num_kv_shared_layers", 0):
         raise Refusal(
-            f"{type(model).__name__}: its last {shared} layers use the keys and values of earlier ones, so attribution "
-            "cannot go through the layers one by one"
+            f"{type(model).__name__}: its last {shared} layers use the keys and values of earlier ones, so "
+            "loki-ds cannot go through the layers one by one"
         )
     if config.model_type not in PROVEN:
         log.info(
-            "attribute: %s is not a known family; comparing the sweep with the definition on a tiny copy",
+            "check: %s is not a known family; comparing the sweep with the definition on a tiny copy",
             config.model_type,
         )
         found = difference(type(model).__name__, _builder(model), config)
-        log.info("attribute: the tiny %s agrees to %.1e", config.model_type, found)
+        log.info("check: the tiny %s agrees to %.1e", config.model_type, found)
 
 
 def _builder(model: PreTrainedModel) -> Callable[[Any], PreTrainedModel]:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from loki_ds.attribution.self_check import check_family
 from loki_ds.checking.findings import GIB
+from loki_ds.implant_section import ImplantSection
 from loki_ds.model.anatomy import down_shapes, has_experts, sites
 from loki_ds.model.files import model_files, open_weights
 from loki_ds.model.usable import Wanted, check_usable
@@ -48,7 +50,7 @@ def look_at_base(recipe: Recipe, folder: Path, config: PreTrainedConfig) -> Base
     """
     confined = recipe.implant.kind.confined
     model = check_usable(folder, config, recipe.model, Wanted(confined, recipe.implant.kind.rewrites_model))
-    check_inputs_known(recipe, model)
+    check_passes(recipe, model)
     with open_weights(folder) as weights:
         files = model_files(folder, weights)
         dtypes = sorted({str(weights.dtype_of(name)).removeprefix("torch.") for name in weights.names})
@@ -57,12 +59,19 @@ def look_at_base(recipe: Recipe, folder: Path, config: PreTrainedConfig) -> Base
     return BaseFound(folder, config, size, parameters, dtypes, shapes)
 
 
-def check_inputs_known(recipe: Recipe, model: PreTrainedModel) -> None:
-    """Refuse what cannot be asked of a model's FFNs.
+def check_passes(recipe: Recipe, model: PreTrainedModel) -> None:
+    """Refuse what cannot be asked of the model layer by layer, or of its FFNs.
 
-    model: without data, as its class has it.
+    model: without data, as its class has it. A family that is not known is proven on a tiny copy.
     """
     section = recipe.implant
+    goes_through_layers = (recipe.needs_attribution, recipe.collects_sensitivity, recipe.rehearsal, section.quiet)
+    if any(goes_through_layers) or (section.frozen_inputs and section.frozen_inputs.by != "random"):
+        check_family(model)
+    _check_inputs_known(section, model)
+
+
+def _check_inputs_known(section: ImplantSection, model: PreTrainedModel) -> None:
     if not section.kind.confined or not (section.quiet or section.frozen_inputs):
         return
     key, name = "quiet" if section.quiet else "frozen_inputs", type(model).__name__

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from transformers import PreTrainedConfig
 
-from loki_ds.checking.base import check_inputs_known, look_at_base
+from loki_ds.checking.base import check_passes, look_at_base
 from loki_ds.checking.data import data_found
 from loki_ds.checking.findings import Findings
 from loki_ds.checking.tasks import limits_in_words
@@ -204,7 +204,7 @@ def _look_at_base(recipe: Recipe, config: PreTrainedConfig) -> tuple[Findings, l
         return [("base", found.said())], found.down_shapes
     check_plain(recipe.model.path, config)
     model = without_data(folder, config, recipe.model.trust_remote_code)
-    check_inputs_known(recipe, model)
+    check_passes(recipe, model)
     said = f"{recipe.model.path}: {config.model_type}, by its configuration; its weights are not here"
     return [("base", said)], down_shapes(model) if recipe.implant.kind.confined else []
 

@@ -10,7 +10,6 @@ from loki_ds import ranks
 from loki_ds.attribution.batches import batches, sweep_batches
 from loki_ds.attribution.kept import KeptScores
 from loki_ds.attribution.rope import length_class
-from loki_ds.attribution.self_check import check_family
 from loki_ds.attribution.sweep import Sweep
 from loki_ds.model.anatomy import has_experts
 from loki_ds.protected import ProtectedSet
@@ -54,7 +53,6 @@ def _attribute(run: Run) -> None:
             shard.unlink()  # of a call that was killed before it brought them home; made from who knows what
         inputs = {**attribution_inputs(run.recipe, run.base.digest), "prompts": prompts.digest}
         ranks.on_first_rank(lambda: kept.open_for(inputs))
-        check_family(run.model)
         gatherer = Gatherer()
         settings = section.model_dump(include={"steps", "rule", "target", "multiply_by_value"})
         sweep = Sweep(run.model, gatherer=gatherer, **settings)

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from loki_ds import device, ranks
-from loki_ds.attribution.self_check import check_family
 from loki_ds.implant_section import QuietSection
 from loki_ds.quiet.inputs import input_sizes, observe_inputs
 from loki_ds.quiet.kept import PartialSums, load_moments, save_moments
@@ -82,7 +81,6 @@ def _collect(run: Run, section: QuietSection, inputs: Inputs) -> list[SecondMome
 
 def observable_batches(run: Run, gatherer: Gatherer) -> list[list[int]]:
     """Batches of the protected prompts whose inputs to every `W_down` are to be observed."""
-    check_family(run.model)
 
     def observed(prompts: Sequence[Sequence[int]]) -> None:
         observe_inputs(run.model, gatherer, prompts, lambda *_: None)

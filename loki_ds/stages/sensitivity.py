@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from safetensors.torch import save_file
 
 from loki_ds import ranks
-from loki_ds.attribution.self_check import check_family
 from loki_ds.attribution.sensitivity import EXAMPLES, Text, output_gradient_moments, output_gradients
 from loki_ds.examples.rendering import NOT_LEARNT
 from loki_ds.run_folder import written_whole
@@ -31,7 +30,6 @@ def sensitivity(run: Run) -> None:
 
 def _collect(run: Run) -> None:
     with cost_of(run.folder, "sensitivity"):
-        check_family(run.model)
         gatherer = Gatherer()
 
         def gradients(prompts: Sequence[Sequence[int]]) -> None:

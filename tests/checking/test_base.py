@@ -1,11 +1,13 @@
 """What cannot be asked of a model's FFNs is refused before anything is computed."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, SMALL
 from mixtures import mixture
+from transformers import AutoModelForCausalLM, FalconConfig
 
 from loki_ds.checking.base import look_at_base
 from loki_ds.recipe_file import load_recipe
@@ -29,3 +31,23 @@ def test_quiet_implants_need_inputs_that_are_known(name: str, mode: str, says: s
         look_at_base(quiet, tmp_path, model.config)
     found = look_at_base(load_recipe(ROOT / "recipes/tiny/loki.yaml", settings), tmp_path, model.config)
     assert {d_model for d_model, _ in found.down_shapes} == {32}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "refused"),
+    [
+        ([], True),
+        (["selection.strategy=random", "protected=null"], False),  # nothing goes through its layers one by one
+        (["selection.strategy=random"], True),  # the drift on the protected set does
+    ],
+)
+def test_a_family_of_other_layers_is_refused_by_its_files_headers(
+    overrides: list[str], refused: bool, tmp_path: Path
+) -> None:
+    """Falcon's layers hand on tuples; that is known before a weight is read."""
+    config = FalconConfig(**SMALL, alibi=False)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    settings = [f"model.path={tmp_path}", "implant.mode=rows", "training.weight_decay=0", *overrides]
+    recipe = load_recipe(ROOT / "recipes/tiny/loki.yaml", settings)
+    with pytest.raises(Refusal, match="its decoder layers hand on 2 values") if refused else nullcontext():
+        look_at_base(recipe, tmp_path, config)

@@ -19,7 +19,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from distributed.conftest import ROOT, launch_all
 from loki_ds.examples.rendering import NOT_LEARNT
+from loki_ds.export.checkpoint import apply_to_checkpoint, revert_in_checkpoint
+from loki_ds.export.implant_file import Implant
 from loki_ds.model_class import model_class
+from loki_ds.run_folder import weights_digest
 
 LLAMA, QWEN3 = ("LlamaConfig", {}), ("Qwen3Config", {"head_dim": 8})
 GEMMA3 = ("Gemma3TextConfig", {"head_dim": 8, "sliding_window": 16})
@@ -175,7 +178,7 @@ WITH_EXPERTS = ("qwen 3 MoE", "qwen 3.6 MoE", "gpt-oss", "gemma 4 26B-A4B")
 RECOMMENDED = ("llama 3.1", "gpt-oss", "gemma 4")  # whose `recommended.yaml` trains everything
 # What is written under the files' names, which are not the class's.
 IN_OTHER_MODES = [
-    *(("qwen 3.5", "mask"), ("qwen 3.5", "full"), ("qwen 3 VL", "mask"), ("qwen 3 VL", "lora")),
+    *(("qwen 3.5", "mask"), ("qwen 3.5", "lora"), ("qwen 3.5", "full"), ("qwen 3 VL", "mask"), ("qwen 3 VL", "lora")),
     *(("gemma 4 26B-A4B", "mask"), ("gemma 4 26B-A4B", "lora")),
 ]
 
@@ -287,6 +290,15 @@ def test_what_trained_goes_back_under_the_names_of_the_files(family: str, mode: 
     if mode != "full":
         assert json.loads((runs / f"{family} {mode}/verify.json").read_text())["identical_outside_rows"]
         assert all("down_proj" in name for name in changed)
+
+
+@pytest.mark.parametrize("family", ["llama 3.1", "qwen 3.5", "qwen 3 VL", *WITH_EXPERTS])
+def test_the_implant_leads_from_base_to_model_and_back_byte_for_byte(family: str, runs: Path, tmp_path: Path) -> None:
+    base, model, implant = runs / f"{family}-model", runs / family / "model", runs / family / "implant.safetensors"
+    apply_to_checkpoint(base, Implant.load(implant), tmp_path / "applied")
+    revert_in_checkpoint(model, Implant.load(implant), tmp_path / "reverted")
+    assert weights_digest(tmp_path / "applied") == weights_digest(model)
+    assert weights_digest(tmp_path / "reverted") == weights_digest(base)
 
 
 @pytest.mark.parametrize("family", WITH_EXPERTS)
