@@ -155,7 +155,7 @@ def curves(study: dict[str, Any], found: Found) -> dict[str, list[Place]]:
 
 def primary(found: Found, runs: dict[str, list[Place]]) -> Iterator[str]:
     """At equal skill (the one that decides), at equal size, and the whole."""
-    lines, said = [], []
+    lines, used = [], 0
     for how in ("equal skill", "equal size", "the whole change"):
         seeds = seeds_of(found, runs, how)
         if not seeds:
@@ -178,13 +178,14 @@ def primary(found: Found, runs: dict[str, list[Place]]) -> Iterator[str]:
                 f"{same.difference:+.2f} ({same.low:+.2f} to {same.high:+.2f}), p {same.p_value:.3f}" if same else "",
             ]
         )
-        said.append(len(seeds))
+        used = len(seeds)
     if not lines:
-        yield paragraph("No data seed has its lowest, its highest and all its random rows yet.")
+        yield paragraph("No data seed has its lowest, its highest and two random rows yet.")
         return
     yield paragraph(
-        f"Data seeds that are complete: {said[0]}. p in brackets: by Holm. Equivalence: lowest less the mean of "
-        f"random, 90% interval, and p of the two one-sided tests at a margin of {MARGIN:g} point."
+        f"Data seeds with a lowest, a highest and random runs so far: {used}. p in brackets: by Holm. Equivalence: "
+        f"lowest less the mean of random, 90% interval, and p of the two one-sided tests at a margin of {MARGIN:g} "
+        "point."
     )
     headings = ["compared at", "lowest", "random", "highest", "rank of lowest", "p, random", "lowest less highest"]
     yield table([*headings, "p, highest", "lowest less random"], lines)
