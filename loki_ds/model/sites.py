@@ -113,7 +113,7 @@ def site_of(layer: Module) -> Site:
         ffns["fc2"] = layer
     if not ffns:
         raise Refusal("no FFN of its own")
-    if len(ffns) > 1 and set(ffns) != SUMMED:
+    if len(ffns) > 1 and (set(ffns) != SUMMED or hasattr(layer, "experts")):
         raise Refusal(f"several FFNs ({', '.join(ffns)})")
     if hasattr(layer, "experts"):
         (ffn,) = ffns.values()
@@ -185,12 +185,13 @@ def dense_down(layer: Module) -> Down:
 def received(layer: Module) -> Iterator[list[Tensor]]:
     """While open, note what a dense layer's `W_down` receives, `[B, T, d_ff]`, call by call."""
     seen: list[Tensor] = []
+    down = dense_down(layer)
+    size, noting_size = _size_of_input(layer)
 
     def note(_: Module, arguments: tuple) -> None:
         seen.append(arguments[0].reshape(*size, -1))
 
-    size, noting_size = _size_of_input(layer)
-    handles = [noting_size, dense_down(layer).module.register_forward_pre_hook(note)]
+    handles = [noting_size, down.module.register_forward_pre_hook(note)]
     try:
         yield seen
     finally:
@@ -215,6 +216,7 @@ def at_writers(layer: Module, change: Callable[[Writer, Tensor], Tensor | None])
     change: called with the writer and its output `[B, T, d_model]`; what it returns, if anything,
     takes the output's place.
     """
+    site = site_of(layer)
     size, noting_size = _size_of_input(layer)
 
     def hook(writer: Writer) -> Callable[..., Any]:
@@ -229,7 +231,7 @@ def at_writers(layer: Module, change: Callable[[Writer, Tensor], Tensor | None])
         return written
 
     handles = [noting_size]
-    handles += [writer.module.register_forward_hook(hook(writer)) for writer in site_of(layer).writers]
+    handles += [writer.module.register_forward_hook(hook(writer)) for writer in site.writers]
     try:
         yield
     finally:
