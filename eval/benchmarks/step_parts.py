@@ -7,7 +7,6 @@ outside by py-spy (extra `bench`), 200 times a second while they compute. A mode
 computes little, so what is around its products weighs more than it does anywhere else.
 """
 
-import collections
 import re
 import subprocess
 import sys
@@ -72,7 +71,7 @@ def shares(arguments: list[str]) -> dict[str, float]:
         done = subprocess.run(spy, cwd=ROOT, env=environment(), check=False, capture_output=True, text=True)
         if not samples.exists():
             raise SystemExit(f"{' '.join(job)} gave no samples:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-        counted: Counter[str] = collections.Counter()
+        counted: Counter[str] = Counter()
         for stack, count in of_steps(samples.read_text()):
             counted[part_of(stack)] += count
     return {part: counted[part] / counted.total() for part in PARTS}

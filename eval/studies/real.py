@@ -9,7 +9,6 @@ eval/reports/real.json and .md.
 """
 
 import json
-import math
 import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -17,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from main_job import python
 from real_report import write_report
 from rule import next_rate, smallest_of_the_best
+from smollm2 import halving, main_job, tuning_loss
 
 from loki_ds.recipe_file import load_recipe
 
@@ -68,13 +67,12 @@ def find_rates(pool: ThreadPoolExecutor) -> dict[str, Any]:
 
 def tuned(method: str, rate: float) -> dict[str, float]:
     """The loss of a short run on the tuning chats."""
-    run, steps = RUNS / "rates" / f"{METHODS[method]['recipe']}-{rate:g}", STUDY["steps"]
-    evaluates = ["data.heldout=build/real/tuning.jsonl", "training.eval_strategy=steps", f"training.eval_steps={steps}"]
-    settings = [f"training.max_steps={steps}", f"training.learning_rate={rate:g}", *evaluates]
-    main_job(METHODS[method]["recipe"], run, *selected(method), *settings, "--until", "implant")
-    log = json.loads((ROOT / run / "training_log.json").read_text())
-    (loss,) = (line["eval_loss"] for line in log if "eval_loss" in line)
-    return {"rate": rate, "loss": loss}
+    recipe, steps = METHODS[method]["recipe"], STUDY["steps"]
+    run = RUNS / "rates" / f"{recipe}-{rate:g}"
+    return {
+        "rate": rate,
+        "loss": tuning_loss(recipe, run, steps, *selected(method), f"training.learning_rate={rate:g}"),
+    }
 
 
 def evaluated(method: str, seed: int, rates: dict[str, Any]) -> dict[str, Any]:
@@ -82,7 +80,8 @@ def evaluated(method: str, seed: int, rates: dict[str, Any]) -> dict[str, Any]:
     own, rate = METHODS[method], rates[method]["chosen"]
     settings = [f"training.learning_rate={rate:g}", f"training.seed={seed}", f"selection.seed={seed}"]
     if own.get("pulled"):
-        settings.append(f"implant.pull={halving(own['recipe'], rate):.3g}")
+        steps = load_recipe(ROOT / f"recipes/smollm2/{own['recipe']}.yaml").training["max_steps"]
+        settings.append(f"implant.pull={halving(rate, steps):.3g}")
     if own.get("rehearsed"):
         settings.append("implant.rehearse={}")
     kind = next((f"-{kind}" for kind in ("pulled", "rehearsed") if own.get(kind)), "")
@@ -92,22 +91,9 @@ def evaluated(method: str, seed: int, rates: dict[str, Any]) -> dict[str, Any]:
     return {"method": method, "seed": seed, "report": {key: report[key] for key in KEPT}}
 
 
-def halving(recipe: str, rate: float) -> float:
-    """The pull by which a change that nothing holds is half of itself after the training."""
-    steps = load_recipe(ROOT / f"recipes/smollm2/{recipe}.yaml").training["max_steps"]
-    return math.log(2) / (rate * steps / 2)
-
-
 def selected(method: str) -> list[str]:
     """LoKI's rows are those of the one attribution."""
     return [f"selection.positions={POSITIONS}"] if METHODS[method].get("attributes") else []
-
-
-def main_job(recipe: str, run: Path, *arguments: str) -> None:
-    """One run on one process, unless it is there; batches of one process are those of two ranks."""
-    own = ["model.path=build/real/model", "deepspeed=null", "training.per_device_train_batch_size=4", f"run={run}"]
-    log = ROOT / f"{run}.log"
-    python("launch/implant.py", "--recipe", f"recipes/smollm2/{recipe}.yaml", *own, *arguments, log=log)
 
 
 def write_rate(recipe: str, rate: float) -> None:

@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from main_job import python
 from real_study_report import write_report
 from rule import smallest_of_the_best
 from selections import relative
+from smollm2 import halving, main_job, tuning_loss
+from torch import Tensor
 
 from loki_ds.attribution.kept import KeptScores, kept_sensitivity
 from loki_ds.device import on_cpu
@@ -43,7 +46,7 @@ from rows import rows, write
 
 STUDY = yaml.safe_load((Path(__file__).parent / "real_study.yaml").read_text())
 REAL, RUNS = ROOT / "build/real", ROOT / "runs/real_study"
-SCORES, SENSITIVITY = RUNS / "kva/attribution", RUNS / "sensitivity/attribution/sensitivity.safetensors"
+SENSITIVITY = RUNS / "sensitivity/attribution/sensitivity.safetensors"
 ONE_RUN = 10 * 2**30  # bytes of a GPU's memory that a run takes
 ATTRIBUTIONS: dict[str, list[str]] = {
     "kva": [],
@@ -103,11 +106,9 @@ def attribute(pool: ThreadPoolExecutor) -> None:
         write(REAL / "zero_shot.jsonl", [without_shots(row) for row in rows(REAL / "protected.jsonl")])
     if not (REAL / "some_train.jsonl").exists():
         write(REAL / "some_train.jsonl", rows(REAL / "train.jsonl")[::15])  # 50 of 740
-    wanted = [
-        ("calls-q30", RUNS / name, [*settings, "--until", "attribute"]) for name, settings in ATTRIBUTIONS.items()
-    ]
-    wanted.append(("calls-q30", RUNS / "sensitivity", [*GAIN, "--until", "attribute"]))
-    list(pool.map(lambda one: main_job(*one), [one for one in wanted if not (one[1] / "costs.json").exists()]))
+    wanted = {RUNS / name: settings for name, settings in {**ATTRIBUTIONS, "sensitivity": GAIN}.items()}
+    left = [(run, settings) for run, settings in wanted.items() if not (run / "costs.json").exists()]
+    list(pool.map(lambda one: main_job("calls-q30", one[0], *one[1], "--until", "attribute"), left))
 
 
 def without_shots(row: dict[str, str]) -> dict[str, str]:
@@ -116,17 +117,22 @@ def without_shots(row: dict[str, str]) -> dict[str, str]:
     return {**row, "prompt": f"{about}\n\n{question}"}
 
 
+@cache
+def kept_scores(name: str = "kva") -> Tensor:
+    return KeptScores(RUNS / name / "attribution").scores()
+
+
 def select_all() -> None:
     for name, selection in STUDY["selections"].items():
         chosen(selection).save(positions(name))
-    layers, d_model = KeptScores(SCORES).scores().shape[1:]
+    layers, d_model = kept_scores().shape[1:]
     seeds = {cell["seed"] for cell in STUDY["cells"]}
     for seed in (100 * seed + draw for seed in seeds for draw in range(STUDY["draws"])):
         select_random(layers, d_model, 30, seed).save(positions(f"random {seed}"))
 
 
 def chosen(selection: dict[str, Any], quota: float | None = None) -> Positions:
-    strategy, quota, scores = selection["strategy"], quota or selection["quota"], KeptScores(SCORES).scores()
+    strategy, quota, scores = selection["strategy"], quota or selection["quota"], kept_scores()
     if strategy == "random":
         layers, d_model = scores.shape[1:]
         return select_random(layers, d_model, quota, seed=0)
@@ -150,7 +156,7 @@ def selected() -> dict[str, dict[str, float]]:
     by = {
         "sensitivity, protected": protected,
         "sensitivity, new task": new_task,
-        "mean abs. KVA": KeptScores(SCORES).scores().double().abs().mean(0),
+        "mean abs. KVA": kept_scores().double().abs().mean(0),
     }
     named = {name: Positions.load(positions(name)) for name in (*STUDY["selections"], "random 0") if name != "all"}
     return {name: {what: relative(chosen, moments) for what, moments in by.items()} for name, chosen in named.items()}
@@ -158,7 +164,7 @@ def selected() -> dict[str, dict[str, float]]:
 
 def stability() -> dict[str, float]:
     """Share of the rows that two ways of selecting have in common, quota 30."""
-    scores = {name: KeptScores(RUNS / name / "attribution").scores() for name in ATTRIBUTIONS}
+    scores = {name: kept_scores(name) for name in ATTRIBUTIONS}
     lowest, one = select(scores["kva"], 30), select(scores["one_a_subject"], 30)
     smallest = select(scores["kva"], 30, "layer_smallest")
     halves = {
@@ -183,7 +189,7 @@ def stability() -> dict[str, float]:
 
 def recurring() -> dict[str, Any]:
     """In how many layers the dimensions that are selected most often are, at quota 10."""
-    scores, found = KeptScores(SCORES).scores(), {}
+    scores, found = kept_scores(), {}
     for name in ("lowest", "highest", "smallest"):
         at_ten = chosen(STUDY["selections"][name], 10)
         layers = torch.zeros(scores.shape[2], dtype=torch.long)
@@ -199,7 +205,7 @@ def recurring() -> dict[str, Any]:
 def suppress(quota: float, kept: Kept, pool: ThreadPoolExecutor, jobs: int) -> None:
     """Every selection's rows set to zero, asked for likelihoods alone."""
     own, variants = STUDY["suppression"], dict[str, Any](base={})
-    layers, d_model = KeptScores(SCORES).scores().shape[1:]
+    layers, d_model = kept_scores().shape[1:]
     drawn = {f"random {seed}": select_random(layers, d_model, quota, seed) for seed in range(own["draws"])}
     named = {name: chosen(STUDY["selections"][name], quota) for name in own["selections"]}
     for name, picked in {**named, **drawn}.items():
@@ -245,7 +251,7 @@ def run_cell(kept: Kept, cell: tuple[str, int, int], ends: float) -> None:
         return
     own, run, started = STUDY["arms"][arm], RUNS / "cells" / name.replace(", ", "-").replace(" ", "_"), time.monotonic()
     rate = rate_of(kept, own["class"])
-    main_job(own["recipe"], run, [*settings_of(own, seed, draw, rate), "--until", "implant"])
+    main_job(own["recipe"], run, *settings_of(own, seed, draw, rate), "--until", "implant")
     variants: dict[str, Any] = {
         str(scale): {"trained": str(run / "model"), "scale": scale, "asked": [0] if scale < 1 else [0, 1]}
         for scale in STUDY["places"]
@@ -282,7 +288,7 @@ def settings_of(own: dict[str, Any], seed: int, draw: int, rate: float) -> list[
         which = f"random {100 * seed + draw}" if own["rows"] == "random" else own["rows"]
         settings.append(f"selection.positions={positions(which)}")
     if own.get("pulled"):
-        settings.append(f"implant.pull={math.log(2) / (rate * STUDY['steps'] / 2):.3g}")
+        settings.append(f"implant.pull={halving(rate, STUDY['steps']):.3g}")
     given = own.get("set", {})
     if not any(key.startswith(("protected", "implant.rehearse")) for key in given):
         settings.append("protected=null")  # nothing of it is needed
@@ -308,17 +314,9 @@ def rate_of(kept: Kept, of_class: str) -> float:
 
 def tuned(own: dict[str, Any], rate: float) -> float:
     run, steps = RUNS / "rates" / f"{own['class'].replace(' ', '_')}-{rate:g}", STUDY["steps"]
-    looks = ["data.heldout=build/real/tuning.jsonl", "training.eval_strategy=steps", f"training.eval_steps={steps}"]
-    main_job(own["recipe"], run, [*settings_of(own, 0, 0, rate), *looks, "--until", "implant"])
-    log = json.loads((run / "training_log.json").read_text())
-    (loss,) = (line["eval_loss"] for line in log if "eval_loss" in line)
+    loss = tuning_loss(own["recipe"], run, steps, *settings_of(own, 0, 0, rate))
     shutil.rmtree(run / "model")
     return loss
-
-
-def main_job(recipe: str, run: Path, arguments: Sequence[str]) -> None:
-    own = [f"model.path={REAL / 'model'}", "deepspeed=null", "training.per_device_train_batch_size=4", f"run={run}"]
-    python("launch/implant.py", "--recipe", f"recipes/smollm2/{recipe}.yaml", *own, *arguments, log=Path(f"{run}.log"))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from by_run import (
+    Asked,
     Place,
     Seed,
     against_highest,
@@ -87,7 +88,7 @@ def stage_a(study: dict[str, Any], found: Found) -> Iterator[str]:
 
 
 def suppression(study: dict[str, Any], found: dict[str, Any]) -> Iterator[str]:
-    tasks = [*study["covered"], *study["held out"]]
+    tasks = abilities(study)
     names = {task: task.removeprefix("real_").removeprefix("gold_") for task in tasks}
     yield "## Rows set to zero"
     yield paragraph(
@@ -117,10 +118,10 @@ def suppression(study: dict[str, Any], found: dict[str, Any]) -> Iterator[str]:
 
 
 def stage_b(study: dict[str, Any], found: Found) -> Iterator[str]:
-    tasks = [*study["covered"], *study["held out"]]
+    tasks = abilities(study)
     base, runs = found["base"]["first"], curves(study, found)
     again = base == found["base"]["again"]
-    arms = [arm for arm in study["arms"] if any(one["arm"] == arm for one in found["cells"].values())]
+    arms = arms_of(study, found)
     skill, size = common_skill(list(runs.values())), common_size(list(runs.values()))
     yield "## Primary: lowest against random and highest"
     yield from primary(found, runs)
@@ -145,12 +146,24 @@ def stage_b(study: dict[str, Any], found: Found) -> Iterator[str]:
     yield table(["arm", *short], by_ability)
     yield "## Right answers, and what is generated"
     yield paragraph("At the whole change: shares of documents. Answers: right ones among four, mean of four tasks.")
-    yield table(["arm", "answers", *GENERATED], [["base", *scores(base, spread)], *scored(found, arms)])
+    yield table(["arm", "answers", *GENERATED], [["base", *scores([base])], *scored(found, arms)])
+
+
+def abilities(study: dict[str, Any]) -> list[str]:
+    return [*study["covered"], *study["held out"]]
+
+
+def arms_of(study: dict[str, Any], found: Found) -> list[str]:
+    """Those of which there is a run, in the registered order."""
+    ran = {cell["arm"] for cell in found["cells"].values()}
+    return [arm for arm in study["arms"] if arm in ran]
 
 
 def curves(study: dict[str, Any], found: Found) -> dict[str, list[Place]]:
-    tasks = [*study["covered"], *study["held out"]]
-    return {name: places(found["base"]["first"], cell, tasks, study["skill"]) for name, cell in found["cells"].items()}
+    return {
+        name: places(found["base"]["first"], cell, abilities(study), study["skill"])
+        for name, cell in found["cells"].items()
+    }
 
 
 def primary(found: Found, runs: dict[str, list[Place]]) -> Iterator[str]:
@@ -236,17 +249,16 @@ def arm_line(found: Found, runs: dict[str, list[Place]], arm: str, skill: float,
 def scored(found: Found, arms: Sequence[str]) -> Iterator[list[str]]:
     for arm in arms:
         own = [cell["places"]["1"] for cell in found["cells"].values() if cell["arm"] == arm]
-        yield [arm, *scores(own, spread)]
+        yield [arm, *scores(own)]
 
 
-def scores(asked: Any, form: Any) -> list[str]:
-    """Of one model's answers or several models': right ones among four, then what is generated."""
-    several = asked if isinstance(asked, list) else [asked]
+def scores(several: Sequence[Asked]) -> list[str]:
+    """Of models' answers: right ones among four, then what is generated."""
     choices = ("real_definitions", "real_hypernyms", "real_capitals", "real_elements")
     answers = [float(np.mean([one[task]["acc"] for task in choices])) for one in several]
     return [
-        form(answers, "{:.3f}"),
-        *(form([first_metric(one[task]) for one in several], "{:.3f}") for task in GENERATED.values()),
+        spread(answers, "{:.3f}"),
+        *(spread([first_metric(one[task]) for one in several], "{:.3f}") for task in GENERATED.values()),
     ]
 
 
@@ -257,7 +269,7 @@ def first_metric(found: dict[str, Any]) -> float:
 def picture(study: dict[str, Any], found: Found) -> None:
     """Every run's places: nats gained against percent lost."""
     figure, axes = plt.subplots(figsize=(8, 5.5), layout="constrained")
-    arms = [arm for arm in study["arms"] if any(one["arm"] == arm for one in found["cells"].values())]
+    arms = arms_of(study, found)
     colours = plt.get_cmap("tab20")
     for name, run in curves(study, found).items():
         arm = found["cells"][name]["arm"]

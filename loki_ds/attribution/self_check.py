@@ -152,10 +152,13 @@ def tiny_config(config: Any) -> Any:
     stated = config.to_dict()
     own = stated.get("per_layer_config") or {}
     sizes = {**_tiny_sizes(stated), **_tiny_layers(stated, own)}
-    tiny = type(config).from_dict({**stated, **sizes}) if own else copy.deepcopy(config)
-    for name, size in sizes.items() if not own else ():
-        with suppress(AttributeError):  # what a class works out of other settings
-            setattr(tiny, name, size)
+    if own:
+        tiny = type(config).from_dict({**stated, **sizes})
+    else:
+        tiny = copy.deepcopy(config)
+        for name, size in sizes.items():
+            with suppress(AttributeError):  # what a class works out of other settings
+                setattr(tiny, name, size)
     tiny._experts_implementation = "eager"  # no grouped product takes float64
     return tiny
 

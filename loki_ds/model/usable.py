@@ -170,7 +170,8 @@ def _namings(model: Any, tensors: dict[str, Tensor]) -> Iterator[dict[str, Tenso
     """
     yield tensors
     attached = getattr(model, "_weight_conversions", None)
-    for conversions in (attached, None, get_model_conversion_mapping(model, add_legacy=False)):
+    loaded_with = [attached] if attached else []
+    for conversions in (*loaded_with, None, get_model_conversion_mapping(model, add_legacy=False)):
         model._weight_conversions = conversions
         try:
             found = revert_weight_conversion(model, tensors)

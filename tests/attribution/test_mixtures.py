@@ -9,6 +9,7 @@ import pytest
 import torch
 from mixtures import MIXTURES, OTHERS, mixture
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from loki_ds.attribution.batches import attribute
 from loki_ds.attribution.definition import attribute_by_definition
@@ -36,31 +37,31 @@ def test_the_sweep_is_the_definition(name: str) -> None:
     assert off(attribute(model, PROMPTS, steps=2, batch_size=1), expected) < tolerance
 
 
+def seen_in_lowest_layer(model: PreTrainedModel, norm: str) -> tuple[Tensor, list[tuple[int, Tensor]], Tensor]:
+    """What a norm is handed, each writer's branch and output, and what the layer hands on."""
+    layer, ends, written = decoder_layers(model)[0], [], []
+    getattr(layer, norm).register_forward_pre_hook(lambda _, x: ends.append(x[0]))
+    layer.register_forward_hook(lambda _, __, out: ends.append(out))
+    with at_writers(layer, lambda writer, output: written.append((writer.branch, output))):
+        model(torch.tensor(PROMPTS[:1]))
+    before, after = ends
+    return before, written, after
+
+
 def test_what_is_written_is_all_that_the_layer_adds() -> None:
     """Granite's experts and what all tokens share, added up and scaled, are what its layer adds."""
-    model, written = mixture("granite"), []
-    layer = decoder_layers(model)[0]
-    added = []
-    layer.post_attention_layernorm.register_forward_pre_hook(lambda _, x: added.append(x[0]))
-    layer.register_forward_hook(lambda _, __, out: added.append(out))
-    with at_writers(layer, lambda _, output: written.append(output)):
-        model(torch.tensor(PROMPTS[:1]))
-    before, after = added
+    model = mixture("granite")
+    before, written, after = seen_in_lowest_layer(model, "post_attention_layernorm")
     assert len(written) == 2
-    assert torch.allclose(before + sum(written) * model.config.residual_multiplier, after)
+    added = sum(output for _, output in written)
+    assert torch.allclose(before + added * model.config.residual_multiplier, after)
 
 
 def test_branches_are_all_that_meets_after_norms_of_their_own() -> None:
     """Gemma 4's FFN and its experts: each by its norm, and the sum by a third."""
-    model, written = mixture("gemma 4"), []
+    model = mixture("gemma 4")
     layer = decoder_layers(model)[0]
-    seen = []
-    layer.pre_feedforward_layernorm.register_forward_pre_hook(lambda _, x: seen.append(x[0]))
-    layer.register_forward_hook(lambda _, __, out: seen.append(out))
-    with at_writers(layer, lambda writer, output: written.append((writer.branch, output))):
-        model(torch.tensor(PROMPTS[:1]))
-    before, after = seen
-    (of_ffn, ffn), (of_experts, experts) = written
+    before, ((of_ffn, ffn), (of_experts, experts)), after = seen_in_lowest_layer(model, "pre_feedforward_layernorm")
     assert (of_ffn, of_experts) == (0, 1)
     met = layer.post_feedforward_layernorm_1(ffn) + layer.post_feedforward_layernorm_2(experts)
     assert torch.allclose((before + layer.post_feedforward_layernorm(met)) * layer.layer_scalar, after)
