@@ -18,7 +18,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -48,8 +48,9 @@ STUDY = yaml.safe_load((Path(__file__).parent / "real_study.yaml").read_text())
 REAL, RUNS = ROOT / "build/real", ROOT / "runs/real_study"
 SENSITIVITY = RUNS / "sensitivity/attribution/sensitivity.safetensors"
 ONE_RUN = 10 * 2**30  # bytes of a GPU's memory that a run takes
+SELECTED = "kva"  # the attribution whose rows are trained; the others are compared with it
 ATTRIBUTIONS: dict[str, list[str]] = {
-    "kva": [],
+    SELECTED: [],
     "zero_shot": ["protected.prompts=build/real/zero_shot.jsonl"],
     "one_a_subject": ["protected.per_subject=1"],
     "k_from_0": ["protected.per_subject=1", "attribution.rule=left"],
@@ -81,9 +82,12 @@ def main() -> None:
     arguments = parser.parse_args()
     ends, kept = time.monotonic() + 3600 * arguments.hours, Kept()
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        attribute(pool)
+        known = kept.has("A", "stability")
+        attribute(pool, [SELECTED] if known else ATTRIBUTIONS)
         select_all()
-        if not kept.has("A", "stability"):
+        if known:
+            refuse_other_selections(kept.found["A"]["selected"])
+        else:
             kept.add("A", selected=selected(), stability=stability(), recurring=recurring())
         first, *others = STUDY["suppression"]["quotas"]
         suppress(first, kept, pool, arguments.jobs)
@@ -100,13 +104,13 @@ def at_a_time() -> int:
 # --- attributions and selections ------------------------------------------------------------------
 
 
-def attribute(pool: ThreadPoolExecutor) -> None:
-    """All attributions that stage A compares; those that are there stay."""
+def attribute(pool: ThreadPoolExecutor, names: Iterable[str]) -> None:
+    """These attributions and the sensitivity; those that are there stay."""
     if not (REAL / "zero_shot.jsonl").exists():
         write(REAL / "zero_shot.jsonl", [without_shots(row) for row in rows(REAL / "protected.jsonl")])
     if not (REAL / "some_train.jsonl").exists():
         write(REAL / "some_train.jsonl", rows(REAL / "train.jsonl")[::15])  # 50 of 740
-    wanted = {RUNS / name: settings for name, settings in {**ATTRIBUTIONS, "sensitivity": GAIN}.items()}
+    wanted = {RUNS / "sensitivity": GAIN, **{RUNS / name: ATTRIBUTIONS[name] for name in names}}
     left = [(run, settings) for run, settings in wanted.items() if not (run / "costs.json").exists()]
     list(pool.map(lambda one: main_job("calls-q30", one[0], *one[1], "--until", "attribute"), left))
 
@@ -118,7 +122,7 @@ def without_shots(row: dict[str, str]) -> dict[str, str]:
 
 
 @cache
-def kept_scores(name: str = "kva") -> Tensor:
+def kept_scores(name: str = SELECTED) -> Tensor:
     return KeptScores(RUNS / name / "attribution").scores()
 
 
@@ -139,6 +143,17 @@ def chosen(selection: dict[str, Any], quota: float | None = None) -> Positions:
     if selection["attribution"] == "sensitivity":
         return select_by_sensitivity(*kept_sensitivity(SENSITIVITY), quota, strategy)
     return select(scores, quota, strategy)
+
+
+def refuse_other_selections(known: dict[str, dict[str, float]]) -> None:
+    """Attributed again on another machine, the rows are still those of the runs that are kept."""
+    for name, found in selected().items():
+        for by, value in found.items():
+            if not math.isclose(value, known[name][by], rel_tol=1e-3):
+                raise SystemExit(
+                    f"{SELECTED}: the rows '{name}' have {value:.5g} times the {by} of all rows, "
+                    f"{known[name][by]:.5g} in the runs that are kept: these are other selections"
+                )
 
 
 def positions(name: str) -> Path:
