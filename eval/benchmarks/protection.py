@@ -6,7 +6,6 @@ The project's own trainer on one process without ZeRO, 8 layers and d_model 512.
 process of its own; a step of each is taken in turn, so a slow moment of the machine hits all.
 """
 
-import multiprocessing
 import statistics
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from shapes import SHAPES
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from transformers.trainer import DEFAULT_CALLBACKS
 from trl import SFTConfig
+from turns import READY, in_turns
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -55,6 +55,9 @@ class InTurns(TrainerCallback):
     def __init__(self, asked: Connection) -> None:
         self.asked, self.started = asked, 0.0
 
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self.asked.send(READY)
+
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         self.asked.recv()
         self.started = time.perf_counter()
@@ -64,21 +67,8 @@ class InTurns(TrainerCallback):
 
 
 def main() -> None:
-    context = multiprocessing.get_context("spawn")
-    pipes: dict[str, Connection] = {}
-    for name in VARIANTS:
-        pipes[name], theirs = context.Pipe()
-        context.Process(target=take_steps, args=(name, theirs)).start()
-        theirs.close()
-    seconds: dict[str, list[float]] = {name: [] for name in pipes}
-    for _ in range(STEPS):
-        for name, pipe in pipes.items():
-            pipe.send("step")
-            seconds[name].append(pipe.recv())
-    meter = pipes["rows, drift"].recv()
-    for process in multiprocessing.active_children():
-        process.join()
-    report({name: each[WARM:] for name, each in seconds.items()}, meter)
+    found = in_turns(take_steps, list(VARIANTS), STEPS)
+    report({name: seconds[WARM:] for name, (seconds, _) in found.items()}, meter=found["rows, drift"][1])
 
 
 def take_steps(name: str, asked: Connection) -> None:
@@ -107,10 +97,11 @@ def take_steps(name: str, asked: Connection) -> None:
         tokenizer = AutoTokenizer.from_pretrained(ROOT / "recipes/tiny/model")
         DEFAULT_CALLBACKS.append(InTurns(asked))  # type: ignore[arg-type]  # the Trainer takes an instance too
         trainer: Any = train(model, tokenizer, arguments, examples, Method(section, positions), Resume(None, {}))
-        if name == "rows, drift" and examples.rehearsed:
-            started = time.perf_counter()
+        asked.recv()
+        started = time.perf_counter()
+        if examples.rehearsed:
             trainer.measure_drift(examples.rehearsed)
-            asked.send(time.perf_counter() - started)
+        asked.send(time.perf_counter() - started)
 
 
 def examples_of(section: ImplantSection, model: Any) -> Examples:

@@ -12,12 +12,10 @@ Writes eval/reports/training_step.json and .md.
 """
 
 import argparse
-import multiprocessing
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from shapes import SHAPES
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from turns import READY, STEP, in_turns
 
 from loki_ds.device import on_cpu, peak_memory
 from loki_ds.implant_section import LowRankSection
@@ -72,49 +71,27 @@ def main() -> None:
     together = [arguments.methods] if on_cpu() else [[name] for name in arguments.methods]  # such a model fills a GPU
     measured: dict[str, dict[str, Any]] = {}
     for names in together:
-        measured |= in_turns(arguments, names)
+        measured |= measured_steps(arguments, names)
     write_report(arguments, measured)
 
 
-def in_turns(arguments: argparse.Namespace, names: list[str]) -> dict[str, dict[str, Any]]:
-    """Median seconds of each method and what it holds.
-
-    All are alive, each in a process of its own, and every round takes a step of each. In one
-    process they would share a heap: one method's peak would hide in what another has freed, and on
-    a CPU `LoRA` would pay for the holes of the others (up to half as much again).
-    """
-    context = multiprocessing.get_context("spawn")
-    pipes: dict[str, Connection] = {}
-    facts: dict[str, dict[str, Any]] = {}
-    for name in names:
-        pipes[name], theirs = context.Pipe()
-        context.Process(target=take_steps, args=(arguments, name, theirs)).start()
-        theirs.close()  # so that we hear of the end of a process
-        facts[name] = pipes[name].recv()
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(arguments.rounds):
-        for name, pipe in pipes.items():
-            pipe.send("step")
-            seconds[name].append(pipe.recv())
-    for pipe in pipes.values():
-        pipe.close()
-    for process in multiprocessing.active_children():
-        process.join()  # it gives its memory back
-    return {name: {"seconds": statistics.median(seconds[name]), **facts[name]} for name in names}
+def measured_steps(arguments: argparse.Namespace, names: list[str]) -> dict[str, dict[str, Any]]:
+    """Median seconds of each method and what it holds."""
+    found = in_turns(take_steps, names, arguments.rounds, arguments)
+    return {name: {"seconds": statistics.median(seconds), **facts} for name, (seconds, facts) in found.items()}
 
 
-def take_steps(arguments: argparse.Namespace, name: str, asked: Connection) -> None:
-    """Send what a step of this method takes, then the seconds of one whenever asked, until nobody
-    asks any more.
-    """
+def take_steps(name: str, asked: Connection, arguments: argparse.Namespace) -> None:
+    """Steps of this method, and what one of them takes."""
     step, facts = make_step(arguments, name, "cpu" if on_cpu() else "cuda")
     peak = peak_memory(step)  # of the first step, so with the optimizer's state
     with Tally([]) as tally:
         step()
-    asked.send({"peak_bytes": peak, "flops": tally.flops, "products": seconds_in_products(step), **facts})
-    with suppress(EOFError):
-        while asked.recv():
-            asked.send(timed(step))
+    products = seconds_in_products(step)
+    asked.send(READY)
+    while asked.recv() == STEP:
+        asked.send(timed(step))
+    asked.send({"peak_bytes": peak, "flops": tally.flops, "products": products, **facts})
 
 
 def seconds_in_products(step: Callable[[], None]) -> float:

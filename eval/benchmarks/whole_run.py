@@ -2,23 +2,42 @@
 
     python eval/benchmarks/whole_run.py          # eval/reports/whole_run.*, on idle cores
 
-The main job on one and on two ranks under ZeRO-3, as a user types it, on the tiny world and on
+The main job on one and on two ranks under ZeRO, as a user types it, on the tiny world and on
 SmolLM2-135M (where `eval/real/fetch.py build/real` was run; a fifth of its recipe's steps). Its own
-log lines and processes are watched from outside.
+log lines and processes are watched from outside. Beside them a bound: the products of a part,
+counted by torch from their shapes, at the speed that this machine's products have.
 """
 
 import json
+import multiprocessing
 import os
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
+from transformers import AutoConfig, PreTrainedConfig
+
+from loki_ds.attribution.kept import KeptScores
+from loki_ds.attribution.sweep import Sweep
+from loki_ds.implanting.arguments import TrainingShape
+from loki_ds.implanting.training import Method
+from loki_ds.model.base import load_tokenizer
+from loki_ds.planning.dry_run import Tally, model_without_data
+from loki_ds.planning.estimate import dry_step
+from loki_ds.positions import Positions
+from loki_ds.protected import load_protected
+from loki_ds.recipe import ProtectedSection, Recipe
+from loki_ds.recipe_file import load_recipe
+from loki_ds.run_folder import RunFolder
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "studies"))
@@ -48,24 +67,33 @@ MARKS = {  # what rank 0 says first of a part: the part that ended before it
 
 def main() -> None:
     found: dict[str, dict[str, float]] = {}
+    bounds: dict[str, dict[str, float]] = {}
     for name, (recipe, changes) in CASES.items():
         if name == "tiny" or REAL.exists():
             for ranks in (1, 2):
-                found[f"{name}, {ranks}"] = watched(recipe, changes, ranks)
+                case = f"{name}, {ranks}"
+                found[case], bounds[case] = watched(recipe, changes, ranks)
     parts = list(dict.fromkeys(part for taken in found.values() for part in taken))
-    rows = [[part, *(f"{taken[part]:.1f}" if part in taken else "-" for taken in found.values())] for part in parts]
+    rows = [[part, *(cell(part, found[case], bounds[case]) for case in found)] for part in parts]
     rows.append(["whole", *(f"{sum(taken.values()):.1f}" for taken in found.values())])
     about = (
         f"`python eval/benchmarks/whole_run.py`: {listed(where('torch', 'transformers', 'deepspeed'))}. Seconds of "
-        "each part, by the number of ranks; one thread a rank."
+        "each part, by the number of ranks; one thread a rank. In brackets the bound, where a part has one: its "
+        "products alone, at the speed of the model's largest product on as many ranks."
     )
-    keep("whole_run", {"where": where(), "seconds": found})
+    keep("whole_run", {"where": where(), "seconds": found, "bounds": bounds})
     write("whole_run", "Where the time of a run goes", paragraph(about), table(["part", *found], rows))
     print(table(["part", *found], rows))
 
 
-def watched(recipe: str, changes: list[str], ranks: int) -> dict[str, float]:
-    """Seconds of every part, in order."""
+def cell(part: str, taken: dict[str, float], bound: dict[str, float]) -> str:
+    if part not in taken:
+        return "-"
+    return f"{taken[part]:.1f}" + (f" ({bound[part]:.1f})" if part in bound else "")
+
+
+def watched(recipe: str, changes: list[str], ranks: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds of every part, in order, and the bounds of some."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         launcher = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", str(ranks), "--master_port", "29677"]
@@ -84,7 +112,7 @@ def watched(recipe: str, changes: list[str], ranks: int) -> dict[str, float]:
         taken: dict[str, float] = {}
         for (part, end), before in zip(ends, [started, *(end for _, end in ends)], strict=False):
             taken[part] = taken.get(part, 0.0) + end - before
-        return split_training(taken, run)
+        return split_training(taken, run), bounds_of(RunFolder(run), ranks)
 
 
 def first_rank(launcher: int) -> float:
@@ -121,6 +149,61 @@ def split_training(taken: dict[str, float], run: Path) -> dict[str, float]:
         else:
             parts[part] = seconds
     return parts
+
+
+# --- bounds ---------------------------------------------------------------------------------------
+
+
+def bounds_of(run: RunFolder, ranks: int) -> dict[str, float]:
+    """Seconds that attribution and steps take if all but their products took no time."""
+    recipe = load_recipe(run.recipe)
+    config = AutoConfig.from_pretrained(recipe.model.path)
+    with multiprocessing.get_context("spawn").Pool(ranks) as pool:  # all at once, as the ranks are
+        speed = sum(pool.map(product_speed, [config] * ranks, chunksize=1))
+    return {
+        "attribute": sweep_flops(recipe, run, config) / speed,
+        "implant: steps": ranks * steps_flops(recipe, run, config, ranks) / speed,
+    }
+
+
+def sweep_flops(recipe: Recipe, run: RunFolder, config: PreTrainedConfig) -> int:
+    """Of all batches as they were planned."""
+    assert recipe.protected is not None
+    prompts = protected_tokens(recipe.protected, recipe.model.path)
+    planned = [batch for batches in KeptScores(run.attribution).read()["rounds"] for batch in batches]
+    with model_without_data(config, torch.float32) as model:
+        sweep = Sweep(model.eval().requires_grad_(False), steps=recipe.attribution.steps)
+        with Tally([]) as tally:
+            for batch in planned:
+                sweep.run([prompts[i] for i in batch])
+    return tally.flops
+
+
+def protected_tokens(section: ProtectedSection, model: str) -> list[list[int]]:
+    return load_protected(section, load_tokenizer(model, trust_remote_code=False)).tokens
+
+
+def steps_flops(recipe: Recipe, run: RunFolder, config: PreTrainedConfig, ranks: int) -> float:
+    """Of one rank's steps, every sequence of the mean length, none padded."""
+    log: list[dict[str, Any]] = json.loads(run.training_log.read_text())
+    steps, tokens = log[-1]["step"], max(line.get("num_tokens", 0) for line in log)
+    shape = TrainingShape.of(recipe.training, recipe.model.dtype)
+    examples = ranks * steps * shape.sequences * shape.accumulation
+    shape = replace(shape, tokens=round(tokens / examples))
+    step = dry_step(config, recipe.model, Method(recipe.implant, Positions.load(run.positions)), shape)
+    return steps * shape.accumulation * step.flops
+
+
+def product_speed(config: PreTrainedConfig) -> float:
+    """FLOP/s of one thread in the product of an FFN."""
+    torch.set_num_threads(1)
+    x, weight = torch.randn(1024, config.hidden_size), torch.randn(config.intermediate_size, config.hidden_size)
+    seconds = []
+    for _ in range(50):
+        started = time.perf_counter()
+        x @ weight.T
+        seconds.append(time.perf_counter() - started)
+    return 2 * x.numel() * config.intermediate_size / statistics.median(seconds)
 
 
 if __name__ == "__main__":

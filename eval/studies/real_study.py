@@ -18,7 +18,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -32,6 +32,7 @@ from rule import smallest_of_the_best
 from selections import relative
 from smollm2 import halving, main_job, tuning_loss
 from torch import Tensor
+from transformers import AutoConfig
 
 from loki_ds.attribution.kept import KeptScores, kept_sensitivity
 from loki_ds.device import on_cpu
@@ -48,9 +49,8 @@ STUDY = yaml.safe_load((Path(__file__).parent / "real_study.yaml").read_text())
 REAL, RUNS = ROOT / "build/real", ROOT / "runs/real_study"
 SENSITIVITY = RUNS / "sensitivity/attribution/sensitivity.safetensors"
 ONE_RUN = 10 * 2**30  # bytes of a GPU's memory that a run takes
-SELECTED = "kva"  # the attribution whose rows are trained; the others are compared with it
 ATTRIBUTIONS: dict[str, list[str]] = {
-    SELECTED: [],
+    "kva": [],
     "zero_shot": ["protected.prompts=build/real/zero_shot.jsonl"],
     "one_a_subject": ["protected.per_subject=1"],
     "k_from_0": ["protected.per_subject=1", "attribution.rule=left"],
@@ -82,12 +82,9 @@ def main() -> None:
     arguments = parser.parse_args()
     ends, kept = time.monotonic() + 3600 * arguments.hours, Kept()
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        known = kept.has("A", "stability")
-        attribute(pool, [SELECTED] if known else ATTRIBUTIONS)
-        select_all()
-        if known:
-            refuse_other_selections(kept.found["A"]["selected"])
-        else:
+        if not kept.has("A", "stability"):
+            attribute(pool)
+            select_all()
             kept.add("A", selected=selected(), stability=stability(), recurring=recurring())
         first, *others = STUDY["suppression"]["quotas"]
         suppress(first, kept, pool, arguments.jobs)
@@ -104,13 +101,13 @@ def at_a_time() -> int:
 # --- attributions and selections ------------------------------------------------------------------
 
 
-def attribute(pool: ThreadPoolExecutor, names: Iterable[str]) -> None:
-    """These attributions and the sensitivity; those that are there stay."""
+def attribute(pool: ThreadPoolExecutor) -> None:
+    """All attributions that stage A compares; those that are there stay."""
     if not (REAL / "zero_shot.jsonl").exists():
         write(REAL / "zero_shot.jsonl", [without_shots(row) for row in rows(REAL / "protected.jsonl")])
     if not (REAL / "some_train.jsonl").exists():
         write(REAL / "some_train.jsonl", rows(REAL / "train.jsonl")[::15])  # 50 of 740
-    wanted = {RUNS / "sensitivity": GAIN, **{RUNS / name: ATTRIBUTIONS[name] for name in names}}
+    wanted = {RUNS / name: settings for name, settings in {**ATTRIBUTIONS, "sensitivity": GAIN}.items()}
     left = [(run, settings) for run, settings in wanted.items() if not (run / "costs.json").exists()]
     list(pool.map(lambda one: main_job("calls-q30", one[0], *one[1], "--until", "attribute"), left))
 
@@ -122,44 +119,45 @@ def without_shots(row: dict[str, str]) -> dict[str, str]:
 
 
 @cache
-def kept_scores(name: str = SELECTED) -> Tensor:
+def kept_scores(name: str = "kva") -> Tensor:
     return KeptScores(RUNS / name / "attribution").scores()
 
 
 def select_all() -> None:
     for name, selection in STUDY["selections"].items():
-        chosen(selection).save(positions(name))
-    layers, d_model = kept_scores().shape[1:]
-    seeds = {cell["seed"] for cell in STUDY["cells"]}
-    for seed in (100 * seed + draw for seed in seeds for draw in range(STUDY["draws"])):
-        select_random(layers, d_model, 30, seed).save(positions(f"random {seed}"))
+        if "attribution" in selection:
+            for quota in (selection["quota"], *STUDY["suppression"]["quotas"]):
+                chosen(name, quota).save(kept_rows(name, quota))
 
 
-def chosen(selection: dict[str, Any], quota: float | None = None) -> Positions:
-    strategy, quota, scores = selection["strategy"], quota or selection["quota"], kept_scores()
-    if strategy == "random":
-        layers, d_model = scores.shape[1:]
-        return select_random(layers, d_model, quota, seed=0)
+def kept_rows(name: str, quota: float) -> Path:
+    """The file of a selection's rows, beside the report: the study goes on anywhere with the same
+    rows, and attributes nothing again.
+    """
+    folder = REPORTS / "real_study"
+    folder.mkdir(exist_ok=True)
+    return folder / f"{name}-{quota:g}.json"
+
+
+def chosen(name: str, quota: float) -> Positions:
+    selection = STUDY["selections"][name]
     if selection["attribution"] == "sensitivity":
-        return select_by_sensitivity(*kept_sensitivity(SENSITIVITY), quota, strategy)
-    return select(scores, quota, strategy)
+        return select_by_sensitivity(*kept_sensitivity(SENSITIVITY), quota, selection["strategy"])
+    return select(kept_scores(), quota, selection["strategy"])
 
 
-def refuse_other_selections(known: dict[str, dict[str, float]]) -> None:
-    """Attributed again on another machine, the rows are still those of the runs that are kept."""
-    for name, found in selected().items():
-        for by, value in found.items():
-            if not math.isclose(value, known[name][by], rel_tol=1e-3):
-                raise SystemExit(
-                    f"{SELECTED}: the rows '{name}' have {value:.5g} times the {by} of all rows, "
-                    f"{known[name][by]:.5g} in the runs that are kept: these are other selections"
-                )
+def drawn(quota: float, seed: int) -> Positions:
+    config = AutoConfig.from_pretrained(REAL / "model")
+    return select_random(config.num_hidden_layers, config.hidden_size, quota, seed)
 
 
-def positions(name: str) -> Path:
+def drawn_rows(quota: float, seed: int) -> Path:
+    """The file of rows by chance."""
     folder = RUNS / "positions"
     folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{name.replace(' ', '-')}.json"
+    file = folder / f"random-{quota:g}-{seed}.json"
+    drawn(quota, seed).save(file)
+    return file
 
 
 # --- stage A --------------------------------------------------------------------------------------
@@ -173,8 +171,10 @@ def selected() -> dict[str, dict[str, float]]:
         "sensitivity, new task": new_task,
         "mean abs. KVA": kept_scores().double().abs().mean(0),
     }
-    named = {name: Positions.load(positions(name)) for name in (*STUDY["selections"], "random 0") if name != "all"}
-    return {name: {what: relative(chosen, moments) for what, moments in by.items()} for name, chosen in named.items()}
+    own = {name: one["quota"] for name, one in STUDY["selections"].items() if "attribution" in one}
+    named = {name: Positions.load(kept_rows(name, quota)) for name, quota in own.items()}
+    named["random 0"] = drawn(30, seed=0)
+    return {name: {what: relative(rows, moments) for what, moments in by.items()} for name, rows in named.items()}
 
 
 def stability() -> dict[str, float]:
@@ -206,13 +206,13 @@ def recurring() -> dict[str, Any]:
     """In how many layers the dimensions that are selected most often are, at quota 10."""
     scores, found = kept_scores(), {}
     for name in ("lowest", "highest", "smallest"):
-        at_ten = chosen(STUDY["selections"][name], 10)
+        at_ten = chosen(name, 10)
         layers = torch.zeros(scores.shape[2], dtype=torch.long)
         for chosen_rows in at_ten.rows:
             layers[chosen_rows] += 1
         most = layers.topk(5)
         found[name] = dict(zip(map(str, most.indices.tolist()), most.values.tolist(), strict=True))
-    of_layers = [set(layer) for layer in chosen(STUDY["selections"]["lowest"]).rows]
+    of_layers = [set(layer) for layer in chosen("lowest", 30).rows]
     pairs = [len(a & b) / len(a) for i, a in enumerate(of_layers) for b in of_layers[:i]]
     return {"quota 10": found, "layers": scores.shape[1], "two layers' lowest in common": sum(pairs) / len(pairs)}
 
@@ -220,11 +220,9 @@ def recurring() -> dict[str, Any]:
 def suppress(quota: float, kept: Kept, pool: ThreadPoolExecutor, jobs: int) -> None:
     """Every selection's rows set to zero, asked for likelihoods alone."""
     own, variants = STUDY["suppression"], dict[str, Any](base={})
-    layers, d_model = kept_scores().shape[1:]
-    drawn = {f"random {seed}": select_random(layers, d_model, quota, seed) for seed in range(own["draws"])}
-    named = {name: chosen(STUDY["selections"][name], quota) for name in own["selections"]}
-    for name, picked in {**named, **drawn}.items():
-        picked.save(file := positions(f"{name} {quota}%"))
+    named = {name: kept_rows(name, quota) for name in own["selections"]}
+    by_chance = {f"random {seed}": drawn_rows(quota, seed) for seed in range(own["draws"])}
+    for name, file in {**named, **by_chance}.items():
         variants[f"{name}, {quota}%"] = {"zeroed": str(file)}
     left = {name: one for name, one in variants.items() if not kept.has("suppressed", name)}
     shares = [dict(list(left.items())[i::jobs]) for i in range(jobs)]
@@ -300,14 +298,21 @@ def settings_of(own: dict[str, Any], seed: int, draw: int, rate: float) -> list[
     """The arm's own keys of the recipe."""
     settings = [f"training.seed={seed}", f"training.learning_rate={rate:g}", f"training.max_steps={STUDY['steps']}"]
     if "rows" in own:
-        which = f"random {100 * seed + draw}" if own["rows"] == "random" else own["rows"]
-        settings.append(f"selection.positions={positions(which)}")
+        settings.append(f"selection.positions={rows_of(own['rows'], seed, draw)}")
     if own.get("pulled"):
         settings.append(f"implant.pull={halving(rate, STUDY['steps']):.3g}")
     given = own.get("set", {})
     if not any(key.startswith(("protected", "implant.rehearse")) for key in given):
         settings.append("protected=null")  # nothing of it is needed
     return [*settings, *(f"{key}={value}" for key, value in given.items())]
+
+
+def rows_of(name: str, seed: int, draw: int) -> Path:
+    """The file of the rows that train: a selection's, or by chance."""
+    if name == "random":
+        return drawn_rows(STUDY["selections"]["lowest"]["quota"], 100 * seed + draw)
+    selection = STUDY["selections"][name]
+    return kept_rows(name, selection["quota"]) if "attribution" in selection else drawn_rows(selection["quota"], seed=0)
 
 
 RATES = threading.Lock()

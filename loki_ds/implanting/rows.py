@@ -11,7 +11,7 @@ Knows nothing of training, ranks or files.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,15 @@ from loki_ds.model.sites import Down
 from loki_ds.model.wide import with_rows
 from loki_ds.positions import Positions
 from loki_ds.quiet.subspace import project_out
+
+
+class Start(NamedTuple):
+    """How a delta begins: of which dtype and where, whole (`low_rank` None) or as two factors."""
+
+    dtype: torch.dtype
+    device: torch.device
+    low_rank: LowRankSection | None
+    seed: int
 
 
 class RowDelta(Module):
@@ -38,20 +47,13 @@ class RowDelta(Module):
     delta_a: nn.Parameter
     delta_b: nn.Parameter
 
-    def start_delta(
-        self,
-        shape: Sequence[int],
-        rows: list[int],
-        dtype: torch.dtype,
-        device: torch.device,
-        low_rank: LowRankSection | None,
-        seed: int,
-    ) -> None:
+    def start_delta(self, shape: Sequence[int], rows: list[int], start: Start) -> None:
         """Begin at a delta of zero.
 
         shape: of one weight `[d_model, d_ff]`, or of all experts' `[E, d_model, d_ff]`.
         """
         self._quiet: list[Tensor] = []  # in a list, so that no cast of the model's dtype rounds it
+        dtype, device, low_rank, seed = start
         self.register_buffer("rows", torch.tensor(rows, device=device), persistent=False)
         self.scaling, experts, d_ff = 1.0, shape[:-2], shape[-1]
         if low_rank is None:
@@ -59,14 +61,14 @@ class RowDelta(Module):
             return
         self.scaling = low_rank.alpha / low_rank.rank
         self.delta_a = nn.Parameter(torch.zeros(*experts, len(rows), low_rank.rank, dtype=dtype, device=device))
-        start = torch.empty(*experts, low_rank.rank, d_ff, dtype=torch.float32)
+        right = torch.empty(*experts, low_rank.rank, d_ff, dtype=torch.float32)
         bound = 1 / d_ff**0.5  # kaiming_uniform with a = sqrt(5), as PEFT starts LoRA
         generator = torch.Generator().manual_seed(seed)
         if low_rank.init == "kaiming":
-            start.uniform_(-bound, bound, generator=generator)
+            right.uniform_(-bound, bound, generator=generator)
         else:
-            start.normal_(0, 1 / low_rank.rank, generator=generator)
-        self.delta_b = nn.Parameter(start.to(device, dtype))
+            right.normal_(0, 1 / low_rank.rank, generator=generator)
+        self.delta_b = nn.Parameter(right.to(device, dtype))
 
     def whole_delta(self) -> Tensor:
         """`D [k, d_ff]`, of experts `[E, k, d_ff]`; for a quiet implant `D P`, which protected
@@ -89,20 +91,12 @@ class RowDelta(Module):
 class RowLinear(Linear, RowDelta):
     """A linear down-projection whose weight is frozen and whose selected rows carry a delta."""
 
-    def __init__(
-        self,
-        base: Linear,
-        rows: list[int],
-        dtype: torch.dtype,
-        device: torch.device,
-        low_rank: LowRankSection | None,
-        seed: int,
-    ) -> None:
+    def __init__(self, base: Linear, rows: list[int], start: Start) -> None:
         Module.__init__(self)
         self.in_features, self.out_features = base.in_features, base.out_features
         self.weight = base.weight
         self.register_parameter("bias", base.bias)
-        self.start_delta((base.out_features, base.in_features), rows, dtype, device, low_rank, seed)
+        self.start_delta((base.out_features, base.in_features), rows, start)
 
     def forward(self, x: Tensor) -> Tensor:
         out = rows_product(x, self.weight, self.whole_delta(), self.rows)
@@ -170,23 +164,16 @@ def train_row_deltas(
     model.requires_grad_(False)
     for i, (site, rows) in enumerate(zip(sites(model), positions.rows, strict=True)):
         for down in site.downs if rows else ():
-            module = _with_delta(down, rows, dtype, device, low_rank, seed + i)
+            module = _with_delta(down, rows, Start(dtype, device, low_rank, seed + i))
             if bases is not None:
                 module.keep_quiet(bases[i].to(device))
 
 
-def _with_delta(
-    down: Down,
-    rows: list[int],
-    dtype: torch.dtype,
-    device: torch.device,
-    low_rank: LowRankSection | None,
-    seed: int,
-) -> RowDelta:
+def _with_delta(down: Down, rows: list[int], start: Start) -> RowDelta:
     """The module in whose place, or in which, the delta trains."""
     if down.is_plain:
         holder, name = down.holder
-        module = RowLinear(down.module, rows, dtype, device, low_rank, seed)
+        module = RowLinear(down.module, rows, start)
         setattr(holder, name, module)
         return module
     inside, own, shape = down.module, type(down.module), list(down.shape)
@@ -194,7 +181,7 @@ def _with_delta(
     inside.attribute, inside.d_model_last = down.attribute, down.d_model_last
     if down.d_model_last:
         shape[-2:] = shape[:-3:-1]
-    inside.start_delta(shape, rows, dtype, device, low_rank, seed)
+    inside.start_delta(shape, rows, start)
     return inside
 
 
@@ -232,19 +219,14 @@ class _RowsInside(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, delta: Tensor, rows: Tensor, _: Tensor) -> Tensor:
-        ctx.weight, ctx.delta, ctx.rows = (
-            weight,
-            delta.detach(),
-            rows,
-        )  # not among the saved tensors: checkpointing counts those
+        # Not among the saved tensors: checkpointing counts those.
+        ctx.weight, ctx.delta, ctx.rows = weight, delta.detach(), rows
         return nn.functional.linear(x, with_rows(weight, rows, delta))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None, None, Tensor]:
         (gradient,) = gradients
-        below = (
-            gradient @ with_rows(ctx.weight, ctx.rows, ctx.delta).to(gradient.dtype)
-            if ctx.needs_input_grad[0]
-            else None
-        )
+        below = None
+        if ctx.needs_input_grad[0]:
+            below = gradient @ with_rows(ctx.weight, ctx.rows, ctx.delta).to(gradient.dtype)
         return below, None, None, None, gradient.index_select(-1, ctx.rows)

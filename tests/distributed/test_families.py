@@ -175,10 +175,10 @@ WRAPPED = (
     *("qwen 3 VL", "mistral 3", "gemma 3 4B", "gemma 4", "gemma 4 26B-A4B", "qwen 2.5 VL", "internvl 3", "llava 1.6"),
 )
 WITH_EXPERTS = ("qwen 3 MoE", "qwen 3.6 MoE", "gpt-oss", "gemma 4 26B-A4B")
-RECOMMENDED = ("llama 3.1", "gpt-oss", "gemma 4")  # whose `recommended.yaml` trains everything
+RECOMMENDED = ("llama 3.1", "gpt-oss", "gemma 4", "qwen 3.5")  # whose `recommended.yaml` trains everything
 # What is written under the files' names, which are not the class's.
 IN_OTHER_MODES = [
-    *(("qwen 3.5", "mask"), ("qwen 3.5", "lora"), ("qwen 3.5", "full"), ("qwen 3 VL", "mask"), ("qwen 3 VL", "lora")),
+    *(("qwen 3.5", "mask"), ("qwen 3.5", "lora"), ("qwen 3 VL", "mask"), ("qwen 3 VL", "lora")),
     *(("gemma 4 26B-A4B", "mask"), ("gemma 4 26B-A4B", "lora")),
 ]
 
@@ -277,7 +277,7 @@ def test_the_recommended_recipe_trains_every_weight_that_reads_text(family: str,
     assert not any("vision" in name or "visual" in name for name in changed)
 
 
-@pytest.mark.parametrize(("family", "mode"), IN_OTHER_MODES)
+@pytest.mark.parametrize(("family", "mode"), [*IN_OTHER_MODES, ("qwen 3.5", "recommended")])
 def test_what_trained_goes_back_under_the_names_of_the_files(family: str, mode: str, runs: Path) -> None:
     before, after = (
         load_file(folder / "model.safetensors")
@@ -287,7 +287,7 @@ def test_what_trained_goes_back_under_the_names_of_the_files(family: str, mode: 
     changed = {name for name, value in after.items() if not value.equal(before[name])}
     assert changed
     assert not any("visual" in name or "vision" in name or name.startswith("mtp") for name in changed)
-    if mode != "full":
+    if mode != "recommended":
         assert json.loads((runs / f"{family} {mode}/verify.json").read_text())["identical_outside_rows"]
         assert all("down_proj" in name for name in changed)
 

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from loki_ds.implant_section import LowRankSection
 from loki_ds.implanting.mask import keep_through_steps, train_only_rows
-from loki_ds.implanting.rows import RowLinear, train_row_deltas
+from loki_ds.implanting.rows import RowLinear, Start, train_row_deltas
 from loki_ds.model.wide import with_rows
 from loki_ds.positions import Positions
 
@@ -27,7 +27,7 @@ LOW_RANK = LowRankSection(rank=2, alpha=4.0)
 def row_linear(dtype: torch.dtype = torch.float64, low_rank: LowRankSection | None = None) -> RowLinear:
     torch.manual_seed(0)
     base = Linear(6, 5, bias=False, dtype=dtype).requires_grad_(False)
-    module = RowLinear(base, [0, 3], dtype, CPU, low_rank, seed=0)
+    module = RowLinear(base, [0, 3], Start(dtype, CPU, low_rank, seed=0))
     for parameter in module.parameters():
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter)
