@@ -12,9 +12,9 @@ from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor
 from torch.nn import Module
-from trl import SFTTrainer
 
 from loki_ds.examples.rendering import NOT_LEARNT
+from loki_ds.implanting.learnt import LearntTokensTrainer
 from loki_ds.model.anatomy import final_states, logits_from
 from loki_ds.rehearsal.divergence import Answers, divergence
 from loki_ds.rehearsal.rows import is_pointer, places_of
@@ -36,7 +36,7 @@ class Rehearsed(NamedTuple):
     stop_at_drift: float | None = None
 
 
-class RehearsingTrainer(SFTTrainer):
+class RehearsingTrainer(LearntTokensTrainer):
     """TRL's trainer; what is rehearsed, if anything, is given to it before it trains."""
 
     rehearsed: Rehearsed | None = None
