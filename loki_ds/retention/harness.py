@@ -2,14 +2,21 @@
 
 It compiles a task's templates anew for every document and every choice: half the time of a small
 model's evaluation. It looks the whole machine over (versions, drivers, packages) for each of them.
+It asks the head for every token of a prompt, a number for each word of the vocabulary, and reads
+the answer's tokens alone.
 """
 
 from functools import lru_cache
+from inspect import signature
 from typing import Any
 
+import torch
 from lm_eval import evaluator, simple_evaluate, utils
+from lm_eval.models.huggingface import HFLM
+from peft import PeftModel
+from torch import Tensor
 
-__all__ = ["simple_evaluate"]
+__all__ = ["AnswersOnly", "simple_evaluate"]
 
 
 def _nothing(*_: Any) -> None:
@@ -18,3 +25,32 @@ def _nothing(*_: Any) -> None:
 
 utils.env.from_string = lru_cache(maxsize=1024)(utils.env.from_string)
 evaluator.add_env_info = _nothing
+
+
+class AnswersOnly(HFLM):
+    """lm-eval's model of transformers, which asks the head for the last tokens of a batch: as many
+    as the longest answer has, and the padding after it.
+
+    lm-eval finds an answer's place from the end, whatever number of tokens came back.
+    """
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        self.keeps = "logits_to_keep" in signature(model.forward).parameters
+        self.longest = 0
+
+    def _loglikelihood_tokens(self, requests: Any, *arguments: Any, **settings: Any) -> Any:
+        self.longest = max((len(answer) for _, _, answer in requests), default=0)
+        try:
+            return super()._loglikelihood_tokens(requests, *arguments, **settings)
+        finally:
+            self.longest = 0  # whoever calls the model next wants every token
+
+    def _model_call(self, inps: Tensor, attn_mask: Any = None, labels: Any = None) -> Any:
+        if not self.keeps or not self.longest:
+            return super()._model_call(inps, attn_mask, labels)
+        places = torch.arange(1, inps.shape[1] + 1, device=inps.device)
+        shortest = (places * (inps != 0)).amax(-1).min()  # padding is zeros; a word that is 0 only asks for more
+        with torch.no_grad():
+            return self.model(inps, logits_to_keep=self.longest + inps.shape[1] - int(shortest)).logits

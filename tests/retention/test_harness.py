@@ -1,0 +1,81 @@
+"""lm-eval's model that asks the head for the answers only, held against lm-eval's own."""
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from loki_ds.retention.harness import AnswersOnly
+
+TINY = str(ROOT / "recipes/tiny/model")
+# One-token and longer answers, prompts of many lengths, two choices of one prompt.
+ASKED = [
+    ("2 + 3 =", " 5"),
+    ("2 + 3 =", " 6"),
+    ("copy: red blue green red blue ->", " red blue green"),
+    ("5 + 7 + 1 =", " 1 3"),
+]
+TEXTS = ["red blue green", "12 + 30 = 42 and 1", "x"]
+
+
+def asked(kind: str, arguments: list[tuple[str, ...]]) -> list[Instance]:
+    return [Instance(kind, {}, one, i) for i, one in enumerate(arguments)]  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def heads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens of a batch's rows the heads are asked for."""
+    counts: list[int] = []
+    stock = nn.Linear.forward
+
+    def counted(self: nn.Linear, x: Tensor) -> Tensor:
+        if self.out_features == len(AutoTokenizer.from_pretrained(TINY)):
+            counts.append(x.shape[1])
+        return stock(self, x)
+
+    monkeypatch.setattr(nn.Linear, "forward", counted)
+    return counts
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_the_answers_are_lm_evals_own_from_fewer_tokens(batch: int, heads: list[int]) -> None:
+    found, counts = [], []
+    for kind in (HFLM, AnswersOnly):
+        model = kind(pretrained=TINY, device="cpu", dtype="float32", batch_size=batch)
+        heads.clear()
+        found.append(model.loglikelihood(asked("loglikelihood", ASKED)))
+        counts.append(sum(heads))
+        found.append(model.loglikelihood_rolling(asked("loglikelihood_rolling", [(text,) for text in TEXTS])))
+    stock, stock_texts, ours, our_texts = found
+    assert [greedy for _, greedy in ours] == [greedy for _, greedy in stock]
+    assert [value for value, _ in ours] == pytest.approx([value for value, _ in stock], abs=1e-4)
+    assert our_texts == pytest.approx(stock_texts, abs=1e-4)
+    assert counts[1] < counts[0]
+
+
+def test_words_that_are_zero_are_not_taken_for_padding_that_is_read() -> None:
+    """The padding is of zeros, and so may be a prompt's last words, or all of it."""
+    requests: Any = [(None, [0], [5]), (None, [7, 0, 0], [0, 0]), (None, [7, 8, 9, 10, 11, 12], [3, 0, 4])]
+    stock, ours = (
+        kind(pretrained=TINY, device="cpu", dtype="float32", batch_size=4)._loglikelihood_tokens(requests)
+        for kind in (HFLM, AnswersOnly)
+    )
+    assert [value for value, _ in ours] == pytest.approx([value for value, _ in stock], abs=1e-4)
+
+
+def test_an_adapters_model_is_asked_the_same_way(heads: list[int]) -> None:
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(TINY), LoraConfig(target_modules=["down_proj"]))
+    torch.manual_seed(0)
+    tokenizer: Any = AutoTokenizer.from_pretrained(TINY)
+    stock, ours = (kind(model, tokenizer=tokenizer, batch_size=1) for kind in (HFLM, AnswersOnly))
+    first = stock.loglikelihood(asked("loglikelihood", ASKED))
+    counts = sum(heads)
+    second = ours.loglikelihood(asked("loglikelihood", ASKED))
+    assert [value for value, _ in second] == pytest.approx([value for value, _ in first], abs=1e-4)
+    assert sum(heads) < 2 * counts
