@@ -4,14 +4,17 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
+import transformers
+from conftest import FAMILIES, HYBRIDS, ROOT, SMALL, build
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from loki_ds.retention import read_once
 from loki_ds.retention.harness import AnswersOnly
+from loki_ds.retention.read_once import Read
 
 TINY = str(ROOT / "recipes/tiny/model")
 # One-token and longer answers, prompts of many lengths, two choices of one prompt.
@@ -22,6 +25,15 @@ ASKED = [
     ("5 + 7 + 1 =", " 1 3"),
 ]
 TEXTS = ["red blue green", "12 + 30 = 42 and 1", "x"]
+
+
+def build_any(family: str) -> Any:
+    """A random model of any family, in float32."""
+    if family in FAMILIES:
+        return build(family, torch.float32)
+    config_class, own = HYBRIDS[family]
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(getattr(transformers, config_class)(**{**SMALL, **own})).eval()
 
 
 def asked(kind: str, arguments: list[tuple[str, ...]]) -> list[Instance]:
@@ -67,6 +79,51 @@ def test_words_that_are_zero_are_not_taken_for_padding_that_is_read() -> None:
         for kind in (HFLM, AnswersOnly)
     )
     assert [value for value, _ in ours] == pytest.approx([value for value, _ in stock], abs=1e-4)
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many prompts were read once, batch by batch."""
+    counts: list[int] = []
+
+    class Counted(Read):
+        def __init__(self, model: Any, memory: str, prompts: Any) -> None:
+            counts.append(len(prompts))
+            super().__init__(model, memory, prompts)
+
+    monkeypatch.setattr(read_once, "Read", Counted)
+    return counts
+
+
+# Several answers to a prompt, of one token and more, one twice; prompts longer than windows.
+CHOICES: Any = [
+    *((None, prompt, answer) for prompt in ([9, 8, 7, 6, 5, 4, 3, 2, 1], [0, 1, 2], [5]) for answer in ([3, 4], [7])),
+    *((None, [4, 4, 8, 1, 60, 11, 30], answer) for answer in ([1, 2, 3], [0, 0], [1, 2, 3])),
+]
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *HYBRIDS])
+def test_a_prompt_with_several_answers_is_read_once(family: str, read: list[int]) -> None:
+    tokenizer: Any = AutoTokenizer.from_pretrained(TINY)
+    model = build_any(family)
+    stock, ours = (
+        kind(model, tokenizer=tokenizer, batch_size=3)._loglikelihood_tokens(CHOICES, disable_tqdm=True)
+        for kind in (HFLM, AnswersOnly)
+    )
+    assert ours == [(pytest.approx(value, rel=1e-5), greedy) for value, greedy in stock]
+    assert read == ([] if family in HYBRIDS else [3, 1])
+
+
+def test_what_does_not_fit_is_left_to_lm_eval(read: list[int]) -> None:
+    model: Any = build("llama", torch.float32)
+    tokenizer: Any = AutoTokenizer.from_pretrained(TINY)
+    long = [(None, [1, 2, 3] * 30, answer) for answer in ([3, 4], [7, 8])]
+    stock, ours = (
+        kind(model, tokenizer=tokenizer, batch_size=3, max_length=32)._loglikelihood_tokens(long, disable_tqdm=True)
+        for kind in (HFLM, AnswersOnly)
+    )
+    assert ours == [(pytest.approx(value, rel=1e-5), greedy) for value, greedy in stock]
+    assert not read
 
 
 def test_an_adapters_model_is_asked_the_same_way(heads: list[int]) -> None:
