@@ -76,7 +76,8 @@ class WatchGradients(TrainerCallback):
 
     def _watch(self, name: str) -> Any:
         def look(gradient: Tensor) -> None:
-            flag = ~torch.isfinite(gradient).all()
+            ends = torch.stack(gradient.aminmax())  # in one pass, and a NaN is both of them
+            flag = ~torch.isfinite(ends).all()
             self.wrong[name] = flag | self.wrong[name] if name in self.wrong else flag
 
         return look
