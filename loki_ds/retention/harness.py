@@ -69,7 +69,7 @@ class AnswersOnly(HFLM):
         self, memory: str, requests: Sequence[AsTokens], groups: list[list[int]], disable_tqdm: bool
     ) -> list[Answered]:
         """groups: the places of requests of the same prompt."""
-        groups.sort(key=lambda group: -len(requests[group[0]][1]))  # by length, to pad little
+        groups.sort(key=lambda group: (len(group), len(requests[group[0]][1])), reverse=True)  # to pad little
         found: dict[int, Answered] = {}
         with tqdm(total=len(requests), disable=disable_tqdm, desc="Running loglikelihood requests") as progress:
             for start in range(0, len(groups), int(self.batch_size)):
