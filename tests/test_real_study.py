@@ -31,6 +31,7 @@ from by_run import (  # noqa: E402
     places,
 )
 from one_base import put_in  # noqa: E402
+from real_study_report import told_apart  # noqa: E402
 
 RANDOM = np.random.default_rng(0)
 STUDY = yaml.safe_load((STUDIES / "real_study.yaml").read_text())
@@ -60,6 +61,19 @@ def test_a_loss_counts_rises_alone_and_in_percent_of_the_base() -> None:
     cell = {"change": 0.2, "places": {"1": now, "0.5": base}}
     found = places(base, cell, ["a", "b", "code"], "calls")
     assert found[1:] == [Place(0, 0, 0.1), pytest.approx(Place(10, 6, 0.2))]
+
+
+@pytest.mark.parametrize(("code", "said"), [(0.53, "6.0% on code, so losses can"), (0.52, "4.0% on code, so NOTHING")])
+def test_the_report_says_whether_full_fine_tuning_loses_enough(code: float, said: str) -> None:
+    study = {"covered": ["real_gold_mmlu"], "held out": ["real_code"]}
+    gold, bits = "log-likelihood of the gold answer", "bits per byte of the text"
+    base = {"real_gold_mmlu": {gold: -2.0}, "real_code": {bits: 0.5}}
+    found = {"base": {"first": base}, "cells": {"lowest, 0": {"arm": "lowest"}}}
+    assert told_apart(study, found) == "Full fine-tuning has not run yet."
+    for seed, mmlu in enumerate((-1.0, -2.0)):
+        places = {"1": {"real_gold_mmlu": {gold: mmlu}, "real_code": {bits: code}}}
+        found["cells"][f"full, {seed}"] = {"arm": "full", "places": places}
+    assert said in told_apart(study, found)
 
 
 def test_the_rank_is_held_against_every_order_of_the_runs() -> None:

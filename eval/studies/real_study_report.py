@@ -31,6 +31,7 @@ from reporting import REPORTS, listed, paragraph, spread, table, where, write
 
 Found = dict[str, dict[str, Any]]
 MARGIN = 1.0  # points of loss
+BAR = 5.0  # percent of one ability
 GENERATED = {
     "no call where none fits": "real_irrelevance",
     "no call in a chat": "real_chat",
@@ -137,7 +138,10 @@ def stage_b(study: dict[str, Any], found: Found) -> Iterator[str]:
         [arm_line(found, runs, arm, skill, size) for arm in arms],
     )
     yield "## By ability, the whole change"
-    yield paragraph("Covered by the protected set: mmlu. Rises of the negative log-likelihood, falls too, in percent.")
+    yield paragraph(
+        "Covered by the protected set: mmlu. Rises of the negative log-likelihood, falls too, in percent. "
+        + told_apart(study, found)
+    )
     short = [task.removeprefix("real_").removeprefix("gold_") for task in tasks]
     by_ability = []
     for arm in arms:
@@ -147,6 +151,20 @@ def stage_b(study: dict[str, Any], found: Found) -> Iterator[str]:
     yield "## Right answers, and what is generated"
     yield paragraph("At the whole change: shares of documents. Answers: right ones among four, mean of four tasks.")
     yield table(["arm", "answers", *GENERATED], [["base", *scores([base])], *scored(found, arms)])
+
+
+def told_apart(study: dict[str, Any], found: Found) -> str:
+    """Whether full fine-tuning loses enough of something, as registered."""
+    runs = [one["places"]["1"] for one in found["cells"].values() if one["arm"] == "full"]
+    if not runs:
+        return "Full fine-tuning has not run yet."
+    each = [losses(found["base"]["first"], run, abilities(study)) for run in runs]
+    most, task = max((float(np.mean([lost[task] for lost in each])), task) for task in abilities(study))
+    verdict = "so losses can be told apart." if most >= BAR else "so NOTHING CAN BE TOLD APART at this rate."
+    return (
+        f"Registered was: full fine-tuning without a pull has to lose {BAR:g}% of something. It loses {most:.1f}% on "
+        f"{task.removeprefix('real_')}, {verdict}"
+    )
 
 
 def abilities(study: dict[str, Any]) -> list[str]:
