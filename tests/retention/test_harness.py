@@ -8,6 +8,7 @@ import transformers
 from conftest import FAMILIES, HYBRIDS, ROOT, SMALL, build
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from mixtures import MIXTURES, OTHERS, mixture
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -29,8 +30,8 @@ TEXTS = ["red blue green", "12 + 30 = 42 and 1", "x"]
 
 def build_any(family: str) -> Any:
     """A random model of any family, in float32."""
-    if family in FAMILIES:
-        return build(family, torch.float32)
+    if family not in HYBRIDS:
+        return build(family, torch.float32) if family in FAMILIES else mixture(family, torch.float32)
     config_class, own = HYBRIDS[family]
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(getattr(transformers, config_class)(**{**SMALL, **own})).eval()
@@ -102,7 +103,7 @@ CHOICES: Any = [
 ]
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, *HYBRIDS])
+@pytest.mark.parametrize("family", [*FAMILIES, *MIXTURES, *OTHERS, *HYBRIDS])
 def test_a_prompt_with_several_answers_is_read_once(family: str, read: list[int]) -> None:
     tokenizer: Any = AutoTokenizer.from_pretrained(TINY)
     model = build_any(family)
