@@ -138,15 +138,15 @@ class Answers:
     def read(self, key: dict[str, Any]) -> ArmResult:
         return json.loads(self.file(key).read_text(encoding="utf-8"))
 
-    def take_from(self, shared: "Answers", key: dict[str, Any]) -> bool:
-        """Copy the answers that another run has published, if it has.
+    def at_hand(self, key: dict[str, Any], shared: "Answers") -> bool:
+        """Whether the answers are here, or another run has published them; those are copied.
 
         Raises:
             Refusal: the file there is of something else.
         """
         file = shared.file(key)
-        if not file.exists():
-            return False
+        if self.file(key).exists() or not file.exists():
+            return self.file(key).exists()
         found = json.loads(file.read_text(encoding="utf-8"))
         if found.get("key") != key:
             raise Refusal(

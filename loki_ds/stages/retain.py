@@ -129,13 +129,11 @@ def _asked(run: Run) -> Asked | None:
     keys = (of_base.key, question.key(implanted, of_base))
     if (_kept(run, inputs) / "report").exists():
         return Asked(inputs, keys, [])
-    if not answers.file(keys[0]).exists():
-        answers.take_from(base_answers_beside(run), keys[0])
     both = [
         Evaluation("the base", question.request(base), keys[0], of_all_runs=True),
         Evaluation("the implanted model", question.request(implanted, of_base), keys[1], of_all_runs=False),
     ]
-    left = [one for one in both if not answers.file(one.key).exists()]
+    left = [one for one in both if not answers.at_hand(one.key, base_answers_beside(run))]
     for one in left:
         forget_failures(answers.shares(one.key))
     return Asked(inputs, keys, left)

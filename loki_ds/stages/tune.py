@@ -101,7 +101,7 @@ def _scales(section: TuneSection) -> list[Scale]:
 def _base_answers(run: Run, question: Question) -> ArmResult:
     own, beside, arm = answers_in(run), base_answers_beside(run), base_arm(run)
     key = question.key(arm)
-    if not own.file(key).exists() and not own.take_from(beside, key):
+    if not own.at_hand(key, beside):
         log.info("tune: evaluating the base")
         answered(own, question, arm)
         own.publish_to(beside, key)
