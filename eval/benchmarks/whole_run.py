@@ -74,21 +74,20 @@ def main() -> None:
     before = parser.parse_args().before
     file = REPORTS / "whole_run.json"
     kept = json.loads(file.read_text()) if file.exists() else {}
-    kept["before" if before else "now"] = found = {}
+    found: dict[str, Parts] = {}
+    kept |= {"before" if before else "now": found, "where": where("torch", "transformers", "deepspeed")}
     for name, (recipe, changes) in CASES.items():
         for ranks in (1, 2) if name == "tiny" or REAL.exists() else ():
-            found[f"{name}, {ranks}"] = watched(before or ROOT, recipe, changes, ranks)
+            found[f"{name}, {ranks}"] = watched(before.resolve() if before else ROOT, recipe, changes, ranks)
             keep("whole_run", kept)
-    write_report(kept)
+    write_report(kept.get("before", {}), kept.get("now", {}))
 
 
-def write_report(kept: dict[str, dict[str, Parts]]) -> None:
-    columns = {
-        case + (" before" if state == "before" else ""): kept[state][case]
-        for case in kept["now"]
-        for state in ("before", "now")
-        if case in kept.get(state, {})
-    }
+def write_report(before: dict[str, Parts], now: dict[str, Parts]) -> None:
+    columns: dict[str, Parts] = {}
+    for case in dict.fromkeys([*before, *now]):
+        columns |= {f"{case}, before": before[case]} if case in before else {}
+        columns |= {case: now[case]} if case in now else {}
     parts = list(dict.fromkeys(part for taken in columns.values() for part in taken))
     rows = [[part, *(cell(taken[part]) if part in taken else "-" for taken in columns.values())] for part in parts]
     rows.append(["whole", *(f"{sum(seconds for seconds, _ in taken.values()):.1f}" for taken in columns.values())])
@@ -179,7 +178,8 @@ def bounds_of(run: RunFolder, ranks: int) -> dict[str, float]:
     """Seconds that attribution and steps take if all but their products took no time."""
     recipe = load_recipe(run.recipe)
     config = AutoConfig.from_pretrained(recipe.model.path)
-    with multiprocessing.get_context("spawn").Pool(ranks) as pool:  # all at once, as the ranks are
+    spawn = multiprocessing.get_context("spawn")
+    with spawn.Pool(ranks, spawn.Barrier(ranks).wait) as pool:  # all at once, as the ranks are
         speed = sum(pool.map(product_speed, [config] * ranks, chunksize=1))
     return {
         "attribute": sweep_flops(recipe, run, config) / speed,

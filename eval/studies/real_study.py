@@ -48,6 +48,7 @@ from rows import rows, write
 STUDY = yaml.safe_load((Path(__file__).parent / "real_study.yaml").read_text())
 REAL, RUNS = ROOT / "build/real", ROOT / "runs/real_study"
 SENSITIVITY = RUNS / "sensitivity/attribution/sensitivity.safetensors"
+QUOTA = STUDY["selections"]["lowest"]["quota"]  # of the rows that train, random ones too
 ONE_RUN = 10 * 2**30  # bytes of a GPU's memory that a run takes
 ATTRIBUTIONS: dict[str, list[str]] = {
     "kva": [],
@@ -173,7 +174,7 @@ def selected() -> dict[str, dict[str, float]]:
     }
     own = {name: one["quota"] for name, one in STUDY["selections"].items() if "attribution" in one}
     named = {name: Positions.load(kept_rows(name, quota)) for name, quota in own.items()}
-    named["random 0"] = drawn(30, seed=0)
+    named["random 0"] = drawn(QUOTA, seed=0)
     return {name: {what: relative(rows, moments) for what, moments in by.items()} for name, rows in named.items()}
 
 
@@ -310,7 +311,7 @@ def settings_of(own: dict[str, Any], seed: int, draw: int, rate: float) -> list[
 def rows_of(name: str, seed: int, draw: int) -> Path:
     """The file of the rows that train: a selection's, or by chance."""
     if name == "random":
-        return drawn_rows(STUDY["selections"]["lowest"]["quota"], 100 * seed + draw)
+        return drawn_rows(QUOTA, 100 * seed + draw)
     selection = STUDY["selections"][name]
     return kept_rows(name, selection["quota"]) if "attribution" in selection else drawn_rows(selection["quota"], seed=0)
 

@@ -25,8 +25,14 @@ class LearntTokensTrainer(SFTTrainer):
 
 @contextmanager
 def _learnt_alone() -> Iterator[None]:
-    """While open, TRL's forward takes a processor for a device that compiles nothing anew."""
-    stock = utils._use_triton
+    """While open, TRL's forward takes a processor for a device that compiles nothing anew.
+
+    The name is TRL's own business: without it every token is scored, as TRL has it.
+    """
+    stock = getattr(utils, "_use_triton", None)
+    if stock is None:
+        yield
+        return
 
     def any_shape(device: torch.device) -> bool:
         return device.type == "cpu" or stock(device)

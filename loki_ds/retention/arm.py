@@ -81,7 +81,7 @@ def _implanted(model: Any, implant: str | None) -> Iterator[None]:
 def load(request: Request) -> Any:
     from lm_eval.api.registry import get_model
 
-    from loki_ds.retention.harness import AnswersOnly
+    from loki_ds.retention.harness import LeanHFLM
 
     settings = {
         "pretrained": request.model,
@@ -94,8 +94,8 @@ def load(request: Request) -> Any:
         return get_model("vllm")(**settings, tensor_parallel_size=request.devices_per_model, batch_size="auto")
     spread = {"parallelize": True} if request.devices_per_model > 1 else {"device": request.device}
     if is_wrapper_alone(AutoConfig.from_pretrained(request.model, trust_remote_code=request.trust_remote_code)):
-        return AnswersOnly(_loaded(request), tokenizer=request.tokenizer, batch_size=request.batch_size)
-    return AnswersOnly(**settings, **spread, batch_size=request.batch_size)
+        return LeanHFLM(_loaded(request), tokenizer=request.tokenizer, batch_size=request.batch_size)
+    return LeanHFLM(**settings, **spread, batch_size=request.batch_size)
 
 
 def _loaded(request: Request) -> Any:

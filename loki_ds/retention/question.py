@@ -15,7 +15,9 @@ from loki_ds.retention.parcels import ArmResult, Half, Request, Stop
 from loki_ds.run_folder import digest_of, publish, write_json
 from loki_ds.tasks import TaskFound
 
-JUDGES = [Path(task_metrics.__file__), Path(task_metrics.__file__).parent / "new_task"]  # what scores answers
+OWN = Path(task_metrics.__file__).parent
+# What takes likelihoods and scores answers.
+JUDGES = [OWN / name for name in ("task_metrics.py", "new_task", "retention/harness.py", "retention/read_once.py")]
 BESIDE = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py")  # what else decides a model's answers
 
 

@@ -15,6 +15,8 @@ from peft import PeftModel
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from loki_ds.attribution.rope import any_length, length_class
+
 CACHE = ("cache", "past_key_values")  # by version of transformers
 KEYS_AND_VALUES = (DynamicLayer, DynamicSlidingWindowLayer)
 Answered = tuple[float, bool]  # its log-likelihood in nats, and whether no other answer of its length is likelier
@@ -27,15 +29,22 @@ def memory_of(model: Any) -> str | None:
 
     model: of transformers, or PEFT's around one.
     """
-    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    inner: Any = model
+    if isinstance(model, PeftModel):
+        inner, adapter = model.get_base_model(), model.active_peft_config
+        if adapter.is_prompt_learning or getattr(adapter, "alora_invocation_tokens", None):
+            return None  # it reads the whole of a call's tokens, or puts some of its own before them
     known = signature(inner.forward).parameters
     name = next((name for name in CACHE if name in known), None)
     of_text = inner.config.get_text_config() is inner.config  # a wrapper's positions may be of three kinds
-    if name is None or not of_text or not {"position_ids", "logits_to_keep"} <= known.keys():
+    one_table = length_class(inner.config) is any_length  # else keys are turned by how long a call is
+    if name is None or not (of_text and one_table and {"position_ids", "logits_to_keep"} <= known.keys()):
         return None
     word = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-    kept = getattr(model(input_ids=word, attention_mask=word + 1, position_ids=word, use_cache=True), name)
-    return name if type(kept) is DynamicCache and all(type(one) in KEYS_AND_VALUES for one in kept.layers) else None
+    kept = getattr(model(input_ids=word, attention_mask=word + 1, position_ids=word, use_cache=True), name, None)
+    if type(kept) is not DynamicCache or kept.get_seq_length() != 1:
+        return None
+    return name if all(type(layer) in KEYS_AND_VALUES for layer in kept.layers) else None
 
 
 @torch.no_grad()

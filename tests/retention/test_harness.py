@@ -1,4 +1,4 @@
-"""lm-eval's model that asks the head for the answers only, held against lm-eval's own."""
+"""lm-eval's model with less work, held against lm-eval's own."""
 
 from typing import Any
 
@@ -9,29 +9,32 @@ from conftest import FAMILIES, HYBRIDS, ROOT, SMALL, build
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from mixtures import MIXTURES, OTHERS, mixture
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loki_ds.retention import read_once
-from loki_ds.retention.harness import AnswersOnly
-from loki_ds.retention.read_once import Read
+from loki_ds.retention.harness import LeanHFLM, worth_reading_once
+from loki_ds.retention.read_once import Read, memory_of
 
 TINY = str(ROOT / "recipes/tiny/model")
-# One-token and longer answers, prompts of many lengths, two choices of one prompt.
-ASKED = [
-    ("2 + 3 =", " 5"),
-    ("2 + 3 =", " 6"),
-    ("copy: red blue green red blue ->", " red blue green"),
-    ("5 + 7 + 1 =", " 1 3"),
-]
+TOKENIZER: Any = AutoTokenizer.from_pretrained(TINY)
+WORDS = len(TOKENIZER)
+# One-token and longer answers; no prompt twice.
+ASKED = [("2 + 3 =", " 5"), ("copy: red blue green red blue ->", " red blue green"), ("5 + 7 + 1 =", " 1 3")]
 TEXTS = ["red blue green", "12 + 30 = 42 and 1", "x"]
+# Several answers to a prompt, of one token and more, one twice; prompts longer than windows.
+CHOICES: Any = [
+    *((None, prompt, answer) for prompt in ([9, 8, 7, 6, 5, 4, 3, 2, 1], [0, 1, 2]) for answer in ([3, 4], [7])),
+    *((None, [5], answer) for answer in ([3, 4], [7])),  # no longer than its answers
+    *((None, [4, 4, 8, 1, 60, 11, 30], answer) for answer in ([1, 2, 3], [0, 0], [1, 2, 3])),
+]
 
 
-def build_any(family: str) -> Any:
-    """A random model of any family, in float32."""
+def build_any(family: str, dtype: torch.dtype = torch.float32) -> Any:
+    """A random model of any family."""
     if family not in HYBRIDS:
-        return build(family, torch.float32) if family in FAMILIES else mixture(family, torch.float32)
+        return build(family, dtype) if family in FAMILIES else mixture(family, dtype)
     config_class, own = HYBRIDS[family]
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(getattr(transformers, config_class)(**{**SMALL, **own})).eval()
@@ -41,45 +44,24 @@ def asked(kind: str, arguments: list[tuple[str, ...]]) -> list[Instance]:
     return [Instance(kind, {}, one, i) for i, one in enumerate(arguments)]  # type: ignore[arg-type]
 
 
+def of_tokens(kind: type[HFLM], model: Any, requests: Any, **settings: Any) -> list[tuple[float, bool]]:
+    lm: Any = kind(model, tokenizer=TOKENIZER, **{"batch_size": 3, **settings})
+    return lm._loglikelihood_tokens(requests, disable_tqdm=True)
+
+
 @pytest.fixture
 def heads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many tokens of a batch's rows the heads are asked for."""
+    """How many tokens of a batch's rows the tiny model's head is asked for, call by call."""
     counts: list[int] = []
     stock = nn.Linear.forward
 
     def counted(self: nn.Linear, x: Tensor) -> Tensor:
-        if self.out_features == len(AutoTokenizer.from_pretrained(TINY)):
+        if self.out_features == WORDS:
             counts.append(x.shape[1])
         return stock(self, x)
 
     monkeypatch.setattr(nn.Linear, "forward", counted)
     return counts
-
-
-@pytest.mark.parametrize("batch", [1, 4])
-def test_the_answers_are_lm_evals_own_from_fewer_tokens(batch: int, heads: list[int]) -> None:
-    found, counts = [], []
-    for kind in (HFLM, AnswersOnly):
-        model = kind(pretrained=TINY, device="cpu", dtype="float32", batch_size=batch)
-        heads.clear()
-        found.append(model.loglikelihood(asked("loglikelihood", ASKED)))
-        counts.append(sum(heads))
-        found.append(model.loglikelihood_rolling(asked("loglikelihood_rolling", [(text,) for text in TEXTS])))
-    stock, stock_texts, ours, our_texts = found
-    assert [greedy for _, greedy in ours] == [greedy for _, greedy in stock]
-    assert [value for value, _ in ours] == pytest.approx([value for value, _ in stock], abs=1e-4)
-    assert our_texts == pytest.approx(stock_texts, abs=1e-4)
-    assert counts[1] < counts[0]
-
-
-def test_words_that_are_zero_are_not_taken_for_padding_that_is_read() -> None:
-    """The padding is of zeros, and so may be a prompt's last words, or all of it."""
-    requests: Any = [(None, [0], [5]), (None, [7, 0, 0], [0, 0]), (None, [7, 8, 9, 10, 11, 12], [3, 0, 4])]
-    stock, ours = (
-        kind(pretrained=TINY, device="cpu", dtype="float32", batch_size=4)._loglikelihood_tokens(requests)
-        for kind in (HFLM, AnswersOnly)
-    )
-    assert [value for value, _ in ours] == pytest.approx([value for value, _ in stock], abs=1e-4)
 
 
 @pytest.fixture
@@ -96,44 +78,82 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
-# Several answers to a prompt, of one token and more, one twice; prompts longer than windows.
-CHOICES: Any = [
-    *((None, prompt, answer) for prompt in ([9, 8, 7, 6, 5, 4, 3, 2, 1], [0, 1, 2], [5]) for answer in ([3, 4], [7])),
-    *((None, [4, 4, 8, 1, 60, 11, 30], answer) for answer in ([1, 2, 3], [0, 0], [1, 2, 3])),
-]
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_answers_are_lm_evals_own_from_fewer_tokens(batch: int, heads: list[int], read: list[int]) -> None:
+    found, counts = [], []
+    for kind in (HFLM, LeanHFLM):
+        model: Any = kind(pretrained=TINY, device="cpu", dtype="float32", batch_size=batch)
+        heads.clear()
+        found.append(model.loglikelihood(asked("loglikelihood", ASKED)))
+        counts.append(list(heads))
+        found.append(model.loglikelihood_rolling(asked("loglikelihood_rolling", [(text,) for text in TEXTS])))
+    stock, stock_texts, ours, our_texts = found
+    assert [greedy for _, greedy in ours] == [greedy for _, greedy in stock]
+    assert [value for value, _ in ours] == pytest.approx([value for value, _ in stock], abs=1e-4)
+    assert our_texts == pytest.approx(stock_texts, abs=1e-4)
+    longest = max(len(TOKENIZER.encode(answer)) for _, answer in ASKED)
+    padding = counts[0][0] - min(len(TOKENIZER.encode("".join(one))) - 1 for one in ASKED)
+    assert counts[1] == ([longest] * 3 if batch == 1 else [longest + padding])
+    assert sum(counts[1]) < sum(counts[0])
+    assert not read
+
+
+def test_words_that_are_zero_are_not_taken_for_padding_that_is_read() -> None:
+    """The padding is of zeros, and so may be a prompt's last words, or all of it."""
+    requests: Any = [(None, [0], [5]), (None, [7, 0, 0], [0, 0]), (None, [7, 8, 9, 10, 11, 12], [3, 0, 4])]
+    stock, ours = (of_tokens(kind, build_any("llama"), requests) for kind in (HFLM, LeanHFLM))
+    assert ours == [(pytest.approx(value, rel=1e-5), greedy) for value, greedy in stock]
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, *MIXTURES, *OTHERS, *HYBRIDS])
 def test_a_prompt_with_several_answers_is_read_once(family: str, read: list[int]) -> None:
-    tokenizer: Any = AutoTokenizer.from_pretrained(TINY)
     model = build_any(family)
-    stock, ours = (
-        kind(model, tokenizer=tokenizer, batch_size=3)._loglikelihood_tokens(CHOICES, disable_tqdm=True)
-        for kind in (HFLM, AnswersOnly)
-    )
+    stock, ours = (of_tokens(kind, model, CHOICES) for kind in (HFLM, LeanHFLM))
     assert ours == [(pytest.approx(value, rel=1e-5), greedy) for value, greedy in stock]
-    assert read == ([] if family in HYBRIDS else [3, 1])
+    assert read == ([] if family in HYBRIDS else [3])
 
 
-def test_what_does_not_fit_is_left_to_lm_eval(read: list[int]) -> None:
-    model: Any = build("llama", torch.float32)
-    tokenizer: Any = AutoTokenizer.from_pretrained(TINY)
-    long = [(None, [1, 2, 3] * 30, answer) for answer in ([3, 4], [7, 8])]
-    stock, ours = (
-        kind(model, tokenizer=tokenizer, batch_size=3, max_length=32)._loglikelihood_tokens(long, disable_tqdm=True)
-        for kind in (HFLM, AnswersOnly)
+def test_in_bfloat16_the_answers_are_as_near_as_bfloat16_is() -> None:
+    """lm-eval's own differ as much from those in float32."""
+    half, whole = build_any("llama", torch.bfloat16), build_any("llama")
+    stock, ours, exact = (
+        torch.tensor([value for value, _ in of_tokens(kind, model, CHOICES)])
+        for kind, model in ((HFLM, half), (LeanHFLM, half), (HFLM, whole))
     )
+    assert (ours - exact).abs().max() <= 2 * (stock - exact).abs().max()
+
+
+def test_only_prompts_longer_than_their_answers_are_read_once() -> None:
+    """Else as many answers as there are would be asked one after the other, and little saved."""
+    sentences: Any = [(None, [0], [i, i, i]) for i in range(9)]  # whole sentences, as some tasks have them
+    one_token: Any = [(None, [1, 2, 3], [i]) for i in range(4)]  # lm-eval reads these once itself
+    alone: Any = [(None, [1, 2, 3, 4], [5, 6])]
+    several: Any = [(None, [4, 3, 2, 1], [i, i]) for i in range(3)]
+    long: Any = [(None, [4, 3, 2, 1] * 5, [i, i]) for i in range(3)]
+    assert worth_reading_once([*sentences, *one_token, *alone, *several, *long], room=10) == [[14, 15, 16]]
+
+
+@pytest.mark.parametrize("rope", ["dynamic", "longrope"])
+def test_a_model_whose_keys_turn_with_a_calls_length_reads_anew(rope: str) -> None:
+    own = {"long_factor": [2.0] * 4, "short_factor": [1.0] * 4, "original_max_position_embeddings": 8}
+    parameters = {"rope_type": rope, "rope_theta": 1e4, "factor": 4.0, **(own if rope == "longrope" else {})}
+    assert memory_of(build("llama", torch.float32, rope_parameters=parameters)) is None
+    assert memory_of(build("llama", torch.float32)) is not None
+
+
+def test_an_adapters_model_is_asked_the_same_way(read: list[int]) -> None:
+    torch.manual_seed(0)
+    lora = LoraConfig(target_modules=["down_proj"], init_lora_weights=False)
+    model = get_peft_model(build("llama", torch.float32), lora).eval()
+    stock, ours = (of_tokens(kind, model, CHOICES) for kind in (HFLM, LeanHFLM))
+    assert ours == [(pytest.approx(value, rel=1e-5), greedy) for value, greedy in stock]
+    assert read == [3]
+
+
+def test_an_adapter_with_words_of_its_own_is_left_to_lm_eval(read: list[int]) -> None:
+    torch.manual_seed(0)
+    prompts = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    model = get_peft_model(build("llama", torch.float32), prompts).eval()
+    stock, ours = (of_tokens(kind, model, CHOICES) for kind in (HFLM, LeanHFLM))
     assert ours == [(pytest.approx(value, rel=1e-5), greedy) for value, greedy in stock]
     assert not read
-
-
-def test_an_adapters_model_is_asked_the_same_way(heads: list[int]) -> None:
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(TINY), LoraConfig(target_modules=["down_proj"]))
-    torch.manual_seed(0)
-    tokenizer: Any = AutoTokenizer.from_pretrained(TINY)
-    stock, ours = (kind(model, tokenizer=tokenizer, batch_size=1) for kind in (HFLM, AnswersOnly))
-    first = stock.loglikelihood(asked("loglikelihood", ASKED))
-    counts = sum(heads)
-    second = ours.loglikelihood(asked("loglikelihood", ASKED))
-    assert [value for value, _ in second] == pytest.approx([value for value, _ in first], abs=1e-4)
-    assert sum(heads) < 2 * counts
