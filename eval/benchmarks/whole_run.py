@@ -50,11 +50,15 @@ from reporting import REPORTS, ROOT, keep, listed, paragraph, table, where, writ
 Parts = dict[str, tuple[float, float | None]]  # of each part its seconds, and their bound
 REAL = ROOT / "build/real/model"
 ABILITIES = "[{tasks: [real_mmlu, real_capitals, real_code], limit: 20}]"
+NEW_TASK = "{tasks: [real_calls], limit: 8, apply_chat_template: true}"
 CASES: dict[str, tuple[str, list[str]]] = {
     "tiny": ("recipes/tiny/loki.yaml", []),
     "SmolLM2-135M": (
         "recipes/smollm2/calls-q30.yaml",
-        [f"model.path={REAL}", "training.max_steps=6", "protected.per_subject=1", f"retention.abilities={ABILITIES}"],
+        [
+            *(f"model.path={REAL}", "training.max_steps=6", "protected.per_subject=1"),
+            *(f"retention.abilities={ABILITIES}", f"retention.new_task={NEW_TASK}"),
+        ],
     ),
 }
 MARKS = {  # what rank 0 says first of a part: the part that ended before it
@@ -95,7 +99,7 @@ def write_report(before: dict[str, Parts], now: dict[str, Parts]) -> None:
         f"`python eval/benchmarks/whole_run.py`: {listed(where('torch', 'transformers', 'deepspeed'))}. Seconds of "
         "each part, by the number of ranks; one thread a rank. In brackets the bound, where a part has one: its "
         "products alone, at the speed of the model's largest product on as many ranks. SmolLM2-135M: six steps, 57 "
-        "protected prompts, 20 documents of each of three abilities."
+        "protected prompts, 20 documents of each of three abilities and 8 of each kind of calls."
     )
     write("whole_run", "Where the time of a run goes", paragraph(about), table(["part", *columns], rows))
 
