@@ -63,9 +63,9 @@ CASES: dict[str, tuple[str, list[str]]] = {
 }
 MARKS = {  # what rank 0 says first of a part: the part that ended before it
     "loading ": "check: base, data, tasks",
-    "attribute: ": "load the model",
+    "attribute: ": "load the model, size a batch",
     "select: ": "attribute",
-    "implant: ": "select",
+    "implant: ": "select, ask the base",
     "verify: ": "implant",
     "retain: evaluating": "export and verify",
     "retain: ": "retain",
