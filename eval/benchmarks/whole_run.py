@@ -89,10 +89,11 @@ def main() -> None:
 
 def write_report(before: dict[str, Parts], now: dict[str, Parts]) -> None:
     columns: dict[str, Parts] = {}
-    for case in dict.fromkeys([*before, *now]):
+    for case in dict.fromkeys([*now, *before]):
         columns |= {f"{case}, before": before[case]} if case in before else {}
         columns |= {case: now[case]} if case in now else {}
-    parts = list(dict.fromkeys(part for taken in columns.values() for part in taken))
+    whole_first = sorted(columns.values(), key=len, reverse=True)  # a state that was stopped early has no order of all
+    parts = list(dict.fromkeys(part for taken in whole_first for part in taken))
     rows = [[part, *(cell(taken[part]) if part in taken else "-" for taken in columns.values())] for part in parts]
     rows.append(["whole", *(f"{sum(seconds for seconds, _ in taken.values()):.1f}" for taken in columns.values())])
     about = (
