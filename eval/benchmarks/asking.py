@@ -17,12 +17,11 @@ from lm_eval.models.huggingface import HFLM
 from loki_ds.recipe import RetentionSection
 from loki_ds.retention.arm import evaluated
 from loki_ds.retention.harness import LeanHFLM
-from loki_ds.retention.parcels import Request
-from loki_ds.retention.question import Arm, Question
-from loki_ds.tasks import look_at_tasks
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "studies"))
 
+from one_base import request_of
 from reporting import ROOT, keep, listed, paragraph, table, where, write
 
 BASE, BATCH = ROOT / "build/real/model", 8
@@ -49,7 +48,7 @@ def main() -> None:
 
 def asked(task: str, documents: int) -> dict[str, float]:
     """Seconds of both, and how far their scores are apart."""
-    request, seconds, scores = request_of(task, documents), {}, []
+    request, seconds, scores = request_of(BASE, section_of(task, documents)), {}, []
     for name, kind in (("stock", HFLM), ("ours", LeanHFLM)):
         model: Any = kind(pretrained=str(BASE), dtype="float32", device="cpu", batch_size=BATCH)
         with tempfile.TemporaryDirectory() as folder:
@@ -60,14 +59,10 @@ def asked(task: str, documents: int) -> dict[str, float]:
     return {**seconds, "apart": float((scores[0] - scores[1]).abs().max())}
 
 
-def request_of(task: str, documents: int) -> Request:
+def section_of(task: str, documents: int) -> RetentionSection:
     chat = {"apply_chat_template": True} if task.endswith("calls") else {}
     abilities = {"tasks": [task], "limit": documents, **chat}
-    section = RetentionSection.model_validate(
-        {"abilities": abilities, "include_path": "eval/tasks", "batch_size": BATCH}
-    )
-    found = look_at_tasks([task], section.include_path, False, "retention")
-    return Question(section, found, "float32", False).request(Arm(BASE, digest=""))
+    return RetentionSection.model_validate({"abilities": abilities, "include_path": "eval/tasks", "batch_size": BATCH})
 
 
 if __name__ == "__main__":

@@ -15,11 +15,10 @@ from typing import Any
 import torch
 from lm_eval import evaluator, simple_evaluate, utils
 from lm_eval.models.huggingface import HFLM
-from peft import PeftModel
 from torch import Tensor
 from tqdm import tqdm
 
-from loki_ds.retention.read_once import Answered, answered, memory_of
+from loki_ds.retention.read_once import Answered, answered, memory_of, without_adapter
 
 __all__ = ["LeanHFLM", "simple_evaluate"]
 
@@ -45,8 +44,7 @@ class LeanHFLM(HFLM):
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
-        model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-        self.keeps = "logits_to_keep" in signature(model.forward).parameters
+        self.keeps = "logits_to_keep" in signature(without_adapter(self.model).forward).parameters
         self.memory = memory_of(self.model)
         self.longest = 0
 

@@ -22,6 +22,11 @@ KEYS_AND_VALUES = (DynamicLayer, DynamicSlidingWindowLayer)
 Answered = tuple[float, bool]  # its log-likelihood in nats, and whether no other answer of its length is likelier
 
 
+def without_adapter(model: Any) -> Any:
+    """The model of transformers within PEFT's, or itself."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
 @torch.no_grad()
 def memory_of(model: Any) -> str | None:
     """What a model calls its keys and values, if they are all that later tokens know of earlier
@@ -29,9 +34,9 @@ def memory_of(model: Any) -> str | None:
 
     model: of transformers, or PEFT's around one.
     """
-    inner: Any = model
-    if isinstance(model, PeftModel):
-        inner, adapter = model.get_base_model(), model.active_peft_config
+    inner = without_adapter(model)
+    if inner is not model:
+        adapter = model.active_peft_config
         if adapter.is_prompt_learning or getattr(adapter, "alora_invocation_tokens", None):
             return None  # it reads the whole of a call's tokens, or puts some of its own before them
     known = signature(inner.forward).parameters
