@@ -316,15 +316,15 @@ def rows_of(name: str, seed: int, draw: int) -> Path:
     return kept_rows(name, selection["quota"]) if "attribution" in selection else drawn_rows(selection["quota"], seed=0)
 
 
-RATES = threading.Lock()
+SEARCHES = {of_class: threading.Lock() for of_class in STUDY["rates"]}
 
 
 def rate_of(kept: Kept, of_class: str) -> float:
     """As registered, or found by the loss on the tuning chats, on seed 0 and one draw."""
-    with RATES:
-        rates = STUDY["rates"][of_class]
-        if not isinstance(rates, list):
-            return float(rates)
+    rates = STUDY["rates"][of_class]
+    if not isinstance(rates, list):
+        return float(rates)
+    with SEARCHES[of_class]:  # arms of one class wait, those of others go on
         if not kept.has("rates", of_class):
             own = next(one for one in STUDY["arms"].values() if one["class"] == of_class)
             tried = [{"rate": float(rate), "loss": tuned(own, float(rate))} for rate in rates]
