@@ -18,20 +18,24 @@ from loki_ds.recipe_file import load_recipe
 
 STUDIES = ROOT / "eval/studies"
 sys.path.insert(0, str(STUDIES))  # as when its scripts run
+from by_other_choices import loss_where_last  # noqa: E402
 from by_run import (  # noqa: E402
     Place,
     Seed,
     against_highest,
     against_random,
+    at_equal_skill,
     common_skill,
     equivalence,
     holm,
     loss_at,
     losses,
     places,
+    seeds_of,
 )
 from one_base import put_in  # noqa: E402
-from real_study_report import told_apart  # noqa: E402
+from primary import verdict  # noqa: E402
+from real_study_report import negative_control, told_apart  # noqa: E402
 
 RANDOM = np.random.default_rng(0)
 STUDY = yaml.safe_load((STUDIES / "real_study.yaml").read_text())
@@ -46,6 +50,13 @@ def test_a_loss_at_equal_skill_lies_on_the_straight_lines_between_places(skill: 
 def test_beyond_its_places_a_run_has_no_loss() -> None:
     assert np.isnan(loss_at(RUN, skill=6.1))
     assert loss_at(RUN, size=0.25) == pytest.approx(0.5)
+
+
+def test_a_run_that_falls_back_is_looked_at_where_it_first_gets_there() -> None:
+    falling = [Place(0, 0, 0), Place(1, 10, 0.5), Place(5, 6, 1.0)]
+    assert loss_at(falling, skill=8) == pytest.approx(0.8)
+    assert loss_where_last(falling, skill=8) == pytest.approx(3)
+    assert loss_where_last(RUN, skill=5) == pytest.approx(loss_at(RUN, skill=5))
 
 
 def test_runs_are_compared_where_all_of_them_have_been() -> None:
@@ -98,6 +109,40 @@ def test_a_difference_as_large_as_none_is_found() -> None:
     seeds = [Seed(-9.0, 9.0, list(RANDOM.normal(size=8))) for _ in range(2)]
     assert against_random(seeds)[1] == pytest.approx(2 / 81)
     assert against_highest(seeds) == (-18, pytest.approx(2 / 90**2))
+
+
+def test_runs_stand_beside_those_of_their_own_data_seed() -> None:
+    cells = {name: {"arm": name[:-2], "seed": int(name[-1])} for name in ("lowest 0", "highest 0", "lowest 1")}
+    cells |= {f"random {draw} {seed}": {"arm": "random", "seed": seed} for draw in range(2) for seed in range(2)}
+    cells["full 0"] = {"arm": "full", "seed": 0}
+    runs = {name: [Place(0, 0, 0), Place(number, 10, 1)] for number, name in enumerate(cells)}
+    (seed,) = seeds_of(cells, runs, at_equal_skill)  # of the second no highest ran
+    assert (seed.lowest, seed.highest, *seed.random) == pytest.approx((0, 0.9, 2.7, 4.5))
+
+
+@pytest.mark.parametrize(
+    ("lowest", "says"),
+    [
+        (-9.0, "against random a difference is shown (p 0.025), against highest a difference is shown (p 0.000)"),
+        (0.0, "against random a difference is not shown"),
+    ],
+)
+def test_the_verdict_is_said_in_the_registrations_words(lowest: float, says: str) -> None:
+    draws = [float(one) for one in np.linspace(-0.2, 0.2, 8)]
+    seeds = [Seed(lowest, 9.0 if lowest else 0.1, draws)] * 2
+    assert says in verdict(seeds, final=True)
+    assert verdict(seeds, final=False).startswith("Interim, and decides nothing: ")
+    assert ("not shown to be equivalent to random rows" in verdict(seeds, final=True)) == (lowest < 0)
+
+
+def test_the_base_stands_beside_itself_at_the_end() -> None:
+    first = {"a": {"n": 2, "likelihood": -4.0}}
+    found = {"base": {"first": first, "again": first}}
+    assert negative_control(found) == "The base asked twice gives the same numbers."
+    found["base"]["last"] = {"a": {"n": 2, "likelihood": -4.004}}
+    assert negative_control(found).endswith("they differ by 1.0e-03 of themselves at most.")
+    found["base"]["again"] = found["base"]["last"]
+    assert "OTHER NUMBERS" in negative_control(found)
 
 
 def test_holm_is_the_published_step_down() -> None:

@@ -1,6 +1,6 @@
 """What the registered study takes of a run, and its tests, whose unit is the run (`real.md`)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise, permutations
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ from scipy import stats
 Numbers = NDArray[np.float64]
 Asked = dict[str, dict[str, Any]]  # by task: its metrics' means
 NINE_TENTHS = 0.9
+PRIMARY = ("lowest", "highest", "random")
 
 
 class Place(NamedTuple):
@@ -19,6 +20,9 @@ class Place(NamedTuple):
     loss: float
     skill: float
     size: float
+
+
+Runs = Sequence[Sequence[Place]]
 
 
 def losses(base: Asked, now: Asked, tasks: Sequence[str]) -> dict[str, float]:
@@ -36,18 +40,24 @@ def surprise(found: dict[str, Any]) -> float:
     return -float(found["log-likelihood of the gold answer"])
 
 
+def mean_loss(base: Asked, now: Asked, tasks: Sequence[str]) -> float:
+    """The mean over tasks; a fall counts 0."""
+    return float(np.mean([max(0.0, one) for one in losses(base, now, tasks).values()]))
+
+
 def places(base: Asked, cell: dict[str, Any], tasks: Sequence[str], skill: str) -> list[Place]:
     """The base and every place that was asked, by its scale."""
     found = [Place(0.0, 0.0, 0.0)]
     for scale, now in sorted(cell["places"].items(), key=lambda place: float(place[0])):
-        lost = np.mean([max(0.0, one) for one in losses(base, now, tasks).values()])
         gained = surprise(base[skill]) - surprise(now[skill])
-        found.append(Place(float(lost), gained, float(scale) * cell["change"]))
+        found.append(Place(mean_loss(base, now, tasks), gained, float(scale) * cell["change"]))
     return found
 
 
 def loss_at(run: Sequence[Place], skill: float | None = None, size: float | None = None) -> float:
-    """On the straight lines between a run's places, at a skill or at a size; NaN beyond them."""
+    """On the straight lines between a run's places, where they first reach a skill or a size; NaN
+    beyond them.
+    """
     at, along = (skill, [one.skill for one in run]) if skill is not None else (size, [one.size for one in run])
     assert at is not None
     for (before, after), (one, other) in zip(pairwise(along), pairwise(run), strict=True):
@@ -57,13 +67,30 @@ def loss_at(run: Sequence[Place], skill: float | None = None, size: float | None
     return float("nan")
 
 
-def common_skill(runs: Sequence[Sequence[Place]]) -> float:
+def common_skill(runs: Runs) -> float:
     """Nine tenths of the smallest skill among the runs compared."""
     return NINE_TENTHS * min(max(place.skill for place in run) for run in runs)
 
 
-def common_size(runs: Sequence[Sequence[Place]]) -> float:
+def common_size(runs: Runs) -> float:
     return NINE_TENTHS * min(run[-1].size for run in runs)
+
+
+# What each of the runs compared loses, where they are compared.
+
+
+def at_equal_skill(runs: Runs) -> list[float]:
+    skill = common_skill(runs)
+    return [loss_at(run, skill=skill) for run in runs]
+
+
+def at_equal_size(runs: Runs) -> list[float]:
+    size = common_size(runs)
+    return [loss_at(run, size=size) for run in runs]
+
+
+def of_the_whole(runs: Runs) -> list[float]:
+    return [run[-1].loss for run in runs]
 
 
 # --- tests ----------------------------------------------------------------------------------------
@@ -75,6 +102,20 @@ class Seed(NamedTuple):
     lowest: float
     highest: float
     random: list[float]
+
+
+def seeds_of(
+    cells: dict[str, dict[str, Any]], runs: dict[str, list[Place]], compared: Callable[[Runs], list[float]]
+) -> list[Seed]:
+    """Of every data seed whose lowest, highest and several random runs are there."""
+    seeds = []
+    for number in sorted({cell["seed"] for cell in cells.values()}):
+        names = [name for name, cell in cells.items() if cell["seed"] == number and cell["arm"] in PRIMARY]
+        lost = dict(zip(names, compared([runs[name] for name in names]), strict=True)) if names else {}
+        of_arm = {arm: [one for name, one in lost.items() if cells[name]["arm"] == arm] for arm in PRIMARY}
+        if of_arm["lowest"] and of_arm["highest"] and len(of_arm["random"]) > 1:
+            seeds.append(Seed(of_arm["lowest"][0], of_arm["highest"][0], of_arm["random"]))
+    return seeds
 
 
 def against_random(seeds: Sequence[Seed]) -> tuple[list[int], float]:
@@ -116,6 +157,11 @@ class Equivalence(NamedTuple):
     low: float
     high: float
     p_value: float
+
+    @property
+    def smallest_margin(self) -> float:
+        """At which the two were called equivalent, at 0.05."""
+        return max(-self.low, self.high)
 
 
 def equivalence(seeds: Sequence[Seed], margin: float) -> Equivalence | None:

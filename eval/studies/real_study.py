@@ -27,8 +27,8 @@ from typing import Any
 import torch
 import yaml
 from main_job import python
-from real_study_report import write_report
-from rule import smallest_of_the_best
+from real_study_report import is_done, write_report
+from rule import next_rate, smallest_of_the_best
 from selections import relative
 from smollm2 import halving, main_job, tuning_loss
 from torch import Tensor
@@ -90,6 +90,8 @@ def main() -> None:
         first, *others = STUDY["suppression"]["quotas"]
         suppress(first, kept, pool, arguments.jobs)
         list(pool.map(lambda cell: run_cell(kept, cell, ends), cells()))
+        if is_done(STUDY, kept.found) and not kept.has("base", "last"):
+            kept.add("base", last=asked("base-last", {"base": {}}, [STUDY["likelihoods"], STUDY["scores"]])["base"])
         for quota in others:
             suppress(quota, kept, pool, arguments.jobs)
     write_report(STUDY, kept.found)
@@ -320,24 +322,32 @@ SEARCHES = {of_class: threading.Lock() for of_class in STUDY["rates"]}
 
 
 def rate_of(kept: Kept, of_class: str) -> float:
-    """As registered, or found by the loss on the tuning chats, on seed 0 and one draw."""
+    """As registered, or found by the loss on the tuning chats, on seed 0 and one draw; where the
+    best is at an end of the list, one rate more is tried there.
+    """
     rates = STUDY["rates"][of_class]
     if not isinstance(rates, list):
         return float(rates)
     with SEARCHES[of_class]:  # arms of one class wait, those of others go on
         if not kept.has("rates", of_class):
-            own = next(one for one in STUDY["arms"].values() if one["class"] == of_class)
-            tried = [{"rate": float(rate), "loss": tuned(own, float(rate))} for rate in rates]
+            tried = [tuned(kept, of_class, float(rate)) for rate in rates]
+            if (wider := next_rate(tried)) is not None:
+                tried.append(tuned(kept, of_class, wider))
             best = smallest_of_the_best(tried, STUDY["within"])["rate"]
             kept.add("rates", **{of_class: {"tried": tried, "chosen": best}})
         return kept.found["rates"][of_class]["chosen"]
 
 
-def tuned(own: dict[str, Any], rate: float) -> float:
-    run, steps = RUNS / "rates" / f"{own['class'].replace(' ', '_')}-{rate:g}", STUDY["steps"]
-    loss = tuning_loss(own["recipe"], run, steps, *settings_of(own, 0, 0, rate))
-    shutil.rmtree(run / "model")
-    return loss
+def tuned(kept: Kept, of_class: str, rate: float) -> dict[str, float]:
+    """A rate, and its loss on the tuning chats."""
+    name = f"{of_class}, {rate:g}"
+    if not kept.has("tuned", name):
+        own = next(one for one in STUDY["arms"].values() if one["class"] == of_class)
+        run = RUNS / "rates" / name.replace(", ", "-").replace(" ", "_")
+        loss = tuning_loss(own["recipe"], run, STUDY["steps"], *settings_of(own, 0, 0, rate))
+        kept.add("tuned", **{name: loss})
+        shutil.rmtree(run)
+    return {"rate": rate, "loss": kept.found["tuned"][name]}
 
 
 if __name__ == "__main__":

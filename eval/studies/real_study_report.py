@@ -10,27 +10,15 @@ import matplotlib
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from by_run import (
-    Asked,
-    Place,
-    Seed,
-    against_highest,
-    against_random,
-    common_size,
-    common_skill,
-    equivalence,
-    holm,
-    loss_at,
-    losses,
-    places,
-)
+from by_run import Asked, Place, at_equal_skill, common_size, common_skill, loss_at, losses, mean_loss, places
+from primary import primary
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from reporting import REPORTS, listed, paragraph, spread, table, where, write
 
 Found = dict[str, dict[str, Any]]
-MARGIN = 1.0  # points of loss
+SKILLS = (20, 22, 24, 25, 26, 27)  # nats
 BAR = 5.0  # percent of one ability
 GENERATED = {
     "no call where none fits": "real_irrelevance",
@@ -41,9 +29,8 @@ GENERATED = {
 
 
 def write_report(study: dict[str, Any], found: Found) -> None:
-    asked = sum(len(cell["arms"]) + ("random" in cell["arms"]) * (study["draws"] - 1) for cell in study["cells"])
-    done = len(found.get("cells", {}))
-    state = "All cells are done." if done == asked else f"Interim: {done} of {asked} runs are done."
+    done, asked = len(found.get("cells", {})), runs_asked(study)
+    state = "All cells are done." if is_done(study, found) else f"Interim: {done} of {asked} runs are done."
     about = (
         f"`python eval/studies/real_study.py`: {listed(where('torch', 'transformers', 'trl', 'deepspeed'))}. "
         f"Registered in `eval/studies/real.md`. {state}"
@@ -53,6 +40,14 @@ def write_report(study: dict[str, Any], found: Found) -> None:
         parts += stage_b(study, found)
         picture(study, found)
     write("real_study", "Does it hold? The registered study on a real model", *parts)
+
+
+def runs_asked(study: dict[str, Any]) -> int:
+    return sum(len(cell["arms"]) + ("random" in cell["arms"]) * (study["draws"] - 1) for cell in study["cells"])
+
+
+def is_done(study: dict[str, Any], found: Found) -> bool:
+    return len(found.get("cells", {})) == runs_asked(study)
 
 
 # --- stage A --------------------------------------------------------------------------------------
@@ -93,25 +88,27 @@ def suppression(study: dict[str, Any], found: dict[str, Any]) -> Iterator[str]:
     names = {task: task.removeprefix("real_").removeprefix("gold_") for task in tasks}
     yield "## Rows set to zero"
     yield paragraph(
-        "By how much the negative log-likelihood of the right answers (of code: bits per byte) rises, in percent. "
-        f"Random: the mean of {study['suppression']['draws']} draws (range). Rank: of the mean among the draws and the "
-        "selection itself, 1 loses least."
+        "By how much the negative log-likelihood of the right answers (of code: bits per byte) rises, in percent; in "
+        f"the mean a fall counts 0. Random: the mean of {study['suppression']['draws']} draws (range). Rank: of the "
+        "mean among the draws and the selection itself, 1 loses least."
     )
     lines = []
     for quota in study["suppression"]["quotas"]:
-        of = {name: losses(found["base"], one, tasks) for name, one in found.items() if name.endswith(f", {quota}%")}
-        drawn = [lost for name, lost in of.items() if name.startswith("random")]
-        means = [float(np.mean(list(lost.values()))) for lost in drawn]
-        for name in study["suppression"]["selections"]:
-            lost = of.get(f"{name}, {quota}%")
-            if lost:
-                mean = np.mean(list(lost.values()))
-                rank = 1 + sum(one < mean for one in means)
-                each = [f"{lost[task]:+.1f}%" for task in tasks]
-                lines.append([name, f"{quota}%", f"{mean:+.2f}%", f"{rank} of {len(means) + 1}", *each])
+        asked = {name: one for name, one in found.items() if name.endswith(f", {quota}%")}
+        means = {name: mean_loss(found["base"], one, tasks) for name, one in asked.items()}
+        of = {name: losses(found["base"], one, tasks) for name, one in asked.items()}
+        drawn = [name for name in of if name.startswith("random")]
+        of_drawn = [means[name] for name in drawn]
+        for selection in study["suppression"]["selections"]:
+            name = f"{selection}, {quota}%"
+            if name in of:
+                rank = 1 + sum(one < means[name] for one in of_drawn)
+                each = [f"{of[name][task]:+.1f}%" for task in tasks]
+                lines.append([selection, f"{quota}%", f"{means[name]:.2f}%", f"{rank} of {len(drawn) + 1}", *each])
         if drawn:
-            each = [spread([lost[task] for lost in drawn], "{:+.1f}%") for task in tasks]
-            lines.append(["random", f"{quota}%", spread(means, "{:+.2f}%"), "", *each])
+            each = [spread([of[name][task] for name in drawn], "{:+.1f}%") for task in tasks]
+            mean = f"{spread(of_drawn, '{:.2f}%')}, median {np.median(of_drawn):.2f}%"
+            lines.append(["random", f"{quota}%", mean, "", *each])
     yield table(["rows", "share", "mean", "rank", *names.values()], lines)
 
 
@@ -121,22 +118,32 @@ def suppression(study: dict[str, Any], found: dict[str, Any]) -> Iterator[str]:
 def stage_b(study: dict[str, Any], found: Found) -> Iterator[str]:
     tasks = abilities(study)
     base, runs = found["base"]["first"], curves(study, found)
-    again = base == found["base"]["again"]
     arms = arms_of(study, found)
     skill, size = common_skill(list(runs.values())), common_size(list(runs.values()))
     yield "## Primary: lowest against random and highest"
-    yield from primary(found, runs)
+    yield from primary(found["cells"], runs, base, abilities(study), study["skill"], is_done(study, found))
     yield "## Every arm"
     yield paragraph(
         "Mean over runs (range). Loss: percent of the base's negative log-likelihood, rises only, mean over six "
         f"abilities. Equal skill: {skill:.2f} nats, nine tenths of the smallest of all runs; equal size: {size:.5f}, "
-        f"likewise; a run's own, where it is beyond its places, is left out. The base asked twice gives "
-        f"{'the same numbers' if again else 'OTHER NUMBERS'}."
+        f"likewise; a run's own, where it is beyond its places, is left out. {negative_control(found)}"
     )
     yield table(
         ["arm", "rate", "runs", "loss, whole", "loss at equal skill", "loss at equal size", "skill, nats", "size"],
         [arm_line(found, runs, arm, skill, size) for arm in arms],
     )
+    yield "### Within a data seed"
+    yield paragraph(
+        "Seeds differ by more than arms do, so here a run stands beside its own seed's draws. At equal skill, nine "
+        "tenths of the smallest of the seed's runs: its loss less the mean of random rows, in points, and its rank "
+        "among them and itself."
+    )
+    yield table(["arm", *(f"data seed {seed}" for seed in seeds_in(found))], within_seeds(found, runs, arms))
+    yield "### At other skills"
+    yield paragraph(
+        "Loss of data seed 0, on the straight lines between a run's places; the mean of random rows (range)."
+    )
+    yield table(["arm", *(f"{skill} nats" for skill in SKILLS)], at_skills(found, runs, arms))
     yield "## By ability, the whole change"
     yield paragraph(
         "Covered by the protected set: mmlu. Rises of the negative log-likelihood, falls too, in percent. "
@@ -151,6 +158,21 @@ def stage_b(study: dict[str, Any], found: Found) -> Iterator[str]:
     yield "## Right answers, and what is generated"
     yield paragraph("At the whole change: shares of documents. Answers: right ones among four, mean of four tasks.")
     yield table(["arm", "answers", *GENERATED], [["base", *scores([base])], *scored(found, arms)])
+
+
+def negative_control(found: Found) -> str:
+    """The base, asked twice at first and once after the last run."""
+    first, again, last = (found["base"].get(when) for when in ("first", "again", "last"))
+    assert first is not None, "the base is asked with the first run"
+    said = f"The base asked twice gives {'the same numbers' if first == again else 'OTHER NUMBERS'}"
+    if last is None:
+        return f"{said}."
+    apart = max(
+        abs(value - last[task][name]) / max(abs(value), 1e-9)
+        for task, metrics in first.items()
+        for name, value in metrics.items()
+    )
+    return f"{said}; asked again after the last run, they differ by {apart:.1e} of themselves at most."
 
 
 def told_apart(study: dict[str, Any], found: Found) -> str:
@@ -184,64 +206,6 @@ def curves(study: dict[str, Any], found: Found) -> dict[str, list[Place]]:
     }
 
 
-def primary(found: Found, runs: dict[str, list[Place]]) -> Iterator[str]:
-    """At equal skill (the one that decides), at equal size, and the whole."""
-    lines, used = [], 0
-    for how in ("equal skill", "equal size", "the whole change"):
-        seeds = seeds_of(found, runs, how)
-        if not seeds:
-            continue
-        ranks, p_random = against_random(seeds)
-        difference, p_highest = against_highest(seeds)
-        adjusted = holm({"random": p_random, "highest": p_highest})
-        same = equivalence(seeds, MARGIN)
-        draws = [one for seed in seeds for one in seed.random]
-        lines.append(
-            [
-                how,
-                spread([seed.lowest for seed in seeds], "{:.2f}%"),
-                spread(draws, "{:.2f}%"),
-                spread([seed.highest for seed in seeds], "{:.2f}%"),
-                " and ".join(f"{rank} of {len(seed.random) + 1}" for rank, seed in zip(ranks, seeds, strict=True)),
-                f"{p_random:.3f} ({adjusted['random']:.3f})",
-                f"{difference:+.2f} points",
-                f"{p_highest:.3f} ({adjusted['highest']:.3f})",
-                f"{same.difference:+.2f} ({same.low:+.2f} to {same.high:+.2f}), p {same.p_value:.3f}" if same else "",
-            ]
-        )
-        used = len(seeds)
-    if not lines:
-        yield paragraph("No data seed has its lowest, its highest and two random rows yet.")
-        return
-    yield paragraph(
-        f"Data seeds with a lowest, a highest and random runs so far: {used}. p in brackets: by Holm. Equivalence: "
-        f"lowest less the mean of random, 90% interval, and p of the two one-sided tests at a margin of {MARGIN:g} "
-        "point."
-    )
-    headings = ["compared at", "lowest", "random", "highest", "rank of lowest", "p, random", "lowest less highest"]
-    yield table([*headings, "p, highest", "lowest less random"], lines)
-
-
-def seeds_of(found: Found, runs: dict[str, list[Place]], how: str) -> list[Seed]:
-    """Of every data seed whose lowest, highest and several random runs are there."""
-    seeds = []
-    for seed in sorted({cell["seed"] for cell in found["cells"].values()}):
-        own = {arm: of(found, runs, arm, seed) for arm in ("lowest", "highest", "random")}
-        if not own["lowest"] or not own["highest"] or len(own["random"]) < 2:
-            continue
-        every = [run for of_arm in own.values() for run in of_arm]
-        skill, size = common_skill(every), common_size(every)
-        lost = {arm: [one_loss(run, how, skill, size) for run in of_arm] for arm, of_arm in own.items()}
-        seeds.append(Seed(lost["lowest"][0], lost["highest"][0], lost["random"]))
-    return seeds
-
-
-def one_loss(run: Sequence[Place], how: str, skill: float, size: float) -> float:
-    if how == "equal skill":
-        return loss_at(run, skill=skill)
-    return loss_at(run, size=size) if how == "equal size" else run[-1].loss
-
-
 def of(found: Found, runs: dict[str, list[Place]], arm: str, seed: int | None = None) -> list[list[Place]]:
     cells = found["cells"].items()
     return [runs[name] for name, cell in cells if cell["arm"] == arm and seed in (None, cell["seed"])]
@@ -262,6 +226,30 @@ def arm_line(found: Found, runs: dict[str, list[Place]], arm: str, skill: float,
         spread([run[-1].skill for run in own], "{:.2f}"),
         spread([run[-1].size for run in own], "{:.4f}"),
     ]
+
+
+def seeds_in(found: Found) -> list[int]:
+    return sorted({cell["seed"] for cell in found["cells"].values()})
+
+
+def within_seeds(found: Found, runs: dict[str, list[Place]], arms: Sequence[str]) -> list[list[str]]:
+    lines: dict[str, list[str]] = {arm: [arm] for arm in arms if arm != "random"}
+    for seed in seeds_in(found):
+        names = [name for name, cell in found["cells"].items() if cell["seed"] == seed]
+        lost = dict(zip(names, at_equal_skill([runs[name] for name in names]), strict=True))
+        drawn = [lost[name] for name in names if found["cells"][name]["arm"] == "random"]
+        for arm, line in lines.items():
+            own = [lost[name] for name in names if found["cells"][name]["arm"] == arm]
+            rank = 1 + sum(one < own[0] for one in drawn) if own else 0
+            line.append(f"{own[0] - np.mean(drawn):+.2f}, {rank} of {len(drawn) + 1}" if own and drawn else "")
+    return list(lines.values())
+
+
+def at_skills(found: Found, runs: dict[str, list[Place]], arms: Sequence[str]) -> Iterator[list[str]]:
+    for arm in arms:
+        own = of(found, runs, arm, seed=0)
+        at = [[lost for run in own if not np.isnan(lost := loss_at(run, skill=skill))] for skill in SKILLS]
+        yield [arm, *(spread(reached, "{:.2f}%") if len(reached) == len(own) > 0 else "-" for reached in at)]
 
 
 def scored(found: Found, arms: Sequence[str]) -> Iterator[list[str]]:
