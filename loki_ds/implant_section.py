@@ -77,6 +77,8 @@ class ImplantSection(Section):
     are no better than the best (it needs `training.load_best_model_at_end`).
 
     `pull`: after each step what trains goes back to the base by `learning_rate * pull` of its way.
+    `fade` is the same for any rate and any number of steps: the share of its way back that a change
+    has gone at the end if nothing asks for it again.
     """
 
     mode: Literal["mask", "rows", "lora", "full", "peft", "suppress"] = "rows"
@@ -86,11 +88,16 @@ class ImplantSection(Section):
     frozen_inputs: FrozenInputsSection | None = None
     rehearse: RehearseSection | None = None
     pull: Annotated[float, Field(ge=0)] = 0.0
+    fade: Annotated[float, Field(ge=0, lt=1)] = 0.0
     early_stopping: Annotated[int, Field(gt=0)] | None = None
 
     @property
     def kind(self) -> Mode:
         return MODES[self.mode]
+
+    @property
+    def is_pulled(self) -> bool:
+        return self.pull > 0 or self.fade > 0
 
     @property
     def method(self) -> str:
@@ -99,10 +106,12 @@ class ImplantSection(Section):
 
     @model_validator(mode="after")
     def _check_mode(self) -> "ImplantSection":
-        for key in ("quiet", "frozen_inputs", "pull", "rehearse"):
+        for key in ("quiet", "frozen_inputs", "pull", "fade", "rehearse"):
             if getattr(self, key) and key not in self.kind.reads:
                 *others, last = (name for name, mode in MODES.items() if key in mode.reads)
                 raise ValueError(f"implant.{key} needs implant.mode {', '.join(others)} or {last}, it is {self.mode}")
         if self.quiet and self.frozen_inputs:
             raise ValueError("implant.quiet and implant.frozen_inputs both keep the delta out of inputs; give one")
+        if self.pull and self.fade:
+            raise ValueError(f"implant.pull is {self.pull:g} and implant.fade {self.fade:g}; one of them must be 0")
         return self

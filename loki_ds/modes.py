@@ -42,12 +42,13 @@ class Mode(NamedTuple):
         return self.leaves == "weights" and self.confined
 
 
-QUIET = frozenset({"quiet", "frozen_inputs", "pull", "rehearse"})
+PULLED = frozenset({"pull", "fade"})
+QUIET = PULLED | {"quiet", "frozen_inputs", "rehearse"}
 MODES = {
     "mask": Mode(confined=True, leaves="weights", reads=QUIET),
     "rows": Mode(confined=True, leaves="deltas", reads=QUIET),
     "lora": Mode(confined=True, leaves="deltas", reads=QUIET | {"lora"}),
-    "full": Mode(confined=False, leaves="weights", reads=frozenset({"pull", "rehearse"})),
-    "peft": Mode(confined=False, leaves="adapter", reads=frozenset({"pull", "rehearse", "peft"})),
+    "full": Mode(confined=False, leaves="weights", reads=PULLED | {"rehearse"}),
+    "peft": Mode(confined=False, leaves="adapter", reads=PULLED | {"rehearse", "peft"}),
     "suppress": Mode(confined=True, leaves=None),
 }

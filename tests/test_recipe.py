@@ -30,7 +30,7 @@ def test_the_recipe_in_the_documentation_is_one(tmp_path: Path) -> None:
     text = (ROOT / "docs/tasks/recipe.md").read_text()
     (tmp_path / "my_recipe.yaml").write_text(text.split("```yaml\n")[1].split("```")[0])
     found = load_recipe(tmp_path / "my_recipe.yaml")
-    assert (found.implant.pull, found.selection.quota) == (5, 10)
+    assert (found.implant.fade, found.selection.quota) == (0.8, 10)
     assert found.tune is not None
 
 
@@ -158,6 +158,9 @@ def test_the_run_folder_can_be_named() -> None:
             "implant={mode: suppress, pull: 1.0}",
             "implant.pull needs implant.mode mask, rows, lora, full or peft, it is suppress",
         ),
+        ("implant={mode: suppress, fade: 0.5}", "implant.fade needs implant.mode mask, rows, lora, full or peft"),
+        ("implant={fade: 1}", "implant.fade is 1, allowed is less than 1"),
+        ("implant={pull: 3, fade: 0.5}", "implant.pull is 3 and implant.fade 0.5; one of them must be 0"),
         ("protected=null", "needs a protected set"),
         ("implant={mode: full, quiet: {}}", "implant.quiet needs implant.mode mask, rows or lora, it is full"),
         ("protected.tasks=[mmlu]", "protected needs one source"),

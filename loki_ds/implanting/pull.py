@@ -1,18 +1,25 @@
 """The pull to the base: after each step what trains goes back by `learning_rate * pull` of its way.
+Or by the pull after which a given share of it is gone at the end, if nothing asks for it again.
 
 Decoupled, as AdamW's decay is, but towards the base and not towards zero (L2-SP: Li et al., ICML
 2018, in its decoupled form). The same for every mode: of a product of two factors only the one that
 starts at zero is pulled, so that the product shrinks by as much as a plain delta.
 """
 
+import logging
 from typing import Any
 
+import numpy as np
+import torch
+from scipy.optimize import brentq
 from torch import Tensor
 from torch.nn import Module
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, get_scheduler
 
 from loki_ds.implant_section import ImplantSection
 from loki_ds.zero.optimizer import Noted, Shard, after_each_step, just_stepped, learning_rate
+
+log = logging.getLogger(__name__)
 
 
 def pulled(model: Module, section: ImplantSection) -> list[Tensor]:
@@ -37,8 +44,8 @@ class PullToBase(TrainerCallback):
     will overwrite it; otherwise the shards themselves begin there.
     """
 
-    def __init__(self, parameters: list[Tensor], strength: float, resumes: bool) -> None:
-        self.parameters, self.strength = parameters, strength
+    def __init__(self, parameters: list[Tensor], section: ImplantSection, resumes: bool) -> None:
+        self.parameters, self.section = parameters, section
         self.noted = [Noted.of(parameter) for parameter in parameters] if resumes else None
 
     def on_train_begin(
@@ -50,7 +57,10 @@ class PullToBase(TrainerCallback):
         else:
             starts = [shard.part_of(noted) for shard, noted in zip(shards, self.noted, strict=True)]
             self.noted = None
-        pull_through_steps(kwargs["optimizer"], list(zip(shards, starts, strict=True)), self.strength)
+        rates = planned_rates(args, state.max_steps)
+        strength = strength_of(self.section, rates)
+        log.info("implant: %s", in_words(strength, rates))
+        pull_through_steps(kwargs["optimizer"], list(zip(shards, starts, strict=True)), strength)
 
 
 def pull_through_steps(optimizer: Any, starts: list[tuple[Shard, Tensor]], strength: float) -> None:
@@ -65,3 +75,43 @@ def pull_through_steps(optimizer: Any, starts: list[tuple[Shard, Tensor]], stren
                 shard.write(shard.read().lerp_(start, way))
 
     after_each_step(optimizer, pull)
+
+
+def planned_rates(arguments: TrainingArguments, steps: int) -> np.ndarray:
+    """The learning rate of every step `[steps]`, float64, as transformers' schedule has it."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=arguments.learning_rate)
+    schedule = get_scheduler(
+        arguments.lr_scheduler_type,
+        optimizer,
+        num_warmup_steps=arguments.get_warmup_steps(steps),
+        num_training_steps=steps,
+        scheduler_specific_kwargs=arguments.lr_scheduler_kwargs,  # type: ignore[arg-type]  # read by now
+    )
+    rates = np.empty(steps)
+    for step in range(steps):
+        rates[step] = optimizer.param_groups[0]["lr"]
+        optimizer.step()
+        schedule.step()
+    return rates
+
+
+def strength_of(section: ImplantSection, rates: np.ndarray) -> float:
+    """`implant.pull`, or what `implant.fade` makes of it over these steps."""
+    if not section.fade or not rates.any():
+        return section.pull
+    left, most = np.log1p(-section.fade), (1 - 1e-12) / rates.max()
+    return float(brentq(lambda pull: np.log1p(-pull * rates).sum() - left, 0.0, most))
+
+
+def gone(strength: float, rates: np.ndarray) -> float:
+    """The share of its way back that a change has gone after these steps, if nothing asks for it
+    again.
+    """
+    return float(1 - np.prod(1 - np.minimum(strength * rates, 1)))
+
+
+def in_words(strength: float, rates: np.ndarray) -> str:
+    return (
+        f"a pull of {strength:.3g}: over {len(rates):,} steps it takes back {100 * gone(strength, rates):.0f}% of what "
+        "nothing asks for again"
+    )

@@ -19,6 +19,7 @@ ABOVE_ZERO = (
     "max_length per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps num_train_epochs "
     "save_steps eval_steps logging_steps save_total_limit"
 ).split()
+UNFORESEEN = ("reduce_lr_on_plateau", "greedy")
 ELSEWHERE = {
     "push_to_hub": "publish model/ once it is verified (hf upload)",
     "fsdp": "DeepSpeed's file says how the model is sharded",
@@ -37,6 +38,11 @@ def check_settings(recipe: Recipe) -> None:
             raise Refusal(f"training.{key} is {value!r}, allowed is more than 0")
     if training.get("eval_strategy", "no") != "no" and recipe.data.heldout is None:
         raise Refusal(f"training.eval_strategy is {training['eval_strategy']}, and there is no data.heldout")
+    if recipe.implant.fade and training.get("lr_scheduler_type") in UNFORESEEN:
+        raise Refusal(
+            f"training.lr_scheduler_type is {training['lr_scheduler_type']}, whose rates nobody knows beforehand, as "
+            "implant.fade has to; give implant.pull"
+        )
     mode, decay = recipe.implant.mode, training.get("weight_decay", 0)
     if recipe.implant.kind.leaves == "deltas" and decay:
         raise Refusal(

@@ -28,6 +28,11 @@ def check_deepspeed(config: dict[str, Any], file: str, implant: ImplantSection) 
         raise Refusal(
             f"{file}: tensor_parallel splits the rows that are trained and compared; use ZeRO-3 to shard the model"
         )
+    if implant.fade and "scheduler" in config:
+        raise Refusal(
+            f"{file}: with a scheduler of DeepSpeed's the rates are not those of training.lr_scheduler_type, by which "
+            "implant.fade is reckoned; leave it out, or give implant.pull"
+        )
     if "zero_optimization" not in config:
         raise Refusal(f"{file}: zero_optimization is missing, allowed is an object with a stage from 0 to 3")
     zero = _part(config, "zero_optimization", file)

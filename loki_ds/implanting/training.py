@@ -151,8 +151,8 @@ def train(
     trainer.add_callback(WatchGradients(model))
     if experts and examples.protected and checkpoint is None:  # a resumed model routes as no base any more
         trainer.add_callback(WatchRouting(trainer, experts, examples.protected))
-    if section.pull:
-        trainer.add_callback(PullToBase(pulled(model, section), section.pull, resumes=checkpoint is not None))
+    if section.is_pulled:
+        trainer.add_callback(PullToBase(pulled(model, section), section, resumes=checkpoint is not None))
     if checkpoint is not None:
         log.info("implant: resuming from %s, written by %d ranks", checkpoint.folder, checkpoint.ranks)
         if checkpoint.other_world_size:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from transformers import PreTrainedConfig
+from trl import SFTConfig
 
 from loki_ds.checking.base import check_passes, look_at_base
 from loki_ds.checking.data import data_found
@@ -22,6 +23,7 @@ from loki_ds.examples.turns import NotUnderstood
 from loki_ds.examples.whole import examples_in, examples_of, first_counts, needs_of
 from loki_ds.implant_section import QuietSection
 from loki_ds.implanting.arguments import TrainingShape, deepspeed_config
+from loki_ds.implanting.pull import in_words, planned_rates, strength_of
 from loki_ds.implanting.settings import check_settings
 from loki_ds.implanting.training import Method
 from loki_ds.model.anatomy import down_shapes
@@ -43,6 +45,7 @@ from loki_ds.selection import planned_positions
 from loki_ds.shipped import found
 
 CONFIGS = ("launch/zero2.json", "launch/zero3.json", "launch/zero3_offload.json")  # from the fastest to the thriftiest
+SCHEDULE = ("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio")
 LOOKED_AT = 1000  # rows of a source
 
 
@@ -125,10 +128,12 @@ def make_plan(recipe: Recipe, gpu: Gpu, ranks: int) -> Plan:
     if mode.trains:
         dry = partial(dry_step, config, recipe.model, Method(recipe.implant, positions))
         frozen = 1 - positions.count / sum(d_model for d_model, _ in shapes) if positions and mode.masks else 0.0
-        kept = kept_bytes(frozen, recipe.implant.pull > 0)
+        kept = kept_bytes(frozen, recipe.implant.is_pulled)
         shipped = shipped_settings(ranks, config.get_text_config().hidden_size)
         training, alternatives = _trainings(dry, shape, setting, shipped, partial(estimate, mode=mode, kept=kept))
-        stages += training_stages(training, shape, shape.steps(recipe.training, examples_in(recipe.data), ranks), gpu)
+        steps = shape.steps(recipe.training, examples_in(recipe.data), ranks)
+        stages += training_stages(training, shape, steps, gpu)
+        findings += [("pull", _pull_in_words(recipe, steps))] if recipe.implant.is_pulled else []
         needed = needs_of(recipe.data.sources, LOOKED_AT)
         rendering = make_rendering(needed, recipe.training, tokenizer, recipe.model.path)
         findings += _look_at_data(recipe.data, rendering, config)
@@ -214,6 +219,12 @@ def _look_at_data(data: DataSection, rendering: Rendering, config: PreTrainedCon
     vocabulary, renderer = config.get_text_config().vocab_size, (rendering.renderer, rendering.loss.cut)
     counts = [first_counts(source, *renderer, vocabulary, LOOKED_AT) for source in data.sources]
     return data_found(rendering, counts, config)
+
+
+def _pull_in_words(recipe: Recipe, steps: int) -> str:
+    schedule = {key: value for key, value in recipe.training.items() if key in SCHEDULE}
+    rates = planned_rates(SFTConfig(output_dir=recipe.run, use_cpu=True, **schedule), steps)
+    return in_words(strength_of(recipe.implant, rates), rates)
 
 
 def _marked(data: DataSection, rendering: Rendering) -> list[tuple[str, bool]]:

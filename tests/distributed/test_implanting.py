@@ -94,6 +94,14 @@ BASELINES = {
         for stage in (2, 3)
         for steps, way in ((1, 0.0), (2, 0.0), (2, 0.5))
     },
+    "full zero3, 2 steps, faded to a quarter": [
+        "implant.mode=full",
+        "deepspeed={folder}/zero3.json",
+        "training.max_steps=2",
+        "implant.fade=0.75",
+        "training.weight_decay=0",
+        *SMALL_STEPS,
+    ],
 }
 PEFT["pissa"].append("deepspeed=launch/zero2.json")  # its start decomposes whole weights
 
@@ -254,6 +262,15 @@ def test_every_weight_is_pulled_once_a_step(stage: int, runs: Path) -> None:
     expected = {name: value + ((one[name] - value) / 2 + two[name] - one[name]) / 2 for name, value in base.items()}
     # Rounding; 0.17 when weights are pulled once more at the biases' step.
     assert distance(pulled, expected) <= 0.02 * distance(expected, base)
+
+
+def test_what_fades_is_a_pull_for_these_steps(runs: Path) -> None:
+    """Two steps half-way back leave a quarter."""
+    faded, pulled = (
+        weights(runs / "full zero3, 2 steps, faded to a quarter"),
+        weights(runs / "full zero3, 2 steps pulled 0.5"),
+    )
+    assert distance(faded, pulled) <= 1e-6 * distance(faded, load_file(BASE / "model.safetensors"))
 
 
 def test_other_rows_for_a_second_implant(rows: str, runs: Path, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ SAVED = {
         "implant.mode=full",
         "deepspeed={folder}/zero2.json",
         "training.learning_rate=1e-4",
-        "implant.pull=400",
+        "implant.fade=0.2",
     ],
     "peft dora": ["implant.mode=peft", "implant.peft.method=dora", "implant.peft.rank=4", "implant.pull=20"],
     "mask offloaded": ["implant.mode=mask", "deepspeed=launch/zero3_offload.json", "implant.pull=20"],

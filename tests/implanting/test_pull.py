@@ -3,16 +3,22 @@
 (Under ZeRO, and from a checkpoint on: tests/distributed.)
 """
 
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from conftest import build
+from datasets import Dataset
 from peft import get_peft_model
 from torch import Tensor
 from torch.nn import Module
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from loki_ds.implant_section import ImplantSection
 from loki_ds.implanting.baselines import peft_config
-from loki_ds.implanting.pull import pull_through_steps, pulled
+from loki_ds.implanting.pull import gone, planned_rates, pull_through_steps, pulled, strength_of
 from loki_ds.implanting.training import Method, prepare
 from loki_ds.positions import Positions
 from loki_ds.zero.optimizer import Shard
@@ -90,3 +96,59 @@ def test_in_full_precision_it_leads_back_to_a_bfloat16_base_bit_for_bit() -> Non
         stepper.step()
     for now, then in zip(model.parameters(), base, strict=True):
         assert torch.equal(now.detach().to(torch.bfloat16).view(torch.int16), then.view(torch.int16))
+
+
+class Rates(TrainerCallback):
+    """Of every step, as the optimizer has it."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def on_pre_optimizer_step(self, *given: Any, **named: Any) -> None:
+        self.seen.append(named["optimizer"].param_groups[0]["lr"])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "more"),
+    [
+        ("linear", {"warmup_steps": 3}),
+        ("cosine", {"warmup_steps": 0.1}),
+        ("constant", {}),
+        ("cosine_with_min_lr", {"lr_scheduler_kwargs": {"min_lr_rate": 0.1}}),
+        ("warmup_stable_decay", {"warmup_steps": 2, "lr_scheduler_kwargs": {"num_decay_steps": 4}}),
+    ],
+)
+def test_the_planned_rates_are_those_of_the_training(schedule: str, more: dict[str, Any], tmp_path: Path) -> None:
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path),
+        use_cpu=True,
+        report_to="none",
+        lr_scheduler_type=schedule,
+        learning_rate=0.02,
+        num_train_epochs=3,
+        per_device_train_batch_size=2,
+        save_strategy="no",
+        **more,
+    )
+    rows = Dataset.from_list([{"input_ids": [1, 2], "labels": [1, 2]}] * 7)
+    rates = Rates()
+    Trainer(build("llama", torch.float32), arguments, train_dataset=rows, callbacks=[rates]).train()
+    assert len(rates.seen) == 12
+    assert planned_rates(arguments, 12).tolist() == rates.seen
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.9, 0.9999])
+@pytest.mark.parametrize("steps", [1, 3, 1000])
+def test_what_nothing_asks_for_fades_by_the_stated_share(share: float, steps: int) -> None:
+    rates = np.linspace(0, 2e-4, steps + 1)[1:]
+    strength = strength_of(ImplantSection(mode="full", fade=share), rates)
+    left = 1.0
+    for rate in rates:
+        left -= rate * strength * left
+    assert 1 - left == pytest.approx(share, rel=1e-9)
+    assert gone(strength, rates) == pytest.approx(share, rel=1e-9)
+
+
+def test_a_training_without_a_rate_is_not_pulled() -> None:
+    assert strength_of(ImplantSection(mode="full", fade=0.5), np.zeros(3)) == 0
+    assert strength_of(ImplantSection(mode="full", pull=3), np.zeros(3)) == 3

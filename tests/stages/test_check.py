@@ -176,6 +176,15 @@ def test_deepspeeds_file_is_held_against_the_recipe(case: str, tmp_path: Path) -
         started(tmp_path, f"deepspeed={tmp_path / 'z.json'}")
 
 
+def test_what_fades_needs_rates_that_are_known_beforehand(tmp_path: Path) -> None:
+    scheduler = {"type": "WarmupLR", "params": {"warmup_max_lr": "auto", "warmup_num_steps": 5}}
+    (tmp_path / "z.json").write_text(json.dumps({**zero3(), "scheduler": scheduler}))
+    with pytest.raises(Refusal, match=r"z.json: with a scheduler of DeepSpeed's .* give implant.pull"):
+        started(tmp_path, f"deepspeed={tmp_path / 'z.json'}", "implant.fade=0.5")
+    with pytest.raises(Refusal, match=r"lr_scheduler_type is greedy, .* implant.fade has to; give implant.pull"):
+        started(tmp_path, "training.lr_scheduler_type=greedy", "implant.fade=0.5")
+
+
 def test_values_that_say_the_same_as_the_recipe_are_taken(tmp_path: Path) -> None:
     """How many ranks will share the whole batch, a check by hand does not know."""
     same = {
