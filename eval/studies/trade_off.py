@@ -53,10 +53,10 @@ def main() -> None:
     write_report(study, name, found)
     drawn = {key: cells for key, cells in found.items() if not study["methods"][key].get("apart")}
     points: dict[str, list[Point]] = {
-        key: [{"skill": cell["skill"], "forgetting": cell["forgetting"]} for cell in _first_seed(cells, study)]
+        key: [{"skill": cell["skill"], "lost": cell["forgetting"]} for cell in _first_seed(cells, study)]
         for key, cells in drawn.items()
     }
-    trade_off(points, study["enough"], REPORTS / f"{name}.png")
+    trade_off(points, "forgetting", REPORTS / f"{name}.png", study["enough"])
 
 
 def attribute(study: dict[str, Any], runs: Path, pool: ThreadPoolExecutor) -> None:

@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from loki_ds.recipe import RetentionSection, TaskGroup
 from loki_ds.refusal import Refusal
-from loki_ds.report.card import card_data
+from loki_ds.report.card import came_by, card_data
 from loki_ds.report.schema import Asked, Facts, Flip, Report, TaskLine
 from loki_ds.report.verdict import headline, outcome_of, points, sentences
 from loki_ds.retention.forgetting import losses_only, relative_loss, signed
@@ -169,7 +169,8 @@ def write_model_card(report: Report, model: Path, base: Path, base_name: str) ->
     base: the base's folder; base_name: as the recipe names it.
     """
     data = card_data(report, base, base_name)
-    card = pages().get_template("card.md.j2").render(report=report, metadata=data.to_yaml(), base=base_name)
+    facts = {"metadata": data.to_yaml(), "base": base_name, "came_by": came_by(report)}
+    card = pages().get_template("card.md.j2").render(report=report, **facts)
     with written_whole(model / "README.md") as aside:
         aside.write_text(card, encoding="utf-8")
 

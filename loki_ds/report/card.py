@@ -10,6 +10,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from loki_ds.report.schema import Report, TaskLine
 
+METHODS = {"full": "full fine-tuning", "lora": "LoRA", "dora": "DoRA", "pissa": "PiSSA"}
 STAYS = ("license", "license_name", "license_link", "language")
 
 
@@ -24,12 +25,22 @@ def card_data(report: Report, base: Path, base_name: str) -> ModelCardData:
     return ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["loki", "low-damage-knowledge-implanting"],
+        tags=["loki", "low-damage-knowledge-implanting"] if report["changes_rows"] else None,
         base_model=base_name if _is_hub_id(base_name) else None,
         model_name=Path(report["run"]).name,
         eval_results=[_result(line) for line in (*report["tasks"], *report["new_task"])],
         **kept,
     )
+
+
+def came_by(report: Report) -> str:
+    """What was done to the base, in words."""
+    if report["mode"] == "suppress":
+        return "with the selected rows of its FFN down-projections set to zero"
+    if report["changes_rows"]:
+        return "taught a new task by LoKI (low-damage knowledge implanting)"
+    how = METHODS.get(report["mode"], report["mode"])
+    return f"taught a new task by {how}{', pulled to the base' if 'pull' in report['origin'] else ''}"
 
 
 def _metadata(card: Path) -> dict[str, Any]:

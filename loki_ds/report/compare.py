@@ -16,6 +16,8 @@ from loki_ds.report.pictures import Point, trade_off
 from loki_ds.report.schema import Comparison, Report, RunLine, TaskLine, TaskRow
 from loki_ds.run_folder import RunFolder, write_json, written_whole
 
+LOST = "losses alone"
+
 
 def compare_runs(runs: Sequence[str | Path]) -> Comparison:
     """Runs side by side: what each one is, its scores for every task of the first, and the verdict
@@ -71,7 +73,7 @@ def write_comparison(found: Comparison, folder: Path) -> None:
         write_json(aside / "compare.json", found)
         points, picture = _points(found["runs"]), None
         if points:
-            trade_off(points, None, aside / "trade_off.png")
+            trade_off(points, LOST, aside / "trade_off.png")
             picture = base64.b64encode((aside / "trade_off.png").read_bytes()).decode()
         page = pages().get_template("compare.html.j2").render(found=found, picture=picture)
         (aside / "compare.html").write_text(page, encoding="utf-8")
@@ -84,7 +86,7 @@ def draw_trade_off(report: Report, beside: Sequence[Path], path: Path) -> None:
     reports = [report, *(read_report(run) for run in beside)]
     alike = [one for one in reports if one["base_digest"] == report["base_digest"] and _taught(one) == _taught(report)]
     if len(alike) > 1 and report["new_task"]:
-        trade_off(_points([_summary(one) for one in alike]), None, path)
+        trade_off(_points([_summary(one) for one in alike]), LOST, path)
 
 
 def _taught(report: Report) -> list[tuple[str, int]]:
@@ -97,7 +99,7 @@ def _points(runs: Sequence[RunLine]) -> dict[str, list[Point]]:
     for run in runs:
         if run["skill"] is not None:
             name = " ".join(filter(None, (run["mode"], run["selection"])))
-            points.setdefault(name, []).append({"skill": run["skill"], "forgetting": run["forgetting"]})
+            points.setdefault(name, []).append({"skill": run["skill"], "lost": run["losses_only"]})
     return points
 
 
@@ -130,14 +132,12 @@ def _range(ci: tuple[float, float]) -> str:
 
 
 def _verdict(reports: Sequence[Report]) -> list[str]:
-    """The runs in order of forgetting, and whether each selection of rows beat random rows and the
-    baselines. In plain words.
+    """The runs in order of their losses alone, for which no gain elsewhere pays, and whether each
+    selection of rows beat random rows and the baselines. In plain words.
     """
-    reports = sorted(reports, key=lambda report: report["forgetting"])
+    reports = sorted(reports, key=lambda report: report["losses_only"])
     sentences = [
-        "Least forgetting first: "
-        + ", ".join(f"{_name(report)} {report['forgetting']:.2f}%" for report in reports)
-        + "."
+        "Least lost first: " + ", ".join(f"{_name(report)} {report['losses_only']:.2f}%" for report in reports) + "."
     ]
     for report in reports:
         if report["selection"] not in (None, "random"):
@@ -152,12 +152,12 @@ def _against(report: Report, other: Report) -> str:
     ours = f"the selection by {report['selection']}"
     theirs = "random rows" if other["selection"] == "random" else f"the baseline {_name(other)}"
     figures = ", ".join(
-        f"{_name(one)} forgot {one['forgetting']:.2f}% ({_range(one['forgetting_ci'])})" for one in (report, other)
+        f"{_name(one)} lost {one['losses_only']:.2f}% ({_range(one['losses_only_ci'])})" for one in (report, other)
     )
-    if report["forgetting_ci"][1] < other["forgetting_ci"][0]:
-        return f"{figures}: here {ours} forgot less than {theirs} (one seed each)."
-    if report["forgetting_ci"][0] > other["forgetting_ci"][1]:
-        return f"{figures}: here {theirs} forgot less than {ours} (one seed each)."
+    if report["losses_only_ci"][1] < other["losses_only_ci"][0]:
+        return f"{figures}: here {ours} lost less than {theirs} (one seed each)."
+    if report["losses_only_ci"][0] > other["losses_only_ci"][1]:
+        return f"{figures}: here {theirs} lost less than {ours} (one seed each)."
     return f"{figures}: the intervals overlap, so here {ours} did not beat {theirs}."
 
 

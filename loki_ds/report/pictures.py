@@ -21,10 +21,10 @@ EXTREME = 0.01  # share of all nodes that count as high or low (the paper's supp
 
 
 class Point(TypedDict):
-    """One run on the plane of skill (0 to 1) and forgetting (percent)."""
+    """One run on the plane of skill (0 to 1) and what was lost (percent)."""
 
     skill: float
-    forgetting: float
+    lost: float
 
 
 def heat_map(scores: Tensor, path: Path) -> None:
@@ -137,29 +137,29 @@ def training_curves(log: Sequence[dict[str, Any]], path: Path) -> None:
     _save(figure, path)
 
 
-def trade_off(methods: Mapping[str, Sequence[Point]], enough: float | None, path: Path) -> None:
-    """Forgetting (percent) against the new task's score: a line a method, a point a setting, so
+def trade_off(methods: Mapping[str, Sequence[Point]], measure: str, path: Path, enough: float | None = None) -> None:
+    """What was lost (percent) against the new task's score: a line a method, a point a setting, so
     methods compare at equal skill.
 
-    enough: the skill at which methods are compared.
+    measure: its name; enough: the skill at which methods are compared.
     """
     figure, axes = plt.subplots(figsize=(8.5, 5), layout="constrained")
     markers, colours = "osD^v<>pP*Xh", plt.get_cmap("tab20").colors  # type: ignore[attr-defined]
     for i, (name, points) in enumerate(methods.items()):
         ordered = sorted(points, key=lambda point: point["skill"])
-        skill, forgotten = [100 * point["skill"] for point in ordered], [point["forgetting"] for point in ordered]
+        skill, lost = [100 * point["skill"] for point in ordered], [point["lost"] for point in ordered]
         axes.plot(
-            skill, forgotten, marker=markers[i % len(markers)], color=colours[i % len(colours)], linewidth=1, label=name
+            skill, lost, marker=markers[i % len(markers)], color=colours[i % len(colours)], linewidth=1, label=name
         )
     if enough is not None:
         axes.axvline(100 * enough, color="black", linewidth=0.8, linestyle=":")
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_yscale("symlog", linthresh=1)
-    lowest = min((point["forgetting"] for points in methods.values() for point in points), default=0.0)
+    lowest = min((point["lost"] for points in methods.values() for point in points), default=0.0)
     axes.set_ylim(bottom=min(-0.2, 1.2 * lowest))
     axes.yaxis.set_major_formatter(ScalarFormatter())
     axes.set_yticks([tick for tick in (-10, -5, -2, -1, 0, 1, 2, 5, 10, 20, 50, 100) if tick >= min(0, lowest)])
-    axes.set(xlabel="new task, percent (right is better)", ylabel="forgetting, percent (down is better)")
+    axes.set(xlabel="new task, percent (right is better)", ylabel=f"{measure}, percent (down is better)")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize="small")
     _save(figure, path)

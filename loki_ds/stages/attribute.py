@@ -43,7 +43,7 @@ def attribute(run: Run) -> None:
         run.once("attribute", inputs, run.folder.attribution, lambda: _attribute(run))
     else:
         strategy = run.recipe.selection.strategy
-        log.info("attribute: not needed (%s)", strategy if run.recipe.changes_rows else "everything trains")
+        log.info("attribute: not needed (%s)", strategy if run.recipe.changes_rows else run.recipe.implant.method)
 
 
 def _attribute(run: Run) -> None:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from loki_ds import device, ranks
+from loki_ds.launcher import local_size
 from loki_ds.run_folder import RunFolder, write_json
 
 
@@ -26,6 +27,7 @@ def cost_of(folder: RunFolder, stage: str) -> Iterator[None]:
         "peak_gib_per_rank": round(max(peaks) / 2**30, 3),
         "joules": None if None in joules else round(sum(j for j in joules if j is not None)),
         "ranks": ranks.world_size(),
+        "nodes": ranks.world_size() // local_size(),
         "device": device.name(),
     }
     ranks.on_first_rank(lambda: note_cost(folder, stage, cost))

@@ -120,7 +120,9 @@ def verify_model(run: Run, positions: Positions | None, protected: Protected, ma
     write_json(run.folder.verification, {**found.as_json(), **({"quiet": felt} if felt else {})})
     if positions is None:
         changed, all_ = len(found.changed_outside), found.tensors
-        log.info("verify: %d of %d tensors changed; this baseline is not confined to rows", changed, all_)
+        log.info(
+            "verify: %d of %d tensors changed; %s is not confined to rows", changed, all_, run.recipe.implant.method
+        )
         return
     if not found.identical_outside_rows:
         _mark_not_verified(run, "Tensors outside the selected rows differ from the base; see verify.json.\n")

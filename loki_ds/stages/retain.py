@@ -191,21 +191,29 @@ def _facts(run: Run, libraries: dict[str, str]) -> Facts:
 def _origin(run: Run) -> dict[str, str]:
     recipe, positions = run.recipe, run.folder.positions
     written = run.rendering.rewritten if run.rendering else []
-    again = (
-        f"deepspeed --num_gpus {ranks.world_size()} launch/implant.py --recipe {run.folder.recipe} run=ANOTHER_FOLDER"
-    )
-    rows = f"SHA-256 of file {digest_of(positions)[:16]}" if recipe.changes_rows else "none: every parameter trains"
+    rows = f"SHA-256 of file {digest_of(positions)[:16]}" if recipe.changes_rows else f"none ({recipe.implant.method})"
+    pull = {key: getattr(recipe.implant, key) for key in ("pull", "fade") if getattr(recipe.implant, key)}
     return {
         "base model": f"{recipe.model.path} (SHA-256 of weights {run.base.digest[:16]})",
         "positions": rows,
         "selection": in_a_line(recipe.selection.model_dump()) if recipe.changes_rows else "none",
         "training": in_a_line(without_secrets(recipe.training)),
+        **({"pull": in_a_line(pull)} if pull else {}),
         **_rehearsal(run),
         **_routing(run),
         **({"scale": _scale(run, recipe.tune)} if recipe.tune else {}),
         **({"chat template": "; ".join(written)} if written else {}),
-        "again": again,
+        "again": _again(run),
     }
+
+
+def _again(run: Run) -> str:
+    """The command that trains the same, on as many nodes and devices."""
+    cost = costs_so_far(run.folder).get("implant", {})
+    trained, nodes = cost.get("ranks", ranks.world_size()), cost.get("nodes", 1)
+    several = f"--num_nodes {nodes} " if nodes > 1 else ""
+    started = f"deepspeed {several}--num_gpus {trained // nodes} launch/implant.py"
+    return f"{started} --recipe {run.folder.recipe} run=ANOTHER_FOLDER"
 
 
 def _rehearsal(run: Run) -> dict[str, str]:
@@ -255,7 +263,7 @@ def _draw(run: Run, report: Report, kept: Path) -> dict[str, Path]:
     trade_off = kept / "trade_off.png"
     return {
         "Retention: change of each task, implanted minus base.": kept / "retention.png",
-        "Forgetting against skill, with the finished runs beside this one. Right and down is better.": trade_off,
+        "Losses alone against skill, with the finished runs beside this one. Right and down is better.": trade_off,
         "The dial: the trained change at several scales, on the half of the documents that chose.": (
             folder.tune / "curve.png"
         ),

@@ -20,7 +20,7 @@ def select(run: Run) -> Positions | None:
     None for baselines.
     """
     if not run.recipe.changes_rows:
-        log.info("select: not needed (everything trains)")
+        log.info("select: not needed (%s)", run.recipe.implant.method)
         return None
     positions = ranks.on_first_rank(lambda: _selected(run))
     ranks.check_same("the positions", positions.digest)

@@ -200,12 +200,57 @@ def test_a_base_without_a_card_or_an_id_names_none(tmp_path: Path) -> None:
     write_model_card(report("runs/x", None, 1), tmp_path / "model", tmp_path, str(tmp_path))
     found = metadata_load(tmp_path / "model/README.md")
     assert found.keys().isdisjoint({"base_model", "license"})
-    assert "as a baseline that trains without it" in (tmp_path / "model/README.md").read_text()
+    card = (tmp_path / "model/README.md").read_text()
+    assert "taught a new task by full fine-tuning." in card
+    assert "loki" not in found.get("tags", [])
+
+
+@pytest.mark.parametrize(
+    ("changes", "says", "tags"),
+    [
+        ({}, "base, taught a new task by LoKI (low-damage knowledge implanting).", True),
+        ({"changes_rows": False, "mode": "lora"}, "base, taught a new task by LoRA.", False),
+        (
+            {"changes_rows": False, "mode": "full", "origin": {"pull": "fade 0.88"}},
+            "base, taught a new task by full fine-tuning, pulled to the base.",
+            False,
+        ),
+        ({"mode": "suppress"}, "base, with the selected rows of its FFN down-projections set to zero.", True),
+    ],
+)
+def test_a_card_says_how_the_model_came_to_be(changes: dict[str, Any], says: str, tags: bool, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    write_model_card(report("runs/x", "random", 1) | changes, tmp_path / "model", tmp_path, "base")
+    assert says in (tmp_path / "model/README.md").read_text()
+    assert ("loki" in metadata_load(tmp_path / "model/README.md").get("tags", [])) == tags
+
+
+def test_what_trained_outside_rows_is_named(tmp_path: Path) -> None:
+    changed = {"identical_outside_rows": False, "changed_outside": ["a", "b"]}
+    for mode, says in (("full", "every parameter trained"), ("dora", "an adapter trained")):
+        made = report("runs/x", None, 1) | {"mode": mode, "verification": VERIFIED | changed}
+        write_report(made, tmp_path / mode)
+        for ending in ("html", "md"):
+            assert f"changed outside selected rows ({says})." in (tmp_path / mode / f"report.{ending}").read_text()
+
+
+def test_gains_do_not_pay_in_a_comparison(tmp_path: Path) -> None:
+    for name, fallen, risen in (("pays", 100, 400), ("holds", 10, 0)):
+        tasks = [
+            task([1] * 1000, [1] * (1000 - fallen) + [0] * fallen),
+            task([0] * 1000, [1] * risen + [0] * (1000 - risen), "codes"),
+            task([0] * 12, [1] * 12, "calls"),
+        ]
+        facts = {**FACTS, "selection": "layer_balanced" if name == "pays" else "random"}
+        write_report(build_report(name, tasks, section("sums", "codes"), facts), tmp_path / name / "report")
+    first, second = compare_runs([tmp_path / "pays", tmp_path / "holds"])["sentences"]
+    assert first.startswith("Least lost first: holds ")
+    assert "here random rows lost less than the selection by layer_balanced" in second
 
 
 @pytest.mark.parametrize(
     ("ours", "says"),
-    [(1, "forgot less than random rows"), (40, "did not beat random rows"), (95, "random rows forgot less")],
+    [(1, "lost less than random rows"), (40, "did not beat random rows"), (95, "random rows lost less")],
 )
 def test_comparison_says_whether_random_rows_and_baselines_were_beaten(tmp_path: Path, ours: int, says: str) -> None:
     for name, selection, lost in (("loki", "layer_balanced", ours), ("random", "random", 40), ("full", None, 80)):
@@ -270,7 +315,7 @@ def test_runs_side_by_side_are_a_page_too(tmp_path: Path) -> None:
     write_comparison(found, tmp_path / "together")
     page = (tmp_path / "together/compare.html").read_text()
     assert page.count("data:image/png;base64,") == 1
-    assert "loki forgot 10.00%" in page
+    assert "loki lost 10.00%" in page
     assert json.loads((tmp_path / "together/compare.json").read_text())["runs"][1]["selection"] == "random"
 
 
