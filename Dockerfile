@@ -1,5 +1,5 @@
 # A GPU node: docker build -t loki-ds . && docker run --gpus all --ipc=host -v /data:/data loki-ds \
-#     deepspeed --num_gpus 8 launch/implant.py --recipe recipes/llama3/toolace-q10.yaml run=/data/runs/toolace-q10
+#     deepspeed --num_gpus 8 launch/implant.py --recipe recipes/llama3/toolace-q10.yaml run=/data/runs/toolace-q10 retention.abilities=quick
 # An image with nvcc, because DeepSpeed compiles its kernels on first use; of the CUDA version that torch's wheel was built for (checked below).
 ARG CUDA=13.0.1-devel-ubuntu24.04
 FROM nvidia/cuda:${CUDA}

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Several nodes under SLURM: sbatch launch/slurm.sh recipes/llama3/toolace-q10.yaml [key=value ...]
+# Several nodes under SLURM: sbatch launch/slurm.sh recipes/llama3/toolace-q10.yaml retention.abilities=quick [key=value ...]
 #SBATCH --job-name=loki-ds
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1

@@ -72,7 +72,7 @@ class RehearseSection(Section):
 class ImplantSection(Section):
     """How the selected rows train: `mask`, `rows`, or `lora`, a low rank of them.
 
-    `full` and `peft` are baselines; `suppress` trains nothing and sets the selected rows to zero
+    `full` and `peft` train everything, or an adapter; `suppress` trains nothing and sets the selected rows to zero
     (the paper's S-H and S-L). `early_stopping`: after so many evaluations on held-out examples that
     are no better than the best (it needs `training.load_best_model_at_end`).
 

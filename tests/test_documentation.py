@@ -1,5 +1,6 @@
 """Every command and path in every Markdown text is one that exists; every face lists its rooms."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -11,6 +12,7 @@ from loki_ds import command_line, implant_section, recipe
 from loki_ds.command_arguments import ARGUMENTS
 from loki_ds.recipe_file import load_recipe
 from loki_ds.section import Section
+from loki_ds.tasks import look_at_tasks
 
 NOT_OURS = re.compile(r"^(\.|runs$|build$|dist$)")
 TEXTS = [
@@ -82,19 +84,45 @@ def test_every_command_of_loki_ds_in_the_texts_parses() -> None:
             pytest.fail(f"{text}: {command}")
 
 
+def in_heads() -> list[tuple[str, str]]:
+    """Commands in the comments that open recipes and launch files."""
+    files = [*ROOT.glob("recipes/*/*.yaml"), *ROOT.glob("launch/*"), ROOT / "Dockerfile"]
+    return [
+        (name(path), command)
+        for path in files
+        if path.is_file()
+        for command in re.findall(
+            r"(?:deepspeed|sbatch) .*", re.sub(r"\\\n#?\s*", "", path.read_text()).replace("--recipe=", "--recipe ")
+        )
+    ]
+
+
+def asked_of_recipes() -> list[tuple[str, str, list[str]]]:
+    """Text, recipe and overrides of every command that runs or checks a recipe of ours."""
+    found = []
+    for text, command in [*commands("deepspeed"), *commands("loki-ds check"), *commands("sbatch"), *in_heads()]:
+        words = shlex.split(command.split(" && ")[-1] if "docker" in command else command)
+        named = [word for word in words if re.fullmatch(r"(?:recipes/)?[a-z][\w.-]*/[\w.-]+", word)]
+        named = [
+            word for word in named if (ROOT / "recipes" / word.removeprefix("recipes/")).with_suffix("").parent.exists()
+        ]
+        if named:
+            overrides = [word for word in words if re.match(r"[a-z][a-z_.]*=", word) and "..." not in word]
+            found.append((text, named[-1].removeprefix("recipes/").removesuffix(".yaml"), overrides))
+    return found
+
+
 def test_every_recipe_in_the_commands_takes_their_overrides() -> None:
-    found = [pair for pair in commands("deepspeed") if "--recipe" in pair[1]]
-    assert len(found) > 5
-    for text, command in found:
-        words = shlex.split(command)
-        recipe = words[words.index("--recipe") + 1]
-        if re.search(r"[A-Z]{3,}", recipe) or not recipe.startswith("recipes/"):
-            continue
-        overrides = [word for word in words[words.index("--recipe") + 2 :] if "=" in word and not word.startswith("-")]
+    """Also that a suite which runs code is allowed to, and only such a one."""
+    found = asked_of_recipes()
+    assert len(found) > 60
+    for text, asked, overrides in found:
         try:
-            load_recipe(ROOT / recipe, [override for override in overrides if "..." not in override])
+            retention = load_recipe(ROOT / f"recipes/{asked}.yaml", overrides).retention
         except Exception as error:  # noqa: BLE001 (whatever it is, the text is wrong)
-            pytest.fail(f"{text}: {command}: {error}")
+            pytest.fail(f"{text}: {asked} {overrides}: {error}")
+        runs_code = any("humaneval" in group.tasks for group in retention.groups)
+        assert retention.allow_code_execution == runs_code, f"{text}: {asked} {overrides}"
 
 
 @pytest.mark.parametrize("face", sorted((ROOT / "loki_ds").glob("*/__init__.py")), ids=name)
@@ -137,3 +165,14 @@ def test_sentences_are_short() -> None:
     assert [one for one, words in lengths.items() if words > 30] == []
     assert len(lengths) > 500
     assert sum(lengths.values()) / len(lengths) < 15.5
+
+
+def test_the_task_in_the_documentation_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "docs/tasks/own-data.md").read_text().split("```yaml\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_tasks").mkdir()
+    (tmp_path / "my_tasks/my_task.yaml").write_text(text)
+    rows = [json.dumps({"question": f"What is {number}?", "answer": str(number)}) for number in range(3)]
+    (tmp_path / "my_questions.jsonl").write_text("\n".join(rows))
+    (task,) = look_at_tasks(["my_task"], "my_tasks", False, "retention")
+    assert (task.documents, task.main["name"]) == ({"my_task": 3}, "exact_match")
