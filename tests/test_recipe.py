@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from loki_ds.recipe import RetentionSection
 from loki_ds.recipe_file import load_recipe
 from loki_ds.refusal import Refusal
+from loki_ds.retention.statistics import least_margin
 
 RECIPES = sorted(ROOT.glob("recipes/*/*.yaml"))
 
@@ -24,6 +26,13 @@ def test_every_recipe_is_valid_and_opens_with_its_command(path: Path) -> None:
     recipe = load_recipe(path)
     assert recipe.run == f"runs/{path.parent.name}/{path.stem}"
     assert f"launch/implant.py --recipe {path.relative_to(ROOT)}" in path.read_text()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "eval/suites").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_suites_samples_can_show_that_a_task_is_kept(path: Path) -> None:
+    groups = load_recipe(ROOT / "recipes/tiny/loki.yaml", [f"retention.abilities={path.stem}"]).retention.abilities
+    for group in groups:
+        assert group.limit is None or least_margin(group.limit) <= RetentionSection.model_fields["margin"].default
 
 
 def test_the_recipe_in_the_documentation_is_one(tmp_path: Path) -> None:
