@@ -59,13 +59,13 @@ GPUS = {
 
 
 def gpu(name: str | None, memory: float | None, tflops: float | None) -> Gpu:
-    """The GPU by name, or this machine's, or an H100; with a memory (GiB) and a measured rate
-    (TFLOP/s) in place of the sheet's, if given.
+    """The GPU by name, or this machine's; with a memory (GiB) and a measured rate (TFLOP/s) in
+    place of the sheet's, if given.
 
     Raises:
-        Refusal: no such name.
+        Refusal: no such name, or this machine's is not listed.
     """
-    found = GPUS.get(name) if name else this_machines() or GPUS["h100"]
+    found = GPUS.get(name) if name else this_machines()
     if found is None:
         raise Refusal(
             f"--gpu is {name}, allowed is one of {', '.join(GPUS)}; --memory and --tflops say what another one has"
@@ -75,10 +75,24 @@ def gpu(name: str | None, memory: float | None, tflops: float | None) -> Gpu:
     return found if tflops is None else replace(found, tflops=tflops, reached=1.0)
 
 
-def this_machines() -> Gpu | None:
-    """The first GPU of this machine; None on processors, or for one that is not listed."""
+def this_machines() -> Gpu:
+    """The first GPU of this machine; an H100 where there is none."""
     if on_cpu():
-        return None
+        return GPUS["h100"]
     here = torch.cuda.get_device_properties()
-    alike = [gpu for gpu in GPUS.values() if gpu.name.split("-")[0] in here.name.lower().replace(" ", "")]
-    return min(alike, key=lambda gpu: abs(gpu.memory - here.total_memory / 2**30), default=None)
+    return listed_as(here.name, here.total_memory / 2**30)
+
+
+def listed_as(name: str, memory: float) -> Gpu:
+    """A GPU by the name that its driver gives, and its memory in GiB.
+
+    Raises:
+        Refusal: it is not listed.
+    """
+    alike = [gpu for gpu in GPUS.values() if gpu.name.split("-")[0] in name.lower().replace(" ", "")]
+    if not alike:
+        raise Refusal(
+            f"this machine's GPU is {name}, which is not listed; say --gpu with the nearest of {', '.join(GPUS)}, and "
+            "--memory and --tflops of this one"
+        )
+    return min(alike, key=lambda gpu: abs(gpu.memory - memory))

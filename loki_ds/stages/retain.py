@@ -221,7 +221,8 @@ def _rehearsal(run: Run) -> dict[str, str]:
     section, found = run.recipe.implant.rehearse, {}
     if section is not None:
         found["rehearsal"] = in_a_line(section.model_dump())
-    for name, where in (("drift", "protected texts held out"), ("drift_new_task", "the new task's prompts")):
+    texts = "protected texts" if section is None or section.prompts == "protected" else f"texts of {section.prompts}"
+    for name, where in (("drift", f"{texts} held out"), ("drift_new_task", "the new task's prompts")):
         if measured := _logged(run, name):
             key = name.replace("_", " ")
             found[key] = f"{measured[-1]:.3g} nats a token from the base's predictions, on {where}"
