@@ -72,9 +72,9 @@ class RehearseSection(Section):
 class ImplantSection(Section):
     """How the selected rows train: `mask`, `rows`, or `lora`, a low rank of them.
 
-    `full` and `peft` train everything, or an adapter; `suppress` trains nothing and sets the selected rows to zero
-    (the paper's S-H and S-L). `early_stopping`: after so many evaluations on held-out examples that
-    are no better than the best (it needs `training.load_best_model_at_end`).
+    `full` trains everything, `peft` an adapter; `suppress` trains nothing and sets the selected
+    rows to zero (the paper's S-H and S-L). `early_stopping`: after so many evaluations on held-out
+    examples that are no better than the best (it needs `training.load_best_model_at_end`).
 
     `pull`: after each step what trains goes back to the base by `learning_rate * pull` of its way.
     `fade` is the same for any rate and any number of steps: the share of its way back that a change
