@@ -27,7 +27,7 @@ from reporting import paragraph, spread, table
 
 MARGIN = 1.0  # points of loss
 LEVEL = 0.05
-COMPARED = "lowest, random, highest, rank of lowest, p, lowest less highest, p, lowest less random".split(", ")
+COMPARED = "lowest, random, highest, rank of lowest, its p, lowest less highest, its p, lowest less random".split(", ")
 
 
 def primary(
@@ -40,8 +40,8 @@ def primary(
         return
     yield paragraph(
         f"Data seeds with a lowest, a highest and random runs: {len(seeds)}. p in brackets: by Holm. Equivalence: "
-        "lowest less the mean of random, 90% interval. Size: of the change, over all of the model's numbers, of the "
-        f"base's. {verdict(seeds, final)}"
+        "lowest less the mean of random, 90% interval. Size: the norm of the change over that of the base. "
+        f"{verdict(seeds, final)}"
     )
     how = {"equal skill": at_equal_skill, "equal size": at_equal_size, "the whole change": of_the_whole}
     yield table(["compared at", *COMPARED], [[name, *compared(seeds_of(cells, runs, at))] for name, at in how.items()])
