@@ -132,7 +132,8 @@ def verify_model(run: Run, positions: Positions | None, protected: Protected, ma
         _mark_not_verified(run, "Training changed no row: this is the base.\n")
         raise Refusal(
             f"{run.folder.model}: training changed none of the {positions.count} selected rows; training_log.json "
-            "shows whether every step overflowed (float16) or the learning rate was 0"
+            "shows whether every step overflowed (float16) or the learning rate was 0; implant.fade takes back nearly "
+            "all of a few steps"
         )
     log.info("verify: %d bytes compared, identical outside %d changed rows", found.bytes, found.rows_changed)
 
