@@ -57,9 +57,11 @@ class PullToBase(TrainerCallback):
         else:
             starts = [shard.part_of(noted) for shard, noted in zip(shards, self.noted, strict=True)]
             self.noted = None
-        rates = planned_rates(args, state.max_steps)
-        strength = strength_of(self.section, rates)
-        log.info("implant: %s", in_words(strength, rates))
+        strength = self.section.pull
+        if self.section.fade:  # of another training's rates nobody may know before they come
+            rates = planned_rates(args, state.max_steps)
+            strength = strength_of(self.section.fade, rates)
+            log.info("implant: %s", in_words(strength, rates))
         pull_through_steps(kwargs["optimizer"], list(zip(shards, starts, strict=True)), strength)
 
 
@@ -78,7 +80,9 @@ def pull_through_steps(optimizer: Any, starts: list[tuple[Shard, Tensor]], stren
 
 
 def planned_rates(arguments: TrainingArguments, steps: int) -> np.ndarray:
-    """The learning rate of every step `[steps]`, float64, as transformers' schedule has it."""
+    """The learning rate of every step `[steps]`, float64, of a schedule of transformers' that is
+    known beforehand (`settings.UNFORESEEN` are not).
+    """
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=arguments.learning_rate)
     schedule = get_scheduler(
         arguments.lr_scheduler_type,
@@ -95,11 +99,13 @@ def planned_rates(arguments: TrainingArguments, steps: int) -> np.ndarray:
     return rates
 
 
-def strength_of(section: ImplantSection, rates: np.ndarray) -> float:
-    """`implant.pull`, or what `implant.fade` makes of it over these steps."""
-    if not section.fade or not rates.any():
-        return section.pull
-    left, most = np.log1p(-section.fade), (1 - 1e-12) / rates.max()
+def strength_of(fade: float, rates: np.ndarray) -> float:
+    """The pull by which that share of a change is gone after these steps; 0 where no step has a
+    rate.
+    """
+    if not rates.any():
+        return 0.0
+    left, most = np.log1p(-fade), (1 - 1e-12) / rates.max()
     return float(brentq(lambda pull: np.log1p(-pull * rates).sum() - left, 0.0, most))
 
 

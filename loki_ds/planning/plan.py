@@ -133,7 +133,7 @@ def make_plan(recipe: Recipe, gpu: Gpu, ranks: int) -> Plan:
         training, alternatives = _trainings(dry, shape, setting, shipped, partial(estimate, mode=mode, kept=kept))
         steps = shape.steps(recipe.training, examples_in(recipe.data), ranks)
         stages += training_stages(training, shape, steps, gpu)
-        findings += [("pull", _pull_in_words(recipe, steps))] if recipe.implant.is_pulled else []
+        findings += [("pull", _pull_in_words(recipe, steps))] if recipe.implant.fade else []
         needed = needs_of(recipe.data.sources, LOOKED_AT)
         rendering = make_rendering(needed, recipe.training, tokenizer, recipe.model.path)
         findings += _look_at_data(recipe.data, rendering, config)
@@ -224,7 +224,7 @@ def _look_at_data(data: DataSection, rendering: Rendering, config: PreTrainedCon
 def _pull_in_words(recipe: Recipe, steps: int) -> str:
     schedule = {key: value for key, value in recipe.training.items() if key in SCHEDULE}
     rates = planned_rates(SFTConfig(output_dir=recipe.run, use_cpu=True, **schedule), steps)
-    return in_words(strength_of(recipe.implant, rates), rates)
+    return in_words(strength_of(recipe.implant.fade, rates), rates)
 
 
 def _marked(data: DataSection, rendering: Rendering) -> list[tuple[str, bool]]:

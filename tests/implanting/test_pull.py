@@ -18,7 +18,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from loki_ds.implant_section import ImplantSection
 from loki_ds.implanting.baselines import peft_config
-from loki_ds.implanting.pull import gone, planned_rates, pull_through_steps, pulled, strength_of
+from loki_ds.implanting.pull import PullToBase, gone, planned_rates, pull_through_steps, pulled, strength_of
+from loki_ds.implanting.settings import UNFORESEEN
 from loki_ds.implanting.training import Method, prepare
 from loki_ds.positions import Positions
 from loki_ds.zero.optimizer import Shard
@@ -141,7 +142,7 @@ def test_the_planned_rates_are_those_of_the_training(schedule: str, more: dict[s
 @pytest.mark.parametrize("steps", [1, 3, 1000])
 def test_what_nothing_asks_for_fades_by_the_stated_share(share: float, steps: int) -> None:
     rates = np.linspace(0, 2e-4, steps + 1)[1:]
-    strength = strength_of(ImplantSection(mode="full", fade=share), rates)
+    strength = strength_of(share, rates)
     left = 1.0
     for rate in rates:
         left -= rate * strength * left
@@ -150,5 +151,27 @@ def test_what_nothing_asks_for_fades_by_the_stated_share(share: float, steps: in
 
 
 def test_a_training_without_a_rate_is_not_pulled() -> None:
-    assert strength_of(ImplantSection(mode="full", fade=0.5), np.zeros(3)) == 0
-    assert strength_of(ImplantSection(mode="full", pull=3), np.zeros(3)) == 3
+    assert strength_of(0.5, np.zeros(3)) == 0
+
+
+@pytest.mark.parametrize("schedule", UNFORESEEN)
+def test_a_pull_asks_for_no_rate_beforehand(schedule: str, tmp_path: Path) -> None:
+    """One step of a rate of 0.01 and a pull of 100 ends where it began, whatever rates may come."""
+    section, model = ImplantSection(mode="full", pull=100), build("llama", torch.float32).requires_grad_(True)
+    base = [one.detach().clone() for one in model.parameters()]
+    rows = Dataset.from_list([{"input_ids": [1, 2], "labels": [1, 2]}] * 2)
+    arguments = TrainingArguments(
+        str(tmp_path),
+        use_cpu=True,
+        report_to="none",
+        save_strategy="no",
+        lr_scheduler_type=schedule,
+        learning_rate=0.01,
+        max_steps=1,
+        eval_strategy="steps",
+        eval_steps=1,
+    )
+    pull = PullToBase(pulled(model, section), section, resumes=False)
+    Trainer(model, arguments, train_dataset=rows, eval_dataset=rows, callbacks=[pull]).train()
+    for now, then in zip(model.parameters(), base, strict=True):
+        assert torch.allclose(now, then, atol=1e-6)
