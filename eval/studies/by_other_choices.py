@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from by_run import NINE_TENTHS, Asked, Place, Runs, at_equal_skill, loss_at, losses, places
+from by_run import NINE_TENTHS, Asked, Place, Runs, at_equal_skill, common_skill, loss_at, losses, mean_loss, short
 
 
 class Choice(NamedTuple):
@@ -13,31 +13,22 @@ class Choice(NamedTuple):
 
     name: str
     tasks: Sequence[str]
-    signed: bool = False
+    lost: Callable[[Asked, Asked, Sequence[str]], float] = mean_loss
     compared: Callable[[Runs], list[float]] = at_equal_skill
 
 
 def choices(tasks: Sequence[str]) -> Iterator[Choice]:
     yield Choice("as registered", tasks)
-    yield Choice("falls count, too", tasks, signed=True)
+    yield Choice("falls count, too", tasks, lost=signed_mean)
     for left_out in tasks:
-        yield Choice(
-            f"without {left_out.removeprefix('real_').removeprefix('gold_')}",
-            [task for task in tasks if task != left_out],
-        )
+        yield Choice(f"without {short(left_out)}", [task for task in tasks if task != left_out])
     yield Choice("half of the change", tasks, compared=lambda runs: [run[1].loss for run in runs])
     yield Choice("the whole change's skill", tasks, compared=at_the_wholes_skill)
     yield Choice("skill reached for the last time", tasks, compared=where_skill_is_reached_last)
 
 
-def curve(choice: Choice, base: Asked, cell: dict[str, Any], skill: str) -> list[Place]:
-    """A run's places, their losses as chosen."""
-    registered = places(base, cell, choice.tasks, skill)
-    if not choice.signed:
-        return registered
-    asked = [now for _, now in sorted(cell["places"].items(), key=lambda place: float(place[0]))]
-    signed = [0.0, *(float(np.mean(list(losses(base, now, choice.tasks).values()))) for now in asked)]
-    return [place._replace(loss=loss) for place, loss in zip(registered, signed, strict=True)]
+def signed_mean(base: Asked, now: Asked, tasks: Sequence[str]) -> float:
+    return float(np.mean(list(losses(base, now, tasks).values())))
 
 
 def at_the_wholes_skill(runs: Runs) -> list[float]:
@@ -47,7 +38,7 @@ def at_the_wholes_skill(runs: Runs) -> list[float]:
 
 def where_skill_is_reached_last(runs: Runs) -> list[float]:
     """Where a run that falls back passes the level again."""
-    skill = NINE_TENTHS * min(max(place.skill for place in run) for run in runs)
+    skill = common_skill(runs)
     return [loss_where_last(run, skill) for run in runs]
 
 

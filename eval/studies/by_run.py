@@ -40,17 +40,28 @@ def surprise(found: dict[str, Any]) -> float:
     return -float(found["log-likelihood of the gold answer"])
 
 
+def short(task: str) -> str:
+    """A task's name in a table."""
+    return task.removeprefix("real_").removeprefix("gold_")
+
+
 def mean_loss(base: Asked, now: Asked, tasks: Sequence[str]) -> float:
     """The mean over tasks; a fall counts 0."""
     return float(np.mean([max(0.0, one) for one in losses(base, now, tasks).values()]))
 
 
-def places(base: Asked, cell: dict[str, Any], tasks: Sequence[str], skill: str) -> list[Place]:
+def places(
+    base: Asked,
+    cell: dict[str, Any],
+    tasks: Sequence[str],
+    skill: str,
+    lost: Callable[[Asked, Asked, Sequence[str]], float] = mean_loss,
+) -> list[Place]:
     """The base and every place that was asked, by its scale."""
     found = [Place(0.0, 0.0, 0.0)]
     for scale, now in sorted(cell["places"].items(), key=lambda place: float(place[0])):
         gained = surprise(base[skill]) - surprise(now[skill])
-        found.append(Place(mean_loss(base, now, tasks), gained, float(scale) * cell["change"]))
+        found.append(Place(lost(base, now, tasks), gained, float(scale) * cell["change"]))
     return found
 
 
@@ -118,9 +129,14 @@ def seeds_of(
     return seeds
 
 
+def rank(loss: float, among: Sequence[float]) -> int:
+    """1 the smallest."""
+    return 1 + sum(one < loss for one in among)
+
+
 def against_random(seeds: Sequence[Seed]) -> tuple[list[int], float]:
     """LoKI's rank among the draws of each seed, 1 the smallest loss; p of their sum, two-sided."""
-    ranks = [1 + sum(one < seed.lowest for one in seed.random) for seed in seeds]
+    ranks = [rank(seed.lowest, seed.random) for seed in seeds]
     sums = np.ones(1)
     for seed in seeds:  # of a uniform rank each, counted from 0
         sums = np.convolve(sums, np.full(len(seed.random) + 1, 1 / (len(seed.random) + 1)))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from by_other_choices import choices, curve
+from by_other_choices import choices
 from by_run import (
     Asked,
     Place,
@@ -18,6 +18,7 @@ from by_run import (
     equivalence,
     holm,
     of_the_whole,
+    places,
     seeds_of,
 )
 
@@ -49,7 +50,7 @@ def primary(
     yield paragraph("Registered is the first line. The others show how much it hangs on what counts, and where.")
     lines = []
     for choice in choices(tasks):
-        by_choice = {name: curve(choice, base, cell, skill) for name, cell in cells.items()}
+        by_choice = {name: places(base, cell, choice.tasks, skill, choice.lost) for name, cell in cells.items()}
         lines.append([choice.name, *compared(seeds_of(cells, by_choice, choice.compared))])
     yield table(["choice", *COMPARED], lines)
 

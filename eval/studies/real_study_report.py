@@ -10,7 +10,19 @@ import matplotlib
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from by_run import Asked, Place, at_equal_skill, common_size, common_skill, loss_at, losses, mean_loss, places
+from by_run import (
+    Asked,
+    Place,
+    at_equal_skill,
+    common_size,
+    common_skill,
+    loss_at,
+    losses,
+    mean_loss,
+    places,
+    rank,
+    short,
+)
 from primary import primary
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -85,7 +97,6 @@ def stage_a(study: dict[str, Any], found: Found) -> Iterator[str]:
 
 def suppression(study: dict[str, Any], found: dict[str, Any]) -> Iterator[str]:
     tasks = abilities(study)
-    names = {task: task.removeprefix("real_").removeprefix("gold_") for task in tasks}
     yield "## Rows set to zero"
     yield paragraph(
         "By how much the negative log-likelihood of the right answers (of code: bits per byte) rises, in percent; in "
@@ -102,14 +113,14 @@ def suppression(study: dict[str, Any], found: dict[str, Any]) -> Iterator[str]:
         for selection in study["suppression"]["selections"]:
             name = f"{selection}, {quota}%"
             if name in of:
-                rank = 1 + sum(one < means[name] for one in of_drawn)
+                place = f"{rank(means[name], of_drawn)} of {len(drawn) + 1}"
                 each = [f"{of[name][task]:+.1f}%" for task in tasks]
-                lines.append([selection, f"{quota}%", f"{means[name]:.2f}%", f"{rank} of {len(drawn) + 1}", *each])
+                lines.append([selection, f"{quota}%", f"{means[name]:.2f}%", place, *each])
         if drawn:
             each = [spread([of[name][task] for name in drawn], "{:+.1f}%") for task in tasks]
             mean = f"{spread(of_drawn, '{:.2f}%')}, median {np.median(of_drawn):.2f}%"
             lines.append(["random", f"{quota}%", mean, "", *each])
-    yield table(["rows", "share", "mean", "rank", *names.values()], lines)
+    yield table(["rows", "share", "mean", "rank", *map(short, tasks)], lines)
 
 
 # --- stage B --------------------------------------------------------------------------------------
@@ -121,7 +132,7 @@ def stage_b(study: dict[str, Any], found: Found) -> Iterator[str]:
     arms = arms_of(study, found)
     skill, size = common_skill(list(runs.values())), common_size(list(runs.values()))
     yield "## Primary: lowest against random and highest"
-    yield from primary(found["cells"], runs, base, abilities(study), study["skill"], is_done(study, found))
+    yield from primary(found["cells"], runs, base, tasks, study["skill"], is_done(study, found))
     yield "## Every arm"
     yield paragraph(
         "Mean over runs (range). Loss: percent of the base's negative log-likelihood, rises only, mean over six "
@@ -149,12 +160,11 @@ def stage_b(study: dict[str, Any], found: Found) -> Iterator[str]:
         "Covered by the protected set: mmlu. Rises of the negative log-likelihood, falls too, in percent. "
         + told_apart(study, found)
     )
-    short = [task.removeprefix("real_").removeprefix("gold_") for task in tasks]
     by_ability = []
     for arm in arms:
         each = [losses(base, cell["places"]["1"], tasks) for cell in found["cells"].values() if cell["arm"] == arm]
         by_ability.append([arm, *(spread([lost[task] for lost in each], "{:+.1f}%") for task in tasks)])
-    yield table(["arm", *short], by_ability)
+    yield table(["arm", *map(short, tasks)], by_ability)
     yield "## Right answers, and what is generated"
     yield paragraph("At the whole change: shares of documents. Answers: right ones among four, mean of four tasks.")
     yield table(["arm", "answers", *GENERATED], [["base", *scores([base])], *scored(found, arms)])
@@ -185,7 +195,7 @@ def told_apart(study: dict[str, Any], found: Found) -> str:
     verdict = "so losses can be told apart." if most >= BAR else "so NOTHING CAN BE TOLD APART at this rate."
     return (
         f"Registered was: full fine-tuning without a pull has to lose {BAR:g}% of something. It loses {most:.1f}% on "
-        f"{task.removeprefix('real_')}, {verdict}"
+        f"{short(task)}, {verdict}"
     )
 
 
@@ -240,8 +250,8 @@ def within_seeds(found: Found, runs: dict[str, list[Place]], arms: Sequence[str]
         drawn = [lost[name] for name in names if found["cells"][name]["arm"] == "random"]
         for arm, line in lines.items():
             own = [lost[name] for name in names if found["cells"][name]["arm"] == arm]
-            rank = 1 + sum(one < own[0] for one in drawn) if own else 0
-            line.append(f"{own[0] - np.mean(drawn):+.2f}, {rank} of {len(drawn) + 1}" if own and drawn else "")
+            there = own and drawn
+            line.append(f"{own[0] - np.mean(drawn):+.2f}, {rank(own[0], drawn)} of {len(drawn) + 1}" if there else "")
     return list(lines.values())
 
 
