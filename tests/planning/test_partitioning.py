@@ -82,7 +82,7 @@ def test_a_setting_is_read_as_deepspeed_and_transformers_read_it() -> None:
         for name in ("zero2", "zero3", "zero3_offload")
     }
     assert read["zero2"].stage == 2
-    assert read["zero3"] == Setting(8, 3, reduce_bucket=10_000, prefetch=9_000, persistent_below=1_000)
+    assert read["zero3"] == Setting(8, 3, reduce_bucket=20_000_000, prefetch=9_000, persistent_below=1_000)
     assert (read["zero3_offload"].offload_optimizer, read["zero3_offload"].offload_parameters) == (True, True)
     assert Setting.of(None, 1, 100).stage == 0
 
