@@ -156,11 +156,13 @@ class _Merged:
 
 
 def _within(section: Any, name: str) -> Any:
-    """A part of a section, made where there is none, or one place of a list; None where it cannot
-    be.
+    """A part of a section, made where there is none or it is null, or one place of a list; None
+    where it cannot be.
     """
     if isinstance(section, dict):
-        return section.setdefault(name, {})
+        if section.get(name) is None:
+            section[name] = {}
+        return section[name]
     return section[int(name)] if name.isdecimal() and int(name) < len(section) else None
 
 

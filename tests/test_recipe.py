@@ -43,6 +43,15 @@ def test_the_recipe_in_the_documentation_is_one(tmp_path: Path) -> None:
     assert found.tune is not None
 
 
+@pytest.mark.parametrize("path", [*RECIPES, ROOT / "docs/tasks/recipe.md"], ids=lambda path: path.stem)
+def test_no_task_is_asked_for_twice(path: Path, tmp_path: Path) -> None:
+    if path.suffix == ".md":
+        (tmp_path / "recipe.yaml").write_text(path.read_text().split("```yaml\n")[1].split("```")[0])
+        path = tmp_path / "recipe.yaml"
+    names = [name for group in load_recipe(path).retention.groups for name in group.tasks]
+    assert len(names) == len(set(names))
+
+
 def test_the_commands_in_the_texts_are_the_recipes() -> None:
     texts = "".join((ROOT / name).read_text() for name in ("README.md", "recipes/README.md"))
     named = {ROOT / path for path in re.findall(r"recipes/[\w.-]+/[\w.-]+\.yaml", texts)}
@@ -88,6 +97,15 @@ def test_one_place_of_a_list_can_be_overridden(tmp_path: Path) -> None:
     assert load_recipe(path, ["data.train.1.weight=7"]).data.train[1].weight == 7
     with pytest.raises(Refusal, match="train is a list of 2, 5 is none of its places"):
         load_recipe(path, ["data.train.5=x"])
+
+
+def test_a_key_of_a_section_that_is_null_can_be_overridden(tmp_path: Path) -> None:
+    """A run folder's own recipe says `tune: null` where nothing was tuned."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text((ROOT / "recipes/tiny/loki.yaml").read_text() + "\ntune: null\n")
+    found = load_recipe(path, ["tune.budget={skill: 0.95}"]).tune
+    assert found is not None
+    assert found.budget.skill == 0.95
 
 
 def write(folder: Path, **files: str) -> None:

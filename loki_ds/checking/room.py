@@ -33,6 +33,8 @@ def room_wanted(recipe: Recipe, folder: RunFolder, base: BaseFound, arguments: S
         there = sum(file.stat().st_size for file in folder.checkpoints.rglob("*") if file.is_file())
         every = checkpoint_size(recipe, base, arguments)
         room += max(0.0, every * checkpoints_at_once(arguments, steps) - there)
+    if recipe.tune:  # a scale's model before it takes the run's place; a whole model as it was trained
+        room += base.size * (1 if recipe.changes_rows else 2)
     if recipe.implant.quiet:
         widths = [(d_ff, recipe.implant.quiet.sketch or d_ff) for _, d_ff in base.down_shapes]
         room += sum(torch.float32.itemsize * d_ff * columns for d_ff, columns in widths)

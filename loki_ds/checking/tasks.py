@@ -3,22 +3,30 @@
 from collections.abc import Sequence
 
 from loki_ds.checking.findings import Findings
-from loki_ds.recipe import RetentionSection
+from loki_ds.recipe import RetentionSection, TuneSection
 from loki_ds.refusal import Refusal
+from loki_ds.retention.forgetting import least_loss
 from loki_ds.retention.statistics import FEWEST, least_margin, least_margin_of_group
 from loki_ds.tasks import TaskFound
 
 
-def in_words(section: RetentionSection, tasks: Sequence[TaskFound], halved: bool = False) -> Findings:
+def in_words(section: RetentionSection, tasks: Sequence[TaskFound], tune: TuneSection | None = None) -> Findings:
     """A line for each task that the section asks for, in its order.
 
-    halved: whether one half of the documents chooses a scale, and the other is reported.
+    tune: with it one half of the documents chooses a scale, and the other is reported.
 
     Raises:
-        Refusal: documents that cannot be halved.
+        Refusal: documents that cannot be halved, or that cannot show a budget to be kept.
     """
     limits = [group.limit for group in section.groups for _ in group.tasks]
-    return [("task", _in_words(task, limit, section.margin, halved)) for task, limit in zip(tasks, limits, strict=True)]
+    counts = [_counts(task, limit, tune is not None) for task, limit in zip(tasks, limits, strict=True)]
+    if tune and tune.budget.forgetting is not None:
+        abilities = sum(len(group.tasks) for group in section.abilities)
+        scored = zip(tasks[:abilities], counts[:abilities], strict=True)
+        known = [(of, task.by_size) for task, of in scored if task.main["unit"] == "score"]
+        _check_budget(tune.budget.forgetting, known)
+    each = " of each half" if tune else ""
+    return [("task", _in_words(task, of, section.margin, each)) for task, of in zip(tasks, counts, strict=True)]
 
 
 def limits_in_words(section: RetentionSection) -> Findings:
@@ -33,15 +41,29 @@ def limits_in_words(section: RetentionSection) -> Findings:
     return findings
 
 
-def _in_words(task: TaskFound, limit: int | None, margin: float, halved: bool) -> str:
+def _check_budget(budget: float, abilities: list[tuple[list[int], bool]]) -> None:
+    """Refuse a budget that no scale can be shown to keep, not even the base itself."""
+    if abilities and (least := least_loss(abilities, right=1.0)) > budget:
+        raise Refusal(
+            f"tune.budget.forgetting is {budget:g}; were no answer changed, half of these documents would show losses "
+            f"alone below {least:.3f} where the base is always right, below {least_loss(abilities, right=0.5):.3f} "
+            "where it is in half of them; allow more, or ask more documents"
+        )
+
+
+def _counts(task: TaskFound, limit: int | None, halved: bool) -> list[int]:
+    """Documents of each of the task's parts that are asked, and then reported."""
     counts = [min(limit or count, count) for count in task.documents.values()]
-    if halved:
-        if 1 in counts:
-            raise Refusal(f"task {task.name}: one document, and with tune one half of them chooses the scale; ask more")
-        counts = [count // 2 for count in counts]
+    if not halved:
+        return counts
+    if 1 in counts:
+        raise Refusal(f"task {task.name}: one document, and with tune one half of them chooses the scale; ask more")
+    return [count // 2 for count in counts]
+
+
+def _in_words(task: TaskFound, counts: list[int], margin: float, each: str) -> str:
     subtasks = f" in {len(counts)} subtasks" if len(counts) > 1 else ""
     lower = "" if task.main["higher_is_better"] else ", which is better when lower"
-    each = " of each half" if halved else ""
     said = f"{task.name}: {sum(counts):,} documents{each}{subtasks}, by {task.main['name']}{lower}"
     if 1 < len(counts) < FEWEST:
         return f"{said}; a group of fewer than {FEWEST} subtasks is never shown to be kept, name its subtasks"

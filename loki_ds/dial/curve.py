@@ -54,8 +54,9 @@ def choose(curve: Sequence[Place], budget: BudgetSection) -> Place:
         least = min(ordered, key=lambda place: place["losses_only_ci"][1])
         raise Refusal(
             f"tune.budget.forgetting is {budget.forgetting:g}, and at no scale losses alone are shown to be below it; "
-            f"nearest is {Scale(*least['scale'])}, with up to {least['losses_only_ci'][1]:.2g}%; ask more documents, "
-            "try smaller tune.scales, or a larger budget"
+            f"nearest is {Scale(*least['scale'])}, with up to {least['losses_only_ci'][1]:.2g}%; loki-ds tune RUN "
+            "tune.budget.forgetting=... chooses by a larger budget and trains nothing; or ask more documents, or try "
+            "smaller tune.scales"
         )
     wanted = [place for place in ordered if _share_of_skill(place, curve) >= (budget.skill or 0)]
     return wanted[0]  # the whole change keeps all of its own

@@ -24,7 +24,7 @@ LAYER = re.compile(r"\.layers\.(\d+)\.")
 def between(base: Tensor, trained: Tensor, share: float) -> Tensor:
     """`base + share (trained - base)`, in float64 before it is rounded."""
     if share in (0, 1):
-        return trained if share else base
+        return (trained if share else base).clone()  # safetensors writes no storage twice
     lies = torch.lerp(base.double(), trained.double(), share).to(base.dtype)
     return torch.where(base == trained, base, lies)  # what did not change keeps its bits, -0.0 too
 

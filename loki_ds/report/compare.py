@@ -107,7 +107,7 @@ def comparison(found: Comparison) -> Table:
     """What `compare` found for the terminal, a column per run beside the base: forgetting, the new
     task's score, and each ability's.
     """
-    table = Table(title="new task learnt, abilities kept")
+    table = Table(title="new task and abilities")
     table.add_column("")
     table.add_column("base", justify="right")
     for run in found["runs"]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats
 
-from loki_ds.retention.mean_change import LEVEL, MeanChange
+from loki_ds.retention.mean_change import LEVEL, MeanChange, mean_change
 from loki_ds.retention.pairing import PairedTask
 from loki_ds.retention.statistics import scores_of
 
@@ -77,6 +77,19 @@ def losses_only(losses: Sequence[MeanChange]) -> Forgotten:
     excess = EXCESS * sum(loss.whole_error for loss in unclear) / len(losses)
     half = _half_width([loss for loss in losses if loss.value > -2 * loss.whole_error], len(losses))
     return Forgotten(100 * value, (100 * max(0.0, value - excess - half), 100 * (value + half)))
+
+
+def least_loss(tasks: Sequence[tuple[Sequence[int], bool]], right: float) -> float:
+    """The smallest loss that losses alone can be shown to be below, as a share: no answer changed,
+    and a share `right` of the base's is right.
+
+    tasks: of each the documents of its subtasks (of itself), and whether those weigh by them.
+    """
+    unchanged = []
+    for documents, by_size in tasks:
+        clusters = np.repeat(np.arange(len(documents)), documents) if len(documents) > 1 else None
+        unchanged.append(mean_change(np.zeros(sum(documents)), 1 / right, True, clusters, by_size))
+    return losses_only(unchanged).ci[1] / 100
 
 
 def _half_width(losses: Sequence[MeanChange], n: int) -> float:

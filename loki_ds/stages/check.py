@@ -115,4 +115,7 @@ def _look_at_texts(rehearsed: ProtectedSection | None, tokenizer: PreTrainedToke
 def _look_at_room(recipe: Recipe, folder: RunFolder, base: BaseFound, arguments: SFTConfig, examples: int) -> Findings:
     shape = TrainingShape.of(recipe.training, recipe.model.dtype, recipe.sequence_parallel)
     steps = shape.steps(recipe.training, examples, ranks.world_size()) if examples else 0
-    return [("run folder", check_room(folder.root, room_wanted(recipe, folder, base, arguments, steps)))]
+    said = check_room(folder.root, room_wanted(recipe, folder, base, arguments, steps))
+    if steps and arguments.save_strategy == "no":
+        said += "; no checkpoints, so a killed training starts anew (training.save_strategy)"
+    return [("run folder", said)]

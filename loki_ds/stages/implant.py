@@ -3,7 +3,7 @@
 """
 
 import logging
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor
 
@@ -120,6 +120,8 @@ def verify_model(run: Run, positions: Positions | None, protected: Protected, ma
     write_json(run.folder.verification, {**found.as_json(), **({"quiet": felt} if felt else {})})
     if positions is None:
         changed, all_ = len(found.changed_outside), found.tensors
+        if not changed:
+            _refuse_unchanged(run, f"none of the {all_} tensors")
         log.info(
             "verify: %d of %d tensors changed; %s is not confined to rows", changed, all_, run.recipe.implant.method
         )
@@ -129,13 +131,16 @@ def verify_model(run: Run, positions: Positions | None, protected: Protected, ma
         first = found.changed_outside[0]
         raise Refusal(f"{run.folder.model}: {first} differs from the base outside the selected rows; not verified")
     if run.recipe.implant.kind.trains and not found.rows_changed:
-        _mark_not_verified(run, "Training changed no row: this is the base.\n")
-        raise Refusal(
-            f"{run.folder.model}: training changed none of the {positions.count} selected rows; training_log.json "
-            "shows whether every step overflowed (float16) or the learning rate was 0; implant.fade takes back nearly "
-            "all of a few steps"
-        )
+        _refuse_unchanged(run, f"none of the {positions.count} selected rows")
     log.info("verify: %d bytes compared, identical outside %d changed rows", found.bytes, found.rows_changed)
+
+
+def _refuse_unchanged(run: Run, nothing: str) -> NoReturn:
+    _mark_not_verified(run, "Training changed nothing: this is the base.\n")
+    raise Refusal(
+        f"{run.folder.model}: training changed {nothing}; training_log.json shows whether every step overflowed "
+        "(float16) or the learning rate was 0; implant.fade takes back nearly all of a few steps"
+    )
 
 
 def _frozen(protected: Protected) -> list[Tensor] | None:

@@ -52,7 +52,7 @@ def check_retention(run: Run) -> Findings:
     if done is not None and all(done.get(key) == value for key, value in asked.items()):
         return []
     check_backend(section)
-    return ranks.on_first_rank(lambda: in_words(section, run.tasks, run.recipe.tune is not None))
+    return ranks.on_first_rank(lambda: in_words(section, run.tasks, run.recipe.tune))
 
 
 @dataclass(frozen=True)

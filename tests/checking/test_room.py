@@ -87,6 +87,12 @@ def test_what_is_there_already_is_not_wanted_again(tmp_path: Path) -> None:
     assert room_wanted(asked, folder, BASE, saving, steps=10) == 0
 
 
+@pytest.mark.parametrize(("mode", "models"), [("rows", 2), ("full", 3)])
+def test_a_dial_writes_another_model(mode: str, models: int) -> None:
+    asked = recipe(f"implant.mode={mode}", "tune.budget.skill=0.9")
+    assert room_wanted(asked, RunFolder("none"), BASE, settings(save_strategy="no"), 10) == models * 4_000_000
+
+
 def test_a_quiet_implant_keeps_what_the_layers_receive() -> None:
     asked, folder = recipe("implant.quiet.energy=0.9", "implant.quiet.sketch=32"), RunFolder("none")
     assert room_wanted(asked, folder, BASE, settings(save_strategy="no"), 10) == 4_000_000 + 4 * 6 * 384 * 32

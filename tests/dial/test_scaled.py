@@ -43,6 +43,15 @@ def test_at_0_it_is_the_base_byte_for_byte_at_1_what_was_trained(trained: Implan
     assert weights_digest(tmp_path / "all") == weights_digest(tmp_path / "trained")
 
 
+@pytest.mark.parametrize("scale", [Scale(0), Scale(0, 1), Scale(1)])
+def test_every_scale_is_a_file(scale: Scale, trained: Implant, tmp_path: Path) -> None:
+    """Also where a layer keeps nothing, or all."""
+    scaled = scaled_implant(trained, scale)
+    scaled.save(tmp_path / "scaled.safetensors")
+    for layer, rows in Implant.load(tmp_path / "scaled.safetensors").layers.items():
+        assert rows.implanted.equal(scaled.layers[layer].implanted)
+
+
 def test_each_layer_keeps_its_share(trained: Implant) -> None:
     scaled = scaled_implant(trained, Scale(0.25, 0.5))
     assert scaled.facts == {"base_model": "tiny", "scale": "0.25+0.5l"}

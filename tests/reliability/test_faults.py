@@ -282,6 +282,17 @@ def test_a_run_whose_every_step_overflows_is_no_success(tmp_path: Path) -> None:
     assert (tmp_path / "run/model/NOT_VERIFIED").exists()
 
 
+def test_a_run_that_is_pulled_all_the_way_back_is_no_success(tmp_path: Path) -> None:
+    """The learning rate times the strength is 1: each step ends where training began."""
+    pulled = ["implant.pull=100", "training.learning_rate=0.01", "training.lr_scheduler_type=constant"]
+    done = launch("implant.mode=full", *pulled, "training.max_steps=2", *UNTIL, f"run={tmp_path / 'run'}")
+    assert done.status != 0
+    assert len(done.refusals()) == 1, done.output
+    assert "training changed none of the " in done.refusals()[0]
+    assert json.loads((tmp_path / "run/verify.json").read_text())["changed_outside"] == []
+    assert (tmp_path / "run/model/NOT_VERIFIED").exists()
+
+
 def test_nothing_is_left_behind(unbroken: Path) -> None:
     """No process of ours, no shared buffer of DeepSpeed's."""
     before = set(Path("/dev/shm").glob("deepspeed_allreduce_buffer_*"))

@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT
 from paired import task
 
-from loki_ds.retention.forgetting import forgetting, losses_only, relative_loss, signed
+from loki_ds.retention.forgetting import forgetting, least_loss, losses_only, relative_loss, signed
 
 
 def test_by_hand() -> None:
@@ -47,6 +47,13 @@ def test_nothing_flipped_is_not_nothing_forgotten() -> None:
     figure = signed([relative_loss(task([1] * 60 + [0] * 40, [1] * 60 + [0] * 40))])
     assert figure.percent == 0
     assert figure.ci == pytest.approx((-100 * 3.92 / 60, 100 * 3.92 / 60), rel=0.01)
+
+
+@pytest.mark.parametrize("right", [0.5, 0.75, 1.0])
+def test_the_least_loss_is_what_unchanged_answers_show(right: float) -> None:
+    answers = [1] * int(200 * right) + [0] * int(200 * (1 - right))
+    unchanged = losses_only([relative_loss(task(answers, answers))] * 3)
+    assert least_loss([([200], True)] * 3, right) == pytest.approx(unchanged.ci[1] / 100)
 
 
 @pytest.mark.parametrize(("lost", "won"), [(0.08, 0.02), (0.03, 0.03)])

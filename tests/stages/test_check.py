@@ -330,6 +330,14 @@ def test_with_a_dial_half_of_the_documents_is_reported(tmp_path: Path) -> None:
         check_retention(started(tmp_path, dial, "retention.abilities={tasks: [tiny_facts], limit: 1}"))
 
 
+def test_a_budget_that_no_scale_can_be_shown_to_keep_is_refused_before_the_training(tmp_path: Path) -> None:
+    """Of 80 answers that are right and stay so, twice 1.96 may be lost: 4.9%."""
+    asked = ("retention.abilities={tasks: [tiny_facts], limit: 160}", "tune.scales=[0.5]")
+    with pytest.raises(Refusal, match=r"tune\.budget\.forgetting is 0\.04; were no answer changed, .* below 0\.049 .*"):
+        check_retention(started(tmp_path, *asked, "tune.budget.forgetting=0.04"))
+    assert check_retention(started(tmp_path, *asked, "tune.budget.forgetting=0.05"))
+
+
 def test_tasks_are_looked_at_with_the_margin(tmp_path: Path) -> None:
     run = started(tmp_path, "retention.abilities.limit=50")
     found = [said for what, said in check_retention(run) if what == "task"]
