@@ -189,8 +189,14 @@ def put_in_place(path: Path) -> None:
     for file in [aside] if aside.is_file() else sorted(p for p in aside.rglob("*") if p.is_file()):
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
-    remove(path)
-    aside.rename(path)
+    if path.is_dir():  # no folder takes another's place in one go
+        old = path.with_name(f".{path.name}.old")
+        remove(old)
+        path.rename(old)
+        aside.rename(path)
+        remove(old)
+    else:
+        os.replace(aside, path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # the new name, too
@@ -207,6 +213,7 @@ def publish(file: Path, shared: Path) -> None:
     with os.fdopen(handle, "wb") as copy:
         copy.write(file.read_bytes())
         os.fsync(copy.fileno())
+    shutil.copymode(file, aside)  # mkstemp's is for its maker alone
     os.replace(aside, shared)
 
 

@@ -5,8 +5,10 @@ Used for the protected set and for retention, in the main process and in the arm
 """
 
 import hashlib
+import inspect
 import json
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -82,7 +84,14 @@ def look_at_tasks(
     unsafe = [name for name in names if _config_of(manager, name).get("unsafe_code")]
     if unsafe and not allow_code_execution:
         raise Refusal(runs_code(unsafe))  # known before its data is fetched
-    return [_look_at(name, manager, allow_code_execution, key) for name in names]
+    found = [_look_at(name, manager, allow_code_execution, key) for name in names]
+    held: dict[str, str] = {}
+    for task in found:
+        for member in task.documents:
+            if member in held:
+                raise Refusal(f"{key}: task {member} is in {held[member]} and in {task.name}, allowed is once")
+            held[member] = task.name
+    return found
 
 
 def _look_at(name: str, manager: Any, allow_code_execution: bool, key: str) -> TaskFound:
@@ -111,12 +120,26 @@ def _look_at(name: str, manager: Any, allow_code_execution: bool, key: str) -> T
 
 
 def _digest(tasks: dict[str, Any]) -> str:
-    """SHA-256 over all documents, wherever they come from."""
+    """SHA-256 over all documents and how they are asked, wherever they come from."""
     whole = hashlib.sha256()
     for member in sorted(tasks):
+        whole.update(f"{member}: {_settings(tasks[member])}".encode())
         for document in tasks[member].eval_docs:
             whole.update(json.dumps([member, document], sort_keys=True, default=str).encode())
     return whole.hexdigest()
+
+
+def _settings(task: Any) -> str:
+    """A task's own, with the sources of its functions; the same in every process."""
+    text = json.dumps(task.dump_config(), sort_keys=True, default=_source)
+    return re.sub(r" at 0x[0-9a-f]+", "", text)
+
+
+def _source(value: Any) -> str:
+    try:
+        return inspect.getsource(value)
+    except (OSError, TypeError):
+        return str(value)
 
 
 def _by_size(name: str, manager: Any) -> bool:

@@ -175,9 +175,9 @@ LAYOUTS: list[tuple[set[str], Callable[[dict[str, Any]], Example]]] = [
 ]
 # What a layout also reads where it is there, by the first of its columns.
 BESIDE = {
-    "messages": {"system", "tools"},
-    "conversations": {"system", "tools"},
-    "completion": {"system", "tools"},
+    "messages": {"system", "tools", "functions"},
+    "conversations": {"system", "tools", "functions"},
+    "completion": {"system", "tools", "functions"},
     "instruction": {"input", "system", "history"},
     "answers": {"tools"},
     "chat": {"system"},

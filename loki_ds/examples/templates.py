@@ -193,6 +193,8 @@ def fitted(template: ChatTemplate, needs: Needs, by_difference: bool = False) ->
         return template, []
     if lacks & {"several_calls", "calls", "results"} and needs.calls:  # written as text
         lacks.add("calls")
+        if needs.tools:  # for the family's own prompt asks for calls in its own notation
+            lacks.add("tools")
         if needs.results and not template.places.tool_turns:
             lacks.add("tool_turns")
     said = [WORDS[name] for name in WORDS if name in lacks]
@@ -201,7 +203,7 @@ def fitted(template: ChatTemplate, needs: Needs, by_difference: bool = False) ->
 
 WORDS = {
     "tools": "functions are listed in the system turn, as JSON",
-    "calls": "calls are written as text, [name(argument='value')]",
+    "calls": 'calls are written as text, [name(argument="value", flag=True)]',
     "tool_turns": "what a tool gave is a turn of the user's",
     "system": "the system turn opens the first turn of the user",
 }
@@ -218,6 +220,7 @@ def preface(lacks: set[str], has_system: bool) -> str:
 {{%- set loki = namespace(out=[], system="", content="") -%}}
 {{%- if tools is not defined %}}{{% set tools = none %}}{{% endif -%}}
 {_TOOLS if "tools" in lacks else ""}
+{_LITERAL if "calls" in lacks else ""}
 {{%- for message in messages -%}}
 {{%- set loki.content = message.content or "" -%}}
 {_CALLS if "calls" in lacks else ""}
@@ -245,13 +248,29 @@ _TOOLS = """{%- if tools -%}
 {%- set loki.system = "Here is a list of functions in JSON format that you can invoke:\\n" + (tools | tojson) -%}
 {%- set tools = none -%}
 {%- endif -%}"""
+# As Python writes it, which is what reads such calls (serving's parsers, BFCL's judge).
+_LITERAL = """{%- macro loki_literal(value) -%}
+{%- if value is none -%}None
+{%- elif value is boolean -%}{{ "True" if value else "False" }}
+{%- elif value is string -%}{{ value | tojson }}
+{%- elif value is mapping -%}
+{{- "{" -}}
+{%- for key, part in value.items() -%}
+{{ key | tojson }}: {{ loki_literal(part) }}{{ ", " if not loop.last }}
+{%- endfor -%}
+{{- "}" -}}
+{%- elif value is iterable -%}
+{{- "[" -}}{%- for part in value -%}{{ loki_literal(part) }}{{ ", " if not loop.last }}{%- endfor -%}{{- "]" -}}
+{%- else -%}{{ value }}
+{%- endif -%}
+{%- endmacro -%}"""
 _CALLS = """{%- if message.tool_calls -%}
 {%- set call = namespace(all=[]) -%}
 {%- for one in message.tool_calls -%}
 {%- set one = one.function or one -%}
 {%- set call.named = [] -%}
 {%- for key, value in (one.arguments or {}).items() -%}
-{%- set call.named = call.named + [key ~ "=" ~ (value | tojson)] -%}
+{%- set call.named = call.named + [key ~ "=" ~ loki_literal(value)] -%}
 {%- endfor -%}
 {%- set call.all = call.all + [one.name ~ "(" ~ (call.named | join(", ")) ~ ")"] -%}
 {%- endfor -%}

@@ -18,6 +18,9 @@ ROLES = {
 }
 
 
+READ = ("from", "value", "weight", "tool_calls", "function_call")  # keys that others stand for here
+
+
 def turns_of(turns: list[Any]) -> list[Message]:
     """Turns of either kind, `{role, content}` or `{from, value}`, as one."""
     found = [turn_of(turn, place) for place, turn in enumerate(turns, start=1)]
@@ -38,7 +41,9 @@ def turn_of(turn: Any, place: int) -> Message:
     content = turn.get(key)
     if said == "function_call":
         calls, content = _called(content, place), ""
-    message = {name: value for name, value in turn.items() if name not in ("from", "value", "weight", "tool_calls")}
+    if turn.get("function_call"):  # OpenAI's older name for one call
+        calls = [*calls, *_called(turn["function_call"], place)]
+    message = {name: value for name, value in turn.items() if name not in READ and value is not None}
     message |= {"role": role, "content": _content(content, place, bool(calls))}
     if calls:
         message["tool_calls"] = [call_of(call, place) for call in calls]
@@ -78,10 +83,13 @@ def call_of(call: Any, place: int) -> dict[str, Any]:
 
 
 def tools_of(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """The functions that may be called: a list or its JSON text, as OpenAI has them or bare."""
-    found = parsed(row.get("tools")) or []
+    """The functions that may be called: a list or its JSON text, as OpenAI has them (once under the
+    name of `functions`) or bare.
+    """
+    name = "tools" if row.get("tools") else "functions"
+    found = parsed(row.get(name)) or []
     if not isinstance(found, list) or not all(isinstance(tool, dict) for tool in found):
-        raise NotUnderstood(f"has {short(row['tools'])} in 'tools', allowed is a list of functions")
+        raise NotUnderstood(f"has {short(row[name])} in {name!r}, allowed is a list of functions")
     return [tool if "function" in tool else {"type": "function", "function": tool} for tool in found]
 
 

@@ -17,7 +17,7 @@ from datasets import Dataset, interleave_datasets
 from loki_ds.examples.choice import Rendering
 from loki_ds.examples.layouts import Example, columns_read, example_of
 from loki_ds.examples.rendering import Cut, Rendered, Renderer
-from loki_ds.examples.sources import Row, count_of, is_local, rows_of
+from loki_ds.examples.sources import count_of, is_local, rows_of
 from loki_ds.examples.templates import Needs
 from loki_ds.examples.turns import NotUnderstood
 from loki_ds.recipe import DataSection, SourceSection
@@ -27,6 +27,13 @@ from loki_ds.run_folder import remove, write_json, written_whole
 SCHEMA = pa.schema({"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32())})
 AT_ONCE = 1000  # rows written together
 NAMED = 3  # lines that a sentence names
+UNDERSTOOD = {
+    "role",
+    "content",
+    "tool_calls",
+    "tool_call_id",
+    "name",
+}  # keys of turns, whether a template shows them or not
 
 
 @dataclass
@@ -44,6 +51,8 @@ class Counts:
     dropped: int = 0  # rows that lose all that is learnt
     dropped_lines: list[int] = field(default_factory=list)  # the first of them
     unused: list[str] = field(default_factory=list)  # columns that nothing reads
+    unused_in_turns: list[str] = field(default_factory=list)  # keys of turns that the template does not read
+    undefined: int = 0  # rows that call functions and define none
 
     def said(self) -> str:
         """In a sentence."""
@@ -57,7 +66,10 @@ class Counts:
             if self.dropped
             else []
         )
+        parts += [f"{self.undefined:,} rows call functions and define none"] if self.undefined else []
         parts += [f"columns that are not used: {', '.join(self.unused)}"] if self.unused else []
+        of_turns = ", ".join(self.unused_in_turns)
+        parts += [f"keys of turns that the template does not use: {of_turns}"] if of_turns else []
         return f"{self.path}: {'; '.join(parts)}"
 
 
@@ -133,9 +145,13 @@ def _rendered(
     up.
     """
     unused: set[str] = set()
+    in_turns: set[str] = set()
     for number, row in islice(rows_of(source), counts.first):
+        example = _understood(source, number, row)
         unused |= row.keys() - columns_read(row)
-        rendered = _row_rendered(source, (number, row), renderer, vocabulary)
+        in_turns |= {key for message in example.messages for key in message}
+        counts.undefined += not example.tools and any("tool_calls" in message for message in example.messages)
+        rendered = _row_rendered(f"{source.path}: line {number}", example, renderer, vocabulary)
         counts.rows, counts.tokens = counts.rows + 1, counts.tokens + len(rendered.input_ids)
         counts.learnt += rendered.learnt
         counts.longest = max(counts.longest, len(rendered.input_ids))
@@ -148,24 +164,24 @@ def _rendered(
         if counts.dropped <= NAMED:
             counts.dropped_lines.append(number)
     counts.unused = sorted(unused)
+    template = renderer.template.text if renderer.template else ""
+    counts.unused_in_turns = sorted(key for key in in_turns - UNDERSTOOD if key not in template)
 
 
-def _row_rendered(source: SourceSection, row: Row, renderer: Renderer, vocabulary: int) -> Rendered:
-    number, place = row[0], f"{source.path}: line {row[0]}"
+def _row_rendered(place: str, example: Example, renderer: Renderer, vocabulary: int) -> Rendered:
     try:
-        rendered = renderer.render(_understood(source, number, row[1]))
+        rendered = renderer.render(example)
     except NotUnderstood as problem:
         raise Refusal(f"{place} {problem}") from None
     if not rendered.learnt:
-        raise Refusal(f"{place} has no token to learn{_why_nothing(row[1], renderer)}")
+        raise Refusal(f"{place} has no token to learn{_why_nothing(example, renderer)}")
     if (largest := max(rendered.input_ids)) >= vocabulary:
         token = renderer.tokenizer.convert_ids_to_tokens(largest)
         raise Refusal(f"{place} has the token {token!r} (id {largest}), the model's embedding has {vocabulary} rows")
     return rendered
 
 
-def _why_nothing(row: dict, renderer: Renderer) -> str:
-    example = example_of(row)
+def _why_nothing(example: Example, renderer: Renderer) -> str:
     if renderer.only_assistant and not any(message["role"] == "assistant" for message in example.messages):
         return ": the chat has no assistant turn (training.assistant_only_loss)"
     return ""

@@ -21,12 +21,24 @@ from loki_ds.examples.choice import RENDERING
 from loki_ds.implant_section import ImplantSection
 from loki_ds.implanting.checkpoints import Checkpoint
 from loki_ds.implanting.settings import check_installed, check_settings
-from loki_ds.implanting.supported import check_deepspeed, check_deepspeed_values, sequence_groups
+from loki_ds.implanting.supported import (
+    check_deepspeed,
+    check_deepspeed_values,
+    check_full_precision,
+    sequence_groups,
+)
 from loki_ds.ranks import joined, world_size
 from loki_ds.recipe import Recipe
 from loki_ds.refusal import Refusal
 from loki_ds.zero.checkpoints import is_partitioned, loading_repartitioned
 
+# Of DeepSpeed's file: what follows from the recipe even where the file leaves it out.
+FILLED_IN = (
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+)
 PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
 
@@ -44,6 +56,7 @@ def training_arguments(recipe: Recipe, checkpoints: Path, newest: Checkpoint | N
     check_installed(recipe.training)
     try:
         settings, config = _settings(recipe), deepspeed_config(recipe.deepspeed, recipe.implant)
+        check_full_precision(config, recipe.model.dtype, recipe.implant)
         if newest is not None:
             settings, config = _resuming(newest, recipe.sequence_parallel, settings, config)
         # Nobody's environment decides: accelerate would take the precision that another launcher
@@ -129,7 +142,7 @@ def deepspeed_config(file: str | None, implant: ImplantSection) -> dict | None:
     if not isinstance(config, dict):
         raise Refusal(f"{file}: a DeepSpeed configuration is an object, this is {type(config).__name__}")
     check_deepspeed(config, file, implant)
-    return config
+    return {**dict.fromkeys(FILLED_IN, "auto"), **config}
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:

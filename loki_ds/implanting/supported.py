@@ -55,6 +55,23 @@ def check_deepspeed(config: dict[str, Any], file: str, implant: ImplantSection) 
         )
 
 
+def check_full_precision(config: dict[str, Any] | None, dtype: str, implant: ImplantSection) -> None:
+    """Refuse 16-bit numbers that would train without a copy in full precision that a pull reaches:
+    small steps would round away.
+
+    config: of DeepSpeed's file, None without one. PEFT's adapters are of full precision by
+    themselves.
+    """
+    stage = config["zero_optimization"].get("stage", 0) if config else 0
+    if dtype == "float32" or stage or (config is None and implant.kind.leaves in ("adapter", None)):
+        return
+    found = "deepspeed's zero_optimization.stage is 0" if config else "the recipe names no deepspeed file"
+    raise Refusal(
+        f"model.dtype is {dtype} and {found}, so small steps would round away; say deepspeed=launch/zero2.json, which "
+        "serves one process, too, or model.dtype=float32"
+    )
+
+
 def check_deepspeed_values(config: dict[str, Any], file: str, arguments: SFTConfig, groups: int | None) -> None:
     """Hold DeepSpeed's file against the recipe, value by value: what it says must be `auto` or the
     same.
@@ -82,15 +99,28 @@ def check_deepspeed_values(config: dict[str, Any], file: str, arguments: SFTConf
         "fp16.enabled": ("fp16", arguments.fp16),
     }
     for key, (name, wanted) in recipes.items():
-        *parts, last = key.split(".")
-        section = config
-        for part in parts:
-            section = _part(section, part, file)
-        value = section.get(last, "auto")
+        value = _value(config, key, file)
         if value != "auto" and (type(value) is str or value != wanted):
             raise Refusal(
                 f"{file}: {key} is {value!r}, the recipe's training.{name} makes it {wanted!r}; say auto there"
             )
+    for key in ("scheduler.params.warmup_num_steps", "scheduler.params.total_num_steps"):
+        if (value := _value(config, key, file)) != "auto":
+            raise Refusal(f"{file}: {key} is {value!r}, allowed is auto: it follows from the recipe")
+    needed = ["optimizer.params.lr", "optimizer.params.weight_decay"] if "optimizer" in config else []
+    if str(_value(config, "scheduler.type", file)).startswith("Warmup"):
+        needed += ["scheduler.params.warmup_max_lr", "scheduler.params.warmup_num_steps"]
+    for key in needed:
+        if _value(config, key, file, None) is None:
+            raise Refusal(f"{file}: {key} is missing, so DeepSpeed would take a value of its own; say auto there")
+
+
+def _value(config: dict[str, Any], key: str, file: str, missing: Any = "auto") -> Any:
+    """By its dotted key; what stands there counts as `auto` where nothing does."""
+    *parts, last = key.split(".")
+    for part in parts:
+        config = _part(config, part, file)
+    return config.get(last, missing)
 
 
 def _part(config: dict[str, Any], key: str, file: str) -> dict[str, Any]:

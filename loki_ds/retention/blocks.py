@@ -24,7 +24,9 @@ BLOCKS = 20  # at most, of a task
 
 def answers_of_base(stop: Stop) -> dict[str, TaskSamples]:
     """By the names that were asked for, once they are there."""
-    return json.loads(_there(Path(stop.base)).read_text(encoding="utf-8"))["tasks"]
+    file = Path(stop.base)
+    shares = file.with_name(f".{file.stem}")  # where its processes leave word (`question.Answers`)
+    return json.loads(_there(file, shares).read_text(encoding="utf-8"))["tasks"]
 
 
 def until_decided(
@@ -57,14 +59,14 @@ def until_decided(
         files = [folder / f"block{number}-{names[0]}-share{i}of{of}.json" for i in range(of)]
         if not files[share].exists():
             write_json(files[share], ask(_places([one.block()[share::of] for one in left.values()])))
-        blocks = [json.loads(_there(file).read_text(encoding="utf-8")) for file in files]
+        blocks = [json.loads(_there(file, folder).read_text(encoding="utf-8")) for file in files]
         mine.append(blocks[share])
         for name, one in left.items():
             one.take([sample for block in blocks if name in block for sample in block[name]["samples"]])
     done = together(mine)
     for name, samples in done.items():
-        if (one := abilities[name]).bounds is not None and one.asked < len(one.order):
-            samples["stopped"] = {"documents": len(one.order), **asdict(one.bounds)}  # type: ignore[typeddict-item]
+        if (one := abilities[name]).bounds is not None and one.asked < one.documents:
+            samples["stopped"] = {"documents": one.documents, **asdict(one.bounds)}  # type: ignore[typeddict-item]
     return done
 
 
@@ -72,8 +74,10 @@ def until_decided(
 class Ability:
     """A task or a group of them, while it is asked.
 
-    order: its documents, each by the task it is of and its place there; gains: of the first ones;
-    bounds: None while nothing is known, or where scores have no bounds.
+    order: its documents that may be asked, each by the task it is of and its place there; gains: of
+    the first ones; documents: all that it has, of which a limit or a half is a random sample;
+    bounds: of the change over all of them, None while nothing is known, or where scores have no
+    bounds. A sample of several subtasks, drawn from each by itself, is asked whole.
     """
 
     found: TaskFound
@@ -88,7 +92,9 @@ class Ability:
         counts = {member: sum(one == member for one, _ in self.order) for member in self.found.documents}
         even = len(self.order) / sum(count > 0 for count in counts.values())
         self.weights = [1.0 if self.found.by_size else even / counts[member] for member, _ in self.order]
-        self.bounded = self.found.main["unit"] == "score" and all(0 <= score <= 1 for score in self.before)
+        self.documents = sum(self.found.documents.values())
+        one_draw = len(counts) == 1 or len(self.order) == self.documents
+        self.bounded = one_draw and self.found.main["unit"] == "score" and all(0 <= score <= 1 for score in self.before)
 
     @property
     def asked(self) -> int:
@@ -110,12 +116,12 @@ class Ability:
 
     def over(self, stop: Stop, tasks: int) -> bool:
         """Whether nothing more is to be asked."""
+        self.bounds = None
+        if self.asked and self.bounded:
+            self.bounds = bounds(np.array(self.gains), self.documents, stop.margin, max(self.weights))
         if self.asked == len(self.order):
             return True
-        if not self.asked or not self.bounded:
-            return False
-        self.bounds = bounds(np.array(self.gains), len(self.order), stop.margin, max(self.weights))
-        return self.bounds.decided(stop.margin, tasks)
+        return self.bounds is not None and self.bounds.decided(stop.margin, tasks)
 
     def _document(self, sample: Sample) -> tuple[str, int]:
         return sample["cluster"] or next(iter(self.found.documents)), sample["place"]
@@ -134,10 +140,13 @@ def _places(shares: Sequence[Sequence[tuple[str, int]]]) -> Places:
     return places
 
 
-def _there(file: Path) -> Path:
-    """A file, once another process has written it."""
+def _there(file: Path, marks: Path) -> Path:
+    """A file, once another process has written it.
+
+    marks: the folder in which that process says that it failed.
+    """
     while not file.exists():
-        if any(file.parent.glob("failed*")):
+        if any(marks.glob("failed*")):
             raise Refusal(f"{file}: another process of this evaluation failed; its own message is above or in its log")
         time.sleep(0.05)
     return file

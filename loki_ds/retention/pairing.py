@@ -56,7 +56,7 @@ def pair(base: ArmResult, implanted: ArmResult, one_tokenizer: bool = True) -> l
 
     Raises:
         Refusal: the arms differ in tokenizer, library versions, tasks, task versions, metrics,
-            shots or documents.
+            shots, documents or, of one tokenizer, in what was asked of them.
     """
     tasks = ", ".join(base["tasks"])
     for what in ("tokenizer", "libraries") if one_tokenizer else ("libraries",):
@@ -68,11 +68,13 @@ def pair(base: ArmResult, implanted: ArmResult, one_tokenizer: bool = True) -> l
         differing = sorted(set(base["tasks"]) ^ set(implanted["tasks"]))
         raise Refusal(f"the arms were not run on the same tasks: only one of them has {', '.join(differing)}")
     return [
-        paired for task in base["tasks"] for paired in _pair_task(task, base["tasks"][task], implanted["tasks"][task])
+        paired
+        for task in base["tasks"]
+        for paired in _pair_task(task, base["tasks"][task], implanted["tasks"][task], one_tokenizer)
     ]
 
 
-def _pair_task(task: str, base: TaskSamples, implanted: TaskSamples) -> list[PairedTask]:
+def _pair_task(task: str, base: TaskSamples, implanted: TaskSamples, one_prompt: bool) -> list[PairedTask]:
     for what in ("version", "metrics", "shots", "by_size"):
         if base[what] != implanted[what]:
             raise Refusal(
@@ -87,6 +89,12 @@ def _pair_task(task: str, base: TaskSamples, implanted: TaskSamples) -> list[Pai
         alone = len(before.keys() ^ after.keys())
         raise Refusal(
             f"task {task}: {alone} documents were seen by one arm only; both must evaluate the same documents"
+        )
+    other = sum(before[key]["prompt_hash"] != after[key]["prompt_hash"] for key in before) if one_prompt else 0
+    if other:
+        raise Refusal(
+            f"task {task}: {other} documents were asked in other words on the base than on the implanted model; the "
+            "task changed in between, delete the base's answers"
         )
     return [
         PairedTask(

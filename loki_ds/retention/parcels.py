@@ -78,6 +78,7 @@ class Sample(TypedDict):
     cluster: str | None  # the subtask's name in a group of tasks like MMLU
     scores: list[float | None]  # of the task's metrics, in their order; None where it has none
     prompt: str  # its end
+    prompt_hash: str  # SHA-256 of all of it, as lm-eval has it
     answer: str  # in words: of a multiple choice the chosen one
     gold: str
 

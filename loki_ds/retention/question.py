@@ -17,7 +17,8 @@ from loki_ds.tasks import TaskFound
 
 OWN = Path(task_metrics.__file__).parent
 # What takes likelihoods and scores answers.
-JUDGES = [OWN / name for name in ("task_metrics.py", "new_task", "retention/harness.py", "retention/read_once.py")]
+JUDGING = ("task_metrics.py", "new_task", *(f"retention/{name}.py" for name in "harness read_once arm samples".split()))
+JUDGES = [OWN / name for name in JUDGING]
 BESIDE = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py")  # what else decides a model's answers
 
 

@@ -61,6 +61,7 @@ def _sample_result(found: TaskFound, member: str, task: Any, by_filter: dict[str
         "doc_hash": first["doc_hash"],
         "place": first["doc_id"],
         "cluster": member if len(found.documents) > 1 else None,
+        "prompt_hash": first["prompt_hash"],
         "scores": scores,
         "prompt": str(first["arguments"][0][0])[-LONGEST_PROMPT:],
         "answer": answer,
@@ -79,7 +80,7 @@ def _number(metric: Metric, found: TaskFound, task: Any, by_filter: dict[str, di
     sample, declared = by_filter[metric["filter"]], {one["metric"] for one in found.metrics}
     own_names = [metric["metric"], *(name for name in sample["metrics"] if name not in declared)]
     number = next((sample[name] for name in own_names if name in sample), None)
-    return float(number) if isinstance(number, bool | int | float | np.number) else None
+    return float(number) if isinstance(number, bool | int | float | np.number | np.bool_) else None
 
 
 def _in_words(task: Any, sample: dict[str, Any]) -> tuple[str, str]:

@@ -39,7 +39,7 @@ def attribute(run: Run) -> None:
     if run.recipe.collects_sensitivity:
         sensitivity(run)
     elif run.recipe.needs_attribution:
-        inputs = attribution_inputs(run.recipe, run.base.digest)
+        inputs = attribution_inputs(run.recipe, run.base)
         run.once("attribute", inputs, run.folder.attribution, lambda: _attribute(run))
     else:
         strategy = run.recipe.selection.strategy
@@ -51,7 +51,7 @@ def _attribute(run: Run) -> None:
     with cost_of(run.folder, "attribute"):
         for shard in run.shared.apart(kept.shards()):
             shard.unlink()  # of a call that was killed before it brought them home; made from who knows what
-        inputs = {**attribution_inputs(run.recipe, run.base.digest), "prompts": prompts.digest}
+        inputs = {**attribution_inputs(run.recipe, run.base), "prompts": prompts.digest}
         ranks.on_first_rank(lambda: kept.open_for(inputs))
         gatherer = Gatherer()
         settings = section.model_dump(include={"steps", "rule", "target", "multiply_by_value"})

@@ -26,7 +26,7 @@ class FrozenInputs(NamedTuple):
 
 def frozen_inputs(run: Run, section: FrozenInputsSection) -> FrozenInputs:
     """Choose them, or read those that were chosen for the same inputs."""
-    inputs = frozen_inputs_inputs(run.recipe.protected, section, run.base.digest)
+    inputs = frozen_inputs_inputs(run.recipe.protected, section, run.base)
     if run.finished("frozen inputs", inputs) and run.shared.by_all:
         return kept_inputs(run.folder)
     with cost_of(run.folder, "frozen inputs"):

@@ -33,7 +33,7 @@ def implant(run: Run, positions: Positions | None) -> None:
     """Train, write the model and what goes with it, and compare the model with the base byte for
     byte.
     """
-    inputs = implant_inputs(run.recipe, run.base.digest, positions)
+    inputs = implant_inputs(run.recipe, run.base, positions)
     run.once("implant", inputs, run.folder.model, lambda: _implant(run, positions, inputs))
 
 

@@ -14,93 +14,102 @@ from typing import Any
 
 from loki_ds.examples.choice import Rendering
 from loki_ds.export.implant_file import Implant
+from loki_ds.export.products import Base
 from loki_ds.implant_section import FrozenInputsSection, QuietSection, RehearseSection
 from loki_ds.implanting.arguments import deepspeed_config
 from loki_ds.positions import Positions
 from loki_ds.recipe import DataSection, ProtectedSection, Recipe
 from loki_ds.recipe_keys import changes_a_result, without_secrets
+from loki_ds.retention.question import model_digest
 from loki_ds.run_folder import RunFolder, digest_of
 
 Inputs = dict[str, Any]
 
 
-def protected_inputs(section: ProtectedSection | None, base_digest: str) -> Inputs:
+def model_inputs(base: Base) -> Inputs:
+    """Of whatever the base computes: weights, what stands beside them, and the dtype it runs in."""
+    return {"model": model_digest(base.folder, base.digest), "dtype": base.section.dtype}
+
+
+def protected_inputs(section: ProtectedSection | None, base: Base) -> Inputs:
     """Of whatever is computed on the protected prompts alone."""
     if section is None:
-        return {"model": base_digest, "protected": None}
-    digest = digest_of(Path(section.prompts)) if section.prompts else None
-    return {"model": base_digest, "protected": {**section.model_dump(), "digest": digest}}
+        return {**model_inputs(base), "protected": None}
+    files = [Path(path) for path in (section.prompts, section.include_path) if path]
+    return {**model_inputs(base), "protected": {**section.model_dump(), "digest": digest_of(*files)}}
 
 
-def attribution_inputs(recipe: Recipe, base_digest: str) -> Inputs:
+def attribution_inputs(recipe: Recipe, base: Base) -> Inputs:
     section, selection, stop = recipe.attribution, recipe.selection, recipe.attribution.stop
     selects = {"quota": selection.quota, "strategy": selection.strategy}
     return {
-        **protected_inputs(recipe.protected, base_digest),
+        **protected_inputs(recipe.protected, base),
         **section.model_dump(exclude={"batch_size", "memory_gib", "stop"}),
         "stop": {**stop.model_dump(), **selects} if stop else None,
     }
 
 
-def sensitivity_inputs(recipe: Recipe, base_digest: str) -> Inputs:
+def sensitivity_inputs(recipe: Recipe, base: Base) -> Inputs:
     loss = {key: recipe.training.get(key) for key in ("assistant_only_loss", "completion_only_loss", "max_length")}
     return {
-        **protected_inputs(recipe.protected, base_digest),
+        **protected_inputs(recipe.protected, base),
         "data": data_inputs(recipe.data),
         "training": loss,
+        **template_inputs(recipe),
     }
 
 
-def selection_inputs(recipe: Recipe, base_digest: str) -> Inputs:
+def selection_inputs(recipe: Recipe, base: Base) -> Inputs:
     section = recipe.selection
     exclude = {"exclude": [Implant.load(file).positions.digest for file in section.exclude]} if section.exclude else {}
     if section.positions is not None:
         return {"positions": section.positions, "digest": Positions.load(section.positions).digest, **exclude}
     return {
         **section.model_dump(),
-        "attribution": attribution_inputs(recipe, base_digest) if recipe.needs_attribution else None,
-        "sensitivity": sensitivity_inputs(recipe, base_digest) if recipe.collects_sensitivity else None,
+        "attribution": attribution_inputs(recipe, base) if recipe.needs_attribution else None,
+        "sensitivity": sensitivity_inputs(recipe, base) if recipe.collects_sensitivity else None,
         **exclude,
     }
 
 
-def quiet_inputs(protected: ProtectedSection | None, section: QuietSection, base_digest: str) -> Inputs:
-    return {**protected_inputs(protected, base_digest), "sketch": section.sketch}
+def quiet_inputs(protected: ProtectedSection | None, section: QuietSection, base: Base) -> Inputs:
+    return {**protected_inputs(protected, base), "sketch": section.sketch}
 
 
-def frozen_inputs_inputs(protected: ProtectedSection | None, section: FrozenInputsSection, base_digest: str) -> Inputs:
-    return {**protected_inputs(protected, base_digest), **section.model_dump()}
+def frozen_inputs_inputs(protected: ProtectedSection | None, section: FrozenInputsSection, base: Base) -> Inputs:
+    return {**protected_inputs(protected, base), **section.model_dump()}
 
 
-def answers_inputs(texts: Sequence[Sequence[int]], section: RehearseSection, base_digest: str) -> Inputs:
+def answers_inputs(texts: Sequence[Sequence[int]], section: RehearseSection, base: Base) -> Inputs:
     """Of the base's answers on texts."""
     of_texts = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
-    return {"model": base_digest, "texts": of_texts, "top_k": section.top_k}
+    return {**model_inputs(base), "texts": of_texts, "top_k": section.top_k}
 
 
-def rehearsal_inputs(recipe: Recipe, base_digest: str) -> Inputs:
+def rehearsal_inputs(recipe: Recipe, base: Base) -> Inputs:
     """Of what is rehearsed; the cut stands among the training's settings."""
     section = recipe.implant.rehearse
     if section is None:
         return {}
-    return {"rehearse": {**section.model_dump(), **protected_inputs(recipe.rehearsed, base_digest)}}
+    return {"rehearse": {**section.model_dump(), **protected_inputs(recipe.rehearsed, base)}}
 
 
-def implant_inputs(recipe: Recipe, base_digest: str, positions: Positions | None) -> Inputs:
+def implant_inputs(recipe: Recipe, base: Base, positions: Positions | None) -> Inputs:
     implant = recipe.implant
     own = {key for key in ("lora", "peft") if key in implant.kind.reads}
     looks = implant.quiet or implant.frozen_inputs  # at the protected prompts
     training = {key: value for key, value in recipe.training.items() if changes_a_result(f"training.{key}")}
     return without_secrets(
         {
-            "model": base_digest,
+            **model_inputs(base),
             "positions": positions.digest if positions else None,
             **implant.model_dump(exclude={"lora", "peft", "rehearse", "frozen_inputs"} - own),
             **({"frozen_inputs": implant.frozen_inputs.model_dump()} if implant.frozen_inputs else {}),
-            **rehearsal_inputs(recipe, base_digest),
-            "protected": protected_inputs(recipe.protected, base_digest)["protected"] if looks else None,
+            **rehearsal_inputs(recipe, base),
+            "protected": protected_inputs(recipe.protected, base)["protected"] if looks else None,
             "data": data_inputs(recipe.data),
             "training": training,
+            **template_inputs(recipe),
             "deepspeed": deepspeed_config(recipe.deepspeed, implant),
             "sequence_parallel": recipe.sequence_parallel,
             "attention": recipe.model.attention,
@@ -119,12 +128,20 @@ def rendering_inputs(section: DataSection, rendering: Rendering) -> Inputs:
     }
 
 
-def retention_inputs(recipe: Recipe, base_digest: str, model_digest: str) -> Inputs:
+def template_inputs(recipe: Recipe) -> Inputs:
+    """Of the chat template, where it is a file of the recipe's; the base's own stands beside its
+    weights.
+    """
+    path = recipe.training.get("chat_template_path")
+    return {"chat_template": digest_of(Path(path))} if path else {}
+
+
+def retention_inputs(recipe: Recipe, base_digest: str, own_digest: str) -> Inputs:
     section, dtype = recipe.retention, recipe.model.dtype
     own_tasks = digest_of(Path(section.include_path)) if section.include_path else None
     asked = section.model_dump(exclude={"processes"})
     tuned = {"tune": recipe.tune.model_dump()} if recipe.tune else {}
-    return {"base": base_digest, "model": model_digest, "dtype": dtype, "own_tasks": own_tasks, **asked, **tuned}
+    return {"base": base_digest, "model": own_digest, "dtype": dtype, "own_tasks": own_tasks, **asked, **tuned}
 
 
 def tune_inputs(recipe: Recipe, folder: RunFolder) -> Inputs:

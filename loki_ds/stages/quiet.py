@@ -54,7 +54,7 @@ def quiet(run: Run, section: QuietSection) -> Quiet:
     """
     path, inputs = (
         run.folder.quiet / "moments.safetensors",
-        quiet_inputs(run.recipe.protected, section, run.base.digest),
+        quiet_inputs(run.recipe.protected, section, run.base),
     )
     if run.finished("quiet", inputs) and run.shared.by_all:
         moments = load_moments(path)

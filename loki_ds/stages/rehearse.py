@@ -64,7 +64,7 @@ def _texts(run: Run) -> list[list[int]]:
 
 
 def _answers(run: Run, section: RehearseSection, texts: list[list[int]]) -> Answers:
-    file, inputs = run.folder.base_answers, answers_inputs(texts, section, run.base.digest)
+    file, inputs = run.folder.base_answers, answers_inputs(texts, section, run.base)
     if run.finished("rehearse", inputs) and run.shared.by_all:
         return load_answers(file)
     gatherer = Gatherer()

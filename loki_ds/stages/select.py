@@ -31,7 +31,7 @@ def select(run: Run) -> Positions | None:
 
 def _selected(run: Run) -> Positions:
     folder, shapes = run.folder, run.down_shapes
-    inputs = selection_inputs(run.recipe, run.base.digest)
+    inputs = selection_inputs(run.recipe, run.base)
     if folder.finished("select", inputs):
         positions = Positions.load(folder.positions)
         positions.check_fits(shapes, str(folder.positions))

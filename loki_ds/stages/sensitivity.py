@@ -24,7 +24,7 @@ def sensitivity(run: Run) -> None:
     """Write `attribution/sensitivity.safetensors`: `protected` and `new_task`, each
     `[layers, d_model]` float64.
     """
-    inputs = sensitivity_inputs(run.recipe, run.base.digest)
+    inputs = sensitivity_inputs(run.recipe, run.base)
     run.once("sensitivity", inputs, run.folder.sensitivity, lambda: _collect(run))
 
 

@@ -27,6 +27,19 @@ ROWS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
         {"messages": [{"role": "user", "content": [{"type": "text", "text": "call f"}]}, ANSWER]},
         [USER, ANSWER],
     ),
+    "OpenAI's older call, and its functions": (
+        {
+            "messages": [
+                USER,
+                {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": '{"a": 1}'}},
+                {"role": "function", "name": "f", "content": "1"},
+                ANSWER,
+            ],
+            "functions": [TOOL],
+        },
+        [USER, CALLED, {"role": "tool", "name": "f", "content": "1"}, ANSWER],
+    ),
+    "keys that are null": ({"messages": [{**USER, "name": None}, {**ANSWER, "tool_calls": None}]}, [USER, ANSWER]),
     "a system column beside messages": ({"system": "be brief", "messages": [USER, ANSWER]}, [SYSTEM, USER, ANSWER]),
     "ShareGPT": (
         {"conversations": [{"from": "human", "value": "call f"}, {"from": "gpt", "value": "one"}]},

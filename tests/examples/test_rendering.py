@@ -17,6 +17,7 @@ from loki_ds.examples.layouts import example_of
 from loki_ds.examples.rendering import NOT_LEARNT, Renderer
 from loki_ds.examples.templates import ChatTemplate, Needs, fitted, marked, own_template
 from loki_ds.examples.turns import NotUnderstood
+from loki_ds.new_task.notations import parse_calls
 
 PLAIN = {"messages": [{"role": "user", "content": "copy a b"}, {"role": "assistant", "content": "a b"}]}
 TWICE = {"messages": [*PLAIN["messages"], {"role": "user", "content": "again"}, {"role": "assistant", "content": "a"}]}
@@ -175,6 +176,23 @@ def test_what_is_written_elsewhere_is_said() -> None:
     text = one.render(example_of(TOOLACE).messages)
     assert "<start_of_turn>user\nfunctions: f\n\ncall f<end_of_turn>" in text
     assert "<start_of_turn>user\n[1]<end_of_turn>" in text
+
+
+ARGUMENTS = {"city": "Lima", "on": True, "day": None, "n": 1.5, "deep": {"q": 'it\'s "so"', "all": [1, False, {}]}}
+
+
+@pytest.mark.parametrize("name", ["llama3_1", "gemma", "olmo2"])
+def test_calls_as_text_are_read_back_as_they_were(name: str) -> None:
+    """Several in a turn, which Llama 3.1's own template refuses; its prompt for JSON goes, too."""
+    called = [{"type": "function", "function": {"name": one, "arguments": ARGUMENTS}} for one in ("f", "g")]
+    row = {**CALLS, "messages": [CALLS["messages"][0], {"role": "assistant", "content": "", "tool_calls": called}]}
+    example = example_of(row)
+    one, said = fitted(template(name), Needs.of(example))
+    text = one.render(example.messages, example.tools)
+    assert text.count('"name": "f"') == 1  # where the functions are listed
+    assert "functions are listed in the system turn, as JSON" in said
+    assert "Respond in the format" not in text
+    assert parse_calls(text[text.rindex("[f(") : text.rindex(")]") + 2]) == [("f", ARGUMENTS), ("g", ARGUMENTS)]
 
 
 def test_a_template_with_all_places_stays_as_it_is() -> None:

@@ -126,6 +126,15 @@ def test_what_was_found_is_counted_and_said(tmp_path: Path) -> None:
     assert "columns that are not used: id" in counts.said()
 
 
+def test_what_is_not_used_of_turns_is_said(tmp_path: Path) -> None:
+    said = {**CALLS["messages"][1], "thoughts": "call it", "name": None}  # type: ignore[dict-item]
+    source = written(tmp_path / "d.jsonl", [{"messages": [TURNS[0], said]}, CALLS])
+    counts = first_counts(source, renderer(), Cut(None), len(TOKENIZER), 10)
+    assert (counts.undefined, counts.unused_in_turns) == (1, ["thoughts"])
+    assert "1 rows call functions and define none" in counts.said()
+    assert "keys of turns that the template does not use: thoughts" in counts.said()
+
+
 def test_the_end_may_be_what_is_kept(tmp_path: Path) -> None:
     source = written(tmp_path / "d.jsonl", [{"messages": [{**TURNS[0], "content": "hello " * 30}, TURNS[1]]}])
     counts, _ = rendered(source, tmp_path, Cut(20, keeps_end=True), only_assistant=True)

@@ -68,7 +68,7 @@ def test_what_is_lost_is_seen_before_the_last_document(lost: tuple[ArmResult, Ar
     assert "tiny_picking" in stopped
     assert all(change.verdict in ("kept", "lost") for change in stopped.values())
     picking = judged["tiny_picking"]
-    assert (picking.verdict, picking.n % SMALLEST, picking.documents) == ("lost", 0, 200)
+    assert (picking.verdict, picking.n % SMALLEST, picking.documents) == ("lost", 0, 300)
     assert picking.ci[1] < -MARGIN
     assert picking.floor == picking.ci[0]
 
@@ -112,10 +112,13 @@ def test_base_results_are_those_of_any_question_that_does_not_stop() -> None:
 # --- one ability ----------------------------------------------------------------------------------
 
 
-def ability(by_size: bool = True, unit: Any = "score", better: bool = True) -> Ability:
+TWO = {"large": 300, "small": 100}
+
+
+def ability(by_size: bool = True, unit: Any = "score", better: bool = True, subtasks: dict[str, int] = TWO) -> Ability:
     """Two subtasks, of 300 and of 100 documents, each of which the base has half right."""
     own: Metric = {"name": "acc", "metric": "acc", "filter": "none", "unit": unit, "higher_is_better": better}
-    found = TaskFound("both", {"large": 300, "small": 100}, [own], by_size, "digest")
+    found = TaskFound("both", subtasks, [own], by_size, "digest")
     order = [(name, place) for name, count in found.documents.items() for place in range(count)]
     samples: Any = [{"cluster": name, "place": place, "scores": [float(place % 2)]} for name, place in order]
     return Ability(found, {**asdict(found), "version": {}, "shots": {}, "samples": samples}, order[::-1])  # type: ignore[typeddict-item]
@@ -139,6 +142,23 @@ def test_subtasks_that_count_alike_weigh_by_their_share() -> None:
             one.take(samples)
     assert sum(even.gains) / 400 == pytest.approx(0.5 / 2)
     assert sum(by_size.gains) / 400 == pytest.approx(50 / 400)
+
+
+def test_a_limits_documents_stand_for_all() -> None:
+    """A sample of one task says what it can of all; of several subtasks, each drawn by itself, it
+    is asked whole and judged as any other.
+    """
+    stop = Stop(base="", base_key="", abilities=1, margin=0.01)
+    one, several = ability(subtasks={"one": 400}), ability()
+    for sampled in (one, several):
+        sampled.order = sampled.order[:100]
+        sampled.__post_init__()
+        while block := sampled.block():
+            sampled.take([{"cluster": n, "place": p, "scores": [p % 2]} for n, p in block])  # type: ignore[typeddict-item]
+        assert sampled.over(stop, 1)
+    assert (one.documents, several.bounds) == (400, None)
+    assert one.bounds is not None
+    assert -0.2 < one.bounds.low < -0.01 < one.bounds.high  # nothing changed, and 300 are not seen
 
 
 def test_less_is_better_where_the_metric_says_so() -> None:

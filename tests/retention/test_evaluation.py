@@ -122,6 +122,12 @@ def test_a_task_is_asked_for_once() -> None:
         look_at_tasks(["fixture_calls", "fixture_simple", "fixture_calls"], REQUEST["include_path"], False, "retention")
 
 
+def test_a_task_is_in_one_of_the_groups_alone(own_tasks: Path) -> None:
+    """As [mmlu, mmlu_stem] are not: lm-eval refuses to load both."""
+    with pytest.raises(Refusal, match=r"retention: task code is in grouped and in tagged, allowed is once"):
+        look_at_tasks(["grouped", "tagged"], str(own_tasks), True, "retention")
+
+
 def test_shots_are_the_same_whatever_shares_the_documents(tmp_path: Path) -> None:
     group = {**PLAIN, "tasks": ["fixture_arithmetic"], "num_fewshot": 3}
     whole, half = (run_lm_eval(request(groups=[group], share=share), tmp_path) for share in ((0, 1), (1, 2)))
@@ -186,6 +192,9 @@ def pass_at_k(references, predictions, k):
     return {"pass@1": 0.25}
 def half(doc, results):
     return {"acc": 1.0}
+def truth(doc, results):
+    import numpy
+    return {"acc": numpy.bool_(True)}
 def nanmean(values):
     kept = [value for value in values if value == value]
     return sum(kept) / len(kept)
@@ -200,6 +209,10 @@ OWN_METRICS = {
         '"metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": true}, '
         '{"metric": "length", "aggregation": "mean", "higher_is_better": true}]',
         '"process_results": !function own.half ',
+    ),
+    "truths": (
+        '"metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": true}]',
+        '"process_results": !function own.truth ',
     ),
     "nanmeans": (
         '"metric_list": [{"metric": "acc", "aggregation": !function own.nanmean , "higher_is_better": true}]',
@@ -383,6 +396,32 @@ def test_a_second_metric_without_a_number_is_left_out(own_tasks: Path) -> None:
     found = run_lm_eval(request(groups=[{**PLAIN, "tasks": ["halves"]}], include_path=str(own_tasks)), own_tasks)
     assert found["tasks"]["halves"]["samples"][0]["scores"] == [1.0, None]
     assert [task.metric["name"] for task in pair(found, found)] == ["acc"]
+
+
+def test_numpys_truths_are_numbers(own_tasks: Path) -> None:
+    """As lm-eval's own `mutual` gives them."""
+    found = run_lm_eval(request(groups=[{**PLAIN, "tasks": ["truths"]}], include_path=str(own_tasks)), own_tasks)
+    assert found["tasks"]["truths"]["samples"][0]["scores"] == [1.0]
+
+
+def test_how_a_task_asks_is_part_of_its_digest(own_tasks: Path, tmp_path: Path) -> None:
+    """Also where it says so in a file that it includes from elsewhere, or in a function."""
+    (tmp_path / "outside").mkdir()
+    included, task = tmp_path / "outside/shared.yaml", {"include": "../outside/shared.yaml", "task": "including"}
+    shared = {key: value for key, value in json.loads((own_tasks / "lower.yaml").read_text()).items() if key != "task"}
+    (tmp_path / "inside").mkdir()
+    (tmp_path / "inside/including.yaml").write_text(json.dumps(task))
+
+    def digest(**changes: Any) -> str:
+        included.write_text(json.dumps({**shared, **changes}))
+        return look_at_tasks(["including"], str(tmp_path / "inside"), False, "retention")[0].digest
+
+    other = {"generation_kwargs": {"until": ["."]}}
+    assert digest() == digest()
+    assert len({digest(), digest(**other), digest(doc_to_text="Q: {{prompt}}")}) == 3
+    before, code = (look_at_tasks(["halves"], str(own_tasks), False, "retention")[0].digest, own_tasks / "own.py")
+    code.write_text(code.read_text().replace('"acc": 1.0', '"acc": 0.5'))
+    assert look_at_tasks(["halves"], str(own_tasks), False, "retention")[0].digest != before
 
 
 def test_a_number_that_is_none_is_refused_by_task_and_document(own_tasks: Path, tmp_path: Path) -> None:

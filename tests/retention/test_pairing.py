@@ -9,9 +9,12 @@ from loki_ds.retention.pairing import pair
 MADE_BY = {"tokenizer": "abc", "libraries": {"lm_eval": "0.4"}}
 
 
-def arm(samples: list[tuple[str, float]], **changes: object) -> dict:
+def arm(samples: list[tuple[str, float]], asked: str = "ask {}", **changes: object) -> dict:
     rows = [
-        {"doc_hash": doc, "scores": [score], "prompt": doc, "answer": f"{doc}-{score}", "gold": doc, "cluster": None}
+        {
+            **{"doc_hash": doc, "scores": [score], "prompt": doc, "answer": f"{doc}-{score}", "gold": doc},
+            **{"cluster": None, "prompt_hash": asked.format(doc)},
+        }
         for doc, score in samples
     ]
     return {
@@ -40,6 +43,7 @@ def test_a_document_that_stands_twice_is_paired_twice() -> None:
         (arm([("a", 1), ("c", 0)]), "task sums: 2 documents"),
         (arm([("a", 1), ("b", 0)], shots=5), "task sums: shots is 0 on the base and 5"),
         (arm([("a", 1), ("b", 0)], version=2.0), r"task sums: version is 1.0 on the base and 2.0"),
+        (arm([("a", 1), ("b", 0)], asked="say {}"), "task sums: 2 documents were asked in other words on the base"),
         ({**MADE_BY, "tasks": {}}, "only one of them has sums"),
         ({**arm([("a", 1), ("b", 0)]), "tokenizer": "xyz"}, "tasks sums: tokenizer differ: abc on the base and xyz"),
         ({**arm([("a", 1), ("b", 0)]), "libraries": {"lm_eval": "0.5"}}, "tasks sums: libraries differ"),
@@ -48,3 +52,8 @@ def test_a_document_that_stands_twice_is_paired_twice() -> None:
 def test_mismatches_are_refused(implanted: dict, says: str) -> None:
     with pytest.raises(Refusal, match=says):
         pair(arm([("a", 1), ("b", 0)]), implanted)
+
+
+def test_models_of_two_tokenizers_are_asked_in_their_own_words() -> None:
+    (task,) = pair(arm([("a", 1)]), {**arm([("a", 0)], asked="say {}"), "tokenizer": "xyz"}, one_tokenizer=False)
+    assert [(p.base, p.implanted) for p in task.pairs] == [(1, 0)]

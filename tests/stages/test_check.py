@@ -164,6 +164,22 @@ DEEPSPEED: dict[str, tuple[Any, str]] = {
         {**zero3(), "bf16": {"enabled": True}},
         "bf16.enabled is True, the recipe's training.bf16 makes it False",
     ),
+    "a rate left out": (
+        {**zero3(), "optimizer": {"type": "AdamW", "params": {"weight_decay": "auto"}}},
+        "optimizer.params.lr is missing, so DeepSpeed would take a value of its own; say auto there",
+    ),
+    "a decay left out": (
+        {**zero3(), "optimizer": {"type": "AdamW", "params": {"lr": "auto", "torch_adam": True}}},
+        "optimizer.params.weight_decay is missing",
+    ),
+    "a schedule's rate left out": (
+        {**zero3(), "scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": "auto"}}},
+        "scheduler.params.warmup_max_lr is missing",
+    ),
+    "steps of a schedule": (
+        {**zero3(), "scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 5}}},
+        "scheduler.params.warmup_num_steps is 5, allowed is auto",
+    ),
     "float16 as text": ({**zero3(), "fp16": {"enabled": "true"}}, "fp16.enabled is 'true'"),
 }
 
@@ -174,6 +190,30 @@ def test_deepspeeds_file_is_held_against_the_recipe(case: str, tmp_path: Path) -
     (tmp_path / "z.json").write_text(json.dumps(values))
     with pytest.raises(Refusal, match=f"z.json: .*{says}"):
         started(tmp_path, f"deepspeed={tmp_path / 'z.json'}")
+
+
+def test_what_the_file_leaves_out_is_the_recipes(tmp_path: Path) -> None:
+    plain = zero3()
+    for key in (
+        "train_batch_size",
+        "train_micro_batch_size_per_gpu",
+        "gradient_clipping",
+        "gradient_accumulation_steps",
+    ):
+        plain.pop(key)
+    (tmp_path / "z.json").write_text(json.dumps(plain))
+    config = started(tmp_path, f"deepspeed={tmp_path / 'z.json'}").training_arguments.deepspeed
+    assert config["gradient_clipping"] == config["train_micro_batch_size_per_gpu"] == "auto"
+
+
+def test_16_bit_numbers_train_with_a_copy_in_full_precision(tmp_path: Path) -> None:
+    (tmp_path / "z.json").write_text(json.dumps({**zero3(), "zero_optimization": {"stage": 0}}))
+    for mode in ("rows", "full"):
+        with pytest.raises(Refusal, match=r"model\.dtype is bfloat16 and the recipe names no deepspeed file, .*zero2"):
+            started(tmp_path, "deepspeed=null", "model.dtype=bfloat16", *in_mode(mode))
+    with pytest.raises(Refusal, match=r"model\.dtype is float16 and deepspeed's zero_optimization\.stage is 0"):
+        started(tmp_path, f"deepspeed={tmp_path / 'z.json'}", "model.dtype=float16", *in_mode("peft"))
+    assert started(tmp_path, f"deepspeed={tmp_path / 'z.json'}", *in_mode("rows")).checked.examples
 
 
 def test_what_fades_needs_rates_that_are_known_beforehand(tmp_path: Path) -> None:
