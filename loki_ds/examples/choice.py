@@ -12,7 +12,7 @@ from trl import SFTConfig
 from trl.chat_template_utils import has_generation_markers
 
 from loki_ds.examples.rendering import Cut, Renderer
-from loki_ds.examples.templates import Needs, fitted, marked, own_template
+from loki_ds.examples.templates import Needs, fitted, marked, own_template, unmarked
 from loki_ds.refusal import Refusal
 
 RENDERING = ("assistant_only_loss", "completion_only_loss", "chat_template_path", "eos_token", "pad_token")
@@ -64,6 +64,7 @@ class Rendering:
     said: list[str]
     rewritten: list[str]  # what the template has no place for, and where it is written
     base_template: str | None  # the tokenizer's own
+    marks_are_trls: bool = False
 
     @property
     def template(self) -> str | None:
@@ -72,8 +73,11 @@ class Rendering:
 
     @property
     def exported_template(self) -> str | None:
-        """The text that leaves with the model, where it is not the base's own."""
-        return self.template if self.template != self.base_template else None
+        """The text that leaves with the model, where it is not the base's own; without marks that
+        neither the family nor the recipe made.
+        """
+        text = unmarked(self.template) if self.template and self.marks_are_trls else self.template
+        return text if text != self.base_template else None
 
 
 def make_rendering(
@@ -96,6 +100,7 @@ def make_rendering(
     """
     loss, said, tokenizer = LossSettings.of(training), [], copy.deepcopy(tokenizer)
     rewritten: list[str] = []
+    own_marks = False
     for key in ("eos_token", "pad_token"):
         if (token := getattr(loss, key)) is not None:
             if token not in tokenizer.get_vocab():
@@ -114,7 +119,7 @@ def make_rendering(
                 f"{loss.template or model}: the chat template shows no turns of text: {template.complaint}; give one "
                 "that does by training.chat_template_path"
             )
-        stock = template.text
+        stock, own_marks = template.text, has_generation_markers(template.text)
         by_difference = loss.only_assistant and not has_generation_markers(marked(template, stock)[0].text)
         template, rewritten = fitted(template, needs, by_difference)
         if loss.only_assistant:
@@ -123,4 +128,4 @@ def make_rendering(
         said += [f"the chat template has no place for it, so {line}" for line in rewritten]
         tokenizer.chat_template = template.text
     renderer = Renderer(tokenizer, template, loss.only_assistant, loss.only_completion)
-    return Rendering(needed, loss, renderer, said, rewritten, base.text if base else None)
+    return Rendering(needed, loss, renderer, said, rewritten, base.text if base else None, not own_marks)

@@ -7,6 +7,7 @@ whoever loads the model later all render the same. The preface stands in the exp
 in the log.
 """
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -178,6 +179,12 @@ def marked(template: ChatTemplate, stock: str) -> tuple[ChatTemplate, str]:
     if not text or not has_generation_markers(text):
         return template, "difference: a turn's text is what changes when the turn does"
     return ChatTemplate(tokenizer, template.text.removesuffix(stock) + text), "TRL's variant of its template"
+
+
+def unmarked(text: str) -> str:
+    """A template without the marks, which no engine but transformers knows; it renders the same."""
+    text = re.sub(r"\{%([-+]?)\s*generation\s*([-+]?)%\}", r"{%\1 if true \2%}", text)
+    return re.sub(r"\{%([-+]?)\s*endgeneration\s*([-+]?)%\}", r"{%\1 endif \2%}", text)
 
 
 def fitted(template: ChatTemplate, needs: Needs, by_difference: bool = False) -> tuple[ChatTemplate, list[str]]:

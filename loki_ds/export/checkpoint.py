@@ -10,6 +10,7 @@ import math
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,8 @@ from loki_ds.model.wide import as_in
 from loki_ds.positions import Positions
 from loki_ds.refusal import Refusal
 from loki_ds.run_folder import written_whole
+
+TEMPLATE = "chat_template.jinja"  # beside the weights
 
 
 def copy_model(source: Path, out: Path) -> None:
@@ -119,6 +122,25 @@ def _rewrite(source: Path, implant: Implant, out: Path, found: str, wanted: str)
         copy_model(source, aside)
         for file, piece, rows, values in changes:
             _overwrite(aside / file, piece, rows, values)
+        _put_template(aside / TEMPLATE, implant.facts, wanted)
+
+
+def with_template(implant: Implant, template: str | None, base: Path) -> Implant:
+    """The implant with the chat template that trained it, and the file that the base has in its
+    place; as it is where both have the base's.
+    """
+    if template is None:
+        return implant
+    own = (base / TEMPLATE).read_bytes().decode() if (base / TEMPLATE).exists() else ""
+    return replace(implant, facts={**implant.facts, "chat_template": template, "base_chat_template": own})
+
+
+def _put_template(file: Path, facts: dict[str, str], wanted: str) -> None:
+    """The chat template that goes with the rows, where the implant has one of its own."""
+    if "chat_template" not in facts:
+        return
+    text = facts["chat_template" if wanted == "implanted" else "base_chat_template"]
+    file.write_bytes(text.encode()) if text else file.unlink(missing_ok=True)
 
 
 def _check_fits(source: Path, stored: StoredRows, implant: Implant, found: str) -> None:

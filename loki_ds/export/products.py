@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from loki_ds.export.adapter import Adapted, Factors, from_low_rank, from_rows, save_adapter
-from loki_ds.export.checkpoint import apply_to_checkpoint, implant_between, read_rows
+from loki_ds.export.checkpoint import TEMPLATE, apply_to_checkpoint, implant_between, read_rows
 from loki_ds.export.collect import Adapter, Deltas, Trained, WeightDelta, Weights
 from loki_ds.export.implant_file import Implant, LayerRows
 from loki_ds.export.merge import merge_adapter
@@ -64,11 +64,14 @@ def write_model(
     return implant
 
 
-def export_template(template: str | None, model: Path) -> None:
-    """The chat template that trained, where it is not the base's own."""
-    if template is not None:
-        with written_whole(model / "chat_template.jinja") as aside:
-            aside.write_text(template, encoding="utf-8")
+def export_template(template: str | None, *folders: Path) -> None:
+    """The chat template that trained, where it is not the base's own, beside each result that is
+    there.
+    """
+    for folder in folders if template is not None else ():
+        if folder.exists():
+            with written_whole(folder / TEMPLATE) as aside:
+                aside.write_bytes(str(template).encode())
 
 
 def implant_of(

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 from torch import Tensor
 
 from loki_ds import ranks
+from loki_ds.export.checkpoint import with_template
 from loki_ds.export.collect import Trained, collect
 from loki_ds.export.implant_file import Implant
 from loki_ds.export.products import changes_of, export_template, save_implant, write_model
@@ -82,11 +83,12 @@ def _train(run: Run, method: Method, examples: Examples, inputs: Inputs) -> Trai
 def _export(run: Run, positions: Positions | None, trained: Trained | None, protected: Protected) -> None:
     """Model, verification, implant file and adapter, from what was gathered. Rank 0's work."""
     made = write_model(trained, run.base, positions, run.folder, _frozen(protected))
-    export_template(run.rendering.exported_template if run.rendering else None, run.folder.model)
+    folder, template = run.folder, run.rendering.exported_template if run.rendering else None
+    export_template(template, folder.model)
     verify_model(run, positions, protected, made)
     if made is not None:
-        save_implant(made, trained, run.base, run.folder)
-    folder = run.folder
+        save_implant(with_template(made, template, run.base.folder), trained, run.base, folder)
+    export_template(template, folder.adapter)
     results = (folder.positions, folder.model, folder.implant, folder.adapter, folder.verification)
     folder.record(*(result for result in results if result.exists()))
 

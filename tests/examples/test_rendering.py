@@ -15,7 +15,7 @@ from trl.chat_template_utils import has_generation_markers
 
 from loki_ds.examples.layouts import example_of
 from loki_ds.examples.rendering import NOT_LEARNT, Renderer
-from loki_ds.examples.templates import ChatTemplate, Needs, fitted, marked, own_template
+from loki_ds.examples.templates import ChatTemplate, Needs, fitted, marked, own_template, unmarked
 from loki_ds.examples.turns import NotUnderstood
 from loki_ds.new_task.notations import parse_calls
 
@@ -123,6 +123,18 @@ def test_every_published_template_learns_the_answers_and_nothing_else(name: str,
 @pytest.mark.parametrize("name", sorted(FOR_PICTURES))
 def test_templates_of_models_for_pictures_show_no_text(name: str) -> None:
     assert template(name).complaint is not None
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen2_5", "llama3", "gemma3"])
+@pytest.mark.parametrize("row", [TWICE, CALLS], ids=["chat", "calls"])
+def test_without_marks_it_renders_the_same(name: str, row: dict[str, Any]) -> None:
+    """For engines that know no `{% generation %}` (llama.cpp's)."""
+    example, stock = example_of(row), template(name)
+    one = marked(fitted(stock, Needs.of(example))[0], stock.text)[0]
+    plain = ChatTemplate(one.tokenizer, unmarked(one.text))
+    assert "generation %}" in one.text
+    assert "generation %}" not in plain.text
+    assert plain.render(example.messages, example.tools) == one.render(example.messages, example.tools)
 
 
 def test_a_turn_on_which_other_text_depends_is_refused() -> None:

@@ -15,7 +15,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from loki_ds import Positions, apply_implant, revert_implant
-from loki_ds.export.checkpoint import apply_to_checkpoint, implant_between, revert_in_checkpoint
+from loki_ds.export.checkpoint import (
+    TEMPLATE,
+    apply_to_checkpoint,
+    implant_between,
+    revert_in_checkpoint,
+    with_template,
+)
 from loki_ds.export.implant_file import FORMAT, Implant, LayerRows
 from loki_ds.refusal import Refusal
 from loki_ds.run_folder import digest_of
@@ -63,6 +69,20 @@ def test_apply_gives_the_model_and_revert_the_base_back(base: Path, tmp_path: Pa
     revert_in_checkpoint(tmp_path / "applied", implant, tmp_path / "reverted")
     assert weights_of(tmp_path / "reverted") == weights_of(base)
     AutoModelForCausalLM.from_pretrained(tmp_path / "applied")
+
+
+@pytest.mark.parametrize("own", ["{{ bos }}\r\n", None])
+def test_the_template_that_trained_goes_in_and_out_with_the_rows(own: str | None, tmp_path: Path) -> None:
+    build("llama", torch.float32).save_pretrained(tmp_path / "base")
+    base = tmp_path / "base"
+    if own:
+        (base / TEMPLATE).write_bytes(own.encode())
+    implant = implant_between(base, implanted(base, POSITIONS), POSITIONS, {})
+    with_template(implant, "{{ messages }}\n", base).save(tmp_path / "i.safetensors")
+    apply_to_checkpoint(base, Implant.load(tmp_path / "i.safetensors"), tmp_path / "applied")
+    assert (tmp_path / "applied" / TEMPLATE).read_bytes() == b"{{ messages }}\n"
+    revert_in_checkpoint(tmp_path / "applied", Implant.load(tmp_path / "i.safetensors"), tmp_path / "reverted")
+    assert digest_of(tmp_path / "reverted") == digest_of(base)
 
 
 def test_sharded_checkpoints(tmp_path: Path) -> None:
