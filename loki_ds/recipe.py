@@ -178,6 +178,9 @@ class RetentionSection(Section):
 
     `stop: decided` asks the implanted model each ability's documents in random order, and no more
     of them once its loss is shown to be within the margin, or beyond it. The base is asked all.
+
+    `chat_template_args` (`enable_thinking: false`) and `think_end_token`, up to which an answer is
+    thought, are lm-eval's.
     """
 
     abilities: Annotated[list[TaskGroup], BeforeValidator(_one_or_more), Field(min_length=1)]
@@ -190,6 +193,8 @@ class RetentionSection(Section):
     allow_code_execution: bool = False
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.01
     stop: Literal["never", "decided"] = "never"
+    chat_template_args: dict[str, Any] = Field(default={})
+    think_end_token: str | None = None
     seed: int = 0
 
     @property

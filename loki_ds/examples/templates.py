@@ -34,6 +34,7 @@ TOOL = {
 }
 USER, ANSWER = {"role": "user", "content": f"{SEEN}ask"}, {"role": "assistant", "content": f"{SEEN}answer"}
 CALLED = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+END_OF_THOUGHT = "</think>"
 RESULT = {"role": "tool", "name": f"{SEEN}name", "content": f"{SEEN}result"}
 
 
@@ -108,6 +109,11 @@ class ChatTemplate:
         if USER["content"] in text and ANSWER["content"] in text:
             return None
         return "their content is dropped, as by those of models for pictures, which want parts"
+
+    @cached_property
+    def thinks_of_nothing(self) -> bool:
+        """Whether an answer without a thought is shown with an empty one (Qwen3's)."""
+        return END_OF_THOUGHT in self.render([USER, ANSWER])
 
     @cached_property
     def calls_stand_alone(self) -> bool:

@@ -1,7 +1,7 @@
 """What the main process and the arms hand each other, as JSON: a request, and what came of it."""
 
 from collections.abc import Sequence
-from typing import Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 from pydantic import BaseModel, ConfigDict
 
@@ -52,6 +52,8 @@ class Request(BaseModel):
     batch_size: int
     include_path: str | None
     allow_code_execution: bool
+    chat_template_args: dict[str, Any] = {}
+    think_end_token: str | None = None
     seed: int
     groups: list[TaskGroup]
     found: list[TaskFound]

@@ -91,6 +91,8 @@ class Question:
             batch_size=section.batch_size,
             include_path=section.include_path,
             allow_code_execution=section.allow_code_execution,
+            chat_template_args=section.chat_template_args,
+            think_end_token=section.think_end_token,
             seed=section.seed,
             groups=section.groups,
             found=self.found,

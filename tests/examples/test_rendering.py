@@ -146,6 +146,13 @@ def test_a_turn_on_which_other_text_depends_is_refused() -> None:
         learnt(TWICE, ChatTemplate(tokenizer(), counting))
 
 
+@pytest.mark.parametrize(("name", "thinks"), [("qwen3", True), ("qwen2_5", False), ("llama3", False)])
+def test_an_empty_thought_that_is_learnt_is_known(name: str, thinks: bool) -> None:
+    one = marked(template(name), template(name).text)[0]
+    assert one.thinks_of_nothing == thinks
+    assert ("</think>" in learnt(PLAIN, one)) == thinks
+
+
 # --- what a template has no place for -------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import ROOT
 from paired import metric
+from published import TEMPLATES
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -138,6 +139,19 @@ def test_shots_are_the_same_whatever_shares_the_documents(tmp_path: Path) -> Non
     assert prompts[1].items() <= prompts[0].items()
     shots = {prompt.rsplit("\n\n", 1)[0] for prompt in prompts[0].values()}
     assert len(shots) > len(prompts[0]) // 2  # and drawn anew for each document
+
+
+def test_chats_are_put_with_the_templates_arguments(tmp_path: Path) -> None:
+    """Qwen3's template, whose prompt thinks unless it is told not to."""
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "recipes/tiny/model")
+    tokenizer.chat_template = (TEMPLATES / "qwen3.jinja").read_text()
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    group = {**PLAIN, "tasks": ["fixture_arithmetic"], "apply_chat_template": True, "limit": 2}
+    own = {"groups": [group], "tokenizer": str(tmp_path / "tokenizer")}
+    for settings, end in (({}, "assistant\n"), ({"enable_thinking": False}, "</think>\n\n")):
+        found = run_lm_eval(request(**own, chat_template_args=settings), tmp_path)
+        (first, *_) = found["tasks"]["fixture_arithmetic"]["samples"]
+        assert first["prompt"].endswith(end)
 
 
 def test_a_template_is_compiled_once_and_not_for_every_document(tmp_path: Path) -> None:
