@@ -72,8 +72,8 @@ def test_a_finished_run_is_evaluated_again_without_being_trained_again(finished:
     assert again.output.count("retain: evaluating the") == 2  # the second by the first one's answers
     report = json.loads((finished / "report/report.json").read_text())
     assert ([task["task"] for task in report["tasks"]], report["margin"]) == (["tiny_facts"], 0.2)
-    assert [(task["n"], task["documents"], task["verdict"]) for task in report["tasks"]] == [(50, 120, "kept")]
-    assert "| 50 of 120 |" in (finished / "report/report.md").read_text()
+    assert [(task["n"], task["documents"], task["verdict"]) for task in report["tasks"]] == [(50, 166, "kept")]
+    assert "| 50 of 166 |" in (finished / "report/report.md").read_text()
     back = launch(*FEW, f"run={finished}", "attribution.memory_gib=3")
     assert back.status == 0, back.output
     assert "evaluating" not in back.output
