@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -19,6 +20,9 @@ from loki_ds.launcher import end_with_the_launcher, local_rank, take_place
 from loki_ds.refusal import Refusal, full_disks_refused
 
 Result = TypeVar("Result")
+# The others wait in a collective while the first rank renders the examples, or copies, compares and
+# hashes a model. DeepSpeed's ten minutes are too short for a large one.
+LONGEST_WAIT = timedelta(hours=6)
 
 
 def end_process() -> NoReturn:
@@ -39,7 +43,7 @@ def process_group() -> Iterator[None]:
     """Join the launcher's ranks, or be the only one, and leave in any case."""
     take_place()
     check_builds()
-    deepspeed.init_distributed()
+    deepspeed.init_distributed(timeout=LONGEST_WAIT)
     _unname_shared_buffer()
     end_with_the_launcher()
     try:

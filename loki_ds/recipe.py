@@ -154,6 +154,8 @@ class TuneSection(Section):
             ends = [scale[0], sum(scale)] if isinstance(scale, list) and len(scale) == 2 else [scale]
             if any(isinstance(end, list) or not 0 <= end <= 1.25 for end in ends):
                 raise ValueError(f"tune.scales has {scale}, allowed are shares from 0 to 1.25 in every layer")
+        if all(scale in (0, [0, 0]) for scale in self.scales):
+            raise ValueError("tune.scales has nothing but 0, which is the base; allowed is a larger one, too")
         return self
 
 

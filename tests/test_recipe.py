@@ -195,6 +195,7 @@ def test_the_run_folder_can_be_named() -> None:
         ("attribution.batch_size=many", "attribution.batch_size is 'many', allowed is"),
         ("quota", "must be written key=value"),
         ("model.path.x=1", "path is a single value, not a section"),
+        ("tune={budget: {skill: 1}, scales: [0.0]}", "tune.scales has nothing but 0, which is the base"),
         ("model.path=[", "is not YAML"),
     ],
 )

@@ -47,6 +47,7 @@ def choose(curve: Sequence[Place], budget: BudgetSection) -> Place:
         Refusal: no scale that was tried does.
     """
     ordered = sorted(curve, key=lambda place: Scale(*place["scale"]).mean)
+    ordered = [place for place in ordered if Scale(*place["scale"]).mean]  # at 0 it is the base
     if budget.forgetting is not None:
         within = [place for place in ordered if place["losses_only_ci"][1] <= 100 * budget.forgetting]
         if within:

@@ -27,13 +27,8 @@ from loki_ds.run_folder import remove, write_json, written_whole
 SCHEMA = pa.schema({"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32())})
 AT_ONCE = 1000  # rows written together
 NAMED = 3  # lines that a sentence names
-UNDERSTOOD = {
-    "role",
-    "content",
-    "tool_calls",
-    "tool_call_id",
-    "name",
-}  # keys of turns, whether a template shows them or not
+# Keys of turns, whether a template shows them or not.
+UNDERSTOOD = {"role", "content", "tool_calls", "tool_call_id", "name"}
 
 
 @dataclass

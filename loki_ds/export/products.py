@@ -64,14 +64,13 @@ def write_model(
     return implant
 
 
-def export_template(template: str | None, *folders: Path) -> None:
-    """The chat template that trained, where it is not the base's own, beside each result that is
+def export_template(template: str | None, folder: Path) -> None:
+    """The chat template that trained, where it is not the base's own, beside a result that is
     there.
     """
-    for folder in folders if template is not None else ():
-        if folder.exists():
-            with written_whole(folder / TEMPLATE) as aside:
-                aside.write_bytes(str(template).encode())
+    if template is not None and folder.exists():
+        with written_whole(folder / TEMPLATE) as aside:
+            aside.write_bytes(template.encode())
 
 
 def implant_of(

@@ -63,7 +63,8 @@ def check_full_precision(config: dict[str, Any] | None, dtype: str, implant: Imp
     themselves.
     """
     stage = config["zero_optimization"].get("stage", 0) if config else 0
-    if dtype == "float32" or stage or (config is None and implant.kind.leaves in ("adapter", None)):
+    full_by_itself = config is None and implant.kind.leaves == "adapter"
+    if dtype == "float32" or stage or full_by_itself or not implant.kind.trains:
         return
     found = "deepspeed's zero_optimization.stage is 0" if config else "the recipe names no deepspeed file"
     raise Refusal(

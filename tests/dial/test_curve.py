@@ -41,6 +41,11 @@ def test_the_smallest_that_keeps_a_share_of_what_was_gained(share: float, scale:
     assert choose(CURVE, BudgetSection(skill=share))["scale"] == [scale, 0.0]
 
 
+def test_the_base_is_no_result() -> None:
+    with pytest.raises(Refusal, match=r"nearest is 0\.25, with up to 0\.5%"):
+        choose([place(0.0, 0, 0.1, 0.1), *CURVE], BudgetSection(forgetting=0.001))
+
+
 def test_a_slope_counts_by_its_mean() -> None:
     curve = [*CURVE, place(0.2, 0.3, 0.7, 0.6, slope=0.8)]
     assert choose(curve, BudgetSection(forgetting=0.01))["scale"] == [0.2, 0.8]
