@@ -53,7 +53,7 @@ class TaskFound:
 
     documents: of each task behind the name; metrics: that all of them have, the main one first;
     by_size: whether a group's tasks weigh by their documents, as it declares, or all alike; digest:
-    of all documents.
+    of all documents, and how they are asked; by_template: whether that takes a chat template.
     """
 
     name: str
@@ -61,6 +61,7 @@ class TaskFound:
     metrics: list[Metric]
     by_size: bool = True
     digest: str = ""
+    by_template: bool = False
 
     @property
     def main(self) -> Metric:
@@ -116,7 +117,8 @@ def _look_at(name: str, manager: Any, allow_code_execution: bool, key: str) -> T
     if not shared or any(other[0] != shared[0] for other in (first, *others)):
         mains = ", ".join(f"{member} has {found[0]['name']}" for member, found in metrics.items())
         raise Refusal(f"{key}: the tasks of {name} do not share one main metric ({mains}); name them instead")
-    return TaskFound(name, documents, shared, _by_size(name, manager), _digest(tasks))
+    by_template = any(getattr(task, "BY_TEMPLATE", False) for task in tasks.values())
+    return TaskFound(name, documents, shared, _by_size(name, manager), _digest(tasks), by_template)
 
 
 def _digest(tasks: dict[str, Any]) -> str:

@@ -167,12 +167,16 @@ def test_sentences_are_short() -> None:
     assert sum(lengths.values()) / len(lengths) < 15.5
 
 
-def test_the_task_in_the_documentation_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (ROOT / "docs/tasks/own-data.md").read_text().split("```yaml\n")[1].split("```")[0]
+def test_the_tasks_in_the_documentation_are_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "docs/tasks/own-data.md").read_text()
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_tasks").mkdir()
-    (tmp_path / "my_tasks/my_task.yaml").write_text(text)
+    for block in re.findall(r"```(?:yaml|python)\n(# my_tasks/.*?)```", text, re.DOTALL):
+        (tmp_path / block.split()[1]).write_text(block)
     rows = [json.dumps({"question": f"What is {number}?", "answer": str(number)}) for number in range(3)]
     (tmp_path / "my_questions.jsonl").write_text("\n".join(rows))
-    (task,) = look_at_tasks(["my_task"], "my_tasks", False, "retention")
-    assert (task.documents, task.main["name"]) == ({"my_task": 3}, "exact_match")
+    chat = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "[f(a=1)]"}]
+    (tmp_path / "my_heldout.jsonl").write_text(json.dumps({"messages": chat}))
+    questions, calls = look_at_tasks(["my_task", "my_calls"], "my_tasks", False, "retention")
+    assert (questions.documents, questions.main["name"]) == ({"my_task": 3}, "exact_match")
+    assert (calls.documents, calls.main["name"]) == ({"my_calls": 1}, "calls_match")

@@ -16,8 +16,13 @@ def in_words(section: RetentionSection, tasks: Sequence[TaskFound], tune: TuneSe
     tune: with it one half of the documents chooses a scale, and the other is reported.
 
     Raises:
-        Refusal: documents that cannot be halved, or that cannot show a budget to be kept.
+        Refusal: documents that cannot be halved, or that cannot show a budget to be kept, or a task
+            of chats without a chat template.
     """
+    chats = [group.apply_chat_template for group in section.groups for _ in group.tasks]
+    for task, chat in zip(tasks, chats, strict=True):
+        if task.by_template and not chat:
+            raise Refusal(f"task {task.name} puts chats to the model: apply_chat_template must be true")
     limits = [group.limit for group in section.groups for _ in group.tasks]
     counts = [_counts(task, limit, tune is not None) for task, limit in zip(tasks, limits, strict=True)]
     if tune and tune.budget.forgetting is not None:
