@@ -125,10 +125,10 @@ def make_rendering(
         if loss.only_assistant:
             template, how = marked(template, stock)
             said.append(f"what the assistant says is marked by {how}")
-            if template.thinks_of_nothing:
+            if template.empty_thought:
                 said.append(
-                    "an answer without reasoning_content begins with an empty thought, which is learnt: the model "
-                    "learns not to think; ask both models so (retention.chat_template_args={enable_thinking: false})"
+                    "an answer without reasoning_content is learnt after an empty thought, which is not learnt itself; "
+                    "ask both models so (retention.chat_template_args={enable_thinking: false})"
                 )
         said += [f"the chat template has no place for it, so {line}" for line in rewritten]
         tokenizer.chat_template = template.text

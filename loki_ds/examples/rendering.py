@@ -93,14 +93,28 @@ class Renderer:
         if not self.only_assistant:
             ids = self._ids(template, example.messages, example)
             begins = self._begin_of_completion(example, template, ids)
-            return self._learnt(ids, [i >= begins for i in range(len(ids))])
+            said = [i >= begins for i in range(len(ids))]
+            if begins:
+                self._leave_out(template.empty_thought, ids, said)
+            return self._learnt(ids, said)
         if has_generation_markers(template.text):
             found: Any = self._tokenized(template, example.messages, example, return_assistant_tokens_mask=True)
             ids, said = found["input_ids"], [bool(one) for one in found["assistant_masks"]]
         else:
             ids, said = self._by_difference(example, template)
         begins = self._begin_of_completion(example, template, ids)
+        self._leave_out(template.empty_thought, ids, said)
         return self._learnt(ids, [one and i >= begins for i, one in enumerate(said)])
+
+    def _leave_out(self, thought: str, ids: list[int], said: list[bool]) -> None:
+        """An empty thought at the beginning of what the assistant says is left to the prompt, where
+        it stands when the model is told not to think: to learn it would be to learn never to
+        (ms-swift's `ignore_empty_think`).
+        """
+        tokens: Any = self.tokenizer(thought, add_special_tokens=False)["input_ids"] if thought else []
+        for i in range(len(ids)) if tokens else ():
+            if said[i] and not (i and said[i - 1]) and ids[i : i + len(tokens)] == tokens:
+                said[i : i + len(tokens)] = [False] * len(tokens)
 
     def _begin_of_completion(self, example: Example, template: ChatTemplate, ids: list[int]) -> int:
         """The first token of a conversational pair's completion; 0 in other conversations."""

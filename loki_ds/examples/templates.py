@@ -35,7 +35,7 @@ TOOL = {
 }
 USER, ANSWER = {"role": "user", "content": f"{SEEN}ask"}, {"role": "assistant", "content": f"{SEEN}answer"}
 CALLED = {"role": "assistant", "content": "", "tool_calls": [CALL]}
-END_OF_THOUGHT = "</think>"
+THOUGHT = "<think>", "</think>"
 RESULT = {"role": "tool", "name": f"{SEEN}name", "content": f"{SEEN}result"}
 
 
@@ -112,9 +112,11 @@ class ChatTemplate:
         return "their content is dropped, as by those of models for pictures, which want parts"
 
     @cached_property
-    def thinks_of_nothing(self) -> bool:
-        """Whether an answer without a thought is shown with an empty one (Qwen3's)."""
-        return END_OF_THOUGHT in self.render([USER, ANSWER])
+    def empty_thought(self) -> str:
+        """What it puts before an answer without a thought, where that is an empty one (Qwen3's)."""
+        before = self.render([USER, ANSWER]).partition(ANSWER["content"])[0]
+        start = before.rfind(THOUGHT[0])
+        return before[start:] if start >= 0 and THOUGHT[1] in before[start:] else ""
 
     @cached_property
     def calls_stand_alone(self) -> bool:

@@ -23,8 +23,8 @@ PLAIN = {"messages": [{"role": "user", "content": "copy a b"}, {"role": "assista
 TWICE = {"messages": [*PLAIN["messages"], {"role": "user", "content": "again"}, {"role": "assistant", "content": "a"}]}
 
 
-def learnt(row: dict[str, Any], one: ChatTemplate) -> str:
-    found = Renderer(one.tokenizer, one, only_assistant=True).render(example_of(row))
+def learnt(row: dict[str, Any], one: ChatTemplate, only_assistant: bool = True) -> str:
+    found = Renderer(one.tokenizer, one, only_assistant).render(example_of(row))
     return one.tokenizer.decode([token for token in found.labels if token != NOT_LEARNT])
 
 
@@ -146,11 +146,22 @@ def test_a_turn_on_which_other_text_depends_is_refused() -> None:
         learnt(TWICE, ChatTemplate(tokenizer(), counting))
 
 
-@pytest.mark.parametrize(("name", "thinks"), [("qwen3", True), ("qwen2_5", False), ("llama3", False)])
-def test_an_empty_thought_that_is_learnt_is_known(name: str, thinks: bool) -> None:
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_5_nothink"])
+def test_an_empty_thought_is_shown_and_not_learnt(name: str) -> None:
+    """Or the model would learn never to think; a thought of its own is learnt."""
     one = marked(template(name), template(name).text)[0]
-    assert one.thinks_of_nothing == thinks
-    assert ("</think>" in learnt(PLAIN, one)) == thinks
+    assert "<think>\n\n</think>" in one.render(PLAIN["messages"])
+    pair = {"prompt": PLAIN["messages"][:1], "completion": PLAIN["messages"][1:]}
+    for row, only_assistant in ((PLAIN, True), (pair, True), (pair, False)):
+        assert learnt(row, one, only_assistant).startswith("a b")
+    thought = {"messages": [PLAIN["messages"][0], {**PLAIN["messages"][1], "reasoning_content": "copy"}]}
+    assert "copy" in learnt(thought, one)
+    assert "</think>" in learnt(thought, one)
+
+
+@pytest.mark.parametrize("name", ["qwen2_5", "llama3"])
+def test_most_templates_put_nothing_before_an_answer(name: str) -> None:
+    assert template(name).empty_thought == ""
 
 
 # --- what a template has no place for -------------------------------------------------------------
