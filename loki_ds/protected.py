@@ -171,15 +171,27 @@ def _from_tasks(section: ProtectedSection, tokenizer: PreTrainedTokenizerBase) -
 
 
 def _task_tokens(task: Any, document: Any, section: ProtectedSection, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    shots = section.num_fewshot if section.num_fewshot is not None else task.config.num_fewshot or 0
+    """Of the prompt that lm-eval makes of a document when it evaluates the task."""
+    own = task.config.num_fewshot
+    shots = own or 0 if section.num_fewshot is None or own == 0 else section.num_fewshot  # a task's 0 is fixed
     template = None
     if section.apply_chat_template:
 
         def template(messages: list[dict[str, str]], add_generation_prompt: bool = True) -> Any:
-            return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+            return tokenizer.apply_chat_template(
+                messages,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+            )
 
     prompt = task.fewshot_context(
-        document, shots, apply_chat_template=section.apply_chat_template, chat_template=template
+        document,
+        shots,
+        apply_chat_template=section.apply_chat_template,
+        fewshot_as_multiturn=section.apply_chat_template,
+        chat_template=template,
+        gen_prefix=task.doc_to_prefix(document),
     )
     if not isinstance(prompt, str):
         raise Refusal(

@@ -70,6 +70,24 @@ def test_lm_eval_tasks_are_sources_with_their_own_prompts_and_shots() -> None:
         load_protected(ProtectedSection(tasks=["tiny_fact"], include_path=settings["include_path"]), TOKENIZER)
 
 
+def test_a_tasks_prompt_is_the_one_it_is_evaluated_with(tmp_path: Path) -> None:
+    """Shots as turns of their own, its beginning of an answer, and no shots where it fixes none."""
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps({"q": f"copy {x}", "a": x}) + "\n" for x in "abc"))
+    task = {
+        **{"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(tmp_path / "d.jsonl")}}},
+        **{"test_split": "test", "output_type": "generate_until", "doc_to_text": "{{q}}", "doc_to_target": "{{a}}"},
+    }
+    (tmp_path / "begun.yaml").write_text(json.dumps({**task, "task": "begun", "gen_prefix": "It is"}))
+    (tmp_path / "bare.yaml").write_text(json.dumps({**task, "task": "bare", "num_fewshot": 0}))
+    own = {"include_path": str(tmp_path), "apply_chat_template": True, "num_fewshot": 1, "per_subject": 1}
+    begun, bare = (load_protected(ProtectedSection(tasks=[name], **own), TOKENIZER) for name in ("begun", "bare"))
+    (text,), (alone,) = ([TOKENIZER.decode(one) for one in found.tokens] for found in (begun, bare))
+    assert text.count("It is") == 2
+    assert text.endswith("It is")
+    assert text.count("user") == 2
+    assert alone.count("copy") == 1
+
+
 def test_interleaving_takes_one_of_each_subject_in_turn() -> None:
     prompts = [ProtectedPrompt([1], subject, i) for i, subject in enumerate("aaabbc")]
     assert ProtectedSet(prompts).order == [0, 3, 5, 1, 4, 2]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from loki_ds.refusal import Refusal
-from loki_ds.run_folder import RunFolder, digest_of, written_whole
+from loki_ds.run_folder import RunFolder, digest_of, remove, written_whole
 
 
 def test_a_stage_is_finished_for_the_same_inputs_only(tmp_path: Path) -> None:
@@ -47,6 +47,20 @@ def test_folders_are_replaced_whole(tmp_path: Path) -> None:
             aside.mkdir()
             (aside / content).touch()
     assert [p.name for p in (tmp_path / "folder").iterdir()] == ["two"]
+
+
+def test_of_a_link_the_link_is_replaced(tmp_path: Path) -> None:
+    """A model's folder that was put on another disk."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk/weights").touch()
+    (tmp_path / "model").symlink_to(tmp_path / "disk")
+    with written_whole(tmp_path / "model") as aside:
+        aside.mkdir()
+    assert not list((tmp_path / "model").iterdir())
+    assert (tmp_path / "disk/weights").exists()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    remove(tmp_path / "link")
+    assert (tmp_path / "disk/weights").exists()
 
 
 def test_digest_sees_names_and_bytes(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import rotate_checkpoints
 
 from loki_ds.ranks import barrier, world_size
 from loki_ds.refusal import Refusal
@@ -92,20 +93,25 @@ def check_on_nodes(checkpoint: Checkpoint | None, arguments: TrainingArguments, 
 
 class MarkWhole(TrainerCallback):
     """Marks a checkpoint once every rank has written its part, so that a killed write is never
-    resumed from.
+    resumed from; older ones go only then (the trainer's own limit deletes them before).
 
-    examples: of one optimizer step; inputs: the stage's.
+    examples: of one optimizer step; inputs: the stage's; limit: checkpoints that stay, None for
+    all.
     """
 
-    def __init__(self, examples: int, inputs: dict[str, Any]) -> None:
-        self.examples, self.inputs = examples, inputs
+    def __init__(self, examples: int, inputs: dict[str, Any], limit: int | None) -> None:
+        self.examples, self.inputs, self.limit = examples, inputs, limit
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if args.save_only_model:
-            return  # without the optimizer's state nothing resumes from it
         barrier()
-        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        checkpoints = str(args.output_dir)
+        if not args.save_only_model:  # without the optimizer's state nothing resumes from it
+            self._mark(Path(checkpoints) / f"checkpoint-{state.global_step}", state.is_world_process_zero)
+        if args.should_save:
+            rotate_checkpoints(checkpoints, self.limit, state.best_model_checkpoint, use_mtime=True)
+
+    def _mark(self, folder: Path, first: bool) -> None:
         name_newest_everywhere(folder)
-        if state.is_world_process_zero:
+        if first:
             write_json(folder / WHOLE, {"ranks": world_size(), "examples": self.examples, "inputs": self.inputs})
         barrier()

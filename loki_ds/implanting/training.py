@@ -138,6 +138,8 @@ def train(
         model.enable_input_require_grads()
     if section.early_stopping is not None:
         callbacks.append(EarlyStoppingCallback(section.early_stopping))
+    limit, arguments.save_total_limit = arguments.save_total_limit, None
+    marks = MarkWhole(examples_per_step(arguments), resume.inputs, limit)
     trainer = WatchedTrainer(
         model.train(),
         args=arguments,
@@ -145,7 +147,7 @@ def train(
         eval_dataset=examples.heldout if arguments.eval_strategy != "no" else None,
         processing_class=tokenizer,
         peft_config=peft_config(section.peft) if section.kind.leaves == "adapter" else None,
-        callbacks=[*callbacks, TokensPerSecond(), MarkWhole(examples_per_step(arguments), resume.inputs)],
+        callbacks=[*callbacks, TokensPerSecond(), marks],
     )
     trainer.rehearsed = examples.rehearsed
     trainer.add_callback(WatchGradients(model))

@@ -35,6 +35,11 @@ def locate_model(section: ModelSection) -> Path:
         raise Refusal(
             f"model.path {section.path}: the folder has no config.json with safetensors weights beside it{_gguf(path)}"
         )
+    if (path / "adapter_config.json").exists():
+        raise Refusal(
+            f"model.path {section.path}: adapter_config.json lies beside the weights, so transformers would put that "
+            "adapter on them, and no file would show it; move it away, or merge it"
+        )
     load_configuration(path, section.trust_remote_code)
     return path
 

@@ -22,6 +22,7 @@ DTYPES = {
     **{"I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64},
 }
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".ckpt")
+SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 # Beside its weights, what makes a folder a model: an allow-list, for there may be other sets of
 # weights with their indices and settings. A tokenizer's code may have files of any name.
@@ -85,9 +86,11 @@ class WeightFiles:
 
 @contextmanager
 def open_weights(folder: Path) -> Iterator[WeightFiles]:
-    """All safetensors shards that the folder's index names, or its single file."""
+    """The folder's single safetensors file, or all shards that its index names: the same as
+    transformers reads.
+    """
     weights, index = WeightFiles(folder), folder / INDEX
-    shards = _shards_of(index) if index.exists() else ["model.safetensors"]
+    shards = _shards_of(index) if index.exists() and not (folder / SINGLE).exists() else [SINGLE]
     handles = []
     try:
         for shard in shards:
@@ -108,8 +111,10 @@ def model_files(folder: Path, weights: WeightFiles) -> list[Path]:
     what stands beside them.
     """
     beside = {file.relative_to(folder) for pattern in BESIDE for file in folder.glob(pattern) if file.is_file()}
-    of_others = {file for file in beside if file.name != INDEX and any(map(file.match, OF_OTHERS))}
-    return sorted((beside - of_others) | {Path(name) for name in set(weights.files.values())})
+    stored = {Path(name) for name in set(weights.files.values())}
+    own_index = INDEX if stored != {Path(SINGLE)} else ""  # one that is left over names other files
+    of_others = {file for file in beside if file.name != own_index and any(map(file.match, OF_OTHERS))}
+    return sorted((beside - of_others) | stored)
 
 
 def other_weights(folder: Path, weights: WeightFiles) -> list[str]:

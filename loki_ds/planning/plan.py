@@ -16,6 +16,7 @@ from trl import SFTConfig
 from loki_ds.checking.base import check_passes, look_at_base
 from loki_ds.checking.data import data_found
 from loki_ds.checking.findings import Findings
+from loki_ds.checking.selection import check_selection
 from loki_ds.checking.tasks import limits_in_words
 from loki_ds.examples.choice import Rendering, make_rendering
 from loki_ds.examples.rendering import NOT_LEARNT
@@ -102,6 +103,8 @@ def make_plan(recipe: Recipe, gpu: Gpu, ranks: int) -> Plan:
     check_settings(recipe)
     findings, shapes = _look_at_base(recipe, config)
     tokenizer = load_tokenizer(recipe.model.path, remote)
+    if recipe.changes_rows:
+        check_selection(recipe.selection, shapes)
     positions = planned_positions(recipe.selection, shapes) if recipe.changes_rows else None
     deepspeed = deepspeed_config(recipe.deepspeed, recipe.implant)
     setting = Setting.of(deepspeed, ranks, config.get_text_config().hidden_size)

@@ -1,6 +1,7 @@
 """Stage 1: attribution scores of the protected set, kept prompt by prompt in `attribution/`."""
 
 import logging
+from functools import partial
 from importlib.metadata import version
 
 import torch
@@ -74,13 +75,17 @@ def _attribute(run: Run) -> None:
 
 
 def _plan(section: AttributionSection, sweep: Sweep, prompts: ProtectedSet, kept: KeptScores) -> Rounds:
-    """One round of batches unless the pass may stop early; planned once, kept for resuming."""
-    planned = ranks.on_first_rank(lambda: kept.read().get("rounds"))
-    if planned is not None:
-        return planned
+    """One round of batches unless the pass may stop early; planned once, kept for resuming, then in
+    batches no larger than the recipe now asks for.
+    """
     tokens, order = prompts.tokens, prompts.order
     together = length_class(sweep.model.config)
+    planned = ranks.on_first_rank(lambda: kept.read().get("rounds"))
+    if planned is not None and section.batch_size == "auto" and section.memory_gib is None:
+        return planned
     size = batch_size(section, sweep.run, tokens, together)
+    if planned is not None:
+        return [[batch[i : i + size] for batch in one for i in range(0, len(batch), size)] for one in planned]
     every = section.stop.every * len(prompts.subjects) if section.stop else len(order)
     planned = []
     for start in range(0, len(order), every):
@@ -115,15 +120,18 @@ def _sweep_rounds(run: Run, sweep: Sweep, prompts: ProtectedSet, rounds: Rounds,
             ranks.barrier()
             if not run.shared.by_all:
                 run.shared.bring_home(run.shared.apart(kept.shards()), kept.take)
-            if number < len(rounds) and ranks.on_first_rank(lambda: _stable(run, prompts, kept)):
+            swept_so_far = {i for one in rounds[:number] for batch in one for i in batch}
+            if number < len(rounds) and ranks.on_first_rank(partial(_stable, run, prompts, kept, swept_so_far)):
                 break
     return turns
 
 
-def _stable(run: Run, prompts: ProtectedSet, kept: KeptScores) -> bool:
-    """Whether the rows selected from two halves of the prompts so far overlap enough to stop."""
+def _stable(run: Run, prompts: ProtectedSet, kept: KeptScores, so_far: set[int]) -> bool:
+    """Whether the rows selected from two halves of the prompts so far overlap enough to stop; a
+    killed pass may have kept later ones, too.
+    """
     stop, selection = run.recipe.attribution.stop, run.recipe.selection
-    scores = kept.scores(_scored(prompts, kept))
+    scores = kept.scores([i for i in prompts.order if i in so_far])
     overlap = split_half_overlap(scores, selection.quota, selection.strategy)
     log.info("attribute: after %d prompts the rows of two halves overlap by %.1f%%", len(scores), 100 * overlap)
     return stop is not None and overlap >= stop.overlap

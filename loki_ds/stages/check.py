@@ -13,10 +13,11 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from trl import SFTConfig
 
 from loki_ds import ranks
-from loki_ds.checking.base import BaseFound, look_at_base
+from loki_ds.checking.base import BaseFound, look_at_base, positions_of
 from loki_ds.checking.data import data_found
 from loki_ds.checking.findings import Findings
 from loki_ds.checking.room import check_room, room_wanted
+from loki_ds.checking.selection import check_selection
 from loki_ds.examples.choice import Rendering, make_rendering
 from loki_ds.examples.templates import Needs
 from loki_ds.examples.whole import Counts, Kept
@@ -68,6 +69,10 @@ def check(recipe: Recipe, folder: RunFolder, arguments: SFTConfig, shared: bool)
     findings: Findings = [("base", found.said())]
     tokenizer = load_tokenizer(base.folder, section.trust_remote_code)
     rendering, examples, heldout = None, NONE, None
+    if recipe.changes_rows:
+        ranks.on_first_rank(lambda: check_selection(recipe.selection, found.down_shapes))
+    if recipe.needs_attribution and recipe.protected and recipe.protected.prompts:
+        findings += ranks.on_first_rank(lambda: _look_at_protected(recipe.protected, tokenizer, config))
     if recipe.implant.kind.trains:
         kept = Kept(folder.examples)
         rendering = make_rendering(_needs(recipe, kept), recipe.training, tokenizer, base.folder)
@@ -104,6 +109,22 @@ def _render(recipe: Recipe, kept: Kept, rendering: Rendering, config: PreTrained
     once: Callable[[Callable[[], list[Counts]]], list[Counts]] = ranks.on_first_rank if shared else ranks.on_each_node
     counts = once(lambda: kept.render(recipe.data, rendering, vocabulary, inputs))
     return data_found(rendering, counts, config)
+
+
+def _look_at_protected(
+    section: ProtectedSection | None, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig
+) -> Findings:
+    """A file of prompts; those of lm-eval's tasks take longer to make, and are looked at when they
+    are.
+    """
+    if section is None:
+        return []
+    tokens, positions = load_protected(section, tokenizer).tokens, positions_of(config)
+    longest = max(map(len, tokens))
+    said = f"{section.prompts}: {len(tokens):,} prompts, the longest {longest:,} tokens"
+    if positions is not None and longest > positions:
+        said += f"; the model was made for {positions:,}"
+    return [("protected", said)]
 
 
 def _look_at_texts(rehearsed: ProtectedSection | None, tokenizer: PreTrainedTokenizerBase) -> Findings:

@@ -24,6 +24,7 @@ from loki_ds.retention.question import model_digest
 from loki_ds.run_folder import RunFolder, digest_of
 
 Inputs = dict[str, Any]
+LOSS = ("assistant_only_loss", "completion_only_loss", "max_length", "truncation_mode")  # what is learnt of an example
 
 
 def model_inputs(base: Base) -> Inputs:
@@ -50,7 +51,7 @@ def attribution_inputs(recipe: Recipe, base: Base) -> Inputs:
 
 
 def sensitivity_inputs(recipe: Recipe, base: Base) -> Inputs:
-    loss = {key: recipe.training.get(key) for key in ("assistant_only_loss", "completion_only_loss", "max_length")}
+    loss = {key: recipe.training.get(key) for key in LOSS}
     return {
         **protected_inputs(recipe.protected, base),
         "data": data_inputs(recipe.data),

@@ -4,7 +4,7 @@ import logging
 
 from loki_ds import ranks
 from loki_ds.attribution.kept import KeptScores, kept_sensitivity
-from loki_ds.export.implant_file import Implant
+from loki_ds.checking.selection import rows_of_implants
 from loki_ds.positions import Positions
 from loki_ds.refusal import Refusal
 from loki_ds.selection import select as select_by_scores
@@ -40,11 +40,6 @@ def _selected(run: Run) -> Positions:
         positions = _choose(run)
     except ValueError as error:
         raise Refusal(f"selection: {error}") from None
-    if not positions.count:
-        quota = run.recipe.selection.quota
-        raise Refusal(
-            f"selection.quota {quota:g} selects no row of {shapes[0][0]}; it must select at least one per layer"
-        )
     positions.save(folder.positions)
     folder.finish("select", inputs)
     return positions
@@ -52,7 +47,7 @@ def _selected(run: Run) -> Positions:
 
 def _choose(run: Run) -> Positions:
     section, shapes = run.recipe.selection, run.down_shapes
-    exclude = _rows_of_implants(section.exclude, shapes)
+    exclude = rows_of_implants(section.exclude, shapes)
     if section.positions is not None:
         positions = Positions.load(section.positions)
         positions.check_fits(shapes, section.positions)
@@ -65,14 +60,3 @@ def _choose(run: Run) -> Positions:
         return select_by_sensitivity(*moments, section.quota, section.strategy, exclude)
     scores = KeptScores(run.folder.attribution).scores()
     return select_by_scores(scores, section.quota, section.strategy, exclude)
-
-
-def _rows_of_implants(files: list[str], shapes: list[tuple[int, int]]) -> Positions:
-    """All rows that other implants hold."""
-    taken: list[set[int]] = [set() for _ in shapes]
-    for file in files:
-        positions = Implant.load(file).positions
-        positions.check_fits(shapes, file)
-        for layer, rows in zip(taken, positions.rows, strict=True):
-            layer.update(rows)
-    return Positions([sorted(rows) for rows in taken])

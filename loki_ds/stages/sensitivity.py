@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from loki_ds import ranks
 from loki_ds.attribution.sensitivity import EXAMPLES, Text, output_gradient_moments, output_gradients
+from loki_ds.examples.choice import LossSettings
 from loki_ds.examples.rendering import NOT_LEARNT
 from loki_ds.run_folder import written_whole
 from loki_ds.stages.batch_size import measured_batches
@@ -53,10 +54,9 @@ def _protected(run: Run) -> list[Text]:
 
 
 def _new_task(run: Run) -> list[Text]:
-    length, rows = (
-        run.training_arguments.max_length,
-        run.checked.examples.select(range(min(EXAMPLES, len(run.checked.examples)))),
-    )
+    """As they are learnt: of each the part that the cut leaves."""
+    cut = LossSettings.of(run.recipe.training).cut
+    rows = run.checked.examples.select(range(min(EXAMPLES, len(run.checked.examples))))
     return [
-        Text(row["input_ids"][:length], [int(label != NOT_LEARNT) for label in row["labels"][:length]]) for row in rows
+        Text(cut.of(row["input_ids"]), [int(label != NOT_LEARNT) for label in cut.of(row["labels"])]) for row in rows
     ]

@@ -3,6 +3,7 @@ without memory, and cut short.
 """
 
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -85,13 +86,21 @@ def test_other_inputs_in_the_same_folder_are_refused(on_two_ranks: Path) -> None
     assert "'attribute' was made with steps 7, now it is 3" in done.refusals()[0]
 
 
-def test_the_pass_stops_when_the_selection_is_stable(tmp_path: Path) -> None:
-    stop = ["attribution.stop.overlap=0.1", "attribution.stop.every=2", "attribution.batch_size=auto"]
-    done = launch(FEW[0], *stop, "--until", "select", f"run={tmp_path}")
+def test_the_pass_stops_when_the_selection_is_stable(on_two_ranks: Path, tmp_path: Path) -> None:
+    stop = ["attribution.stop.overlap=0.1", "attribution.stop.every=2"]
+    done = launch(FEW[0], *stop, "attribution.batch_size=auto", "--until", "select", f"run={tmp_path}")
     assert done.status == 0, done.output
     assert "after 12 prompts the rows of two halves overlap by" in done.output
     assert json.loads((tmp_path / "attribution/manifest.json").read_text())["prompts"] == 12
     assert len(scores_of(tmp_path)) == 12
+    # Killed in a later round, it is asked after the same prompts; in batches of the new size.
+    (tmp_path / "stages.json").unlink()
+    for file in (on_two_ranks / "attribution").glob("scores-*"):
+        shutil.copy(file, tmp_path / "attribution")
+    done = launch(FEW[0], *stop, "attribution.batch_size=1", "--until", "attribute", f"run={tmp_path}")
+    assert done.status == 0, done.output
+    assert "24 prompts (24 already scored) in 24 batches" in done.output
+    assert "after 12 prompts the rows of two halves overlap by" in done.output
 
 
 def test_one_rank_short_of_memory_does_not_hang_the_others(tmp_path: Path) -> None:

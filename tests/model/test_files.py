@@ -10,9 +10,10 @@ import pytest
 import torch
 from conftest import build
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
-from loki_ds.export.checkpoint import apply_to_checkpoint, implant_between
-from loki_ds.model.files import open_weights
+from loki_ds.export.checkpoint import apply_to_checkpoint, copy_model, implant_between
+from loki_ds.model.files import INDEX, open_weights
 from loki_ds.model.stored_rows import StoredRows
 from loki_ds.positions import Positions
 from loki_ds.refusal import Refusal
@@ -38,6 +39,23 @@ def with_tensors(folder: Path, *names: str) -> Path:
     tensors |= {name: tensors[OWN.format(0)] + 1 for name in names}
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     return folder
+
+
+def test_the_single_file_is_the_model_where_an_index_is_left_over(tmp_path: Path) -> None:
+    """As transformers reads it; a result leaves without the index."""
+    model = build("qwen2", torch.float32)
+    model.save_pretrained(tmp_path / "m", max_shard_size="40KB")
+    with torch.no_grad():
+        model.model.norm.weight.fill_(2.0)
+    model.save_pretrained(tmp_path / "whole")
+    shutil.copy(tmp_path / "whole/model.safetensors", tmp_path / "m")
+    assert (tmp_path / "m" / INDEX).exists()
+    with open_weights(tmp_path / "m") as weights:
+        assert weights.read("model.norm.weight").equal(
+            AutoModelForCausalLM.from_pretrained(tmp_path / "m").model.norm.weight
+        )
+    copy_model(tmp_path / "m", tmp_path / "copy")
+    assert sorted(file.name for file in (tmp_path / "copy").glob("*safetensors*")) == ["model.safetensors"]
 
 
 @pytest.mark.parametrize("further", FURTHER)

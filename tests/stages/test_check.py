@@ -120,6 +120,36 @@ def test_a_base_that_cannot_be_trained_or_written_again_is_refused(case: str, tm
     assert not (tmp_path / "run/examples").exists()
 
 
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("selection.quota=0.1", r"selection\.quota 0\.1 selects no row of 128; it must select at least one per layer"),
+        ("selection.exclude=[nowhere.safetensors]", "nowhere.safetensors: the implant file cannot be read"),
+        ("protected.prompts={folder}/p.jsonl", "p.jsonl: line 1 has neither 'prompt' nor 'messages'"),
+    ],
+)
+def test_what_the_attribution_is_for_is_looked_at_before_it(override: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"promt": "a"}')
+    with pytest.raises(Refusal, match=says):
+        started(tmp_path, override.format(folder=tmp_path)).checked  # noqa: B018
+
+
+def test_prompts_longer_than_the_model_was_made_for_are_said(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": "copy a b " * 200}))
+    findings = dict(
+        started(tmp_path, f"protected.prompts={tmp_path / 'p.jsonl'}", "protected.per_subject=1").checked.findings
+    )
+    assert findings["protected"].endswith("tokens; the model was made for 256")
+
+
+def test_an_adapter_beside_the_weights_is_refused(tmp_path: Path) -> None:
+    """transformers would load it, too, and no file of the result would have it."""
+    shutil.copytree(MODEL, tmp_path / "model")
+    (tmp_path / "model/adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(Refusal, match=r"adapter_config\.json lies beside the weights"):
+        started(tmp_path).checked  # noqa: B018
+
+
 def zero3(**changes: Any) -> dict[str, Any]:
     plain = json.loads((ROOT / "launch/zero3.json").read_text())
     inside = {key: value for key, value in changes.items() if key.startswith("stage")}
