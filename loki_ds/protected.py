@@ -148,8 +148,9 @@ def _tokens(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, place: str)
     if "prompt" in row:
         return tokenizer(row["prompt"])["input_ids"]
     try:
-        asks = row["messages"][-1]["role"] != "assistant"
-        text = tokenizer.apply_chat_template(row["messages"], add_generation_prompt=asks, tokenize=False)
+        asks, tools = row["messages"][-1]["role"] != "assistant", row.get("tools") or None
+        tools = json.loads(tools) if isinstance(tools, str) else tools
+        text = tokenizer.apply_chat_template(row["messages"], tools, add_generation_prompt=asks, tokenize=False)
     except UNRENDERABLE as error:
         said = " ".join(str(error).split())[:200]
         raise Refusal(f"{place} is refused by the chat template: {said}") from None

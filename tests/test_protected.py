@@ -1,10 +1,12 @@
 """Prompts and chats become token ids; subjects are sampled evenly; mistakes are named by line."""
 
+import copy
 import json
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from published import TEMPLATES
 from transformers import AutoTokenizer
 
 from loki_ds.protected import ProtectedPrompt, ProtectedSet, load_protected
@@ -27,6 +29,17 @@ def test_text_is_taken_as_it_is_and_chats_are_rendered(tmp_path: Path) -> None:
     assert TOKENIZER.decode(text.tokens) == "copy lamp :"
     assert TOKENIZER.decode(chat.tokens) == "<|user|> hello<|assistant|>"
     assert TOKENIZER.decode(whole.tokens) == TOKENIZER.apply_chat_template(answered, tokenize=False)
+
+
+def test_a_chats_tools_are_shown(tmp_path: Path) -> None:
+    tools = [{"type": "function", "function": {"name": "f", "description": "does it", "parameters": {}}}]
+    chat = {"messages": [{"role": "user", "content": "hello"}]}
+    rows = [{**chat, "tools": tools}, {**chat, "tools": json.dumps(tools)}, chat]
+    tokenizer = copy.deepcopy(TOKENIZER)
+    tokenizer.chat_template = (TEMPLATES / "qwen3.jinja").read_text()
+    with_tools, as_text, without = load_protected(section(tmp_path / "p.jsonl", rows), tokenizer).tokens
+    assert with_tools == as_text
+    assert len(with_tools) > len(without) + 50
 
 
 def test_sampling_is_by_subject_and_seed(tmp_path: Path) -> None:
