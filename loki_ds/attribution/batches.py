@@ -28,6 +28,11 @@ LARGEST = 64  # prompts in a batch chosen by memory: beyond it the device is bus
 PADDING = 0.2  # of a batch's tokens, at most: a prompt that needs more begins the next one
 FEW = 64  # tokens of padding that never matter
 IDLE = [[0]]  # what a rank sweeps when it has no prompts left, because every gather needs all ranks
+NOT_EVEN_ONE = "{}: a single prompt does not fit the device's memory; use shorter prompts or more ranks"
+
+
+class NoRoom(Exception):
+    """A batch is too much for this rank's memory; it has taken part in every gather all the same."""
 
 
 def attribute(
@@ -146,17 +151,35 @@ def affordable_batch(
 
     Measured on the two longest prompts that go together, so the others stay below. work: what is
     done with a batch; all ranks do it together.
+
+    Raises:
+        Refusal: `work` has no room for one prompt (`NoRoom`); of two it has none, and one goes.
     """
     in_twos = batches(prompts, 2, class_of)
     pair = [prompts[i] for i in next((batch for batch in in_twos if len(batch) == 2), in_twos[0])]
-    work(pair[:1])  # the libraries' own first-time memory is not the batch's
-    one, two = peak_memory(lambda: work(pair[:1])), peak_memory(lambda: work(pair))
+    _taken(work, pair[:1])  # the libraries' own first-time memory is not the batch's
+    one = _taken(work, pair[:1])
+    if one is None:
+        raise Refusal(NOT_EVEN_ONE.format(stage))
+    two = _taken(work, pair)
+    if two is None:
+        log.info("%s: one prompt takes %.2f GiB, and two do not fit: 1 in a batch", stage, one / 2**30)
+        return 1
     each = max(two - one, one // 4, 1)  # a measured difference can be smaller than noise
     fits = min(all_gather(max(1, 1 + (budget - one) // each)))
     size = 1 << (min(fits, LARGEST).bit_length() - 1)
     took, more = one / 2**30, each / 2**30
     log.info("%s: one prompt takes %.2f GiB, each further one %.2f: %d in a batch", stage, took, more, size)
     return size
+
+
+def _taken(work: Callable[[Sequence[Sequence[int]]], object], prompts: Sequence[Sequence[int]]) -> int | None:
+    """Bytes at the peak of a batch; None where it was too much for a rank."""
+    try:
+        peak: int | None = peak_memory(lambda: work(prompts))
+    except NoRoom:
+        peak = None
+    return None if None in all_gather(peak) else peak
 
 
 def sweep_batches(
@@ -185,9 +208,7 @@ def sweep_batches(
         if not failed:
             continue
         if min(failed) == 1:
-            raise Refusal(
-                "attribution: a single prompt does not fit the device's memory; use shorter prompts or more ranks"
-            )
+            raise Refusal(NOT_EVEN_ONE.format("attribution"))
         size = min(failed) // 2
         log.warning("attribute: out of memory at %d prompts in a batch; going on with %d", min(failed), size)
         waiting = [*([batch] if batch and not swept else []), *mine]

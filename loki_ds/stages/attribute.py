@@ -1,6 +1,7 @@
 """Stage 1: attribution scores of the protected set, kept prompt by prompt in `attribution/`."""
 
 import logging
+from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
 
@@ -8,7 +9,7 @@ import torch
 from rich.progress import Progress
 
 from loki_ds import ranks
-from loki_ds.attribution.batches import batches, sweep_batches
+from loki_ds.attribution.batches import NoRoom, batches, sweep_batches
 from loki_ds.attribution.kept import KeptScores
 from loki_ds.attribution.rope import length_class
 from loki_ds.attribution.sweep import Sweep
@@ -83,7 +84,7 @@ def _plan(section: AttributionSection, sweep: Sweep, prompts: ProtectedSet, kept
     planned = ranks.on_first_rank(lambda: kept.read().get("rounds"))
     if planned is not None and section.batch_size == "auto" and section.memory_gib is None:
         return planned
-    size = batch_size(section, sweep.run, tokens, together)
+    size = batch_size(section, partial(_attempted, sweep), tokens, together)
     if planned is not None:
         return [[batch[i : i + size] for batch in one for i in range(0, len(batch), size)] for one in planned]
     every = section.stop.every * len(prompts.subjects) if section.stop else len(order)
@@ -95,6 +96,11 @@ def _plan(section: AttributionSection, sweep: Sweep, prompts: ProtectedSet, kept
     versions = {name: version(name) for name in LIBRARIES}
     ranks.on_first_rank(lambda: kept.note(rounds=planned, sample=sample, versions=versions))
     return planned
+
+
+def _attempted(sweep: Sweep, prompts: Sequence[Sequence[int]]) -> None:
+    if sweep.attempt(prompts) is None:
+        raise NoRoom
 
 
 def _sweep_rounds(run: Run, sweep: Sweep, prompts: ProtectedSet, rounds: Rounds, kept: KeptScores) -> int:

@@ -3,6 +3,8 @@ stay the same.
 """
 
 import logging
+from collections.abc import Sequence
+from functools import partial
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 from loki_ds import attribute
-from loki_ds.attribution.batches import affordable_batch, batches
+from loki_ds.attribution.batches import NoRoom, affordable_batch, batches
 from loki_ds.attribution.layer_call import shared_length
 from loki_ds.attribution.sweep import Sweep
 from loki_ds.model.anatomy import decoder_layers
@@ -89,6 +91,16 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
     decoder_layers(model)[1].register_forward_pre_hook(lambda *_: torch.ones(2) @ torch.ones(3))
     with pytest.raises(RuntimeError, match="inconsistent tensor size"):
         attribute(model, [[1, 2]])
+
+
+def test_where_two_prompts_do_not_fit_one_is_tried() -> None:
+    def work(prompts: Sequence[Sequence[int]], most: int) -> None:
+        if len(prompts) > most:
+            raise NoRoom
+
+    assert affordable_batch(partial(work, most=1), [[1] * 60] * 3, 2**34) == 1
+    with pytest.raises(Refusal, match="attribute: a single prompt does not fit the device's memory"):
+        affordable_batch(partial(work, most=0), [[1] * 60] * 3, 2**34)
 
 
 def test_the_batch_follows_the_budget() -> None:
