@@ -165,6 +165,8 @@ def _from_tasks(section: ProtectedSection, tokenizer: PreTrainedTokenizerBase) -
     manager = task_manager(names, section.include_path, "protected.tasks")
     sources = []
     for name, task in manager.load(names)["tasks"].items():
+        if getattr(task, "BY_TEMPLATE", False):
+            raise Refusal(f"protected.tasks: {name} puts whole chats to a model; give them as protected.prompts")
         task.set_fewshot_seed(section.seed)
         for line, document in enumerate(task.eval_docs, start=1):
             sources.append(_Source(name, line, partial(_task_tokens, task, document, section, tokenizer)))

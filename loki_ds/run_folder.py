@@ -189,9 +189,9 @@ def put_in_place(path: Path) -> None:
     for file in [aside] if aside.is_file() else sorted(p for p in aside.rglob("*") if p.is_file()):
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
-    if path.is_dir():  # no folder takes another's place in one go
-        old = path.with_name(f".{path.name}.old")
-        remove(old)
+    old = path.with_name(f".{path.name}.old")
+    remove(old)  # what a kill in between left
+    if (path.is_dir() or aside.is_dir()) and os.path.lexists(path):  # a folder takes no place in one go
         path.rename(old)
         aside.rename(path)
         remove(old)

@@ -49,6 +49,18 @@ def test_folders_are_replaced_whole(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "folder").iterdir()] == ["two"]
 
 
+def test_a_folder_takes_any_place_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    """Of a file, of a link to nowhere, and after a kill between two renames."""
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    (tmp_path / ".killed.old").mkdir()
+    for name in ("file", "link", "killed"):
+        with written_whole(tmp_path / name) as aside:
+            aside.mkdir()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "killed", "link"]
+    assert all(path.is_dir() and not path.is_symlink() for path in tmp_path.iterdir())
+
+
 def test_of_a_link_the_link_is_replaced(tmp_path: Path) -> None:
     """A model's folder that was put on another disk."""
     (tmp_path / "disk").mkdir()

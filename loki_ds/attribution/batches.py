@@ -32,7 +32,7 @@ NOT_EVEN_ONE = "{}: a single prompt does not fit the device's memory; use shorte
 
 
 class NoRoom(Exception):
-    """A batch is too much for this rank's memory; it has taken part in every gather all the same."""
+    """A batch is too much for this rank's memory; it took part in every gather all the same."""
 
 
 def attribute(

@@ -107,14 +107,19 @@ class Renderer:
         return self._learnt(ids, [one and i >= begins for i, one in enumerate(said)])
 
     def _leave_out(self, thought: str, ids: list[int], said: list[bool]) -> None:
-        """An empty thought at the beginning of what the assistant says is left to the prompt, where
-        it stands when the model is told not to think: to learn it would be to learn never to
-        (ms-swift's `ignore_empty_think`).
+        """An empty thought is left to the prompt, where it stands when the model is told not to
+        think: to learn it would be to learn never to (ms-swift's `ignore_empty_think`).
         """
-        tokens: Any = self.tokenizer(thought, add_special_tokens=False)["input_ids"] if thought else []
-        for i in range(len(ids)) if tokens else ():
-            if said[i] and not (i and said[i - 1]) and ids[i : i + len(tokens)] == tokens:
+        for text in dict.fromkeys((thought, thought.strip())) if thought else ():
+            tokens: Any = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            found = [i for i in range(len(ids)) if ids[i : i + len(tokens)] == tokens]
+            for i in found:
                 said[i : i + len(tokens)] = [False] * len(tokens)
+                while i and said[i - 1] and not str(self.tokenizer.decode([ids[i - 1]])).strip():
+                    i -= 1  # GLM's begins on a line of its own
+                    said[i] = False
+            if found:
+                return
 
     def _begin_of_completion(self, example: Example, template: ChatTemplate, ids: list[int]) -> int:
         """The first token of a conversational pair's completion; 0 in other conversations."""

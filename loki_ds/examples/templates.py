@@ -35,7 +35,6 @@ TOOL = {
 }
 USER, ANSWER = {"role": "user", "content": f"{SEEN}ask"}, {"role": "assistant", "content": f"{SEEN}answer"}
 CALLED = {"role": "assistant", "content": "", "tool_calls": [CALL]}
-THOUGHT = "<think>", "</think>"
 RESULT = {"role": "tool", "name": f"{SEEN}name", "content": f"{SEEN}result"}
 
 
@@ -115,8 +114,8 @@ class ChatTemplate:
     def empty_thought(self) -> str:
         """What it puts before an answer without a thought, where that is an empty one (Qwen3's)."""
         before = self.render([USER, ANSWER]).partition(ANSWER["content"])[0]
-        start = before.rfind(THOUGHT[0])
-        return before[start:] if start >= 0 and THOUGHT[1] in before[start:] else ""
+        found = re.search(r"<think>\s*</think>\s*$", before)
+        return found[0] if found else ""
 
     @cached_property
     def calls_stand_alone(self) -> bool:

@@ -136,9 +136,13 @@ def with_template(implant: Implant, template: str | None, base: Path) -> Implant
 
 
 def _put_template(file: Path, facts: dict[str, str], wanted: str) -> None:
-    """The chat template that goes with the rows, where the implant has one of its own."""
+    """The chat template that goes with the rows, where the implant has one of its own; taken out
+    only if it is there.
+    """
     if "chat_template" not in facts:
         return
+    if wanted == "base" and (not file.exists() or file.read_bytes() != facts["chat_template"].encode()):
+        return  # another implant's
     text = facts["chat_template" if wanted == "implanted" else "base_chat_template"]
     file.write_bytes(text.encode()) if text else file.unlink(missing_ok=True)
 

@@ -83,7 +83,7 @@ def load(request: Request) -> Any:
 
     from loki_ds.retention.harness import LeanHFLM
 
-    chats = {"chat_template_args": request.chat_template_args, "think_end_token": request.think_end_token}
+    chats = {"chat_template_args": {**request.chat_template_args}, "think_end_token": request.think_end_token}
     settings = {
         **chats,
         "pretrained": request.model,
@@ -93,7 +93,9 @@ def load(request: Request) -> Any:
         "trust_remote_code": request.trust_remote_code,
     }
     if request.backend == "vllm":
-        return get_model("vllm")(**settings, tensor_parallel_size=request.devices_per_model, batch_size="auto")
+        thinks = request.chat_template_args.get("enable_thinking")  # which lm-eval takes there from nowhere else
+        own = {"enable_thinking": thinks, "tensor_parallel_size": request.devices_per_model, "batch_size": "auto"}
+        return get_model("vllm")(**settings, **own)
     spread = {"parallelize": True} if request.devices_per_model > 1 else {"device": request.device}
     if is_wrapper_alone(AutoConfig.from_pretrained(request.model, trust_remote_code=request.trust_remote_code)):
         return LeanHFLM(_loaded(request), tokenizer=request.tokenizer, batch_size=request.batch_size, **chats)

@@ -93,8 +93,9 @@ def _pair_task(task: str, base: TaskSamples, implanted: TaskSamples, one_prompt:
     other = sum(before[key]["prompt_hash"] != after[key]["prompt_hash"] for key in before) if one_prompt else 0
     if other:
         raise Refusal(
-            f"task {task}: {other} documents were asked in other words on the base than on the implanted model; the "
-            "task changed in between, delete the base's answers"
+            f"task {task}: {other} documents were asked in other words on the base than on the implanted model; if the "
+            "task's files changed in between, delete the base's answers (retention/answers, and .base-results beside "
+            "the run)"
         )
     return [
         PairedTask(

@@ -59,7 +59,8 @@ def retain_two(pair: Pair, model: str, out: Path) -> Report:
 
 def _second(pair: Pair, model: str, base: Path) -> Arm:
     folder = Path(model)
-    if (folder / ADAPTER).exists() and not (folder / "config.json").exists():
+    weights = {file.name for file in folder.glob("*.safetensors")} - {"adapter_model.safetensors"}
+    if (folder / ADAPTER).exists() and not weights:  # a configuration may lie beside it
         if pair.retention.backend != "hf":
             raise Refusal(f"retention.backend is {pair.retention.backend}, allowed for an adapter is hf")
         digest = f"{model_digest(base, weights_digest(base))} {digest_of(*sorted(folder.glob('adapter_*')))}"

@@ -154,6 +154,16 @@ def test_chats_are_put_with_the_templates_arguments(tmp_path: Path) -> None:
         assert first["prompt"].endswith(end)
 
 
+def test_templates_that_print_the_date_print_one(tmp_path: Path) -> None:
+    """The base may have been asked on another day; Llama 3.2's template."""
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "recipes/tiny/model")
+    tokenizer.chat_template = (TEMPLATES / "llama3_2.jinja").read_text()
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    group = {**PLAIN, "tasks": ["fixture_arithmetic"], "apply_chat_template": True, "limit": 1}
+    found = run_lm_eval(request(groups=[group], tokenizer=str(tmp_path / "tokenizer")), tmp_path)
+    assert "26 Jul 2024" in found["tasks"]["fixture_arithmetic"]["samples"][0]["prompt"]
+
+
 def test_a_template_is_compiled_once_and_not_for_every_document(tmp_path: Path) -> None:
     asked = request(groups=[{**PLAIN, "tasks": ["fixture_arithmetic"]}])
     first = run_lm_eval(asked, tmp_path)
