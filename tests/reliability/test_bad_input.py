@@ -90,9 +90,14 @@ def changed(edit: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], 
 
 
 def index(names: Any) -> Callable[[Path], Any]:
-    return lambda folder: (folder / "model.safetensors.index.json").write_text(
-        names if isinstance(names, str) else json.dumps(names)
-    )
+    """Of several files: the single one, which would be read before it, is one of them."""
+
+    def spoil(folder: Path) -> None:
+        (folder / "model.safetensors").rename(folder / "model-00002.safetensors")
+        text = names if isinstance(names, str) else json.dumps(names)
+        (folder / "model.safetensors.index.json").write_text(text)
+
+    return spoil
 
 
 def located(folder: Path) -> None:
