@@ -17,13 +17,12 @@ def check_selection(section: SelectionSection, shapes: list[tuple[int, int]]) ->
     Raises:
         Refusal: a quota of no row, or files of positions or implants that are none of this model.
     """
-    if section.positions is None and not planned_positions(section, shapes).count:
-        raise Refusal(
-            f"selection.quota {section.quota:g} selects no row of {shapes[0][0]}; it must select at least one per layer"
-        )
-    exclude = rows_of_implants(section.exclude, shapes)
+    planned, exclude = planned_positions(section, shapes), rows_of_implants(section.exclude, shapes)
     if section.positions is not None:
-        planned_positions(section, shapes).check_apart(exclude, section.positions)
+        planned.check_apart(exclude, section.positions)
+    if not planned.count:
+        chosen = section.positions or f"selection.quota {section.quota:g}"
+        raise Refusal(f"{chosen} selects no row of {shapes[0][0]}; it must select at least one per layer")
 
 
 def rows_of_implants(files: list[str], shapes: list[tuple[int, int]]) -> Positions:

@@ -26,7 +26,7 @@ class HeldOutCalls(ConfigurableTask):
     """A task of the chats in `dataset_kwargs.path`, in any layout that trains.
 
     Raises:
-        ValueError: it is asked without `apply_chat_template`.
+        Refusal: it is asked without `apply_chat_template`.
     """
 
     BY_TEMPLATE = True
@@ -39,7 +39,7 @@ class HeldOutCalls(ConfigurableTask):
         """The prompt, by the template of lm-eval's model."""
         template = named.get("chat_template")
         if template is None:
-            raise ValueError(f"task {self.task_name} puts chats to the model: apply_chat_template must be true")
+            raise Refusal(f"task {self.task_name} puts chats to the model: apply_chat_template must be true")
         model = getattr(template, "func", template).__self__
         thinks = getattr(model, "enable_thinking", None)  # lm-eval's model of vLLM has it apart
         settings = {**model.chat_template_args, **({} if thinks is None else {"enable_thinking": thinks})}

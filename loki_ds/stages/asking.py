@@ -46,9 +46,8 @@ def implant_arm(run: Run, implant: Path) -> Arm:
 
 def _arm(run: Run, folder: Path, weights: str) -> Arm:
     """Where the run has a template of its own, both models read the same text by it."""
-    template = run.rendering.exported_template if run.rendering else None
-    tokenizer = run.folder.model if template else None
-    return Arm(folder, model_digest(folder, weights), tokenizer=tokenizer, template=template)
+    tokenizer = run.folder.model if run.template else None
+    return Arm(folder, model_digest(folder, weights), tokenizer=tokenizer, template=run.template)
 
 
 def answers_in(run: Run) -> Answers:

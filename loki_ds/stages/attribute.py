@@ -137,21 +137,20 @@ def _stable(run: Run, prompts: ProtectedSet, kept: KeptScores, so_far: set[int])
     killed pass may have kept later ones, too.
     """
     stop, selection = run.recipe.attribution.stop, run.recipe.selection
-    scores = kept.scores([i for i in prompts.order if i in so_far])
+    scores = kept.scores(_in_turn(prompts, so_far))
     overlap = split_half_overlap(scores, selection.quota, selection.strategy)
     log.info("attribute: after %d prompts the rows of two halves overlap by %.1f%%", len(scores), 100 * overlap)
     return stop is not None and overlap >= stop.overlap
 
 
-def _scored(prompts: ProtectedSet, kept: KeptScores) -> list[int]:
-    """Indices of the prompts scored so far, one of each subject in turn."""
-    done = kept.done()
-    return [i for i in prompts.order if i in done]
+def _in_turn(prompts: ProtectedSet, among: set[int]) -> list[int]:
+    """Indices of some prompts, one of each subject in turn."""
+    return [i for i in prompts.order if i in among]
 
 
 def _describe(run: Run, prompts: ProtectedSet, kept: KeptScores) -> None:
     """Note what the scores are worth, and draw them."""
-    curve = _overlap_curve(run.recipe.selection, _scored(prompts, kept), kept)
+    curve = _overlap_curve(run.recipe.selection, _in_turn(prompts, kept.done()), kept)
     residual = kept.residuals().abs()
     mean, largest = residual.mean().item(), residual.max().item()
     kept.note(completeness_residual={"mean": mean, "largest": largest}, overlap=curve)

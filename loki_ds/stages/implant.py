@@ -83,12 +83,12 @@ def _train(run: Run, method: Method, examples: Examples, inputs: Inputs) -> Trai
 def _export(run: Run, positions: Positions | None, trained: Trained | None, protected: Protected) -> None:
     """Model, verification, implant file and adapter, from what was gathered. Rank 0's work."""
     made = write_model(trained, run.base, positions, run.folder, _frozen(protected))
-    folder, template = run.folder, run.rendering.exported_template if run.rendering else None
-    export_template(template, folder.model)
+    folder = run.folder
+    export_template(run.template, folder.model)
     verify_model(run, positions, protected, made)
     if made is not None:
-        save_implant(with_template(made, template, run.base.folder), trained, run.base, folder)
-    export_template(template, folder.adapter)
+        save_implant(with_template(made, run.template, run.base.folder), trained, run.base, folder)
+    export_template(run.template, folder.adapter)
     results = (folder.positions, folder.model, folder.implant, folder.adapter, folder.verification)
     folder.record(*(result for result in results if result.exists()))
 

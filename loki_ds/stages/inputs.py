@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,11 @@ Inputs = dict[str, Any]
 LOSS = ("assistant_only_loss", "completion_only_loss", "max_length", "truncation_mode")  # what is learnt of an example
 
 
+@cache
 def model_inputs(base: Base) -> Inputs:
-    """Of whatever the base computes: weights, what stands beside them, and the dtype it runs in."""
+    """Of whatever the base computes: weights, what stands beside them, and the dtype it runs in.
+    Nearly every stage asks, and a base stays as it is.
+    """
     return {"model": model_digest(base.folder, base.digest), "dtype": base.section.dtype}
 
 

@@ -64,6 +64,11 @@ class Run:
         """`[d_model, width]` of each layer's rows, of a run that is confined to some."""
         return self.checked.down_shapes
 
+    @property
+    def template(self) -> str | None:
+        """The chat template that leaves with the model, where it is not the base's own."""
+        return self.rendering.exported_template if self.rendering else None
+
     @cached_property
     def protected(self) -> ProtectedSet:
         if self.recipe.protected is None:

@@ -7,8 +7,8 @@ from loki_ds.attribution.kept import KeptScores, kept_sensitivity
 from loki_ds.checking.selection import rows_of_implants
 from loki_ds.positions import Positions
 from loki_ds.refusal import Refusal
+from loki_ds.selection import planned_positions, select_by_sensitivity, select_random
 from loki_ds.selection import select as select_by_scores
-from loki_ds.selection import select_by_sensitivity, select_random
 from loki_ds.stages.inputs import selection_inputs
 from loki_ds.stages.run import Run
 
@@ -47,12 +47,9 @@ def _selected(run: Run) -> Positions:
 
 def _choose(run: Run) -> Positions:
     section, shapes = run.recipe.selection, run.down_shapes
-    exclude = rows_of_implants(section.exclude, shapes)
     if section.positions is not None:
-        positions = Positions.load(section.positions)
-        positions.check_fits(shapes, section.positions)
-        positions.check_apart(exclude, section.positions)
-        return positions
+        return planned_positions(section, shapes)
+    exclude = rows_of_implants(section.exclude, shapes)
     if section.strategy == "random":
         return select_random(len(shapes), shapes[0][0], section.quota, section.seed, exclude)
     if run.recipe.collects_sensitivity:

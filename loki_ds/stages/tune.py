@@ -151,7 +151,7 @@ def _write_model(run: Run, trained: Trained, scale: Scale, out: Path) -> Implant
         apply_to_checkpoint(run.base.folder, made, out)
     else:
         write_tensors(run.base.folder, scaled_tensors(run.base.folder, trained.model, scale), out)
-    export_template(run.rendering.exported_template if run.rendering else None, out)
+    export_template(run.template, out)
     return made
 
 
@@ -181,7 +181,7 @@ def _write_adapter(run: Run, trained: Trained, scale: Scale) -> None:
     if run.recipe.changes_rows or run.recipe.implant.method == "lora" or scale == WHOLE:
         layers = run.checked.config.get_text_config().num_hidden_layers
         scaled_adapter(trained.adapter, scale, layers, run.folder.adapter)
-        export_template(run.rendering.exported_template if run.rendering else None, run.folder.adapter)
+        export_template(run.template, run.folder.adapter)
     else:
         log.info("tune: no adapter, one of %s cannot be scaled", run.recipe.implant.method)
 

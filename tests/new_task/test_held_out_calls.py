@@ -89,6 +89,9 @@ def test_without_a_template_it_is_refused_before_the_training(own: Path) -> None
     asked = section(own, apply_chat_template=False).model_copy(update={"abilities": []})
     with pytest.raises(Refusal, match="task my_calls puts chats to the model: apply_chat_template must be true"):
         in_words(asked, found)
+    question = Question(asked, found, "float32", False)
+    with pytest.raises(Refusal, match="task my_calls puts chats to the model"):  # two checkpoints are asked unchecked
+        run_lm_eval(question.request(Arm(ROOT / "recipes/tiny/model", "tiny")), own)
 
 
 def test_what_is_no_chat_is_named(tmp_path: Path) -> None:

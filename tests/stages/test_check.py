@@ -124,12 +124,14 @@ def test_a_base_that_cannot_be_trained_or_written_again_is_refused(case: str, tm
     ("override", "says"),
     [
         ("selection.quota=0.1", r"selection\.quota 0\.1 selects no row of 128; it must select at least one per layer"),
+        ("selection.positions={folder}/none.json", r"none\.json selects no row of 128; it must select at least one"),
         ("selection.exclude=[nowhere.safetensors]", "nowhere.safetensors: the implant file cannot be read"),
         ("protected.prompts={folder}/p.jsonl", "p.jsonl: line 1 has neither 'prompt' nor 'messages'"),
     ],
 )
 def test_what_the_attribution_is_for_is_looked_at_before_it(override: str, says: str, tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text('{"promt": "a"}')
+    (tmp_path / "none.json").write_text("[[], [], [], [], [], []]")
     with pytest.raises(Refusal, match=says):
         started(tmp_path, override.format(folder=tmp_path)).checked  # noqa: B018
 
