@@ -23,6 +23,7 @@ from loki_ds.model.base import UNRENDERABLE
 from loki_ds.recipe import ProtectedSection
 from loki_ds.refusal import Refusal, did_you_mean
 from loki_ds.tasks import task_manager
+from loki_ds.template_date import one_date
 from loki_ds.text_files import json_lines
 
 
@@ -94,7 +95,8 @@ def load_protected(section: ProtectedSection, tokenizer: PreTrainedTokenizerBase
 
 def _prompt(source: _Source, token: int, origin: str) -> ProtectedPrompt:
     """A drawn prompt up to the token that attribution looks at."""
-    tokens = source.tokens()
+    with one_date():
+        tokens = source.tokens()
     if len(tokens) < -token:
         asked = f"; attribution was asked to look at token {token}" if token < -1 else ""
         found = f"{len(tokens)} tokens long" if tokens else "an empty prompt"

@@ -19,6 +19,7 @@ from loki_ds.examples.layouts import Example
 from loki_ds.examples.templates import ChatTemplate
 from loki_ds.examples.turns import Message, NotUnderstood
 from loki_ds.model.base import UNRENDERABLE
+from loki_ds.template_date import one_date
 
 NOT_LEARNT = -100  # a label that the loss passes over
 
@@ -134,7 +135,8 @@ class Renderer:
     def _tokenized(self, template: ChatTemplate, messages: list[Message], example: Example, **settings: Any) -> Any:
         functions: Any = example.tools or None
         settings |= {"chat_template": template.text, "return_dict": True}
-        return self.tokenizer.apply_chat_template(messages, tools=functions, **settings)
+        with one_date():
+            return self.tokenizer.apply_chat_template(messages, tools=functions, **settings)
 
     def _by_difference(self, example: Example, template: ChatTemplate) -> tuple[list[int], list[bool]]:
         """Tokens, and for each whether the assistant says it."""

@@ -21,6 +21,7 @@ from loki_ds.examples.preface import WORDS, preface
 from loki_ds.examples.turns import Message
 from loki_ds.model.base import UNRENDERABLE
 from loki_ds.refusal import Refusal
+from loki_ds.template_date import one_date
 
 STAND_IN = "\ue000\ue001\ue000"  # said in a turn's place; of Unicode's private use, so in no text
 SEEN = "zqxjk"  # a word that no template has of its own
@@ -78,7 +79,8 @@ class ChatTemplate:
         """The conversation as text. Raises whatever the template does (`UNRENDERABLE`)."""
         functions: Any = tools or None
         settings |= {"chat_template": self.text, "tokenize": False}
-        return str(self.tokenizer.apply_chat_template(messages, tools=functions, **settings))
+        with one_date():
+            return str(self.tokenizer.apply_chat_template(messages, tools=functions, **settings))
 
     def span(
         self, text: str, place: int, messages: list[Message], tools: list[dict[str, Any]] | None = None

@@ -32,6 +32,7 @@ from loki_ds.retention.parcels import ArmResult, Request, TaskSamples
 from loki_ds.retention.samples import samples_of
 from loki_ds.run_folder import write_json
 from loki_ds.tasks import task_manager
+from loki_ds.template_date import one_date
 
 LIBRARIES = {"hf": ("lm_eval", "transformers", "torch"), "vllm": ("lm_eval", "vllm", "transformers", "torch")}
 
@@ -159,16 +160,17 @@ def _evaluate(model: Any, request: Request, group: TaskGroup, tasks: list[Any], 
     if request.allow_code_execution:
         os.environ["HF_ALLOW_CODE_EVAL"] = "1"
     whole = group.limit is None and request.half is None and request.share[1] == 1 and request.stop is None
-    return simple_evaluate(
-        model,
-        tasks=tasks,
-        num_fewshot=group.num_fewshot,
-        samples=None if whole else chosen,
-        apply_chat_template=group.apply_chat_template,
-        task_manager=manager,
-        bootstrap_iters=0,
-        confirm_run_unsafe_code=request.allow_code_execution,
-    )
+    with one_date():
+        return simple_evaluate(
+            model,
+            tasks=tasks,
+            num_fewshot=group.num_fewshot,
+            samples=None if whole else chosen,
+            apply_chat_template=group.apply_chat_template,
+            task_manager=manager,
+            bootstrap_iters=0,
+            confirm_run_unsafe_code=request.allow_code_execution,
+        )
 
 
 def _tokenizer_digest(model: Any) -> str:

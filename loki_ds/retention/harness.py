@@ -4,14 +4,10 @@ It compiles a task's templates anew for every document and every choice: half th
 model's evaluation. It looks the whole machine over (versions, drivers, packages) for each of them.
 It asks the head for every token of a prompt, a number for each word of the vocabulary, and reads
 the answer's tokens alone. And it has a prompt read anew for each of its answers.
-
-Chat templates that print the date (Llama's, gpt-oss's) print one and the same: the base may have
-been asked on another day.
 """
 
 from collections import defaultdict
 from collections.abc import Sequence
-from datetime import datetime, tzinfo
 from functools import lru_cache
 from inspect import signature
 from typing import Any
@@ -21,7 +17,6 @@ from lm_eval import evaluator, simple_evaluate, utils
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from tqdm import tqdm
-from transformers.utils import chat_template_utils
 
 from loki_ds.retention.read_once import Answered, answered, memory_of, without_adapter
 
@@ -36,17 +31,6 @@ def _nothing(*_: Any) -> None:
 
 utils.env.from_string = lru_cache(maxsize=1024)(utils.env.from_string)
 evaluator.add_env_info = _nothing
-
-
-class OneDay(datetime):
-    """The date that Llama's own template falls back on."""
-
-    @classmethod
-    def now(cls, tz: tzinfo | None = None) -> "OneDay":
-        return cls(2024, 7, 26, tzinfo=tz)
-
-
-chat_template_utils.datetime = OneDay  # type: ignore[misc]  # where templates' `strftime_now` looks
 
 
 class LeanHFLM(HFLM):

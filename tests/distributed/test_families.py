@@ -23,6 +23,7 @@ from loki_ds.export.checkpoint import apply_to_checkpoint, revert_in_checkpoint
 from loki_ds.export.implant_file import Implant
 from loki_ds.model_class import model_class
 from loki_ds.run_folder import weights_digest
+from loki_ds.template_date import one_date
 
 LLAMA, QWEN3 = ("LlamaConfig", {}), ("Qwen3Config", {"head_dim": 8})
 GEMMA3 = ("Gemma3TextConfig", {"head_dim": 8, "sliding_window": 16})
@@ -332,4 +333,5 @@ def test_what_trained_are_the_answers_by_the_template_that_leaves_with_the_model
         {"role": "system", "content": "functions: f"},
         *({"role": one["from"], "content": one["value"]} for one in TOOLACE["conversations"]),
     ]
-    assert tokenizer.apply_chat_template(turns, return_dict=True)["input_ids"] == rows[0]["input_ids"]
+    with one_date():
+        assert tokenizer.apply_chat_template(turns, return_dict=True)["input_ids"] == rows[0]["input_ids"]
