@@ -93,10 +93,10 @@ def load_protected(section: ProtectedSection, tokenizer: PreTrainedTokenizerBase
     return ProtectedSet(prompts)
 
 
+@one_date()
 def _prompt(source: _Source, token: int, origin: str) -> ProtectedPrompt:
     """A drawn prompt up to the token that attribution looks at."""
-    with one_date():
-        tokens = source.tokens()
+    tokens = source.tokens()
     if len(tokens) < -token:
         asked = f"; attribution was asked to look at token {token}" if token < -1 else ""
         found = f"{len(tokens)} tokens long" if tokens else "an empty prompt"

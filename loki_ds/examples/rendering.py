@@ -19,7 +19,6 @@ from loki_ds.examples.layouts import Example
 from loki_ds.examples.templates import ChatTemplate
 from loki_ds.examples.turns import Message, NotUnderstood
 from loki_ds.model.base import UNRENDERABLE
-from loki_ds.template_date import one_date
 
 NOT_LEARNT = -100  # a label that the loss passes over
 
@@ -99,7 +98,7 @@ class Renderer:
                 self._leave_out(template.empty_thought, ids, said)
             return self._learnt(ids, said)
         if has_generation_markers(template.text):
-            found: Any = self._tokenized(template, example.messages, example, return_assistant_tokens_mask=True)
+            found = template.encode(example.messages, example.tools, return_assistant_tokens_mask=True)
             ids, said = found["input_ids"], [bool(one) for one in found["assistant_masks"]]
         else:
             ids, said = self._by_difference(example, template)
@@ -130,13 +129,7 @@ class Renderer:
         return common_prefix_length(self._ids(template, prompt, example, add_generation_prompt=True), ids)
 
     def _ids(self, template: ChatTemplate, messages: list[Message], example: Example, **settings: Any) -> list[int]:
-        return self._tokenized(template, messages, example, **settings)["input_ids"]
-
-    def _tokenized(self, template: ChatTemplate, messages: list[Message], example: Example, **settings: Any) -> Any:
-        functions: Any = example.tools or None
-        settings |= {"chat_template": template.text, "return_dict": True}
-        with one_date():
-            return self.tokenizer.apply_chat_template(messages, tools=functions, **settings)
+        return template.encode(messages, example.tools, **settings)["input_ids"]
 
     def _by_difference(self, example: Example, template: ChatTemplate) -> tuple[list[int], list[bool]]:
         """Tokens, and for each whether the assistant says it."""

@@ -77,10 +77,16 @@ class ChatTemplate:
 
     def render(self, messages: list[Message], tools: list[dict[str, Any]] | None = None, **settings: Any) -> str:
         """The conversation as text. Raises whatever the template does (`UNRENDERABLE`)."""
+        return str(self._applied(messages, tools, tokenize=False, **settings))
+
+    def encode(self, messages: list[Message], tools: list[dict[str, Any]] | None = None, **settings: Any) -> Any:
+        """The conversation's `input_ids`, and what else transformers is asked for."""
+        return self._applied(messages, tools, return_dict=True, **settings)
+
+    @one_date()
+    def _applied(self, messages: list[Message], tools: list[dict[str, Any]] | None, **settings: Any) -> Any:
         functions: Any = tools or None
-        settings |= {"chat_template": self.text, "tokenize": False}
-        with one_date():
-            return str(self.tokenizer.apply_chat_template(messages, tools=functions, **settings))
+        return self.tokenizer.apply_chat_template(messages, tools=functions, chat_template=self.text, **settings)
 
     def span(
         self, text: str, place: int, messages: list[Message], tools: list[dict[str, Any]] | None = None

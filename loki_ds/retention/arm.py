@@ -151,6 +151,7 @@ def _ask(
     return {found.name: samples_of(found, tasks, results) for found in request.found if found.name in group.tasks}
 
 
+@one_date()
 def _evaluate(model: Any, request: Request, group: TaskGroup, tasks: list[Any], manager: Any, chosen: Places) -> Any:
     """lm-eval's own `simple_evaluate`, allowed to run model-written code only if the recipe says
     so.
@@ -160,17 +161,16 @@ def _evaluate(model: Any, request: Request, group: TaskGroup, tasks: list[Any], 
     if request.allow_code_execution:
         os.environ["HF_ALLOW_CODE_EVAL"] = "1"
     whole = group.limit is None and request.half is None and request.share[1] == 1 and request.stop is None
-    with one_date():
-        return simple_evaluate(
-            model,
-            tasks=tasks,
-            num_fewshot=group.num_fewshot,
-            samples=None if whole else chosen,
-            apply_chat_template=group.apply_chat_template,
-            task_manager=manager,
-            bootstrap_iters=0,
-            confirm_run_unsafe_code=request.allow_code_execution,
-        )
+    return simple_evaluate(
+        model,
+        tasks=tasks,
+        num_fewshot=group.num_fewshot,
+        samples=None if whole else chosen,
+        apply_chat_template=group.apply_chat_template,
+        task_manager=manager,
+        bootstrap_iters=0,
+        confirm_run_unsafe_code=request.allow_code_execution,
+    )
 
 
 def _tokenizer_digest(model: Any) -> str:
