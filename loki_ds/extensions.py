@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import psutil
-from torch.utils.cpp_extension import get_default_build_root
+from torch.utils import cpp_extension
 
 from loki_ds.launcher import local_rank
 from loki_ds.refusal import Refusal
@@ -16,19 +16,21 @@ from loki_ds.refusal import Refusal
 def check_builds() -> None:
     """Refuse a build lock that nobody holds: torch would wait on it for ever, without a word.
 
-    A build creates `NAME/lock` and keeps it open to its end (`torch.utils.file_baton`). The first
+    Up to torch 2.13 a build creates `NAME/lock`, keeps it open and deletes it at its end
+    (`torch.utils.file_baton`). Since 2.14 it locks the file (filelock), which the system undoes
+    when the process ends, however it ends; the file stays for ever and means nothing. The first
     rank of a node looks, before any of its own builds.
 
     Raises:
         Refusal: with the file.
     """
-    if local_rank() > 0:
+    if local_rank() > 0 or not hasattr(cpp_extension, "FileBaton"):
         return
     for lock in _locks():
         if not _held(lock):
             raise Refusal(
-                f"{lock}: left by a build that was killed, and every later start would wait on it; delete it, unless "
-                "another machine that shares the folder is building right now"
+                f"{lock}: left by a build that was killed, or by a newer torch, and every later start would wait on "
+                "it; delete it, unless another machine that shares the folder is building right now"
             )
 
 
@@ -37,7 +39,7 @@ def _locks() -> list[Path]:
     if own := os.environ.get("TORCH_EXTENSIONS_DIR"):
         return sorted(Path(own).glob("*/lock"))
     python = f"py{sys.version_info.major}{sys.version_info.minor}"
-    return sorted(Path(get_default_build_root()).glob(f"{python}*_*/*/lock"))
+    return sorted(Path(cpp_extension.get_default_build_root()).glob(f"{python}*_*/*/lock"))
 
 
 def _held(lock: Path) -> bool:

@@ -43,6 +43,9 @@ def process_group() -> Iterator[None]:
     """Join the launcher's ranks, or be the only one, and leave in any case."""
     take_place()
     check_builds()
+    # Before the group is joined: DeepSpeed binds NCCL's group to this rank's GPU, and collectives
+    # of objects go to the current one, which is the first for all ranks until somebody says so.
+    deepspeed.get_accelerator().set_device(local_rank())
     deepspeed.init_distributed(timeout=LONGEST_WAIT)
     _unname_shared_buffer()
     end_with_the_launcher()

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from torch.utils import cpp_extension
 
 from loki_ds.doctor import examine
 
@@ -32,6 +33,7 @@ def test_without_a_compiler_it_cannot(tmp_path: Path, monkeypatch: pytest.Monkey
     assert stops
 
 
+@pytest.mark.skipif(not hasattr(cpp_extension, "FileBaton"), reason="this torch takes no lock's file for a build")
 def test_a_killed_build_s_lock_is_named_and_the_command_ends_with_1(tmp_path: Path) -> None:
     (tmp_path / "shm_comm").mkdir()
     (tmp_path / "shm_comm/lock").touch()
