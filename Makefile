@@ -9,7 +9,7 @@ REAL := $(ON_CPU) deepspeed --num_gpus 2 launch/implant.py --recipe recipes/smol
 REAL_BASE := model.path=build/real/model
 TINY := $(ON_CPU) deepspeed --num_gpus 2 launch/implant.py --recipe recipes/tiny
 
-.PHONY: help demo real real-study registered-study test test-skew lint docs audit bench study quiet-study dial-study scaling models reliability tiny-world learning-rates clean
+.PHONY: help demo real test test-skew lint docs audit bench study quiet-study dial-study scaling models reliability tiny-world learning-rates clean
 
 help:  ## list these targets
 	@awk '/^##@ /{printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## /{split($$0, part, ":.*## "); printf "  make %-15s %s\n", part[1], part[2]}' $(MAKEFILE_LIST)
@@ -84,18 +84,8 @@ study: $(READY)  ## methods, selections, quotas and baselines on the tiny world,
 quiet-study: $(READY)  ## quiet implanting, decay, other worlds (about an hour on two cores)
 	$(ON_CPU) python eval/studies/trade_off.py eval/studies/quiet.yaml
 
-dial-study: $(READY)  ## pull, rehearsal, frozen inputs and the dial, alone and together (about an hour on two cores)
+dial-study: $(READY)  ## pull, rehearsal and the dial, alone and together (about an hour on two cores)
 	$(ON_CPU) python eval/studies/trade_off.py eval/studies/dial.yaml
-
-real-study: $(READY)  ## that model's rates by the stated rule, then every method with two seeds (some two hours on two cores)
-	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) gguf
-	$(BIN)/python eval/real/fetch.py build/real
-	$(ON_CPU) python eval/studies/real.py
-
-registered-study: $(READY)  ## the registered study on that model (days of two cores, or an hour of a GPU); goes on where it was
-	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) gguf
-	$(BIN)/python eval/real/fetch.py build/real
-	$(BIN)/python eval/studies/real_study.py
 
 models: $(READY)  ## docs/models.md: what works for every type that the installed transformers knows (about six minutes)
 	$(ON_CPU) python eval/studies/models.py

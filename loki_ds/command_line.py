@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from loki_ds.command_arguments import ARGUMENTS, GATE
 from loki_ds.refusal import Refusal, shown_once
-from loki_ds.strategies import BY_SENSITIVITY
 
 if TYPE_CHECKING:
     from loki_ds.report.schema import Report
@@ -105,20 +104,17 @@ def select(arguments: argparse.Namespace) -> int:
     if not 0 < arguments.quota < 100:
         raise Refusal(f"--quota is {arguments.quota:g}, allowed is a percentage above 0 and below 100")
 
-    from loki_ds.attribution.kept import KeptScores, kept_sensitivity
+    from loki_ds.attribution.kept import KeptScores
     from loki_ds.run_folder import RunFolder
-    from loki_ds.selection import select, select_by_sensitivity, select_random
+    from loki_ds.selection import select, select_random
 
     folder = RunFolder(arguments.run)
-    if arguments.strategy in BY_SENSITIVITY:
-        chosen = select_by_sensitivity(*kept_sensitivity(folder.sensitivity), arguments.quota, arguments.strategy)
+    scores = KeptScores(folder.attribution).scores()
+    if arguments.strategy == "random":
+        _, layers, d_model = scores.shape
+        chosen = select_random(layers, d_model, arguments.quota, arguments.seed)
     else:
-        scores = KeptScores(folder.attribution).scores()
-        if arguments.strategy == "random":
-            _, layers, d_model = scores.shape
-            chosen = select_random(layers, d_model, arguments.quota, arguments.seed)
-        else:
-            chosen = select(scores, arguments.quota, arguments.strategy)
+        chosen = select(scores, arguments.quota, arguments.strategy)
     if not chosen.count:
         raise Refusal(f"--quota is {arguments.quota:g}, which is less than one of a layer's rows; nothing is selected")
     chosen.save(arguments.out)

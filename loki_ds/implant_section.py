@@ -39,23 +39,13 @@ class QuietSection(Section):
     sketch: Annotated[int, Field(gt=0)] | None = None
 
 
-class FrozenInputsSection(Section):
-    """Freeze a `share` of every layer's inputs (columns of `W_down`) in the selected rows, too:
-    those that count most for protected prompts `by` weight times input, or by chance.
-    """
-
-    share: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    by: Literal["weight_times_input", "random"] = "weight_times_input"
-    seed: int = 0
-
-
 class RehearseSection(Section):
-    """Learn, beside the new task, what the base predicts on texts of what it knows: the last 256
-    tokens of each text and the base's likeliest next one.
+    """Learn, beside the new task, what the base predicts on texts of what it knows: the divergence
+    from its predictions on the last 256 tokens of each text and its likeliest next one.
 
     `prompts`: `protected`, the protected set, or a file like `protected.prompts`, in which a chat
-    may end with an answer. `share` of all examples. `loss`: `kl`, the divergence from the base's
-    predictions over its `top_k` likeliest tokens and the rest, or `ce`, the texts' own tokens.
+    may end with an answer. `share` of all examples. The divergence is taken over the base's `top_k`
+    likeliest tokens and the rest.
 
     One text in ten is held out; the divergence there, the drift, is measured at every evaluation
     and at the end. `stop_at_drift` ends the training once it is larger, in nats a token. A `share`
@@ -64,7 +54,6 @@ class RehearseSection(Section):
 
     prompts: FileName = "protected"
     share: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    loss: Literal["kl", "ce"] = "kl"
     top_k: Annotated[int, Field(gt=0)] = 64
     stop_at_drift: Annotated[float, Field(gt=0)] | None = None
 
@@ -85,7 +74,6 @@ class ImplantSection(Section):
     lora: LowRankSection = LowRankSection()
     peft: PeftSection = PeftSection()
     quiet: QuietSection | None = None
-    frozen_inputs: FrozenInputsSection | None = None
     rehearse: RehearseSection | None = None
     pull: Annotated[float, Field(ge=0)] = 0.0
     fade: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -106,12 +94,10 @@ class ImplantSection(Section):
 
     @model_validator(mode="after")
     def _check_mode(self) -> "ImplantSection":
-        for key in ("quiet", "frozen_inputs", "pull", "fade", "rehearse"):
+        for key in ("quiet", "pull", "fade", "rehearse"):
             if getattr(self, key) and key not in self.kind.reads:
                 *others, last = (name for name, mode in MODES.items() if key in mode.reads)
                 raise ValueError(f"implant.{key} needs implant.mode {', '.join(others)} or {last}, it is {self.mode}")
-        if self.quiet and self.frozen_inputs:
-            raise ValueError("implant.quiet and implant.frozen_inputs both keep the delta out of inputs; give one")
         if self.pull and self.fade:
             raise ValueError(f"implant.pull is {self.pull:g} and implant.fade {self.fade:g}; one of them must be 0")
         return self

@@ -43,9 +43,9 @@ class Mode(NamedTuple):
 
 
 PULLED = frozenset({"pull", "fade"})
-QUIET = PULLED | {"quiet", "frozen_inputs", "rehearse"}
+QUIET = PULLED | {"quiet", "rehearse"}
 MODES = {
-    "mask": Mode(confined=True, leaves="weights", reads=QUIET),
+    "mask": Mode(confined=True, leaves="weights", reads=PULLED | {"rehearse"}),
     "rows": Mode(confined=True, leaves="deltas", reads=QUIET),
     "lora": Mode(confined=True, leaves="deltas", reads=QUIET | {"lora"}),
     "full": Mode(confined=False, leaves="weights", reads=PULLED | {"rehearse"}),

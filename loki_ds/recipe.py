@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from loki_ds.implant_section import ImplantSection, RehearseSection
+from loki_ds.implant_section import ImplantSection
 from loki_ds.recipe_keys import check_training_keys, with_no_as_a_word
 from loki_ds.section import Section
 from loki_ds.shipped import FileName
-from loki_ds.strategies import BY_SCORES, BY_SENSITIVITY, Strategy
+from loki_ds.strategies import BY_SCORES, Strategy
 
 
 class ModelSection(Section):
@@ -53,13 +53,6 @@ class ProtectedSection(Section):
         return self
 
 
-class StopSection(Section):
-    """Stop when the rows of two halves overlap by `overlap`; looked at `every` so many of each."""
-
-    overlap: Annotated[float, Field(gt=0, le=1)]
-    every: Annotated[int, Field(gt=0)] = 10
-
-
 class AttributionSection(Section):
     """Knowledge Vector Attribution (paper eq. 5): see `loki_ds.attribute`.
 
@@ -73,7 +66,6 @@ class AttributionSection(Section):
     multiply_by_value: bool = True
     batch_size: Annotated[int, Field(gt=0)] | Literal["auto"] = "auto"
     memory_gib: Annotated[float, Field(gt=0)] | None = None
-    stop: StopSection | None = None
 
 
 class SelectionSection(Section):
@@ -141,20 +133,16 @@ Share = Annotated[float, Field(ge=0, le=1.25)]
 class TuneSection(Section):
     """After training: how much of the change stays.
 
-    `scales` that are tried: a share of the whole change, or `[a, b]` for the share `a + b (l - 1) /
-    (L - 1)` in layer l of L. The model with the one that fits the `budget` is the run's result.
+    `scales` that are tried: shares of the whole change. The model with the one that fits the
+    `budget` is the run's result.
     """
 
-    scales: Annotated[list[Share | list[float]], Field(min_length=1)] = Field(default=[0.25, 0.5, 0.75, 1.0])
+    scales: Annotated[list[Share], Field(min_length=1)] = Field(default=[0.25, 0.5, 0.75, 1.0])
     budget: BudgetSection
 
     @model_validator(mode="after")
     def _check_scales(self) -> "TuneSection":
-        for scale in self.scales:
-            ends = [scale[0], sum(scale)] if isinstance(scale, list) and len(scale) == 2 else [scale]
-            if any(isinstance(end, list) or not 0 <= end <= 1.25 for end in ends):
-                raise ValueError(f"tune.scales has {scale}, allowed are shares from 0 to 1.25 in every layer")
-        if all(scale in (0, [0, 0]) for scale in self.scales):
+        if not any(self.scales):
             raise ValueError("tune.scales has nothing but 0, which is the base; allowed is a larger one, too")
         return self
 
@@ -232,25 +220,12 @@ class Recipe(Section):
     @property
     def needs_attribution(self) -> bool:
         """Whether the selection rests on attribution scores."""
-        return self._selects and self.selection.strategy in BY_SCORES
-
-    @property
-    def collects_sensitivity(self) -> bool:
-        """Whether the selection rests on sensitivities."""
-        return self._selects and self.selection.strategy in BY_SENSITIVITY
-
-    @property
-    def rehearsal(self) -> RehearseSection | None:
-        """What is rehearsed; where rows train beside a protected set the drift on it is measured,
-        at the least.
-        """
-        watches = self.changes_rows and self.implant.kind.trains and self.protected and self.sequence_parallel == 1
-        return self.implant.rehearse or (RehearseSection(share=0) if watches else None)
+        return self.changes_rows and self.selection.positions is None and self.selection.strategy in BY_SCORES
 
     @property
     def rehearsed(self) -> ProtectedSection | None:
         """The texts that are rehearsed: the protected set itself, or a file read like one."""
-        section = self.rehearsal
+        section = self.implant.rehearse
         if section is None or section.prompts == "protected":
             return self.protected if section else None
         return ProtectedSection(prompts=section.prompts)
@@ -260,19 +235,13 @@ class Recipe(Section):
         """Whether held-out examples are looked at while it trains."""
         return self.data.heldout is not None and self.training.get("eval_strategy", "no") != "no"
 
-    @property
-    def _selects(self) -> bool:
-        return self.changes_rows and self.selection.positions is None
-
     @model_validator(mode="after")
     def _check_together(self) -> "Recipe":
-        if (self.needs_attribution or self.collects_sensitivity) and self.protected is None:
+        if self.needs_attribution and self.protected is None:
             strategy = self.selection.strategy
             raise ValueError(f"selection.strategy {strategy} needs a protected set: add the section 'protected'")
-        frozen = self.implant.frozen_inputs
-        for key, needs in (("quiet", self.implant.quiet), ("frozen_inputs", frozen and frozen.by != "random")):
-            if needs and self.protected is None:
-                raise ValueError(f"implant.{key} needs a protected set: add the section 'protected'")
+        if self.implant.quiet and self.protected is None:
+            raise ValueError("implant.quiet needs a protected set: add the section 'protected'")
         if self.implant.rehearse and self.rehearsed is None:
             raise ValueError("implant.rehearse needs a protected set, or a file: add 'protected', or rehearse.prompts")
         if self.implant.rehearse and self.implant.rehearse.stop_at_drift and not self._evaluates:
@@ -290,7 +259,5 @@ class Recipe(Section):
             raise ValueError(f"tune scales what was trained, and implant.mode {self.implant.mode} trains nothing")
         if self.tune and self.tune.budget.skill and self.retention.new_task is None:
             raise ValueError("tune.budget.skill needs retention.new_task, whose skill it is a share of")
-        if self.tune and not self.changes_rows and any(isinstance(scale, list) for scale in self.tune.scales):
-            raise ValueError(f"tune.scales by layer needs a mode that trains rows, implant.mode is {self.implant.mode}")
         check_training_keys(self.training)
         return self

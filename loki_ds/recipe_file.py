@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError
 from loki_ds.recipe import ModelSection, Recipe, RetentionSection, TaskGroup
 from loki_ds.recipe_keys import changes_a_result
 from loki_ds.refusal import Refusal, did_you_mean
+from loki_ds.retired import drop_retired
 from loki_ds.section import Section
 from loki_ds.shipped import find_recipe, found
 from loki_ds.yaml_files import parsed, read_yaml, short
@@ -53,6 +54,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     for override in overrides:
         merged.override(override)
     raw = merged.values
+    drop_retired(raw, lambda key: merged.origin_of(key) or path)
     _name_suite(raw)
     raw.setdefault("run", str(Path("runs", path.parent.name, path.stem + _suffix(overrides))))
     try:

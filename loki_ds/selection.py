@@ -15,7 +15,7 @@ from torch import Tensor
 
 from loki_ds.positions import Positions
 from loki_ds.recipe import SelectionSection
-from loki_ds.strategies import BY_SCORES, BY_SENSITIVITY
+from loki_ds.strategies import BY_SCORES
 
 
 def rows_per_layer(quota: float, d_model: int) -> int:
@@ -73,36 +73,6 @@ def select(
             [sorted(node % d_model for node in chosen if node // d_model == layer) for layer in range(layers)]
         )
     raise ValueError(f"strategy is {strategy!r}, allowed with scores are {', '.join(BY_SCORES)}")
-
-
-def select_by_sensitivity(
-    protected: Tensor,
-    new_task: Tensor,
-    quota: float,
-    strategy: str = "layer_sensitivity",
-    exclude: Positions | None = None,
-) -> Positions:
-    """Rows by second moments of the gradient at their outputs, `[layers, d_model]` each
-    (`attribution.sensitivity`).
-
-    layer_sensitivity: the k rows of each layer to which protected predictions react least.
-    layer_gain: the k rows with most second moment on the new task for each unit of it on the
-    protected set.
-    """
-    if strategy not in BY_SENSITIVITY:
-        raise ValueError(f"strategy is {strategy!r}, allowed with sensitivities are {', '.join(BY_SENSITIVITY)}")
-    if not (torch.isfinite(protected).all() and torch.isfinite(new_task).all()):
-        raise ValueError("sensitivities hold NaN or infinity: nothing can be selected from them")
-    layers, d_model = protected.shape
-    k, taken = _room(quota, layers, d_model, exclude)
-    cost = protected.double()
-    keys = (
-        cost
-        if strategy == "layer_sensitivity"
-        else -new_task.double() / cost.clamp_min(torch.finfo(torch.float64).tiny)
-    )
-    values = np.where(taken, np.inf, keys.numpy())
-    return Positions([_first(k, values[layer]) for layer in range(layers)])
 
 
 def _room(quota: float, layers: int, d_model: int, exclude: Positions | None) -> tuple[int, np.ndarray]:

@@ -5,6 +5,5 @@
 from typing import Literal, get_args
 
 ByScores = Literal["layer_balanced", "layer_highest", "layer_smallest", "global_lowest", "global_highest"]
-BySensitivity = Literal["layer_sensitivity", "layer_gain"]
-Strategy = Literal[ByScores, BySensitivity, "random"]
-BY_SCORES, BY_SENSITIVITY, STRATEGIES = (get_args(names) for names in (ByScores, BySensitivity, Strategy))
+Strategy = Literal[ByScores, "random"]
+BY_SCORES, STRATEGIES = get_args(ByScores), get_args(Strategy)

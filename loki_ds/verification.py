@@ -25,7 +25,6 @@ AT_ONCE = 2**24  # numbers in float64
 class Verification:
     """What was compared, and every tensor that changed where it may not have.
 
-    inputs_frozen: inputs of every layer whose columns were compared in the selected rows, too.
     change: the size of the change, `|model - base| / |base|` over all tensors of floating-point
     numbers; change_by_layer: of the weights of every layer's rows alone.
     """
@@ -34,7 +33,6 @@ class Verification:
     bytes: int = 0
     rows_selected: int = 0
     rows_changed: int = 0
-    inputs_frozen: int = 0
     change: float = 0.0
     change_by_layer: list[float] = field(default_factory=list)
     changed_outside: list[str] = field(default_factory=list)
@@ -48,21 +46,18 @@ class Verification:
         return {"identical_outside_rows": self.identical_outside_rows, **self.__dict__}
 
 
-def verify(
-    base: Path, model: Path, positions: Positions | None, frozen: Sequence[Tensor] | None = None
-) -> Verification:
+def verify(base: Path, model: Path, positions: Positions | None) -> Verification:
     """Compare two checkpoint folders byte for byte, outside the rows of every layer that
     `positions` selects.
 
     positions: None for a baseline that trained everything; then whole tensors count as changed or
-    not. frozen: per layer the columns `[r]` that may not change in the selected rows either.
+    not.
 
     Raises:
         Refusal: a checkpoint cannot be read, or the two do not hold the same tensors in the same
             shapes and dtypes.
     """
     found = Verification(rows_selected=positions.count if positions else 0)
-    found.inputs_frozen = len(frozen[0]) if frozen else 0
     with open_weights(base) as before, open_weights(model) as after:
         stored = StoredRows(before)
         if positions is not None:
@@ -70,7 +65,7 @@ def verify(
         _check_same_tensors(before, after)
         found.not_compared = other_weights(model, after)
         compared: dict[str, _Compared] = {}
-        places = _places(stored, positions, frozen)
+        places = _places(stored, positions)
         for name in sorted(before.names | after.names):
             old, new = before.read(name), after.read(name)
             if old.shape != new.shape or old.dtype != new.dtype:
@@ -91,22 +86,19 @@ def verify(
 
 
 class _Place(NamedTuple):
-    """Where a tensor may change: in some of its rows, but not in some columns of those.
+    """Where a tensor may change: in some of its rows.
 
     d_model_last: how a tensor with rows lies, None of any other.
     """
 
     rows: Sequence[int] = ()
-    frozen: Tensor | None = None
     d_model_last: bool | None = None
 
 
-def _places(stored: StoredRows, positions: Positions | None, frozen: Sequence[Tensor] | None) -> dict[str, _Place]:
+def _places(stored: StoredRows, positions: Positions | None) -> dict[str, _Place]:
     """Of every tensor with rows."""
     return {
-        piece.name: _Place(
-            positions.rows[layer] if positions else (), frozen[layer] if frozen else None, piece.d_model_last
-        )
+        piece.name: _Place(positions.rows[layer] if positions else (), piece.d_model_last)
         for layer, pieces in stored.pieces.items()
         for piece in pieces
     }
@@ -129,8 +121,6 @@ def _compare(old: Tensor, new: Tensor, place: _Place) -> _Compared:
     squares = _squares(old, new, changed.any()) if old.is_floating_point() else (0.0, 0.0)
     inside = changed[rows]
     changed[rows] = False
-    if rows and place.frozen is not None:
-        changed[rows] = _changed_rows(old[rows][:, place.frozen], new[rows][:, place.frozen])
     return _Compared(squares, inside, bool(changed.any()))
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loki_ds.positions import Positions
-from loki_ds.selection import rows_per_layer, select, select_by_sensitivity, select_random, split_half_overlap
+from loki_ds.selection import rows_per_layer, select, select_random, split_half_overlap
 
 SCORES = torch.tensor([[[-3.0, 0.1, 2.0, -1.0]], [[-3.0, 0.1, -2.0, 5.0]], [[4.0, 0.1, -2.0, -1.0]]])
 
@@ -91,22 +91,3 @@ def test_scores_that_are_no_numbers_are_refused(bad: float) -> None:
 def test_quota_out_of_range(quota: float) -> None:
     with pytest.raises(ValueError, match="quota is"):
         rows_per_layer(quota, 8)
-
-
-def test_sensitivities_select_what_reacts_least_or_gains_most() -> None:
-    protected = torch.tensor([[1.0, 4.0, 2.0, 0.5], [3.0, 3.0, 1.0, 9.0]])
-    new_task = torch.tensor([[1.0, 9.0, 1.0, 0.1], [0.0, 1.0, 0.1, 9.0]])
-    assert select_by_sensitivity(protected, new_task, 50).rows == [
-        [0, 3],
-        [0, 2],
-    ]  # the tie of 3.0 goes to the smaller row number
-    assert select_by_sensitivity(protected, new_task, 50, "layer_gain").rows == [[0, 1], [1, 3]]
-    first = select_by_sensitivity(protected, new_task, 50, exclude=Positions([[3], [2]]))
-    assert first.rows == [[0, 2], [0, 1]]
-
-
-@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
-def test_nothing_is_selected_from_sensitivities_that_are_no_numbers(wrong: float) -> None:
-    moments = torch.ones(2, 4)
-    with pytest.raises(ValueError, match="NaN or infinity"):
-        select_by_sensitivity(moments.clone().fill_(wrong), moments, 50)

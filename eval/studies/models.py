@@ -282,7 +282,7 @@ def page(found: dict[str, dict[str, Any]], versions: dict[str, str]) -> str:
         as the definition does, {len(whole)} of them with all that follows."""
     columns = """Attribution is the largest difference from the definition, relative to the largest score, in
         float64. Where it is 1e-8 or so, the family computes a router, a norm or a recurrence in float32. Quiet
-        implants and frozen inputs need one dense FFN a layer. Your own model is compared once more before it is
+        implants need one dense FFN a layer. Your own model is compared once more before it is
         attributed, on a tiny copy of its own configuration. ZeRO-3 is the main job on two ranks, in `rows` mode, until
         the byte check."""
     why_not = """With what `loki-ds check` or the main job says. Encoders and models without an FFN are not meant

@@ -25,7 +25,6 @@ import numpy as np
 import yaml
 from main_job import python
 from rule import choose
-from scipy.stats import spearmanr
 
 from loki_ds.report.pictures import Point, trade_off
 
@@ -173,16 +172,9 @@ def _measured(report: dict[str, Any], folder: Path) -> dict[str, Any]:
         "forgetting": report["forgetting"],
         "losses": report["losses_only"],
         "change": report["verification"]["change"],
-        **_drift(folder),
         "scores": scores,
         "seconds": seconds,
     }
-
-
-def _drift(folder: Path) -> dict[str, float]:
-    """At the end of the training, where it was measured; a dial turns what was trained back."""
-    log = json.loads((folder / "training_log.json").read_text())
-    return {key: line[key] for line in log for key in ("drift", "drift_new_task") if key in line}
 
 
 def chosen_of(cells: Iterable[Cell], study: dict[str, Any]) -> Cell:
@@ -222,32 +214,9 @@ def write_report(study: dict[str, Any], name: str, found: dict[str, list[Cell]])
             [_chosen_row(key, study, cells) for key, cells in found.items()],
             2,
         ),
-        *_foretold(
-            [cell for key, cells in found.items() if "tune" not in _varied(study["methods"][key]) for cell in cells]
-        ),
         "## Every setting, first seed",
         table(["method", "setting", *columns], every, words=2),
     )
-
-
-def _foretold(cells: list[Cell]) -> list[str]:
-    """How well what training measured says what is lost, where it was measured; not of a dial,
-    which turns back what was trained.
-    """
-    measured = [cell for cell in cells if "drift" in cell and "drift_new_task" in cell]
-    if len(measured) < 10:
-        return []
-    said = {
-        "the drift": "drift",
-        "the drift on the new task's prompts": "drift_new_task",
-        "the size of the change": "change",
-    }
-    ranks = {
-        what: spearmanr([cell[key] for cell in measured], [cell["losses"] for cell in measured]).statistic
-        for what, key in said.items()
-    }
-    foretold = ", ".join(f"{what} {value:.2f}" for what, value in ranks.items())
-    return ["## What foretells the losses", paragraph(f"Rank correlation over {len(measured)} runs: {foretold}.")]
 
 
 def _varied(method: dict[str, Any]) -> str:

@@ -6,6 +6,5 @@ already knows.
 tokens before the last, `layer_call` says how a layer with attention is called, `recurrent` one
 without, from the `arguments` that the model hands it. `batches` chooses which prompts go
 together, with `rope` where their lengths decide, `self_check` proves an unknown family, `kept`
-stores scores prompt by prompt. `sensitivity` is another measure, by plain back-propagation (beyond
-the paper).
+stores scores prompt by prompt.
 """

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from loki_ds.attribution.sweep import Swept
@@ -122,18 +122,3 @@ def _read(path: Path, *names: str) -> dict[str, Tensor]:
         raise Refusal(
             f"{path}: not a whole file of scores ({error}); delete it, and the same command scores those prompts again"
         ) from None
-
-
-def kept_sensitivity(path: Path) -> tuple[Tensor, Tensor]:
-    """Second moments on the protected set and on the new task, each `[layers, d_model]` float64.
-
-    Raises:
-        Refusal: there are none.
-    """
-    if not path.exists():
-        raise Refusal(
-            f"{path}: no sensitivities there; run the main job with selection.strategy=layer_sensitivity --until "
-            "attribute first"
-        )
-    found = load_file(path)
-    return found["protected"], found["new_task"]

@@ -8,8 +8,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from loki_ds.attribution.self_check import check_family
 from loki_ds.checking.findings import GIB
-from loki_ds.implant_section import ImplantSection
-from loki_ds.model.anatomy import down_shapes, has_experts, sites
+from loki_ds.model.anatomy import down_shapes, has_experts
 from loki_ds.model.files import model_files, open_weights
 from loki_ds.model.usable import Wanted, check_usable
 from loki_ds.recipe import Recipe
@@ -65,23 +64,10 @@ def check_passes(recipe: Recipe, model: PreTrainedModel) -> None:
     model: without data, as its class has it. A family that is not known is proven on a tiny copy.
     """
     section = recipe.implant
-    goes_through_layers = (recipe.needs_attribution, recipe.collects_sensitivity, recipe.rehearsal, section.quiet)
-    if any(goes_through_layers) or (section.frozen_inputs and section.frozen_inputs.by != "random"):
+    if recipe.needs_attribution or section.rehearse or section.quiet:
         check_family(model)
-    _check_inputs_known(section, model)
-
-
-def _check_inputs_known(section: ImplantSection, model: PreTrainedModel) -> None:
-    if not section.kind.confined or not (section.quiet or section.frozen_inputs):
-        return
-    key, name = "quiet" if section.quiet else "frozen_inputs", type(model).__name__
-    if has_experts(model):
+    if section.quiet and has_experts(model):
         raise Refusal(
-            f"implant.{key}: {name} has experts, and each receives other tokens; allowed are models with one dense FFN "
-            "a layer"
-        )
-    if section.kind.masks and any(down.d_model_last for site in sites(model) for down in site.downs):
-        raise Refusal(
-            f"implant.{key}: {name} stores its weights with d_model last, and implant.mode is {section.mode}; allowed "
-            "there are rows and lora"
+            f"implant.quiet: {type(model).__name__} has experts, and each receives other tokens; allowed are models "
+            "with one dense FFN a layer"
         )

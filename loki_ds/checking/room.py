@@ -11,7 +11,6 @@ import torch
 from transformers.training_args import OptimizerNames
 from trl import SFTConfig
 
-from loki_ds import ranks
 from loki_ds.checking.base import BaseFound
 from loki_ds.checking.findings import GIB
 from loki_ds.implanting.arguments import deepspeed_config
@@ -38,8 +37,7 @@ def room_wanted(recipe: Recipe, folder: RunFolder, base: BaseFound, arguments: S
         room += base.size * (1 if recipe.changes_rows else 2)
     if recipe.implant.quiet:
         widths = [(d_ff, recipe.implant.quiet.sketch or d_ff) for _, d_ff in base.down_shapes]
-        copies = 2 * ranks.world_size() + 1  # every rank's sums, twice while they are written, and the moments
-        room += copies * sum(torch.float64.itemsize * d_ff * columns for d_ff, columns in widths)
+        room += sum(torch.float64.itemsize * d_ff * columns for d_ff, columns in widths)
     return room
 
 

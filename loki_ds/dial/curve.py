@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import TypedDict
 
-from loki_ds.dial.scale import Scale
 from loki_ds.recipe import BudgetSection
 from loki_ds.refusal import Refusal
 from loki_ds.report.schema import Report
@@ -12,7 +11,7 @@ from loki_ds.report.schema import Report
 class Place(TypedDict):
     """A scale, and what the model is there; in percent, but for the new task's own score."""
 
-    scale: list[float]
+    scale: float
     losses_only: float
     losses_only_ci: tuple[float, float]
     forgetting: float
@@ -23,11 +22,11 @@ class Place(TypedDict):
     skill_ci: tuple[float, float] | None
 
 
-def place_of(scale: Scale, report: Report) -> Place:
+def place_of(scale: float, report: Report) -> Place:
     """Of a report of the model at a scale."""
     new = report["new_task"][0] if report["new_task"] else None
     return {
-        "scale": list(scale),
+        "scale": scale,
         "losses_only": report["losses_only"],
         "losses_only_ci": report["losses_only_ci"],
         "forgetting": report["forgetting"],
@@ -46,8 +45,8 @@ def choose(curve: Sequence[Place], budget: BudgetSection) -> Place:
     Raises:
         Refusal: no scale that was tried does.
     """
-    ordered = sorted(curve, key=lambda place: Scale(*place["scale"]).mean)
-    ordered = [place for place in ordered if Scale(*place["scale"]).mean]  # at 0 it is the base
+    ordered = sorted(curve, key=lambda place: place["scale"])
+    ordered = [place for place in ordered if place["scale"]]  # at 0 it is the base
     if budget.forgetting is not None:
         within = [place for place in ordered if place["losses_only_ci"][1] <= 100 * budget.forgetting]
         if within:
@@ -55,7 +54,7 @@ def choose(curve: Sequence[Place], budget: BudgetSection) -> Place:
         least = min(ordered, key=lambda place: place["losses_only_ci"][1])
         raise Refusal(
             f"tune.budget.forgetting is {budget.forgetting:g}, and at no scale losses alone are shown to be below it; "
-            f"nearest is {Scale(*least['scale'])}, with up to {least['losses_only_ci'][1]:.2g}%; loki-ds tune RUN "
+            f"nearest is {least['scale']:g}, with up to {least['losses_only_ci'][1]:.2g}%; loki-ds tune RUN "
             "tune.budget.forgetting=... chooses by a larger budget and trains nothing; or ask more documents, or try "
             "smaller tune.scales"
         )
@@ -64,7 +63,7 @@ def choose(curve: Sequence[Place], budget: BudgetSection) -> Place:
 
 
 def _share_of_skill(place: Place, curve: Sequence[Place]) -> float:
-    (whole,) = (one for one in curve if one["scale"] == [1.0, 0.0])
+    (whole,) = (one for one in curve if one["scale"] == 1)
     base, full, own = whole["base_skill"], whole["skill"], place["skill"]
     if base is None or full is None or own is None:
         raise Refusal("tune.budget.skill needs retention.new_task, whose skill it is a share of")

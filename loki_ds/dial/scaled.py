@@ -2,7 +2,6 @@
 their own dtype. Scale 0 gives the base's bits, 1 those that were trained.
 """
 
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +11,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from loki_ds.dial.scale import Scale
 from loki_ds.export.checkpoint import copy_model
 from loki_ds.export.implant_file import Implant
 from loki_ds.model.files import open_weights, same_bits
 from loki_ds.run_folder import written_whole
-
-LAYER = re.compile(r"\.layers\.(\d+)\.")
 
 
 def between(base: Tensor, trained: Tensor, share: float) -> Tensor:
@@ -29,15 +25,14 @@ def between(base: Tensor, trained: Tensor, share: float) -> Tensor:
     return torch.where(base == trained, base, lies)  # what did not change keeps its bits, -0.0 too
 
 
-def scaled_implant(trained: Implant, scale: Scale) -> Implant:
+def scaled_implant(trained: Implant, scale: float) -> Implant:
     layers = {
-        i: replace(rows, implanted=between(rows.base, rows.implanted, scale.of_layer(i, trained.layer_count)))
-        for i, rows in trained.layers.items()
+        i: replace(rows, implanted=between(rows.base, rows.implanted, scale)) for i, rows in trained.layers.items()
     }
-    return Implant(trained.layer_count, layers, {**trained.facts, "scale": str(scale)})
+    return Implant(trained.layer_count, layers, {**trained.facts, "scale": f"{scale:g}"})
 
 
-def scaled_tensors(base: Path, trained: Path, scale: Scale) -> Iterator[tuple[str, Tensor]]:
+def scaled_tensors(base: Path, trained: Path, scale: float) -> Iterator[tuple[str, Tensor]]:
     """Of a checkpoint whose every tensor may have changed, those that did, one at a time; the same
     share of each.
     """
@@ -45,22 +40,18 @@ def scaled_tensors(base: Path, trained: Path, scale: Scale) -> Iterator[tuple[st
         for name in sorted(before.names):
             old, new = before.read(name), after.read(name)
             if not same_bits(old, new):
-                yield name, between(old, new, scale.start)
+                yield name, between(old, new, scale)
 
 
-def scaled_adapter(trained: Path, scale: Scale, layers: int, out: Path) -> None:
-    """An adapter of low rank whose product is scaled, by its `lora_A`.
-
-    layers: of the model.
-    """
+def scaled_adapter(trained: Path, scale: float, out: Path) -> None:
+    """An adapter of low rank whose product is scaled, by its `lora_A`."""
     with written_whole(out) as aside:
         aside.mkdir(parents=True)
         (aside / "adapter_config.json").write_bytes((trained / "adapter_config.json").read_bytes())
         tensors = load_file(trained / "adapter_model.safetensors")
         for name in tensors:
             if ".lora_A." in name:
-                found = LAYER.search(name)
-                tensors[name] = tensors[name] * scale.of_layer(int(found[1]) if found else 0, layers)
+                tensors[name] = tensors[name] * scale
         with safe_open(trained / "adapter_model.safetensors", "pt") as file:
             save_file(tensors, aside / "adapter_model.safetensors", file.metadata())
 

@@ -3,7 +3,6 @@
 Rank 0's work. Reads the base from the disk; loads no model.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,13 +39,11 @@ def write_model(
     base: Base,
     positions: Positions | None,
     folder: RunFolder,
-    frozen: Sequence[Tensor] | None = None,
 ) -> Implant | None:
     """The trained model in `model/`; returns the implant that leads to it, None for a baseline that
     is not confined to rows.
 
-    trained: None where nothing trains and the selected rows are set to zero (suppression); frozen:
-    per layer the columns `[r]` of the rows that are the base's.
+    trained: None where nothing trains and the selected rows are set to zero (suppression).
     """
     match trained:
         case Weights():
@@ -58,7 +55,7 @@ def write_model(
             return None
     if positions is None:
         return None
-    implant = implant_of(trained, base, positions, frozen)
+    implant = implant_of(trained, base, positions)
     remove(folder.model)
     apply_to_checkpoint(base.folder, implant, folder.model)
     return implant
@@ -73,17 +70,13 @@ def export_template(template: str | None, folder: Path) -> None:
             aside.write_bytes(template.encode())
 
 
-def implant_of(
-    trained: Deltas | None, base: Base, positions: Positions, frozen: Sequence[Tensor] | None = None
-) -> Implant:
+def implant_of(trained: Deltas | None, base: Base, positions: Positions) -> Implant:
     """The base's rows with the trained deltas on them, or all zero when nothing trained."""
     layers = {}
     for i, before in read_rows(base.folder, positions).items():
         after = torch.zeros_like(before)
         if trained is not None:
             after = with_rows(before, torch.arange(len(before)), trained.layers[i].delta)
-        if frozen is not None:
-            after[:, frozen[i]] = before[:, frozen[i]]  # a sum with 0 makes 0.0 of -0.0
         layers[i] = LayerRows(torch.tensor(positions.rows[i]), before, after)
     return Implant(len(positions.rows), layers, facts(base, positions))
 

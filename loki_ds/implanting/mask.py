@@ -3,7 +3,7 @@ zero outside the positions, and frozen rows stay bit for bit.
 
 A gradient hook alone does not freeze a row: decoupled weight decay shrinks it, and a stateful
 optimizer may move it. So whatever the optimizer did to frozen rows is undone after each of its
-steps, on its own shards. A quiet implant projects what it did to the selected rows, likewise.
+steps, on its own shards.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,13 +14,11 @@ from torch import Tensor
 from torch.nn import Module
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from loki_ds.model.anatomy import decoder_layers, sites
-from loki_ds.model.sites import Down, dense_down
+from loki_ds.model.anatomy import sites
+from loki_ds.model.sites import Down
 from loki_ds.model.wide import d_model_of
 from loki_ds.positions import Positions
-from loki_ds.quiet.subspace import project_out
-from loki_ds.zero.model import Gatherer, full_shape
-from loki_ds.zero.optimizer import Shard, SpreadElements, after_each_step
+from loki_ds.zero.optimizer import Shard, after_each_step
 
 
 def train_only_rows(model: Module, positions: Positions) -> dict[Tensor, Tensor]:
@@ -55,19 +53,15 @@ def _only(trained: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 class KeepFrozenRows(TrainerCallback):
-    """Hands the frozen elements, and what a quiet implant keeps out of, to the optimizer's shards
-    as soon as the engine exists.
-    """
+    """Hands the frozen elements to the optimizer's shards as soon as the engine exists."""
 
-    def __init__(self, frozen: dict[Tensor, Tensor], quiet: dict[Tensor, "QuietRows"]) -> None:
-        self.frozen, self.quiet = frozen, quiet
+    def __init__(self, frozen: dict[Tensor, Tensor]) -> None:
+        self.frozen = frozen
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         keep_through_steps(kwargs["optimizer"], self.frozen)
-        if self.quiet:
-            project_through_steps(kwargs["optimizer"], self.quiet)
 
 
 def keep_through_steps(optimizer: Any, frozen: Mapping[Tensor, Tensor]) -> None:
@@ -98,51 +92,3 @@ class _Kept:
         elements = self.shard.read()
         elements[self.where] = self.values
         self.shard.write(elements)
-
-
-class QuietRows:
-    """Takes out of one layer's trained rows `[k, d_ff]` whatever they moved within the span of
-    `basis [d_ff, r]`.
-    """
-
-    def __init__(self, rows: list[int], base: Tensor, basis: Tensor) -> None:
-        self.rows, self.base, self.basis = rows, base, basis
-
-    def __call__(self, trained: Tensor) -> Tensor:
-        base, basis = self.base.to(trained), self.basis.to(trained.device)
-        if not basis.is_floating_point():
-            return trained.index_copy(1, basis, base[:, basis])  # bit for bit, of -0.0 too
-        return base + project_out(trained - base, basis)
-
-
-def project_through_steps(optimizer: Any, quiet: Mapping[Tensor, QuietRows]) -> None:
-    """After each step of the optimizer, project the trained rows, put together from all ranks'
-    shards.
-    """
-    projected = [(_spread_rows(parameter, one.rows), one) for parameter, one in quiet.items()]
-
-    def project() -> None:
-        for rows, one in projected:
-            rows.write(one(rows.read()))
-
-    after_each_step(optimizer, project)
-
-
-def _spread_rows(parameter: Tensor, rows: list[int]) -> SpreadElements:
-    n, m = full_shape(parameter)
-    place = torch.full((n, m), -1, dtype=torch.int64)
-    place[rows] = torch.arange(len(rows) * m).view(len(rows), m)
-    return SpreadElements(parameter, place, (len(rows), m))
-
-
-def quiet_rows(model: Module, positions: Positions, bases: list[Tensor]) -> dict[Tensor, QuietRows]:
-    """Per dense `W_down` with selected rows, its projection; the base's rows are read now, before
-    anything trains.
-    """
-    found, gatherer = {}, Gatherer()
-    for layer, rows, basis in zip(decoder_layers(model), positions.rows, bases, strict=True):
-        if rows:
-            down = dense_down(layer)
-            with gatherer.whole(down.module):
-                found[down.weight] = QuietRows(rows, down.weight.detach()[rows].float().cpu(), basis)
-    return found

@@ -23,15 +23,15 @@ log = logging.getLogger(__name__)
 
 
 class Rehearsed(NamedTuple):
-    """The base's answers that labels point to, and rows whose drift is measured, by its name in the
-    log; `drift` itself is that of protected texts which are never trained on.
+    """The base's answers that labels point to, and rows of texts that are never trained on, whose
+    drift is measured.
 
     learnt: whether any row that trains points to an answer. stop_at_drift: where training ends, in
     nats a token (None: never).
     """
 
     answers: Answers
-    measured: dict[str, Dataset]
+    measured: Dataset
     learnt: bool
     stop_at_drift: float | None = None
 
@@ -101,14 +101,10 @@ class RehearsingTrainer(LearntTokensTrainer):
 
     def measure_drift(self, rehearsed: Rehearsed) -> float:
         """Mean divergence from the base on the rows that are measured, in nats a token; it goes to
-        the log. Returns that of the protected texts.
-
-        All ranks call it.
+        the log as `drift`. All ranks call it.
         """
-        found = {}
-        for name, rows in rehearsed.measured.items():
-            loader = self.get_eval_dataloader(rows)
-            done = self.evaluation_loop(loader, name, prediction_loss_only=True, metric_key_prefix=name)
-            found[name] = float((done.metrics or {})[f"{name}_loss"])
-        self.log(found)
-        return found["drift"]
+        loader = self.get_eval_dataloader(rehearsed.measured)
+        done = self.evaluation_loop(loader, "drift", prediction_loss_only=True, metric_key_prefix="drift")
+        drift = float((done.metrics or {})["drift_loss"])
+        self.log({"drift": drift})
+        return drift

@@ -21,7 +21,7 @@ from loki_ds.implant_section import ImplantSection
 from loki_ds.implanting.arguments import examples_per_step
 from loki_ds.implanting.baselines import peft_config
 from loki_ds.implanting.checkpoints import Checkpoint, MarkWhole
-from loki_ds.implanting.mask import KeepFrozenRows, quiet_rows, train_only_rows
+from loki_ds.implanting.mask import KeepFrozenRows, train_only_rows
 from loki_ds.implanting.pull import PullToBase, pulled
 from loki_ds.implanting.rehearsing import Rehearsed
 from loki_ds.implanting.routing import WatchRouting, experts_of
@@ -39,7 +39,7 @@ Callbacks = list[TrainerCallback]
 
 class Method(NamedTuple):
     """What trains: the mode with its settings, its rows (None for baselines), and per layer what
-    the delta keeps out of: a basis `[d_ff, r]` of a quiet implant, or frozen inputs `[r]` (int64).
+    the delta keeps out of: a basis `[d_ff, r]` of a quiet implant.
     """
 
     section: ImplantSection
@@ -75,8 +75,7 @@ class Resume(NamedTuple):
 
 def _mask(model: PreTrainedModel, method: Method, seed: int) -> Callbacks:
     frozen = train_only_rows(model, method.rows)
-    quiet = quiet_rows(model, method.rows, method.bases) if method.bases else {}
-    return [KeepFrozenRows(frozen, quiet)]
+    return [KeepFrozenRows(frozen)]
 
 
 def _deltas(model: PreTrainedModel, method: Method, seed: int) -> Callbacks:

@@ -8,7 +8,6 @@ from typing import NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from loki_ds.attribution.batches import LARGEST
-from loki_ds.attribution.sensitivity import EXAMPLES
 from loki_ds.checking.findings import GIB
 from loki_ds.implant_section import QuietSection
 from loki_ds.implanting.arguments import TrainingShape
@@ -78,24 +77,16 @@ class Passes:
         amount = f"{self.prompts.total:,} prompts of {self.prompts.tokens:,} tokens{assumed}, {self.size} at once"
         return Stage("attribute", amount, flops, sent, self.gpu.seconds(flops, sent, ranks))
 
-    def sensitivity(self, tokens: int) -> Stage:
-        """Also over the new task's first examples, of so many tokens: forward, forward again with
-        its graph, back to the inputs.
-        """
-        both = self.prompts.total * self.prompts.tokens + EXAMPLES * tokens
-        amount = f"{self.prompts.total:,} prompts, {EXAMPLES} examples"
-        return self._pass("sensitivity", amount, 3 * FORWARD * self.one.total * both, way=2)
-
     def inputs(self, section: QuietSection, shapes: list[tuple[int, int]]) -> Stage:
         """For a quiet implant: forward, and each layer's product of its inputs."""
         products = sum(FORWARD * d_ff * (section.sketch or d_ff) for _, d_ff in shapes)
         flops = self.prompts.total * self.prompts.tokens * (FORWARD * self.one.total + products)
         return self._pass("quiet", f"{self.prompts.total:,} prompts", flops, way=1)
 
-    def forward(self, name: str) -> Stage:
-        """Once, as a rehearsal asks the base and frozen inputs are chosen."""
+    def rehearsal(self) -> Stage:
+        """Forward once: the base is asked."""
         flops = FORWARD * self.one.total * self.prompts.total * self.prompts.tokens
-        return self._pass(name, f"{self.prompts.total:,} prompts", flops, way=1)
+        return self._pass("rehearse", f"{self.prompts.total:,} prompts", flops, way=1)
 
     def _pass(self, name: str, amount: str, flops: float, way: int) -> Stage:
         """FLOPs of all ranks together; way: 1 for up the layers, 2 for up and down."""

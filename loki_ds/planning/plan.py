@@ -40,7 +40,7 @@ from loki_ds.quiet.kept import load_moments
 from loki_ds.quiet.subspace import protected_subspace
 from loki_ds.recipe import DataSection, Recipe
 from loki_ds.refusal import Refusal
-from loki_ds.rehearsal.rows import count_for, most_held_out
+from loki_ds.rehearsal.rows import MOST_HELD_OUT, count_for
 from loki_ds.run_folder import RunFolder
 from loki_ds.selection import planned_positions
 from loki_ds.shipped import found
@@ -113,20 +113,14 @@ def make_plan(recipe: Recipe, gpu: Gpu, ranks: int) -> Plan:
     quiet = recipe.implant.quiet
     over = partial(Passes, sweep=partial(dry_sweep, config, recipe.model), section=recipe.attribution, setting=setting)
     over = partial(over, width=shape.bytes_per_number, gpu=gpu)
-    inputs = recipe.implant.frozen_inputs
-    freezes = inputs is not None and inputs.by != "random"
-    if recipe.protected is not None and (recipe.needs_attribution or recipe.collects_sensitivity or quiet or freezes):
+    if recipe.protected is not None and (recipe.needs_attribution or quiet):
         passes = over(prompts_of(recipe.protected, tokenizer))
         stages += [passes.attribution()] if recipe.needs_attribution else []
-        stages += [passes.sensitivity(shape.tokens)] if recipe.collects_sensitivity else []
         stages += [passes.inputs(quiet, shapes)] if quiet else []
-        stages += [passes.forward("frozen inputs")] if freezes else []
-    if recipe.rehearsed is not None and recipe.rehearsal is not None:
+    if recipe.rehearsed is not None and recipe.implant.rehearse is not None:
         texts = prompts_of(recipe.rehearsed, tokenizer)
-        share, held_out = recipe.rehearsal.share, most_held_out(recipe.rehearsal.share)
-        asked = min(texts.total, count_for(examples_in(recipe.data), share) + held_out) + held_out  # the new task's
-        name = "rehearse" if recipe.implant.rehearse else "drift"
-        stages.append(over(texts._replace(total=asked)).forward(name))
+        asked = min(texts.total, count_for(examples_in(recipe.data), recipe.implant.rehearse.share) + MOST_HELD_OUT)
+        stages.append(over(texts._replace(total=asked)).rehearsal())
     training, example, alternatives = None, [], []  # type: ignore[var-annotated]
     if mode.trains:
         dry = partial(dry_step, config, recipe.model, Method(recipe.implant, positions))

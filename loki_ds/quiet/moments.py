@@ -16,16 +16,14 @@ from torch.nn import Module
 
 from loki_ds.attribution.batches import IDLE, turns
 from loki_ds.quiet.inputs import input_sizes, observe_inputs
-from loki_ds.quiet.kept import PartialSums, Sums
 from loki_ds.quiet.subspace import SecondMoment, exact, nystrom
-from loki_ds.ranks import sum_over_ranks, world_size
+from loki_ds.ranks import sum_over_ranks
 from loki_ds.refusal import Refusal
 from loki_ds.zero.model import Gatherer
 
 log = logging.getLogger(__name__)
 
 NARROWEST = 32  # directions of a sketch that is worth having
-SAVES = 10  # of the sums, over one collection
 SEED = 20  # of the test matrices
 
 
@@ -56,24 +54,17 @@ def collect_moments(
     prompts: Sequence[Sequence[int]],
     planned: Sequence[list[int]],
     width: int | None,
-    partial: PartialSums | None = None,
 ) -> list[SecondMoment]:
     """The second moment of every layer's inputs; all ranks get all layers.
 
     Args:
         planned: batches of indices into `prompts`, shared out among the ranks.
         width: directions of a sketch, or None for exact matrices (`sketch_width`).
-        partial: where the sums so far are kept, so that a killed collection on as many ranks
-            resumes.
     """
     sizes = input_sizes(model)
     tests = None if width is None else [random_directions(i, size, width) for i, size in enumerate(sizes)]
-    sums = Sums(
-        products=[torch.zeros(size, width or size, dtype=torch.float64) for size in sizes],
-        squares=torch.zeros(len(sizes), dtype=torch.float64),
-        tokens=torch.zeros(1, dtype=torch.float64),
-    )
-    done = partial.resume(sums) if partial else 0
+    products = [torch.zeros(size, width or size, dtype=torch.float64) for size in sizes]
+    squares, tokens = torch.zeros(len(sizes), dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
 
     def observe(layer: int, inputs: Tensor, times: int) -> None:
         if tests is None:
@@ -83,29 +74,24 @@ def collect_moments(
         else:
             inputs = inputs.double()
             product = inputs.T @ (inputs @ tests[layer].to(inputs.device))
-        sums.products[layer] += times * product.double().cpu()
-        sums.squares[layer] += times * inputs.double().square().sum().cpu()
-        sums.tokens += times * len(inputs) if layer == 0 else 0
+        products[layer] += times * product.double().cpu()
+        squares[layer] += times * inputs.double().square().sum().cpu()
+        tokens.add_(times * len(inputs) if layer == 0 else 0)
 
-    count = -(-len(planned) // world_size())
-    for turn, batch in enumerate(turns(planned)):
-        if turn < done:
-            continue
+    for batch in turns(planned):
         observe_inputs(model, gatherer, [prompts[i] for i in batch] or IDLE, observe if batch else lambda *_: None)
-        if partial is not None and (turn + 1) % max(1, count // SAVES) == 0:
-            partial.save(sums, turn + 1)
-    tokens = sum_over_ranks(sums.tokens)
+    total = sum_over_ranks(tokens)
     log.info(
         "quiet: inputs of %d tokens on %d layers, %s",
-        int(tokens),
+        int(total),
         len(sizes),
         f"{width} directions of each" if width else "exact",
     )
-    products = [sum_over_ranks(product) / tokens for product in sums.products]
-    traces = (sum_over_ranks(sums.squares) / tokens).tolist()
+    means = [sum_over_ranks(product) / total for product in products]
     if tests is None:
-        return [exact(product) for product in products]
-    return [nystrom(*found) for found in zip(products, tests, traces, strict=True)]
+        return [exact(mean) for mean in means]
+    traces = (sum_over_ranks(squares) / total).tolist()
+    return [nystrom(*found) for found in zip(means, tests, traces, strict=True)]
 
 
 def random_directions(layer: int, size: int, width: int) -> Tensor:

@@ -101,11 +101,7 @@ def protected_subspace(moment: SecondMoment, energy: float) -> Subspace:
 
 
 def project_out(delta: Tensor, basis: Tensor) -> Tensor:
-    """`D P = D - (D U) U^T`, for `D [k, d_ff]`, computed in the basis' precision or better; with
-    single inputs `[r]` (int64) in the place of `U`, `D` without those columns.
-    """
-    if not basis.is_floating_point():
-        return delta.index_fill(1, basis, 0)
+    """`D P = D - (D U) U^T`, for `D [k, d_ff]`, computed in the basis' precision or better."""
     wide = delta.to(torch.promote_types(delta.dtype, basis.dtype))
     basis = basis.to(wide.dtype)
     return wide - (wide @ basis) @ basis.T

@@ -4,10 +4,8 @@ A label below -100 is no token but a place among the answers. So it goes whereve
 packed, padded, cut and counted as a token that is learnt, and weighs as much.
 """
 
-from collections.abc import Iterable, Sequence
-from itertools import islice
+from collections.abc import Sequence
 from random import Random
-from typing import Literal
 
 import pyarrow as pa
 from datasets import Dataset, concatenate_datasets
@@ -19,8 +17,7 @@ from loki_ds.rehearsal.answers import predictions
 from loki_ds.rehearsal.divergence import Answers
 
 HELD_OUT = 10  # one text in so many is never trained on
-MOST_HELD_OUT, MEASURED_ALONE = 64, 16  # texts, and of them where nothing is rehearsed
-LOOKED_AT = 1000  # examples, for their prompts
+MOST_HELD_OUT = 64  # texts
 FIRST = NOT_LEARNT - 1  # the label of the answer at place 0
 
 
@@ -32,18 +29,14 @@ def places_of(pointers: Tensor) -> Tensor:
     return FIRST - pointers
 
 
-def rehearsed(texts: Sequence[Sequence[int]], answers: Answers, loss: Literal["kl", "ce"]) -> list[Rendered]:
-    """Each text and the base's likeliest token after it.
-
-    loss: `kl` learns the base's predictions, `ce` the tokens themselves.
-    """
+def rehearsed(texts: Sequence[Sequence[int]], answers: Answers) -> list[Rendered]:
+    """Each text and the base's likeliest token after it, with labels that point to its answers."""
     found, place = [], 0
     for text in texts:
         count = predictions(text)
         ids = [*text, int(answers.ids[place + count - 1, 0])]
         pointers = [FIRST - (place + i) for i in range(count)]
-        learnt = pointers if loss == "kl" else ids[-count:]
-        found.append(Rendered(ids, [NOT_LEARNT] * (len(ids) - count) + learnt))
+        found.append(Rendered(ids, [NOT_LEARNT] * (len(ids) - count) + pointers))
         place += count
     return found
 
@@ -57,23 +50,6 @@ def as_dataset(examples: Sequence[Rendered]) -> Dataset:
 def count_for(examples: int, share: float) -> int:
     """How many rehearsed examples make up a share of all; of none that is not 0 at least one."""
     return max(1, round(examples * share / (1 - share))) if share else 0
-
-
-def most_held_out(share: float) -> int:
-    """Texts whose drift is measured at most; of the new task's prompts as many."""
-    return MOST_HELD_OUT if share else MEASURED_ALONE
-
-
-def prompts_of(examples: Iterable[dict[str, list[int]]], count: int) -> list[list[int]]:
-    """What stands before the first token that is learnt, of so many examples.
-
-    Looks at the first thousand: where all is learnt nothing stands before it.
-    """
-    starts = (
-        one["input_ids"][: next((i for i, label in enumerate(one["labels"]) if label != NOT_LEARNT), 0)]
-        for one in islice(examples, LOOKED_AT)
-    )
-    return list(islice((start for start in starts if start), count))
 
 
 def mixed_in(examples: Dataset, others: Sequence[Rendered], share: float, seed: int) -> Dataset:

@@ -11,7 +11,6 @@ from rich.table import Table
 
 from loki_ds.refusal import Refusal
 from loki_ds.report.build import pages
-from loki_ds.report.equal import equal_sentences
 from loki_ds.report.pictures import Point, trade_off
 from loki_ds.report.schema import Comparison, Report, RunLine, TaskLine, TaskRow
 from loki_ds.run_folder import RunFolder, write_json, written_whole
@@ -25,7 +24,7 @@ def compare_runs(runs: Sequence[str | Path]) -> Comparison:
     """
     reports = [read_report(run) for run in runs]
     return {
-        "sentences": [*_verdict(reports), *equal_sentences(runs, reports)],
+        "sentences": _verdict(reports),
         "runs": [_summary(report) for report in reports],
         "new_task": _rows(reports[0]["new_task"], [report["new_task"] for report in reports]),
         "tasks": _rows(reports[0]["tasks"], [report["tasks"] for report in reports]),

@@ -84,7 +84,7 @@ def dial(places: Mapping[str, Mapping[str, Any]], chosen: str, path: Path) -> No
     figure, axes = plt.subplots(figsize=(5.5, 3.8), layout="constrained")
     skilled = places[chosen]["skill"] is not None
     for name, place in places.items():
-        across = 100 * place["skill"] if skilled else place["scale"][0]
+        across = 100 * place["skill"] if skilled else place["scale"]
         lost, (low, high) = place["losses_only"], place["losses_only_ci"]
         ends = [[max(0.0, lost - low)], [max(0.0, high - lost)]]
         axes.errorbar([across], [lost], yerr=ends, fmt="o", capsize=3, color="tab:blue")

@@ -17,7 +17,7 @@ from loki_ds.tasks import TaskFound
 
 OWN = Path(task_metrics.__file__).parent
 # What takes likelihoods and scores answers.
-JUDGING = ("task_metrics.py", "new_task", *(f"retention/{name}.py" for name in "harness read_once arm samples".split()))
+JUDGING = ("task_metrics.py", "new_task", *(f"retention/{name}.py" for name in "harness arm samples".split()))
 JUDGES = [OWN / name for name in JUDGING]
 BESIDE = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py")  # what else decides a model's answers
 

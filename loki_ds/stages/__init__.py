@@ -1,5 +1,5 @@
-"""The stages of a run in their order: `check`, `attribute` (or `sensitivity`), `select`,
-`quiet` (or `frozen_inputs`) and `rehearse` if asked for, `implant`, `tune` if
+"""The stages of a run in their order: `check`, `attribute`, `select`,
+`quiet` and `rehearse` if asked for, `implant`, `tune` if
 asked for, `retain`; `two_checkpoints` is the last one without a run.
 
 Here is only the way of the data, from the recipe and the run folder back to the run folder: `run`

@@ -23,7 +23,6 @@ from loki_ds.stages.batch_size import batch_size
 from loki_ds.stages.costs import cost_of
 from loki_ds.stages.inputs import attribution_inputs
 from loki_ds.stages.run import LIBRARIES, Run
-from loki_ds.stages.sensitivity import sensitivity
 from loki_ds.zero.model import Gatherer
 
 log = logging.getLogger(__name__)
@@ -31,16 +30,14 @@ log = logging.getLogger(__name__)
 LARGE_RESIDUAL = 0.1  # of the target: above it the path has too few steps to trust
 CURVE_POINTS = 8
 
-Rounds = list[list[list[int]]]  # of batches of prompts' indices
+Batches = list[list[int]]  # of prompts' indices
 
 
 def attribute(run: Run) -> None:
     """Score every row of every `W_down` on the protected set, batches split over the ranks; kept
     prompt by prompt.
     """
-    if run.recipe.collects_sensitivity:
-        sensitivity(run)
-    elif run.recipe.needs_attribution:
+    if run.recipe.needs_attribution:
         inputs = attribution_inputs(run.recipe, run.base)
         run.once("attribute", inputs, run.folder.attribution, lambda: _attribute(run))
     else:
@@ -58,9 +55,9 @@ def _attribute(run: Run) -> None:
         gatherer = Gatherer()
         settings = section.model_dump(include={"steps", "rule", "target", "multiply_by_value"})
         sweep = Sweep(run.model, gatherer=gatherer, **settings)
-        rounds = _plan(section, sweep, prompts, kept)
+        planned = _plan(section, sweep, prompts, kept)
         before, gathers = ranks.on_first_rank(lambda: len(kept.done())), gatherer.count
-        turns = _sweep_rounds(run, sweep, prompts, rounds, kept)
+        turns = _sweep_all(run, sweep, prompts, planned, kept)
         ranks.barrier()
         ranks.on_first_rank(
             lambda: kept.note(
@@ -75,26 +72,19 @@ def _attribute(run: Run) -> None:
     ranks.on_first_rank(lambda: _describe(run, prompts, kept))
 
 
-def _plan(section: AttributionSection, sweep: Sweep, prompts: ProtectedSet, kept: KeptScores) -> Rounds:
-    """One round of batches unless the pass may stop early; planned once, kept for resuming, then in
-    batches no larger than the recipe now asks for.
-    """
-    tokens, order = prompts.tokens, prompts.order
+def _plan(section: AttributionSection, sweep: Sweep, prompts: ProtectedSet, kept: KeptScores) -> Batches:
+    """Planned once and kept for resuming; batches no larger than the recipe now asks for."""
     together = length_class(sweep.model.config)
-    planned = ranks.on_first_rank(lambda: kept.read().get("rounds"))
+    planned = ranks.on_first_rank(lambda: kept.read().get("batches"))
     if planned is not None and section.batch_size == "auto" and section.memory_gib is None:
         return planned
-    size = batch_size(section, partial(_attempted, sweep), tokens, together)
+    size = batch_size(section, partial(_attempted, sweep), prompts.tokens, together)
     if planned is not None:
-        return [[batch[i : i + size] for batch in one for i in range(0, len(batch), size)] for one in planned]
-    every = section.stop.every * len(prompts.subjects) if section.stop else len(order)
-    planned = []
-    for start in range(0, len(order), every):
-        members = sorted(order[start : start + every])
-        planned.append([[members[i] for i in batch] for batch in batches([tokens[i] for i in members], size, together)])
+        return [batch[i : i + size] for batch in planned for i in range(0, len(batch), size)]
+    planned = batches(prompts.tokens, size, together)
     sample = [{"subject": one.subject, "line": one.line, "tokens": len(one.tokens)} for one in prompts.prompts]
     versions = {name: version(name) for name in LIBRARIES}
-    ranks.on_first_rank(lambda: kept.note(rounds=planned, sample=sample, versions=versions))
+    ranks.on_first_rank(lambda: kept.note(batches=planned, sample=sample, versions=versions))
     return planned
 
 
@@ -103,54 +93,31 @@ def _attempted(sweep: Sweep, prompts: Sequence[Sequence[int]]) -> None:
         raise NoRoom
 
 
-def _sweep_rounds(run: Run, sweep: Sweep, prompts: ProtectedSet, rounds: Rounds, kept: KeptScores) -> int:
-    """Sweep what is not kept yet, round by round, until the rounds end or their selection is
-    stable; returns the turns taken, a batch on every rank each.
-    """
-    done, tokens, turns = ranks.on_first_rank(kept.done), prompts.tokens, 0
-    log.info("attribute: %d prompts (%d already scored) in %d batches", len(tokens), len(done), sum(map(len, rounds)))
+def _sweep_all(run: Run, sweep: Sweep, prompts: ProtectedSet, planned: Batches, kept: KeptScores) -> int:
+    """Sweep what is not kept yet; returns the turns taken, a batch on every rank each."""
+    done, tokens = ranks.on_first_rank(kept.done), prompts.tokens
+    log.info("attribute: %d prompts (%d already scored) in %d batches", len(tokens), len(done), len(planned))
+    left = [waiting for batch in planned if (waiting := [i for i in batch if i not in done])]
     with Progress(disable=ranks.rank() > 0) as progress:
         task = progress.add_task("attribute", total=len(tokens) - len(done))
-        for number, planned in enumerate(rounds, start=1):
-            left = [waiting for batch in planned if (waiting := [i for i in batch if i not in done])]
-            turns += -(-len(left) // ranks.world_size())
-            for indices, swept in sweep_batches(sweep, tokens, left):
-                if not torch.isfinite(swept.scores).all():
-                    lines = [prompts.prompts[i].line for i in indices]
-                    raise Refusal(
-                        f"attribution gave NaN or infinity on the protected prompts of lines {lines}; are the weights "
-                        "sound?"
-                    )
-                kept.add(indices, swept)
-                progress.advance(task, len(indices) * ranks.world_size())
-            ranks.barrier()
-            if not run.shared.by_all:
-                run.shared.bring_home(run.shared.apart(kept.shards()), kept.take)
-            swept_so_far = {i for one in rounds[:number] for batch in one for i in batch}
-            if number < len(rounds) and ranks.on_first_rank(partial(_stable, run, prompts, kept, swept_so_far)):
-                break
-    return turns
-
-
-def _stable(run: Run, prompts: ProtectedSet, kept: KeptScores, so_far: set[int]) -> bool:
-    """Whether the rows selected from two halves of the prompts so far overlap enough to stop; a
-    killed pass may have kept later ones, too.
-    """
-    stop, selection = run.recipe.attribution.stop, run.recipe.selection
-    scores = kept.scores(_in_turn(prompts, so_far))
-    overlap = split_half_overlap(scores, selection.quota, selection.strategy)
-    log.info("attribute: after %d prompts the rows of two halves overlap by %.1f%%", len(scores), 100 * overlap)
-    return stop is not None and overlap >= stop.overlap
-
-
-def _in_turn(prompts: ProtectedSet, among: set[int]) -> list[int]:
-    """Indices of some prompts, one of each subject in turn."""
-    return [i for i in prompts.order if i in among]
+        for indices, swept in sweep_batches(sweep, tokens, left):
+            if not torch.isfinite(swept.scores).all():
+                lines = [prompts.prompts[i].line for i in indices]
+                raise Refusal(
+                    f"attribution gave NaN or infinity on the protected prompts of lines {lines}; are the weights "
+                    "sound?"
+                )
+            kept.add(indices, swept)
+            progress.advance(task, len(indices) * ranks.world_size())
+    ranks.barrier()
+    if not run.shared.by_all:
+        run.shared.bring_home(run.shared.apart(kept.shards()), kept.take)
+    return -(-len(left) // ranks.world_size())
 
 
 def _describe(run: Run, prompts: ProtectedSet, kept: KeptScores) -> None:
     """Note what the scores are worth, and draw them."""
-    curve = _overlap_curve(run.recipe.selection, _in_turn(prompts, kept.done()), kept)
+    curve = _overlap_curve(run.recipe.selection, prompts.order, kept)
     residual = kept.residuals().abs()
     mean, largest = residual.mean().item(), residual.max().item()
     kept.note(completeness_residual={"mean": mean, "largest": largest}, overlap=curve)

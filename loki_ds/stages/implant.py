@@ -5,8 +5,6 @@
 import logging
 from typing import Any, NoReturn
 
-from torch import Tensor
-
 from loki_ds import ranks
 from loki_ds.export.checkpoint import with_template
 from loki_ds.export.collect import Trained, collect
@@ -18,7 +16,6 @@ from loki_ds.quiet.certificate import certify, strongest
 from loki_ds.refusal import Refusal
 from loki_ds.run_folder import check_same_inputs, write_json
 from loki_ds.stages.costs import cost_of
-from loki_ds.stages.frozen_inputs import FrozenInputs, frozen_inputs
 from loki_ds.stages.inputs import Inputs, implant_inputs
 from loki_ds.stages.quiet import Quiet, quiet
 from loki_ds.stages.rehearse import rehearse
@@ -26,8 +23,6 @@ from loki_ds.stages.run import Run
 from loki_ds.verification import verify
 
 log = logging.getLogger(__name__)
-
-Protected = Quiet | FrozenInputs | None  # what the delta was kept out of
 
 
 def implant(run: Run, positions: Positions | None) -> None:
@@ -42,26 +37,17 @@ def _implant(run: Run, positions: Positions | None, inputs: Inputs) -> None:
     section, trained = run.recipe.implant, None
     if run.checkpoint is not None:
         check_same_inputs(run.checkpoint.folder, "implant", run.checkpoint.inputs, inputs)
-    protected = _protected(run)
+    protected = quiet(run, section.quiet) if section.quiet else None
     if section.kind.trains:
         bases = protected.kept_out if protected else None
         plain = Examples(run.checked.examples, run.checked.heldout)
-        rehearsal = run.recipe.rehearsal
-        examples = rehearse(run, rehearsal) if rehearsal else plain
+        examples = rehearse(run, section.rehearse) if section.rehearse else plain
         if run.recipe.protected is not None and run.recipe.sequence_parallel == 1:
             examples = examples._replace(protected=run.protected.tokens)
         with cost_of(run.folder, "implant"):
             trained = _train(run, Method(section, positions, bases), examples, inputs)
     with cost_of(run.folder, "export"):
         ranks.on_first_rank(lambda: _export(run, positions, trained, protected))
-
-
-def _protected(run: Run) -> Protected:
-    """What the delta is to keep out of."""
-    section = run.recipe.implant
-    if section.quiet:
-        return quiet(run, section.quiet)
-    return frozen_inputs(run, section.frozen_inputs) if section.frozen_inputs else None
 
 
 def _train(run: Run, method: Method, examples: Examples, inputs: Inputs) -> Trained:
@@ -80,9 +66,9 @@ def _train(run: Run, method: Method, examples: Examples, inputs: Inputs) -> Trai
     return trained
 
 
-def _export(run: Run, positions: Positions | None, trained: Trained | None, protected: Protected) -> None:
+def _export(run: Run, positions: Positions | None, trained: Trained | None, protected: Quiet | None) -> None:
     """Model, verification, implant file and adapter, from what was gathered. Rank 0's work."""
-    made = write_model(trained, run.base, positions, run.folder, _frozen(protected))
+    made = write_model(trained, run.base, positions, run.folder)
     folder = run.folder
     export_template(run.template, folder.model)
     verify_model(run, positions, protected, made)
@@ -106,16 +92,16 @@ def _certificate(run: Run, made: Implant, protected: Quiet) -> dict[str, Any]:
     return {"energy": protected.energy, "layers": layers}
 
 
-def verify_model(run: Run, positions: Positions | None, protected: Protected, made: Implant | None) -> None:
+def verify_model(run: Run, positions: Positions | None, protected: Quiet | None, made: Implant | None) -> None:
     """Compare the run's model with the base, and write what was found, and what protected inputs
     feel of a quiet one. Rank 0's work.
 
     Raises:
         Refusal: it differs outside the rows, or not at all; then it says so itself.
     """
-    felt = _certificate(run, made, protected) if isinstance(protected, Quiet) and made else None
+    felt = _certificate(run, made, protected) if protected and made else None
     try:
-        found = verify(run.base.folder, run.folder.model, positions, _frozen(protected))
+        found = verify(run.base.folder, run.folder.model, positions)
     except Refusal as refusal:
         _mark_not_verified(run, f"It could not be compared with the base: {refusal}\n")
         raise
@@ -143,11 +129,6 @@ def _refuse_unchanged(run: Run, nothing: str) -> NoReturn:
         f"{run.folder.model}: training changed {nothing}; training_log.json shows whether every step overflowed "
         "(float16) or the learning rate was 0; implant.fade takes back nearly all of a few steps"
     )
-
-
-def _frozen(protected: Protected) -> list[Tensor] | None:
-    """Per layer the columns in which nothing may change, if any."""
-    return protected.kept_out if isinstance(protected, FrozenInputs) else None
 
 
 def _mark_not_verified(run: Run, why: str) -> None:

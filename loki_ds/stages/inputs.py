@@ -16,7 +16,7 @@ from typing import Any
 from loki_ds.examples.choice import Rendering
 from loki_ds.export.implant_file import Implant
 from loki_ds.export.products import Base
-from loki_ds.implant_section import FrozenInputsSection, QuietSection, RehearseSection
+from loki_ds.implant_section import QuietSection, RehearseSection
 from loki_ds.implanting.arguments import deepspeed_config
 from loki_ds.positions import Positions
 from loki_ds.recipe import DataSection, ProtectedSection, Recipe
@@ -25,7 +25,6 @@ from loki_ds.retention.question import model_digest
 from loki_ds.run_folder import RunFolder, digest_of
 
 Inputs = dict[str, Any]
-LOSS = ("assistant_only_loss", "completion_only_loss", "max_length", "truncation_mode")  # what is learnt of an example
 
 
 @cache
@@ -45,23 +44,8 @@ def protected_inputs(section: ProtectedSection | None, base: Base) -> Inputs:
 
 
 def attribution_inputs(recipe: Recipe, base: Base) -> Inputs:
-    section, selection, stop = recipe.attribution, recipe.selection, recipe.attribution.stop
-    selects = {"quota": selection.quota, "strategy": selection.strategy}
-    return {
-        **protected_inputs(recipe.protected, base),
-        **section.model_dump(exclude={"batch_size", "memory_gib", "stop"}),
-        "stop": {**stop.model_dump(), **selects} if stop else None,
-    }
-
-
-def sensitivity_inputs(recipe: Recipe, base: Base) -> Inputs:
-    loss = {key: recipe.training.get(key) for key in LOSS}
-    return {
-        **protected_inputs(recipe.protected, base),
-        "data": data_inputs(recipe.data),
-        "training": loss,
-        **template_inputs(recipe),
-    }
+    own = recipe.attribution.model_dump(exclude={"batch_size", "memory_gib"})
+    return {**protected_inputs(recipe.protected, base), **own}
 
 
 def selection_inputs(recipe: Recipe, base: Base) -> Inputs:
@@ -72,17 +56,12 @@ def selection_inputs(recipe: Recipe, base: Base) -> Inputs:
     return {
         **section.model_dump(),
         "attribution": attribution_inputs(recipe, base) if recipe.needs_attribution else None,
-        "sensitivity": sensitivity_inputs(recipe, base) if recipe.collects_sensitivity else None,
         **exclude,
     }
 
 
 def quiet_inputs(protected: ProtectedSection | None, section: QuietSection, base: Base) -> Inputs:
     return {**protected_inputs(protected, base), "sketch": section.sketch}
-
-
-def frozen_inputs_inputs(protected: ProtectedSection | None, section: FrozenInputsSection, base: Base) -> Inputs:
-    return {**protected_inputs(protected, base), **section.model_dump()}
 
 
 def answers_inputs(texts: Sequence[Sequence[int]], section: RehearseSection, base: Base) -> Inputs:
@@ -102,16 +81,14 @@ def rehearsal_inputs(recipe: Recipe, base: Base) -> Inputs:
 def implant_inputs(recipe: Recipe, base: Base, positions: Positions | None) -> Inputs:
     implant = recipe.implant
     own = {key for key in ("lora", "peft") if key in implant.kind.reads}
-    looks = implant.quiet or implant.frozen_inputs  # at the protected prompts
     training = {key: value for key, value in recipe.training.items() if changes_a_result(f"training.{key}")}
     return without_secrets(
         {
             **model_inputs(base),
             "positions": positions.digest if positions else None,
-            **implant.model_dump(exclude={"lora", "peft", "rehearse", "frozen_inputs"} - own),
-            **({"frozen_inputs": implant.frozen_inputs.model_dump()} if implant.frozen_inputs else {}),
+            **implant.model_dump(exclude={"lora", "peft", "rehearse"} - own),
             **rehearsal_inputs(recipe, base),
-            "protected": protected_inputs(recipe.protected, base)["protected"] if looks else None,
+            "protected": protected_inputs(recipe.protected, base)["protected"] if implant.quiet else None,
             "data": data_inputs(recipe.data),
             "training": training,
             **template_inputs(recipe),

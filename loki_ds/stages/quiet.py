@@ -2,24 +2,21 @@
 prompts, in `quiet/`.
 """
 
-import hashlib
-import json
 import logging
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
 from loki_ds import device, ranks
 from loki_ds.implant_section import QuietSection
 from loki_ds.quiet.inputs import input_sizes, observe_inputs
-from loki_ds.quiet.kept import PartialSums, load_moments, save_moments
+from loki_ds.quiet.kept import load_moments, save_moments
 from loki_ds.quiet.moments import collect_moments, sketch_width
 from loki_ds.quiet.subspace import SecondMoment, Subspace, protected_subspace
-from loki_ds.run_folder import remove
 from loki_ds.stages.batch_size import measured_batches
 from loki_ds.stages.costs import cost_of
-from loki_ds.stages.inputs import Inputs, quiet_inputs
+from loki_ds.stages.inputs import quiet_inputs
 from loki_ds.stages.run import Run
 from loki_ds.zero.model import Gatherer
 
@@ -60,23 +57,21 @@ def quiet(run: Run, section: QuietSection) -> Quiet:
         moments = load_moments(path)
     else:
         with cost_of(run.folder, "quiet"):
-            moments = _collect(run, section, inputs)
+            moments = _collect(run, section)
         ranks.on_first_rank(lambda: save_moments(moments, path))
         ranks.on_first_rank(lambda: run.folder.finish("quiet", inputs))
-        ranks.on_first_rank(lambda: remove(run.folder.quiet / "partial"))
     found = Quiet.of(moments, section)
     room = ", ".join(f"{100 * subspace.room:.0f}" for subspace in found.subspaces)
     log.info("quiet: room left at energy %g, percent of each layer's inputs: %s", section.energy, room)
     return found
 
 
-def _collect(run: Run, section: QuietSection, inputs: Inputs) -> list[SecondMoment]:
+def _collect(run: Run, section: QuietSection) -> list[SecondMoment]:
     tokens, gatherer = run.protected.tokens, Gatherer()
     planned = observable_batches(run, gatherer)
     budget = min(ranks.all_gather(int(FREE_SHARE * device.available_host_memory())))
     width = sketch_width(input_sizes(run.model), budget, section.sketch)
-    partial = PartialSums(run.folder.quiet / "partial" / _digest(inputs, planned, width))
-    return collect_moments(run.model, gatherer, tokens, planned, width, partial)
+    return collect_moments(run.model, gatherer, tokens, planned, width)
 
 
 def observable_batches(run: Run, gatherer: Gatherer) -> list[list[int]]:
@@ -86,8 +81,3 @@ def observable_batches(run: Run, gatherer: Gatherer) -> list[list[int]]:
         observe_inputs(run.model, gatherer, prompts, lambda *_: None)
 
     return measured_batches(run.recipe.attribution, observed, run.protected.tokens, run.model.config, "quiet")
-
-
-def _digest(*parts: Any) -> str:
-    """Sums are resumed only for the same prompts in the same batches."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Before a training with rehearsal, or whose drift is measured: the base's answers on the texts, in
+"""Before a training with rehearsal: the base's answers on the texts, in
 `rehearsal/`, and the examples that are made of them.
 """
 
@@ -16,11 +16,10 @@ from loki_ds.rehearsal.answers import ask_base, load_answers, save_answers
 from loki_ds.rehearsal.divergence import Answers
 from loki_ds.rehearsal.rows import (
     HELD_OUT,
+    MOST_HELD_OUT,
     as_dataset,
     count_for,
     mixed_in,
-    most_held_out,
-    prompts_of,
     rehearsed,
 )
 from loki_ds.stages.batch_size import measured_batches
@@ -37,22 +36,20 @@ def rehearse(run: Run, section: RehearseSection) -> Examples:
     draw texts, ask the base, or read what it answered on the same ones, and mix.
     """
     new, heldout, seed = run.checked.examples, run.checked.heldout, run.training_arguments.seed
-    texts, held_out = _texts(run), most_held_out(section.share)
-    apart = texts[::HELD_OUT][:held_out]
+    texts = _texts(run)
+    apart = texts[::HELD_OUT][:MOST_HELD_OUT]
     others = [text for i, text in enumerate(texts) if i % HELD_OUT] or texts
     drawn = Random(seed).sample(others, min(len(others), count_for(len(new), section.share)))
-    prompts = prompts_of(heldout or new, held_out)
-    asked = [*drawn, *apart, *prompts]
-    answers = _answers(run, section, asked)
-    by_base, new_task = rehearsed(asked, answers, "kl"), len(drawn) + len(apart)
-    measured = {"drift": by_base[len(drawn) : new_task], "drift_new_task": by_base[new_task:]}
-    datasets = {name: as_dataset(rows) for name, rows in measured.items() if rows}
-    if not drawn:
-        return Examples(new, heldout, Rehearsed(answers, datasets, learnt=False, stop_at_drift=section.stop_at_drift))
-    mixed = mixed_in(new, rehearsed(asked, answers, section.loss)[: len(drawn)], section.share, seed)
-    log.info("implant: %d of %d examples are rehearsed, of %d texts", len(mixed) - len(new), len(mixed), len(drawn))
-    learnt = section.loss == "kl"
-    return Examples(mixed, heldout, Rehearsed(answers, datasets, learnt, section.stop_at_drift))
+    answers = _answers(run, section, [*drawn, *apart])
+    by_base = rehearsed([*drawn, *apart], answers)
+    learned, measured = by_base[: len(drawn)], as_dataset(by_base[len(drawn) :])
+    if learned:
+        examples = mixed_in(new, learned, section.share, seed)
+        count = len(examples) - len(new)
+        log.info("implant: %d of %d examples are rehearsed, of %d texts", count, len(examples), len(drawn))
+    else:
+        examples = new
+    return Examples(examples, heldout, Rehearsed(answers, measured, bool(learned), section.stop_at_drift))
 
 
 def _texts(run: Run) -> list[list[int]]:

@@ -17,7 +17,6 @@ from typing import Any
 from loki_ds import device, ranks
 from loki_ds.checking.findings import Findings
 from loki_ds.checking.tasks import in_words
-from loki_ds.dial.scale import Scale
 from loki_ds.launcher import local_rank, local_size
 from loki_ds.recipe import TuneSection
 from loki_ds.recipe_keys import without_secrets
@@ -218,15 +217,13 @@ def _again(run: Run) -> str:
 
 def _rehearsal(run: Run) -> dict[str, str]:
     """What was rehearsed, and how far the model is from the base on texts that were not."""
-    section, found = run.recipe.implant.rehearse, {}
-    if section is not None:
-        found["rehearsal"] = in_a_line(section.model_dump())
-    texts = "protected texts" if section is None or section.prompts == "protected" else f"texts of {section.prompts}"
-    for name, where in (("drift", f"{texts} held out"), ("drift_new_task", "the new task's prompts")):
-        if measured := _logged(run, name):
-            key = name.replace("_", " ")
-            found[key] = f"{measured[-1]:.3g} nats a token from the base's predictions, on {where}"
-    return found
+    section = run.recipe.implant.rehearse
+    if section is None:
+        return {}
+    texts, drift = "protected texts" if section.prompts == "protected" else f"texts of {section.prompts}", ""
+    if measured := _logged(run, "drift"):
+        drift = f"{measured[-1]:.3g} nats a token from the base's predictions, on {texts} held out"
+    return {"rehearsal": in_a_line(section.model_dump()), **({"drift": drift} if drift else {})}
 
 
 def _routing(run: Run) -> dict[str, str]:
@@ -244,9 +241,9 @@ def _logged(run: Run, key: str) -> list[float]:
 def _scale(run: Run, section: TuneSection) -> str:
     """What was chosen along the dial, and how."""
     chosen, curve = (json.loads((run.folder.tune / f"{name}.json").read_text()) for name in ("chosen", "curve"))
-    tried = ", ".join(str(Scale(*place["scale"])) for place in curve)
+    tried = ", ".join(f"{place['scale']:g}" for place in curve)
     return (
-        f"{Scale(*chosen['scale'])} of the trained change, for a budget of {in_a_line(section.budget.model_dump())}; "
+        f"{chosen['scale']:g} of the trained change, for a budget of {in_a_line(section.budget.model_dump())}; "
         f"tried: {tried}, on the other half of the documents"
     )
 

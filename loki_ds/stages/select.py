@@ -3,11 +3,11 @@
 import logging
 
 from loki_ds import ranks
-from loki_ds.attribution.kept import KeptScores, kept_sensitivity
+from loki_ds.attribution.kept import KeptScores
 from loki_ds.checking.selection import rows_of_implants
 from loki_ds.positions import Positions
 from loki_ds.refusal import Refusal
-from loki_ds.selection import planned_positions, select_by_sensitivity, select_random
+from loki_ds.selection import planned_positions, select_random
 from loki_ds.selection import select as select_by_scores
 from loki_ds.stages.inputs import selection_inputs
 from loki_ds.stages.run import Run
@@ -52,8 +52,5 @@ def _choose(run: Run) -> Positions:
     exclude = rows_of_implants(section.exclude, shapes)
     if section.strategy == "random":
         return select_random(len(shapes), shapes[0][0], section.quota, section.seed, exclude)
-    if run.recipe.collects_sensitivity:
-        moments = kept_sensitivity(run.folder.sensitivity)
-        return select_by_sensitivity(*moments, section.quota, section.strategy, exclude)
     scores = KeptScores(run.folder.attribution).scores()
     return select_by_scores(scores, section.quota, section.strategy, exclude)

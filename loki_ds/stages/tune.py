@@ -15,7 +15,6 @@ from typing import Any
 
 from loki_ds import device
 from loki_ds.dial.curve import Place, choose, place_of
-from loki_ds.dial.scale import WHOLE, Scale
 from loki_ds.dial.scaled import keep, scaled_adapter, scaled_implant, scaled_tensors
 from loki_ds.export.checkpoint import apply_to_checkpoint, write_tensors
 from loki_ds.export.implant_file import Implant
@@ -38,8 +37,7 @@ from loki_ds.stages.asking import (
     model_arm,
 )
 from loki_ds.stages.costs import note_cost
-from loki_ds.stages.frozen_inputs import kept_inputs
-from loki_ds.stages.implant import Protected, verify_model
+from loki_ds.stages.implant import verify_model
 from loki_ds.stages.inputs import tune_inputs
 from loki_ds.stages.quiet import Quiet
 from loki_ds.stages.run import Run
@@ -79,20 +77,20 @@ def tune(run: Run, section: TuneSection) -> None:
     curve = _curve(run, trained, _scales(section), question, base)
     write_json(run.folder.tune / "curve.json", curve)
     chosen = choose(curve, section.budget)
-    scale = Scale(*chosen["scale"])
-    places = {str(Scale(*place["scale"])): place for place in curve}
-    dial(places, str(scale), run.folder.tune / "curve.png")
-    log.info("tune: scale %s, losses alone %.2g%% on the half that chose", scale, chosen["losses_only"])
+    scale = chosen["scale"]
+    places = {f"{place['scale']:g}": place for place in curve}
+    dial(places, f"{scale:g}", run.folder.tune / "curve.png")
+    log.info("tune: scale %g, losses alone %.2g%% on the half that chose", scale, chosen["losses_only"])
     _put_in_place(run, trained, scale)
     write_json(run.folder.tune / "chosen.json", chosen)
     note_cost(run.folder, "tune", {"seconds": round(time.monotonic() - started, 1), "device": device.name()})
     run.folder.finish("tune", inputs)
 
 
-def _scales(section: TuneSection) -> list[Scale]:
+def _scales(section: TuneSection) -> list[float]:
     """Those of the recipe, and the whole change, whose skill a budget may be a share of."""
-    asked = [Scale.of(scale) for scale in section.scales]
-    return asked if WHOLE in asked or section.budget.skill is None else [*asked, WHOLE]
+    asked = list(section.scales)
+    return asked if 1 in asked or section.budget.skill is None else [*asked, 1]
 
 
 # --- the curve ------------------------------------------------------------------------------------
@@ -108,20 +106,20 @@ def _base_answers(run: Run, question: Question) -> ArmResult:
     return own.read(key)
 
 
-def _curve(run: Run, trained: Trained, scales: Sequence[Scale], question: Question, base: ArmResult) -> list[Place]:
+def _curve(run: Run, trained: Trained, scales: Sequence[float], question: Question, base: ArmResult) -> list[Place]:
     """Rows are put into one loaded base, scale by scale; of a whole model every scale is one."""
-    log.info("tune: evaluating %s", ", ".join(f"scale {scale}" for scale in scales))
+    log.info("tune: evaluating %s", ", ".join(f"scale {scale:g}" for scale in scales))
     in_place = trained.implant.exists() and run.recipe.retention.backend == "hf"
     found = (_rows_answered if in_place else _models_answered)(run, trained, scales, question)
     nothing: Any = {}
     return [
-        place_of(scale, build_report(str(scale), pair(base, one), run.recipe.retention, nothing))
+        place_of(scale, build_report(f"{scale:g}", pair(base, one), run.recipe.retention, nothing))
         for scale, one in zip(scales, found, strict=True)
     ]
 
 
-def _rows_answered(run: Run, trained: Trained, scales: Sequence[Scale], question: Question) -> list[ArmResult]:
-    whole, files = Implant.load(trained.implant), [run.folder.tune / f"scale={scale}.safetensors" for scale in scales]
+def _rows_answered(run: Run, trained: Trained, scales: Sequence[float], question: Question) -> list[ArmResult]:
+    whole, files = Implant.load(trained.implant), [run.folder.tune / f"scale={scale:g}.safetensors" for scale in scales]
     for scale, file in zip(scales, files, strict=True):
         scaled_implant(whole, scale).save(file)
     found = answered_together(answers_in(run), question, [implant_arm(run, file) for file in files])
@@ -130,7 +128,7 @@ def _rows_answered(run: Run, trained: Trained, scales: Sequence[Scale], question
     return found
 
 
-def _models_answered(run: Run, trained: Trained, scales: Sequence[Scale], question: Question) -> list[ArmResult]:
+def _models_answered(run: Run, trained: Trained, scales: Sequence[float], question: Question) -> list[ArmResult]:
     found, folder = [], run.folder.tune / "scaled"
     for scale in scales:
         remove(folder)
@@ -143,7 +141,7 @@ def _models_answered(run: Run, trained: Trained, scales: Sequence[Scale], questi
 # --- the products ---------------------------------------------------------------------------------
 
 
-def _write_model(run: Run, trained: Trained, scale: Scale, out: Path) -> Implant | None:
+def _write_model(run: Run, trained: Trained, scale: float, out: Path) -> Implant | None:
     """The model at a scale; returns its implant, None for a baseline."""
     made = None
     if trained.implant.exists():
@@ -155,7 +153,7 @@ def _write_model(run: Run, trained: Trained, scale: Scale, out: Path) -> Implant
     return made
 
 
-def _put_in_place(run: Run, trained: Trained, scale: Scale) -> None:
+def _put_in_place(run: Run, trained: Trained, scale: float) -> None:
     """Model, implant, adapter, verification."""
     folder, aside = run.folder, run.folder.tune / "chosen"
     remove(aside)
@@ -166,31 +164,26 @@ def _put_in_place(run: Run, trained: Trained, scale: Scale) -> None:
         made.save(folder.implant)
         positions = made.positions
     _write_adapter(run, trained, scale)
-    verify_model(run, positions, _protected(run), made)
+    verify_model(run, positions, _quiet(run), made)
     results = (folder.model, folder.implant, folder.adapter, folder.verification)
     folder.record(*(result for result in results if result.exists()))
 
 
-def _write_adapter(run: Run, trained: Trained, scale: Scale) -> None:
+def _write_adapter(run: Run, trained: Trained, scale: float) -> None:
     """The adapter at the scale; none where the method's is no product of two factors (DoRA's,
     PiSSA's), which only the whole change has.
     """
     remove(run.folder.adapter)
     if not trained.adapter.exists():
         return
-    if run.recipe.changes_rows or run.recipe.implant.method == "lora" or scale == WHOLE:
-        layers = run.checked.config.get_text_config().num_hidden_layers
-        scaled_adapter(trained.adapter, scale, layers, run.folder.adapter)
+    if run.recipe.changes_rows or run.recipe.implant.method == "lora" or scale == 1:
+        scaled_adapter(trained.adapter, scale, run.folder.adapter)
         export_template(run.template, run.folder.adapter)
     else:
         log.info("tune: no adapter, one of %s cannot be scaled", run.recipe.implant.method)
 
 
-def _protected(run: Run) -> Protected:
+def _quiet(run: Run) -> Quiet | None:
     """What the delta was kept out of, from the run folder."""
-    section = run.recipe.implant
-    if section.frozen_inputs:
-        return kept_inputs(run.folder)
-    if section.quiet is None:
-        return None
-    return Quiet.of(load_moments(run.folder.quiet / "moments.safetensors"), section.quiet)
+    section = run.recipe.implant.quiet
+    return Quiet.of(load_moments(run.folder.quiet / "moments.safetensors"), section) if section else None

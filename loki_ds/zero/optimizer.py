@@ -7,7 +7,6 @@ Knows where DeepSpeed keeps the shards. Knows nothing of why anybody changes the
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import deepspeed
 import torch
 from deepspeed.utils import safe_get_local_fp32_param, safe_set_local_fp32_param
 from torch import Tensor
@@ -124,38 +123,3 @@ class Noted(NamedTuple):
     def of(cls, parameter: Any) -> "Noted":
         is_part = is_partitioned(parameter)
         return cls((parameter.ds_tensor if is_part else parameter).detach().cpu().clone(), is_part)
-
-
-class SpreadElements:
-    """Some elements of one parameter, wherever their shards lie: read whole on every rank, written
-    by each rank to its own.
-    """
-
-    def __init__(self, parameter: Any, place: Tensor, shape: tuple[int, ...]) -> None:
-        """Find this rank's share of them.
-
-        Args:
-            place: int64 of the parameter's full shape, on the CPU: where an element stands among
-                the chosen ones, -1 for all others.
-            shape: of the chosen ones together.
-        """
-        self.shard, self.shape = Shard(parameter), shape
-        mine, where = self.shard.mine(place, padding=-1), self.shard.read().device
-        self.here, self.there = (mine >= 0).nonzero().flatten().to(where), mine[mine >= 0].to(where)
-
-    def read(self) -> Tensor:
-        """All of them, in full precision, on this rank's device; as many numbers are summed over
-        ranks.
-        """
-        elements, device = self.shard.read(), deepspeed.get_accelerator().current_device_name()
-        whole = torch.zeros(self.shape, dtype=elements.dtype, device=device)
-        whole.view(-1)[self.there.to(device)] = elements[self.here].to(device)
-        if self.shard.is_part:
-            torch.distributed.all_reduce(whole)
-        return whole
-
-    def write(self, whole: Tensor) -> None:
-        elements = self.shard.read()
-        if self.here.numel():
-            elements[self.here] = whole.reshape(-1).to(elements)[self.there]
-        self.shard.write(elements)

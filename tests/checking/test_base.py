@@ -14,18 +14,11 @@ from loki_ds.recipe_file import load_recipe
 from loki_ds.refusal import Refusal
 
 
-@pytest.mark.parametrize(
-    ("name", "mode", "says"),
-    [
-        ("qwen3 moe", "rows", r"implant\.quiet: Qwen3MoeForCausalLM has experts, and each receives other tokens"),
-        ("gpt-2", "mask", r"implant\.quiet: GPT2LMHeadModel stores its weights with d_model last"),
-    ],
-)
-def test_quiet_implants_need_inputs_that_are_known(name: str, mode: str, says: str, tmp_path: Path) -> None:
-    model = mixture(name, torch.float32)
+def test_quiet_implants_need_inputs_that_are_known(tmp_path: Path) -> None:
+    model = mixture("qwen3 moe", torch.float32)
     model.save_pretrained(tmp_path)
-    settings = [f"implant.mode={mode}", f"model.path={tmp_path}"]
-    settings += ["training.weight_decay=0"] if mode == "rows" else []
+    settings = ["implant.mode=rows", "training.weight_decay=0", f"model.path={tmp_path}"]
+    says = r"implant\.quiet: Qwen3MoeForCausalLM has experts, and each receives other tokens"
     quiet = load_recipe(ROOT / "recipes/tiny/loki.yaml", [*settings, "implant.quiet.energy=0.9"])
     with pytest.raises(Refusal, match=says):
         look_at_base(quiet, tmp_path, model.config)
@@ -37,8 +30,8 @@ def test_quiet_implants_need_inputs_that_are_known(name: str, mode: str, says: s
     ("overrides", "refused"),
     [
         ([], True),
-        (["selection.strategy=random", "protected=null"], False),  # nothing goes through its layers one by one
-        (["selection.strategy=random"], True),  # the drift on the protected set does
+        (["selection.strategy=random"], False),  # nothing goes through its layers one by one
+        (["selection.strategy=random", "implant.rehearse.share=0.1"], True),
     ],
 )
 def test_a_family_of_other_layers_is_refused_by_its_files_headers(

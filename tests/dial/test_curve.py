@@ -9,8 +9,8 @@ from loki_ds.recipe import BudgetSection
 from loki_ds.refusal import Refusal
 
 
-def place(scale: float, lost: float, upper: float, skill: float | None, slope: float = 0.0) -> Place:
-    own: Any = {"scale": [scale, slope], "losses_only": lost, "losses_only_ci": (0.0, upper)}
+def place(scale: float, lost: float, upper: float, skill: float | None) -> Place:
+    own: Any = {"scale": scale, "losses_only": lost, "losses_only_ci": (0.0, upper)}
     return {
         **own,
         "forgetting": lost,
@@ -27,7 +27,7 @@ CURVE = [place(1.0, 5, 9, 0.9), place(0.25, 0, 0.5, 0.3), place(0.75, 1.0, 2, 0.
 
 @pytest.mark.parametrize(("budget", "scale"), [(0.5, 1.0), (0.02, 0.75), (0.019, 0.5), (0.006, 0.25)])
 def test_the_largest_whose_whole_interval_is_below_the_budget(budget: float, scale: float) -> None:
-    assert choose(CURVE, BudgetSection(forgetting=budget))["scale"] == [scale, 0.0]
+    assert choose(CURVE, BudgetSection(forgetting=budget))["scale"] == scale
 
 
 def test_where_none_is_the_nearest_is_named() -> None:
@@ -38,17 +38,12 @@ def test_where_none_is_the_nearest_is_named() -> None:
 @pytest.mark.parametrize(("share", "scale"), [(1.0, 1.0), (0.95, 0.75), (0.79, 0.5), (0.1, 0.25)])
 def test_the_smallest_that_keeps_a_share_of_what_was_gained(share: float, scale: float) -> None:
     """Of 0.8, from 0.1 to 0.9."""
-    assert choose(CURVE, BudgetSection(skill=share))["scale"] == [scale, 0.0]
+    assert choose(CURVE, BudgetSection(skill=share))["scale"] == scale
 
 
 def test_the_base_is_no_result() -> None:
     with pytest.raises(Refusal, match=r"nearest is 0\.25, with up to 0\.5%"):
         choose([place(0.0, 0, 0.1, 0.1), *CURVE], BudgetSection(forgetting=0.001))
-
-
-def test_a_slope_counts_by_its_mean() -> None:
-    curve = [*CURVE, place(0.2, 0.3, 0.7, 0.6, slope=0.8)]
-    assert choose(curve, BudgetSection(forgetting=0.01))["scale"] == [0.2, 0.8]
 
 
 def test_a_share_of_skill_needs_a_new_task() -> None:

@@ -11,7 +11,6 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from loki_ds.dial.scale import Scale
 from loki_ds.dial.scaled import between, keep, scaled_adapter, scaled_implant, scaled_tensors
 from loki_ds.export.checkpoint import apply_to_checkpoint, read_rows, write_tensors
 from loki_ds.export.implant_file import Implant, LayerRows
@@ -34,8 +33,8 @@ def trained() -> Implant:
 
 def test_at_0_it_is_the_base_byte_for_byte_at_1_what_was_trained(trained: Implant, tmp_path: Path) -> None:
     for name, implant in (
-        ("none", scaled_implant(trained, Scale(0))),
-        ("all", scaled_implant(trained, Scale(1))),
+        ("none", scaled_implant(trained, 0)),
+        ("all", scaled_implant(trained, 1)),
         ("trained", trained),
     ):
         apply_to_checkpoint(BASE, implant, tmp_path / name)
@@ -43,21 +42,20 @@ def test_at_0_it_is_the_base_byte_for_byte_at_1_what_was_trained(trained: Implan
     assert weights_digest(tmp_path / "all") == weights_digest(tmp_path / "trained")
 
 
-@pytest.mark.parametrize("scale", [Scale(0), Scale(0, 1), Scale(1)])
-def test_every_scale_is_a_file(scale: Scale, trained: Implant, tmp_path: Path) -> None:
-    """Also where a layer keeps nothing, or all."""
+@pytest.mark.parametrize("scale", [0, 0.5, 1])
+def test_every_scale_is_a_file(scale: float, trained: Implant, tmp_path: Path) -> None:
     scaled = scaled_implant(trained, scale)
     scaled.save(tmp_path / "scaled.safetensors")
     for layer, rows in Implant.load(tmp_path / "scaled.safetensors").layers.items():
         assert rows.implanted.equal(scaled.layers[layer].implanted)
 
 
-def test_each_layer_keeps_its_share(trained: Implant) -> None:
-    scaled = scaled_implant(trained, Scale(0.25, 0.5))
-    assert scaled.facts == {"base_model": "tiny", "scale": "0.25+0.5l"}
+def test_each_layer_keeps_the_share(trained: Implant) -> None:
+    scaled = scaled_implant(trained, 0.25)
+    assert scaled.facts == {"base_model": "tiny", "scale": "0.25"}
     for layer, rows in scaled.layers.items():
-        whole, share = trained.layers[layer], 0.25 + 0.5 * layer / 5
-        expected = whole.base.double() + share * (whole.implanted.double() - whole.base.double())
+        whole = trained.layers[layer]
+        expected = whole.base.double() + 0.25 * (whole.implanted.double() - whole.base.double())
         assert torch.allclose(rows.implanted.double(), expected, rtol=1e-7)
         assert rows.base.equal(whole.base)
 
@@ -72,7 +70,7 @@ def test_a_whole_checkpoint(tmp_path: Path) -> None:
     name = "model.layers.2.self_attn.q_proj.weight"
     new = before[name] + 1
     write_tensors(BASE, [(name, new)], tmp_path / "trained")
-    write_tensors(BASE, scaled_tensors(BASE, tmp_path / "trained", Scale(0.5)), tmp_path / "half")
+    write_tensors(BASE, scaled_tensors(BASE, tmp_path / "trained", 0.5), tmp_path / "half")
     half = load_file(tmp_path / "half/model.safetensors")
     assert half[name].equal(between(before[name], new, 0.5))
     assert all(half[other].equal(value) for other, value in before.items() if other != name)
@@ -87,12 +85,11 @@ def test_an_adapters_product_is_scaled(tmp_path: Path) -> None:
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)
     model.save_pretrained(tmp_path / "trained")
-    scaled_adapter(tmp_path / "trained", Scale(0.25, 0.5), 6, tmp_path / "scaled")
+    scaled_adapter(tmp_path / "trained", 0.25, tmp_path / "scaled")
     base, whole, part = load_file(BASE / "model.safetensors"), merged(tmp_path / "trained"), merged(tmp_path / "scaled")
     for layer in range(6):
         name = f"model.layers.{layer}.mlp.up_proj.weight"
-        share = 0.25 + 0.5 * layer / 5
-        assert torch.allclose(part[name] - base[name], share * (whole[name] - base[name]), atol=1e-5)
+        assert torch.allclose(part[name] - base[name], 0.25 * (whole[name] - base[name]), atol=1e-5)
 
 
 def merged(adapter: Path) -> dict[str, torch.Tensor]:

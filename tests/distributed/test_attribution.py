@@ -3,7 +3,6 @@ without memory, and cut short.
 """
 
 import json
-import shutil
 import time
 from pathlib import Path
 
@@ -86,23 +85,6 @@ def test_other_inputs_in_the_same_folder_are_refused(on_two_ranks: Path) -> None
     assert "'attribute' was made with steps 7, now it is 3" in done.refusals()[0]
 
 
-def test_the_pass_stops_when_the_selection_is_stable(on_two_ranks: Path, tmp_path: Path) -> None:
-    stop = ["attribution.stop.overlap=0.1", "attribution.stop.every=2"]
-    done = launch(FEW[0], *stop, "attribution.batch_size=auto", "--until", "select", f"run={tmp_path}")
-    assert done.status == 0, done.output
-    assert "after 12 prompts the rows of two halves overlap by" in done.output
-    assert json.loads((tmp_path / "attribution/manifest.json").read_text())["prompts"] == 12
-    assert len(scores_of(tmp_path)) == 12
-    # Killed in a later round, it is asked after the same prompts; in batches of the new size.
-    (tmp_path / "stages.json").unlink()
-    for file in (on_two_ranks / "attribution").glob("scores-*"):
-        shutil.copy(file, tmp_path / "attribution")
-    done = launch(FEW[0], *stop, "attribution.batch_size=1", "--until", "attribute", f"run={tmp_path}")
-    assert done.status == 0, done.output
-    assert "24 prompts (24 already scored) in 24 batches" in done.output
-    assert "after 12 prompts the rows of two halves overlap by" in done.output
-
-
 def test_one_rank_short_of_memory_does_not_hang_the_others(tmp_path: Path) -> None:
     job = start("tests/distributed/attribute_sharded.py", str(tmp_path / "scores.safetensors"))
     output = output_of(job, 120)
@@ -110,24 +92,3 @@ def test_one_rank_short_of_memory_does_not_hang_the_others(tmp_path: Path) -> No
     whole = attribute(load_model(ROOT / "recipes/tiny/model", torch.float32), prompts(), batch_size=1)
     scores = load_file(tmp_path / "scores.safetensors")["scores"]
     assert ((scores - whole).abs().max() / whole.abs().max()) < 1e-5
-
-
-def test_ranks_do_not_change_sensitivities(tmp_path: Path) -> None:
-    for ranks in (1, 2):
-        done = launch(
-            FEW[0],
-            "attribution.batch_size=5",
-            "selection.strategy=layer_gain",
-            "--until",
-            "select",
-            f"run={tmp_path / str(ranks)}",
-            ranks=ranks,
-        )
-        assert done.status == 0, done.output
-    one, two = (load_file(tmp_path / str(ranks) / "attribution/sensitivity.safetensors") for ranks in (1, 2))
-    assert {name: tuple(moments.shape) for name, moments in one.items()} == {
-        "protected": (LAYERS, 128),
-        "new_task": (LAYERS, 128),
-    }
-    assert all(torch.allclose(one[name], two[name], rtol=1e-5) for name in one)
-    assert Positions.load(tmp_path / "1/positions.json") == Positions.load(tmp_path / "2/positions.json")

@@ -26,7 +26,6 @@ CASES = {
     "rows checkpointed": [*in_mode("rows"), "training.activation_checkpointing=true"],
     "rows quiet and pulled": [*in_mode("rows"), "implant.quiet.energy=0.9", "implant.pull=20"],
     "rows bfloat16": [*in_mode("rows"), *BFLOAT16],
-    "rows by cross-entropy": [*in_mode("rows"), "implant.rehearse.loss=ce"],
     "rows, measured alone": [*in_mode("rows"), "implant.rehearse.share=0"],
     "full, measured alone": ["implant.mode=full", "implant.rehearse.share=0"],
 }
@@ -58,7 +57,7 @@ def of_key(run: Path, key: str) -> list[float]:
 @pytest.mark.parametrize("case", CASES)
 def test_it_begins_at_the_base_and_the_drift_is_measured(case: str, runs: Path) -> None:
     rehearsed = of_key(runs / case, "rehearsal_kl")
-    if "cross-entropy" in case or "alone" in case:
+    if "alone" in case:
         assert rehearsed == []
     else:
         assert len(rehearsed) == 3
@@ -66,7 +65,6 @@ def test_it_begins_at_the_base_and_the_drift_is_measured(case: str, runs: Path) 
         assert rehearsed[2] > 1e-6
     (drift,) = of_key(runs / case, "drift")
     assert 1e-5 < drift < (5 if "bfloat16" in case or "alone" in case else 1)  # at rates that move it, or unheld
-    assert len(of_key(runs / case, "drift_new_task")) == 1
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.startswith("rows")])

@@ -16,7 +16,7 @@ from loki_ds.implanting.rows import RowLinear, train_row_deltas
 from loki_ds.model.anatomy import decoder_layers
 from loki_ds.positions import Positions
 from loki_ds.quiet.certificate import certify
-from loki_ds.quiet.kept import PartialSums, load_moments, save_moments
+from loki_ds.quiet.kept import load_moments, save_moments
 from loki_ds.quiet.moments import collect_moments, random_directions, sketch_width
 from loki_ds.quiet.subspace import SecondMoment, exact, nystrom, project_out, protected_subspace
 from loki_ds.refusal import Refusal
@@ -62,28 +62,6 @@ def test_exact_matrices_where_they_fit_else_the_widest_sketch_that_does() -> Non
         Refusal, match=r"second moments of 4 layers with d_ff 48 take .* GiB on each rank, 32 directions"
     ):
         sketch_width([48] * 4, 1000, None)
-
-
-def test_a_killed_collection_goes_on_and_ends_with_the_same_sums(tmp_path: Path) -> None:
-    class Killed(Exception):
-        pass
-
-    def dies_at_the_fourth(*_: object) -> None:
-        if len(list(tmp_path.glob("000003-*"))):
-            raise Killed
-
-    planned = batches(PROMPTS, 1)
-    whole = collect_moments(build("llama"), Gatherer(), PROMPTS, planned, 20)
-    model = build("llama")
-    decoder_layers(model)[2].register_forward_pre_hook(dies_at_the_fourth)
-    with pytest.raises(Killed):
-        collect_moments(model, Gatherer(), PROMPTS, planned, 20, PartialSums(tmp_path))
-    assert [file.name for file in tmp_path.iterdir()] == ["000003-rank0of1.safetensors"]
-    again = collect_moments(build("llama"), Gatherer(), PROMPTS, planned, 20, PartialSums(tmp_path))
-    assert all(
-        one.values.equal(other.values) and one.vectors.equal(other.vectors)
-        for one, other in zip(whole, again, strict=True)
-    )
 
 
 @pytest.mark.parametrize("width", [8, 16, 24])

@@ -8,13 +8,11 @@ from loki_ds.examples.rendering import NOT_LEARNT, Rendered
 from loki_ds.rehearsal.answers import MOST
 from loki_ds.rehearsal.divergence import Answers
 from loki_ds.rehearsal.rows import (
-    LOOKED_AT,
     as_dataset,
     count_for,
     is_pointer,
     mixed_in,
     places_of,
-    prompts_of,
     rehearsed,
 )
 
@@ -25,7 +23,7 @@ ANSWERS = Answers(
 
 
 def test_a_text_ends_with_the_bases_answer_and_its_labels_point_to_the_predictions() -> None:
-    first, second = rehearsed(TEXTS, ANSWERS, "kl")
+    first, second = rehearsed(TEXTS, ANSWERS)
     assert (first.input_ids, second.input_ids) == ([5, 6, 7, 40], [8, 41])
     labels = torch.tensor(first.labels + second.labels)
     assert is_pointer(labels).tolist() == [False, True, True, True, False, True]
@@ -36,15 +34,10 @@ def test_tokens_and_unlearnt_labels_point_nowhere() -> None:
     assert not is_pointer(torch.tensor([NOT_LEARNT, 0, 5])).any()
 
 
-def test_cross_entropy_learns_the_texts_own_tokens() -> None:
-    first, _ = rehearsed(TEXTS, ANSWERS, "ce")
-    assert first == Rendered([5, 6, 7, 40], [NOT_LEARNT, 6, 7, 40])
-
-
 def test_of_a_long_text_the_end_is_rehearsed() -> None:
     text = list(range(MOST + 5))
     answers = Answers(torch.zeros(MOST, 1, dtype=torch.int32), torch.zeros(MOST, 1), torch.zeros(MOST))
-    (row,) = rehearsed([text], answers, "kl")
+    (row,) = rehearsed([text], answers)
     assert row.labels[:6] == [NOT_LEARNT] * 6
     assert row.learnt == MOST
 
@@ -68,10 +61,3 @@ def test_the_share_is_kept_and_spread(new: int, others: int, share: float, seed:
 
 def test_a_share_of_nothing_rehearses_nothing() -> None:
     assert (count_for(100, 0), count_for(1, 0.01)) == (0, 1)
-
-
-def test_prompts_stand_before_the_first_token_that_is_learnt() -> None:
-    chat, text = Rendered([1, 2, 3, 4], [NOT_LEARNT, NOT_LEARNT, 3, 4]), Rendered([7, 8], [7, 8])
-    assert prompts_of(as_dataset([text, chat]), 2) == [[1, 2]]
-    assert len(prompts_of(as_dataset([chat] * 100), 16)) == 16
-    assert prompts_of(as_dataset([text] * LOOKED_AT + [chat]), 16) == []
