@@ -105,7 +105,7 @@ def select(arguments: argparse.Namespace) -> int:
         raise Refusal(f"--quota is {arguments.quota:g}, allowed is a percentage above 0 and below 100")
 
     from loki_ds.attribution.kept import KeptScores
-    from loki_ds.run_folder import RunFolder
+    from loki_ds.disk.run_folder import RunFolder
     from loki_ds.selection import select, select_random
 
     folder = RunFolder(arguments.run)
@@ -215,8 +215,8 @@ def tune(arguments: argparse.Namespace) -> int:
 
 def report(arguments: argparse.Namespace) -> int:
     """The report of one run; with --gate the exit status says whether all was kept."""
+    from loki_ds.disk.run_folder import RunFolder
     from loki_ds.report.compare import read_report
-    from loki_ds.run_folder import RunFolder
 
     found, folder = read_report(arguments.run), RunFolder(arguments.run).report
     print((folder / "report.md").read_text(encoding="utf-8"))

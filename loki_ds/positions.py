@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from loki_ds.disk.files import written_whole
 from loki_ds.refusal import Refusal
-from loki_ds.run_folder import written_whole
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from loki_ds import ranks
+from loki_ds.disk.run_folder import RunFolder
 from loki_ds.launcher import local_rank, local_size
-from loki_ds.run_folder import RunFolder
 
 
 class SharedFolder:

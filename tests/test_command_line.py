@@ -14,10 +14,10 @@ from conftest import ROOT, build
 
 from loki_ds.attribution.kept import KeptScores
 from loki_ds.attribution.sweep import Swept
+from loki_ds.disk.files import digest_of
 from loki_ds.export.checkpoint import read_rows
 from loki_ds.export.implant_file import Implant, LayerRows
 from loki_ds.positions import Positions
-from loki_ds.run_folder import digest_of
 
 TOOLCALLS = ROOT / "recipes/tiny/data/toolcalls/train.jsonl"
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from loki_ds.disk.files import digest_of, remove, written_whole
+from loki_ds.disk.run_folder import RunFolder
 from loki_ds.refusal import Refusal
-from loki_ds.run_folder import RunFolder, digest_of, remove, written_whole
 
 
 def test_a_stage_is_finished_for_the_same_inputs_only(tmp_path: Path) -> None:

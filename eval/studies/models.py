@@ -37,6 +37,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging
 
 from loki_ds.attribution.self_check import PROMPTS, difference, tiny_config
+from loki_ds.disk.run_folder import RunFolder
 from loki_ds.export.checkpoint import write_trained
 from loki_ds.export.collect import Deltas, collect_deltas
 from loki_ds.export.products import Base, implant_of, save_implant, write_model
@@ -48,7 +49,6 @@ from loki_ds.positions import Positions
 from loki_ds.quiet.inputs import observe_inputs
 from loki_ds.recipe import ModelSection
 from loki_ds.refusal import Refusal
-from loki_ds.run_folder import RunFolder
 from loki_ds.verification import verify
 from loki_ds.zero.model import Gatherer, load_model
 

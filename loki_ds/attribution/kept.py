@@ -17,8 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from loki_ds.attribution.sweep import Swept
+from loki_ds.disk.files import write_json, written_whole
+from loki_ds.disk.run_folder import check_same_inputs
 from loki_ds.refusal import Refusal
-from loki_ds.run_folder import check_same_inputs, write_json, written_whole
 
 
 class KeptScores:

@@ -11,10 +11,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from loki_ds.disk.files import written_whole
 from loki_ds.export.checkpoint import copy_model
 from loki_ds.export.implant_file import Implant
 from loki_ds.model.files import open_weights, same_bits
-from loki_ds.run_folder import written_whole
 
 
 def between(base: Tensor, trained: Tensor, share: float) -> Tensor:

@@ -15,9 +15,9 @@ from datasets import Dataset, load_dataset, load_dataset_builder
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from pyarrow import ArrowInvalid
 
+from loki_ds.disk.text import json_lines, lines_of, read_text
 from loki_ds.recipe import SourceSection
 from loki_ds.refusal import Refusal
-from loki_ds.text_files import json_lines, lines_of, read_text
 
 READERS = (".json", ".jsonl", ".parquet", ".csv")
 

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 from datasets import Dataset, interleave_datasets
 
+from loki_ds.disk.files import remove, write_json, written_whole
 from loki_ds.examples.choice import Rendering
 from loki_ds.examples.layouts import Example, columns_read, example_of
 from loki_ds.examples.rendering import Cut, Rendered, Renderer
@@ -22,7 +23,6 @@ from loki_ds.examples.templates import Needs
 from loki_ds.examples.turns import NotUnderstood
 from loki_ds.recipe import DataSection, SourceSection
 from loki_ds.refusal import Refusal
-from loki_ds.run_folder import remove, write_json, written_whole
 
 SCHEMA = pa.schema({"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32())})
 AT_ONCE = 1000  # rows written together

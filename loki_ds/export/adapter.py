@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import pad
 
-from loki_ds.run_folder import write_json, written_whole
+from loki_ds.disk.files import write_json, written_whole
 
 NAMED = ("peft_type", "task_type", "r", "lora_alpha", "target_modules", "base_model_name_or_path")
 

@@ -14,9 +14,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from loki_ds.disk.files import written_whole
 from loki_ds.positions import Positions
 from loki_ds.refusal import Refusal
-from loki_ds.run_folder import written_whole
 
 FORMAT = "loki-ds implant 2"
 MOST_LAYERS = 10_000  # of a file that may be believed

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from loki_ds.disk.files import remove, written_whole
+from loki_ds.disk.run_folder import RunFolder
 from loki_ds.export.adapter import Adapted, Factors, from_low_rank, from_rows, save_adapter
 from loki_ds.export.checkpoint import TEMPLATE, apply_to_checkpoint, implant_between, read_rows
 from loki_ds.export.collect import Adapter, Deltas, Trained, WeightDelta, Weights
@@ -23,7 +25,6 @@ from loki_ds.model.usable import without_data
 from loki_ds.model.wide import as_in, with_rows
 from loki_ds.positions import Positions
 from loki_ds.recipe import ModelSection
-from loki_ds.run_folder import RunFolder, remove, written_whole
 
 
 class Base(NamedTuple):

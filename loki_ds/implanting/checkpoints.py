@@ -8,9 +8,9 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
+from loki_ds.disk.files import write_json
 from loki_ds.ranks import barrier, world_size
 from loki_ds.refusal import Refusal
-from loki_ds.run_folder import write_json
 from loki_ds.zero.checkpoints import name_newest_everywhere
 
 WHOLE = "whole.json"  # the mark of a checkpoint that every rank has written

@@ -11,7 +11,7 @@ import ir_measures
 import numpy as np
 from datasets import load_dataset
 
-from loki_ds.text_files import json_lines, lines_of
+from loki_ds.disk.text import json_lines, lines_of
 
 MEASURES = {"ndcg@10": ir_measures.nDCG @ 10, "map": ir_measures.AP, "mrr": ir_measures.RR}
 

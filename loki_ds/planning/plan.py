@@ -18,6 +18,7 @@ from loki_ds.checking.data import data_found
 from loki_ds.checking.findings import Findings
 from loki_ds.checking.selection import check_selection
 from loki_ds.checking.tasks import limits_in_words
+from loki_ds.disk.run_folder import RunFolder
 from loki_ds.examples.choice import Rendering, make_rendering
 from loki_ds.examples.rendering import NOT_LEARNT
 from loki_ds.examples.turns import NotUnderstood
@@ -41,7 +42,6 @@ from loki_ds.quiet.subspace import protected_subspace
 from loki_ds.recipe import DataSection, Recipe
 from loki_ds.refusal import Refusal
 from loki_ds.rehearsal.rows import MOST_HELD_OUT, count_for
-from loki_ds.run_folder import RunFolder
 from loki_ds.selection import planned_positions
 from loki_ds.shipped import found
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from loki_ds.disk.files import written_whole
 from loki_ds.quiet.subspace import SecondMoment
-from loki_ds.run_folder import written_whole
 
 
 def save_moments(moments: list[SecondMoment], path: Path) -> None:

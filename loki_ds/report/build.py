@@ -12,6 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from loki_ds.disk.files import write_json, written_whole
 from loki_ds.recipe import RetentionSection, TaskGroup
 from loki_ds.refusal import Refusal
 from loki_ds.report.card import came_by, card_data
@@ -21,7 +22,6 @@ from loki_ds.retention.forgetting import losses_only, relative_loss, signed
 from loki_ds.retention.mean_change import LEVEL
 from loki_ds.retention.pairing import PairedTask, main_metric_only
 from loki_ds.retention.statistics import TaskChange, suite_changes
-from loki_ds.run_folder import write_json, written_whole
 
 MOST_FLIPS = 50  # documents of a task that the report shows
 

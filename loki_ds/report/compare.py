@@ -9,11 +9,12 @@ from pathlib import Path
 
 from rich.table import Table
 
+from loki_ds.disk.files import write_json, written_whole
+from loki_ds.disk.run_folder import RunFolder
 from loki_ds.refusal import Refusal
 from loki_ds.report.build import pages
 from loki_ds.report.pictures import Point, trade_off
 from loki_ds.report.schema import Comparison, Report, RunLine, TaskLine, TaskRow
-from loki_ds.run_folder import RunFolder, write_json, written_whole
 
 LOST = "losses alone"
 

@@ -13,8 +13,8 @@ from matplotlib.colors import SymLogNorm
 from matplotlib.ticker import ScalarFormatter
 from torch import Tensor
 
+from loki_ds.disk.files import written_whole
 from loki_ds.report.schema import TaskLine
-from loki_ds.run_folder import written_whole
 
 COLUMNS = 256  # of a heat map; wider layers are drawn in bins
 EXTREME = 0.01  # share of all nodes that count as high or low (the paper's suppression ablation)

@@ -23,6 +23,7 @@ from typing import Any
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForImageTextToText
 
+from loki_ds.disk.files import write_json
 from loki_ds.launcher import end_with_parent
 from loki_ds.model_class import is_wrapper_alone
 from loki_ds.recipe import TaskGroup
@@ -30,7 +31,6 @@ from loki_ds.refusal import shown_once
 from loki_ds.retention.blocks import Places, answers_of_base, until_decided
 from loki_ds.retention.parcels import ArmResult, Request, TaskSamples
 from loki_ds.retention.samples import samples_of
-from loki_ds.run_folder import write_json
 from loki_ds.tasks import task_manager
 from loki_ds.template_date import one_date
 

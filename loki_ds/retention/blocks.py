@@ -11,10 +11,10 @@ from random import Random
 
 import numpy as np
 
+from loki_ds.disk.files import write_json
 from loki_ds.refusal import Refusal
 from loki_ds.retention.parcels import Request, Sample, Stop, TaskSamples, together
 from loki_ds.retention.stopping import Bounds, bounds
-from loki_ds.run_folder import write_json
 from loki_ds.tasks import TaskFound
 
 Places = dict[str, list[int]]  # documents of lm-eval's tasks, by their names

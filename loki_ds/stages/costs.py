@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from loki_ds import device, ranks
+from loki_ds.disk.files import write_json
+from loki_ds.disk.run_folder import RunFolder
 from loki_ds.launcher import local_size
-from loki_ds.run_folder import RunFolder, write_json
 
 
 @contextmanager

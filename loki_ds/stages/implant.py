@@ -6,6 +6,8 @@ import logging
 from typing import Any, NoReturn
 
 from loki_ds import ranks
+from loki_ds.disk.files import write_json
+from loki_ds.disk.run_folder import check_same_inputs
 from loki_ds.export.checkpoint import with_template
 from loki_ds.export.collect import Trained, collect
 from loki_ds.export.implant_file import Implant
@@ -14,7 +16,6 @@ from loki_ds.implanting.training import Examples, Method, Resume, train
 from loki_ds.positions import Positions
 from loki_ds.quiet.certificate import certify, strongest
 from loki_ds.refusal import Refusal
-from loki_ds.run_folder import check_same_inputs, write_json
 from loki_ds.stages.costs import cost_of
 from loki_ds.stages.inputs import Inputs, implant_inputs
 from loki_ds.stages.quiet import Quiet, quiet

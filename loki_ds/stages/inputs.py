@@ -13,6 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from loki_ds.disk.files import digest_of
+from loki_ds.disk.run_folder import RunFolder
 from loki_ds.examples.choice import Rendering
 from loki_ds.export.implant_file import Implant
 from loki_ds.export.products import Base
@@ -22,7 +24,6 @@ from loki_ds.positions import Positions
 from loki_ds.recipe import DataSection, ProtectedSection, Recipe
 from loki_ds.recipe_keys import changes_a_result, without_secrets
 from loki_ds.retention.question import model_digest
-from loki_ds.run_folder import RunFolder, digest_of
 
 Inputs = dict[str, Any]
 

@@ -17,6 +17,7 @@ from typing import Any
 from loki_ds import device, ranks
 from loki_ds.checking.findings import Findings
 from loki_ds.checking.tasks import in_words
+from loki_ds.disk.files import digest_of, weights_digest, write_json, written_whole
 from loki_ds.launcher import local_rank, local_size
 from loki_ds.recipe import TuneSection
 from loki_ds.recipe_keys import without_secrets
@@ -29,7 +30,6 @@ from loki_ds.retention.evaluation import Nodes, evaluate_into, forget_failures
 from loki_ds.retention.pairing import PairedTask, pair
 from loki_ds.retention.parcels import Request
 from loki_ds.retention.question import check_backend, short_digest
-from loki_ds.run_folder import digest_of, weights_digest, write_json, written_whole
 from loki_ds.stages.asking import answers_in, base_answers_beside, base_arm, model_arm, question_of
 from loki_ds.stages.costs import costs_so_far, note_cost
 from loki_ds.stages.inputs import Inputs, retention_inputs

@@ -16,6 +16,8 @@ from typing import Any
 from loki_ds import device
 from loki_ds.dial.curve import Place, choose, place_of
 from loki_ds.dial.scaled import keep, scaled_adapter, scaled_implant, scaled_tensors
+from loki_ds.disk.files import remove, write_json
+from loki_ds.disk.run_folder import RunFolder
 from loki_ds.export.checkpoint import apply_to_checkpoint, write_tensors
 from loki_ds.export.implant_file import Implant
 from loki_ds.export.products import export_template
@@ -27,7 +29,6 @@ from loki_ds.retention.evaluation import answered, answered_together
 from loki_ds.retention.pairing import pair
 from loki_ds.retention.parcels import ArmResult
 from loki_ds.retention.question import Question
-from loki_ds.run_folder import RunFolder, remove, write_json
 from loki_ds.stages.asking import (
     answers_in,
     base_answers_beside,

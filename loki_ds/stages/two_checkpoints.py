@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 
 from loki_ds import device
+from loki_ds.disk.files import digest_of, weights_digest
+from loki_ds.disk.run_folder import RunFolder
 from loki_ds.model.base import locate_model
 from loki_ds.recipe import ModelSection
 from loki_ds.recipe_file import Pair
@@ -19,7 +21,6 @@ from loki_ds.retention.evaluation import answered
 from loki_ds.retention.pairing import pair as paired
 from loki_ds.retention.parcels import ArmResult
 from loki_ds.retention.question import Answers, Arm, Question, check_backend, model_digest
-from loki_ds.run_folder import RunFolder, digest_of, weights_digest
 from loki_ds.tasks import look_at_tasks
 
 ADAPTER = "adapter_config.json"

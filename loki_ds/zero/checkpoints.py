@@ -11,9 +11,9 @@ from typing import Any
 
 from deepspeed.checkpoint import ds_to_universal
 
+from loki_ds.disk.files import written_whole
 from loki_ds.ranks import on_first_rank
 from loki_ds.refusal import Refusal
-from loki_ds.run_folder import written_whole
 
 
 def is_partitioned(checkpoint: Path) -> bool:

@@ -14,8 +14,8 @@ from conftest import in_mode
 from safetensors.torch import load_file
 
 from distributed.conftest import ROOT, launch
+from loki_ds.disk.run_folder import RunFolder
 from loki_ds.export.implant_file import Implant
-from loki_ds.run_folder import RunFolder
 
 TRAINING = [
     "training.max_steps=3",

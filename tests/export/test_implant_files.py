@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from loki_ds import Positions, apply_implant, revert_implant
+from loki_ds.disk.files import digest_of
 from loki_ds.export.checkpoint import (
     TEMPLATE,
     apply_to_checkpoint,
@@ -24,7 +25,6 @@ from loki_ds.export.checkpoint import (
 )
 from loki_ds.export.implant_file import FORMAT, Implant, LayerRows
 from loki_ds.refusal import Refusal
-from loki_ds.run_folder import digest_of
 from loki_ds.verification import verify
 
 POSITIONS = Positions([[1, 5], [], [0], [31]])

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from loki_ds import apply_implant, revert_implant
+from loki_ds.disk.run_folder import RunFolder
 from loki_ds.export.checkpoint import apply_to_checkpoint, read_rows, revert_in_checkpoint
 from loki_ds.export.implant_file import Implant, LayerRows
 from loki_ds.export.products import Base, save_implant
@@ -22,7 +23,6 @@ from loki_ds.model.stored_rows import StoredRows
 from loki_ds.positions import Positions
 from loki_ds.recipe import ModelSection
 from loki_ds.refusal import Refusal
-from loki_ds.run_folder import RunFolder
 from loki_ds.verification import verify
 
 POSITIONS = Positions([[1, 5], [], [0], [31]])

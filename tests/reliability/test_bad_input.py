@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from loki_ds.attribution.kept import KeptScores
+from loki_ds.disk.run_folder import RunFolder
 from loki_ds.examples.rendering import Cut, Renderer
 from loki_ds.examples.templates import own_template
 from loki_ds.examples.whole import render_source
@@ -31,7 +32,6 @@ from loki_ds.protected import load_protected
 from loki_ds.recipe import ProtectedSection, SourceSection
 from loki_ds.recipe_file import load_recipe, load_suite
 from loki_ds.refusal import Refusal
-from loki_ds.run_folder import RunFolder
 from loki_ds.selection import select
 from loki_ds.verification import verify
 from loki_ds.zero.model import load_model

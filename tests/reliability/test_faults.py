@@ -21,7 +21,7 @@ import pytest
 from conftest import ROOT, in_mode
 from distributed.conftest import kill, launch, launch_all, output_of, start
 
-from loki_ds.run_folder import digest_of
+from loki_ds.disk.files import digest_of
 
 SETTINGS = [
     "protected.per_subject=12",

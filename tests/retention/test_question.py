@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
+from loki_ds.disk.files import weights_digest
 from loki_ds.recipe import RetentionSection
 from loki_ds.refusal import Refusal
 from loki_ds.retention.question import Answers, Arm, Question, check_backend, model_digest
-from loki_ds.run_folder import weights_digest
 from loki_ds.tasks import look_at_tasks
 
 

@@ -1,5 +1,5 @@
-"""The run folder: where each stage's result lies, whether it is already there for the same inputs,
-and safe writing.
+"""The run folder: where each stage's result lies, and whether it is already there for the same
+inputs.
 
 `stages.json` holds, for every finished stage, the inputs it was made from. A stage whose inputs are
 unchanged is skipped; one whose inputs differ is refused by the name of what differs, never
@@ -7,17 +7,13 @@ overwritten. Nothing here knows what the stages do.
 """
 
 import fcntl
-import hashlib
 import json
 import os
-import shutil
 import socket
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from loki_ds.disk.files import sha256, write_json
 from loki_ds.refusal import Refusal
 
 
@@ -162,87 +158,3 @@ def _difference(stage: str, stored: dict[str, Any], now: dict[str, Any]) -> str:
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A path to write a file or folder at; it takes its place under `path` only when the block ends
-    well.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = aside_of(path)
-    remove(aside)
-    yield aside
-    put_in_place(path)
-
-
-def aside_of(path: Path) -> Path:
-    """Where a file or folder is written before it is whole."""
-    return path.with_name(f".{path.name}.unfinished")
-
-
-def put_in_place(path: Path) -> None:
-    """Bring what was written aside to the disk, then to its place."""
-    aside = aside_of(path)
-    for file in [aside] if aside.is_file() else sorted(p for p in aside.rglob("*") if p.is_file()):
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
-    old = path.with_name(f".{path.name}.old")
-    remove(old)  # what a kill in between left
-    if (path.is_dir() or aside.is_dir()) and os.path.lexists(path):  # a folder takes no place in one go
-        path.rename(old)
-        aside.rename(path)
-        remove(old)
-    else:
-        os.replace(aside, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the new name, too
-    finally:
-        os.close(folder)
-
-
-def publish(file: Path, shared: Path) -> None:
-    """Copy a file to where several runs may write the same at once: each aside under a name of its
-    own, then renamed.
-    """
-    shared.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(dir=shared.parent, prefix=f".{shared.name}.")
-    with os.fdopen(handle, "wb") as copy:
-        copy.write(file.read_bytes())
-        os.fsync(copy.fileno())
-    shutil.copymode(file, aside)  # mkstemp's is for its maker alone
-    os.replace(aside, shared)
-
-
-def remove(path: Path) -> None:
-    """Delete a file or a folder, if it is there; of a link the link."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    with written_whole(path) as aside:
-        aside.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def digest_of(*paths: Path) -> str:
-    """SHA-256 over the names and bytes of files, and of all files in folders."""
-    whole = hashlib.sha256()
-    for path in paths:
-        for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
-            whole.update(f"{file.name}:{sha256(file)};".encode())
-    return whole.hexdigest()
-
-
-def weights_digest(folder: Path) -> str:
-    """SHA-256 over the safetensors files of a checkpoint folder."""
-    return digest_of(*sorted(folder.glob("*.safetensors")))
-
-
-def sha256(file: Path) -> str:
-    """Of a file's bytes, in hex."""
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
