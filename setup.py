@@ -1,5 +1,5 @@
 """Everything of the build is in pyproject.toml but this: recipes, DeepSpeed's settings, suites and
-tasks travel in the wheel, inside the package (`loki_ds.shipped`).
+tasks travel in the wheel, inside the package (`loki_ds.recipe.shipped`).
 """
 
 import shutil

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from loki_ds.strategies import STRATEGIES
+from loki_ds.recipe.strategies import STRATEGIES
 
 GATE = "--gate"
 Arguments = list[tuple[str, dict[str, Any]]]

@@ -51,7 +51,7 @@ def recipes(arguments: argparse.Namespace) -> int:
     """The recipes that travel with the package, a line each; with a name, a copy of that one to
     change.
     """
-    from loki_ds.shipped import copy_recipe, listed
+    from loki_ds.recipe.shipped import copy_recipe, listed
 
     print("\n".join(listed() if arguments.name is None else map(str, copy_recipe(arguments.name))))
     return 0
@@ -61,7 +61,7 @@ def check(arguments: argparse.Namespace) -> int:
     """What a run of a recipe would rest on: base, template, data, settings, tasks, disk; refused as
     the run would be. Needs no accelerator and reads no weights into memory.
     """
-    from loki_ds.recipe_file import load_recipe
+    from loki_ds.recipe.file import load_recipe
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
 
@@ -81,7 +81,7 @@ def plan(arguments: argparse.Namespace) -> int:
     """What a recipe would train and need: memory, traffic, time on so many GPUs; and one training
     example. Loads no weights.
     """
-    from loki_ds.recipe_file import load_recipe
+    from loki_ds.recipe.file import load_recipe
 
     if arguments.ranks < 1:
         raise Refusal(f"--ranks is {arguments.ranks}, allowed is 1 or more")
@@ -175,7 +175,7 @@ def retain(arguments: argparse.Namespace) -> int:
     """What any checkpoint, or a PEFT adapter on the base, kept of what the base could do: the same
     suites, pairing and report as of a run, with nothing of ours in the models.
     """
-    from loki_ds.recipe_file import load_pair
+    from loki_ds.recipe.file import load_pair
 
     pair = load_pair(arguments.base, arguments.overrides)
 
@@ -192,7 +192,7 @@ def tune(arguments: argparse.Namespace) -> int:
     """Another budget or other scales of a trained run: its change at each of them, and its model,
     adapter, certificate and report at the one that is chosen. Nothing trains again.
     """
-    from loki_ds.recipe_file import load_recipe
+    from loki_ds.recipe.file import load_recipe
 
     recipe = load_recipe(arguments.run / "recipe.yaml", [f"run={arguments.run}", *arguments.overrides])
     if recipe.tune is None:

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from loki_ds import ranks
 from loki_ds.checking.findings import as_table
-from loki_ds.recipe import Recipe
+from loki_ds.recipe.sections import Recipe
 from loki_ds.stages.attribute import attribute
 from loki_ds.stages.implant import implant
 from loki_ds.stages.run import Run

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from loki_ds.positions import Positions
-from loki_ds.recipe import SelectionSection
-from loki_ds.strategies import BY_SCORES
+from loki_ds.recipe.sections import SelectionSection
+from loki_ds.recipe.strategies import BY_SCORES
 
 
 def rows_per_layer(quota: float, d_model: int) -> int:

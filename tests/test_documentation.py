@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from loki_ds import command_line, implant_section, recipe
+from loki_ds import command_line
 from loki_ds.command_arguments import ARGUMENTS
-from loki_ds.recipe_file import load_recipe
-from loki_ds.section import Section
+from loki_ds.recipe import implant as implant_section
+from loki_ds.recipe import sections as recipe
+from loki_ds.recipe.file import load_recipe
+from loki_ds.recipe.strict import Section
 from loki_ds.tasks import look_at_tasks
 
 NOT_OURS = re.compile(r"^(\.|runs$|build$|dist$)")

@@ -4,9 +4,9 @@ somewhere.
 
 from typing import get_args
 
-from loki_ds.implant_section import ImplantSection
 from loki_ds.implanting.training import PREPARE
-from loki_ds.modes import MODES
+from loki_ds.recipe.implant import ImplantSection
+from loki_ds.recipe.modes import MODES
 
 
 def test_every_mode_of_the_recipe_is_in_the_table() -> None:

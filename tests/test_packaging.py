@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from loki_ds.shipped import recipe_names
+from loki_ds.recipe.shipped import recipe_names
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from published import TEMPLATES
 from transformers import AutoTokenizer
 
 from loki_ds.protected import ProtectedPrompt, ProtectedSet, load_protected
-from loki_ds.recipe import ProtectedSection
+from loki_ds.recipe.sections import ProtectedSection
 from loki_ds.refusal import Refusal
 
 TOKENIZER = AutoTokenizer.from_pretrained(ROOT / "recipes/tiny/model")

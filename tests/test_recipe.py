@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from loki_ds.recipe import RetentionSection
-from loki_ds.recipe_file import load_recipe
+from loki_ds.recipe.file import load_recipe
+from loki_ds.recipe.sections import RetentionSection
 from loki_ds.refusal import Refusal
 from loki_ds.retention.statistics import least_margin
 

@@ -7,7 +7,7 @@ from dataclasses import fields
 import pytest
 from trl import SFTConfig
 
-from loki_ds.recipe_keys import RESERVED, changes_a_result, training_keys, without_secrets
+from loki_ds.recipe.training_keys import RESERVED, changes_a_result, training_keys, without_secrets
 
 
 def test_the_names_read_from_the_source_are_those_of_the_class() -> None:

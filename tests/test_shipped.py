@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from loki_ds.recipe_file import load_recipe
+from loki_ds.recipe.file import load_recipe
+from loki_ds.recipe.shipped import ROOT, copy_recipe, find_recipe, found, listed, recipe_names
 from loki_ds.refusal import Refusal
-from loki_ds.shipped import ROOT, copy_recipe, find_recipe, found, listed, recipe_names
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from published import template
 from loki_ds.examples.layouts import example_of
 from loki_ds.examples.rendering import Renderer
 from loki_ds.protected import load_protected
-from loki_ds.recipe import ProtectedSection
+from loki_ds.recipe.sections import ProtectedSection
 
 ASKED = [{"role": "user", "content": "hello"}]
 CHAT = {"messages": [*ASKED, {"role": "assistant", "content": "lamp"}]}

@@ -18,13 +18,13 @@ import matplotlib.pyplot as plt
 from shapes import SHAPES, shapes_of
 
 from loki_ds.checking.findings import GIB
-from loki_ds.implant_section import ImplantSection
 from loki_ds.implanting.arguments import TrainingShape
 from loki_ds.implanting.training import Method
 from loki_ds.planning.estimate import Training, dry_step, dry_sweep, estimate
 from loki_ds.planning.hardware import GPUS, NODE, REACHED, WIRE_REACHED
 from loki_ds.planning.partitioning import Setting, kept_bytes, sweep_traffic
-from loki_ds.recipe import AttributionSection, ModelSection, SelectionSection
+from loki_ds.recipe.implant import ImplantSection
+from loki_ds.recipe.sections import AttributionSection, ModelSection, SelectionSection
 from loki_ds.selection import planned_positions
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from loki_ds import ranks
 from loki_ds.job import run_stages
-from loki_ds.recipe_file import load_recipe
+from loki_ds.recipe.file import load_recipe
 from loki_ds.refusal import Refusal
 from loki_ds.stages.run import Run
 

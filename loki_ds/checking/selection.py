@@ -4,7 +4,7 @@ it.
 
 from loki_ds.export.implant_file import Implant
 from loki_ds.positions import Positions
-from loki_ds.recipe import SelectionSection
+from loki_ds.recipe.sections import SelectionSection
 from loki_ds.refusal import Refusal
 from loki_ds.selection import planned_positions
 

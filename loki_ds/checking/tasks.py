@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from loki_ds.checking.findings import Findings
-from loki_ds.recipe import RetentionSection, TuneSection
+from loki_ds.recipe.sections import RetentionSection, TuneSection
 from loki_ds.refusal import Refusal
 from loki_ds.retention.forgetting import least_loss
 from loki_ds.retention.statistics import FEWEST, least_margin, least_margin_of_group

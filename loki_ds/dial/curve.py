@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TypedDict
 
-from loki_ds.recipe import BudgetSection
+from loki_ds.recipe.sections import BudgetSection
 from loki_ds.refusal import Refusal
 from loki_ds.report.schema import Report
 

@@ -16,7 +16,7 @@ from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from pyarrow import ArrowInvalid
 
 from loki_ds.disk.text import json_lines, lines_of, read_text
-from loki_ds.recipe import SourceSection
+from loki_ds.recipe.sections import SourceSection
 from loki_ds.refusal import Refusal
 
 READERS = (".json", ".jsonl", ".parquet", ".csv")

@@ -21,7 +21,7 @@ from loki_ds.examples.rendering import Cut, Rendered, Renderer
 from loki_ds.examples.sources import count_of, is_local, rows_of
 from loki_ds.examples.templates import Needs
 from loki_ds.examples.turns import NotUnderstood
-from loki_ds.recipe import DataSection, SourceSection
+from loki_ds.recipe.sections import DataSection, SourceSection
 from loki_ds.refusal import Refusal
 
 SCHEMA = pa.schema({"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32())})

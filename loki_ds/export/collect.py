@@ -19,8 +19,8 @@ from loki_ds.export.checkpoint import write_trained
 from loki_ds.implanting.rows import RowDelta
 from loki_ds.model.anatomy import sites
 from loki_ds.model.wide import side_by_side
-from loki_ds.modes import Mode
 from loki_ds.ranks import barrier, rank
+from loki_ds.recipe.modes import Mode
 from loki_ds.zero.model import Gatherer
 
 

@@ -24,7 +24,7 @@ from loki_ds.model.stored_rows import StoredRows
 from loki_ds.model.usable import without_data
 from loki_ds.model.wide import as_in, with_rows
 from loki_ds.positions import Positions
-from loki_ds.recipe import ModelSection
+from loki_ds.recipe.sections import ModelSection
 
 
 class Base(NamedTuple):

@@ -18,7 +18,6 @@ from trl import SFTConfig
 
 from loki_ds.device import on_cpu
 from loki_ds.examples.choice import RENDERING
-from loki_ds.implant_section import ImplantSection
 from loki_ds.implanting.checkpoints import Checkpoint
 from loki_ds.implanting.settings import check_installed, check_settings
 from loki_ds.implanting.supported import (
@@ -28,7 +27,8 @@ from loki_ds.implanting.supported import (
     sequence_groups,
 )
 from loki_ds.ranks import joined, world_size
-from loki_ds.recipe import Recipe
+from loki_ds.recipe.implant import ImplantSection
+from loki_ds.recipe.sections import Recipe
 from loki_ds.refusal import Refusal
 from loki_ds.zero.checkpoints import is_partitioned, loading_repartitioned
 

@@ -2,7 +2,7 @@
 
 from peft import LoraConfig
 
-from loki_ds.implant_section import PeftSection
+from loki_ds.recipe.implant import PeftSection
 
 
 def peft_config(section: PeftSection) -> LoraConfig:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import Module
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, get_scheduler
 
-from loki_ds.implant_section import ImplantSection
+from loki_ds.recipe.implant import ImplantSection
 from loki_ds.zero.optimizer import Noted, Shard, after_each_step, just_stepped, learning_rate
 
 log = logging.getLogger(__name__)

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Linear, Module
 
-from loki_ds.implant_section import LowRankSection
 from loki_ds.model.anatomy import sites
 from loki_ds.model.sites import Down
 from loki_ds.model.wide import with_rows
 from loki_ds.positions import Positions
 from loki_ds.quiet.subspace import project_out
+from loki_ds.recipe.implant import LowRankSection
 
 
 class Start(NamedTuple):

@@ -12,7 +12,7 @@ from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_rep
 from transformers.utils import is_liger_kernel_available
 from trl import SFTConfig
 
-from loki_ds.recipe import Recipe
+from loki_ds.recipe.sections import Recipe
 from loki_ds.refusal import Refusal, did_you_mean
 
 ABOVE_ZERO = (

@@ -12,10 +12,10 @@ from accelerate.utils import parse_flag_from_env
 from trl import SFTConfig
 
 from loki_ds.device import on_cpu
-from loki_ds.implant_section import ImplantSection
 from loki_ds.model.files import open_weights
 from loki_ds.model.stored_rows import StoredRows
 from loki_ds.ranks import world_size
+from loki_ds.recipe.implant import ImplantSection
 from loki_ds.refusal import Refusal
 from loki_ds.zero.configuration import check_zero
 

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from loki_ds.model.files import BESIDE
-from loki_ds.recipe import ModelSection
+from loki_ds.recipe.sections import ModelSection
 from loki_ds.refusal import Refusal
 
 # What a chat template raises on a conversation it was not made for.

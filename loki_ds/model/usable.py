@@ -20,7 +20,7 @@ from loki_ds.model.anatomy import down_shapes, sites
 from loki_ds.model.files import WeightFiles, open_weights
 from loki_ds.model.stored_rows import StoredRows
 from loki_ds.model_class import model_class
-from loki_ds.recipe import ModelSection
+from loki_ds.recipe.sections import ModelSection
 from loki_ds.refusal import Refusal
 from loki_ds.zero.model import unsharded
 

@@ -16,7 +16,7 @@ from loki_ds.examples.layouts import Example, example_of
 from loki_ds.examples.sources import rows_of
 from loki_ds.examples.turns import Message, NotUnderstood
 from loki_ds.new_task.notations import parse_calls
-from loki_ds.recipe import SourceSection
+from loki_ds.recipe.sections import SourceSection
 from loki_ds.refusal import Refusal
 
 Calls = list[tuple[str, dict[str, Any]]]  # names of functions, and their arguments

@@ -34,13 +34,13 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from trl.trainer.utils import add_fused_lm_head
 
 from loki_ds.attribution.sweep import Sweep
-from loki_ds.implant_section import PeftSection
 from loki_ds.implanting.arguments import TrainingShape
 from loki_ds.implanting.baselines import peft_config
 from loki_ds.implanting.training import Method, prepare
 from loki_ds.model.anatomy import attention_implementation, decoder_layers, decoder_of, parts_around_layers
 from loki_ds.model_class import model_class
-from loki_ds.recipe import AttributionSection
+from loki_ds.recipe.implant import PeftSection
+from loki_ds.recipe.sections import AttributionSection
 
 ATEN = torch.ops.aten
 # torch's FLOP counter knows the fused attention of GPUs; the processor's takes the same arguments.

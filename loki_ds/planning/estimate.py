@@ -8,11 +8,11 @@ from transformers import PreTrainedConfig
 from loki_ds.checking.findings import GIB
 from loki_ds.implanting.arguments import TrainingShape
 from loki_ds.implanting.training import Method
-from loki_ds.modes import Mode
 from loki_ds.planning.dry_run import MicroStep, SweepBatch, micro_step, model_without_data, sweep_batch
 from loki_ds.planning.hardware import PCIE, USABLE, Gpu
 from loki_ds.planning.partitioning import Memory, Setting, Traffic, memory, traffic
-from loki_ds.recipe import AttributionSection, ModelSection
+from loki_ds.recipe.modes import Mode
+from loki_ds.recipe.sections import AttributionSection, ModelSection
 
 
 @dataclass(frozen=True)

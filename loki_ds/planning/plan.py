@@ -23,7 +23,6 @@ from loki_ds.examples.choice import Rendering, make_rendering
 from loki_ds.examples.rendering import NOT_LEARNT
 from loki_ds.examples.turns import NotUnderstood
 from loki_ds.examples.whole import examples_in, examples_of, first_counts, needs_of
-from loki_ds.implant_section import QuietSection
 from loki_ds.implanting.arguments import TrainingShape, deepspeed_config
 from loki_ds.implanting.pull import in_words, planned_rates, strength_of
 from loki_ds.implanting.settings import check_settings
@@ -39,11 +38,12 @@ from loki_ds.planning.passes import Passes, Stage, prompts_of, training_stages
 from loki_ds.positions import Positions
 from loki_ds.quiet.kept import load_moments
 from loki_ds.quiet.subspace import protected_subspace
-from loki_ds.recipe import DataSection, Recipe
+from loki_ds.recipe.implant import QuietSection
+from loki_ds.recipe.sections import DataSection, Recipe
+from loki_ds.recipe.shipped import found
 from loki_ds.refusal import Refusal
 from loki_ds.rehearsal.rows import MOST_HELD_OUT, count_for
 from loki_ds.selection import planned_positions
-from loki_ds.shipped import found
 
 CONFIGS = ("launch/zero2.json", "launch/zero3.json", "launch/zero3_offload.json")  # from the fastest to the thriftiest
 SCHEDULE = ("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio")

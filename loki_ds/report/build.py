@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from loki_ds.disk.files import write_json, written_whole
-from loki_ds.recipe import RetentionSection, TaskGroup
+from loki_ds.recipe.sections import RetentionSection, TaskGroup
 from loki_ds.refusal import Refusal
 from loki_ds.report.card import came_by, card_data
 from loki_ds.report.schema import Asked, Facts, Flip, Report, TaskLine

@@ -26,7 +26,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from loki_ds.disk.files import write_json
 from loki_ds.launcher import end_with_parent
 from loki_ds.model_class import is_wrapper_alone
-from loki_ds.recipe import TaskGroup
+from loki_ds.recipe.sections import TaskGroup
 from loki_ds.refusal import shown_once
 from loki_ds.retention.blocks import Places, answers_of_base, until_decided
 from loki_ds.retention.parcels import ArmResult, Request, TaskSamples

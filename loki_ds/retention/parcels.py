@@ -5,7 +5,7 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 from pydantic import BaseModel, ConfigDict
 
-from loki_ds.recipe import TaskGroup
+from loki_ds.recipe.sections import TaskGroup
 from loki_ds.task_metrics import Metric
 from loki_ds.tasks import TaskFound
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from loki_ds import device, task_metrics
 from loki_ds.disk.files import digest_of, publish, write_json
-from loki_ds.recipe import RetentionSection
+from loki_ds.recipe.sections import RetentionSection
 from loki_ds.refusal import Refusal
 from loki_ds.retention.arm import library_versions
 from loki_ds.retention.parcels import ArmResult, Half, Request, Stop

@@ -15,7 +15,7 @@ from loki_ds.attribution.rope import length_class
 from loki_ds.attribution.sweep import Sweep
 from loki_ds.model.anatomy import has_experts
 from loki_ds.protected import ProtectedSet
-from loki_ds.recipe import AttributionSection, SelectionSection
+from loki_ds.recipe.sections import AttributionSection, SelectionSection
 from loki_ds.refusal import Refusal
 from loki_ds.report.pictures import heat_map, overlap_curve
 from loki_ds.selection import split_half_overlap

@@ -28,7 +28,7 @@ from loki_ds.implanting.arguments import TrainingShape
 from loki_ds.implanting.supported import check_dtype
 from loki_ds.model.base import check_attention_installed, load_configuration, load_tokenizer, locate_model
 from loki_ds.protected import load_protected
-from loki_ds.recipe import ModelSection, ProtectedSection, Recipe
+from loki_ds.recipe.sections import ModelSection, ProtectedSection, Recipe
 from loki_ds.stages.inputs import data_inputs, rendering_inputs
 
 NONE = Dataset.from_list([])

@@ -9,11 +9,11 @@ from typing import NamedTuple
 from torch import Tensor
 
 from loki_ds import device, ranks
-from loki_ds.implant_section import QuietSection
 from loki_ds.quiet.inputs import input_sizes, observe_inputs
 from loki_ds.quiet.kept import load_moments, save_moments
 from loki_ds.quiet.moments import collect_moments, sketch_width
 from loki_ds.quiet.subspace import SecondMoment, Subspace, protected_subspace
+from loki_ds.recipe.implant import QuietSection
 from loki_ds.stages.batch_size import measured_batches
 from loki_ds.stages.costs import cost_of
 from loki_ds.stages.inputs import quiet_inputs

@@ -8,10 +8,10 @@ from random import Random
 
 from loki_ds import device, ranks
 from loki_ds.examples.choice import LossSettings
-from loki_ds.implant_section import RehearseSection
 from loki_ds.implanting.rehearsing import Rehearsed
 from loki_ds.implanting.training import Examples
 from loki_ds.protected import load_protected
+from loki_ds.recipe.implant import RehearseSection
 from loki_ds.rehearsal.answers import ask_base, load_answers, save_answers
 from loki_ds.rehearsal.divergence import Answers
 from loki_ds.rehearsal.rows import (

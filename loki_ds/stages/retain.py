@@ -19,8 +19,8 @@ from loki_ds.checking.findings import Findings
 from loki_ds.checking.tasks import in_words
 from loki_ds.disk.files import digest_of, weights_digest, write_json, written_whole
 from loki_ds.launcher import local_rank, local_size
-from loki_ds.recipe import TuneSection
-from loki_ds.recipe_keys import without_secrets
+from loki_ds.recipe.sections import TuneSection
+from loki_ds.recipe.training_keys import without_secrets
 from loki_ds.report.build import build_report, in_a_line, settings_in_words, write_model_card, write_report
 from loki_ds.report.compare import draw_trade_off, is_read, read_report
 from loki_ds.report.pictures import retention as draw_retention

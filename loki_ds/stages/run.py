@@ -17,8 +17,8 @@ from loki_ds.disk.run_folder import RunFolder
 from loki_ds.implanting.arguments import training_arguments
 from loki_ds.implanting.checkpoints import check_on_nodes, newest_checkpoint
 from loki_ds.protected import ProtectedSet, load_protected
-from loki_ds.recipe import Recipe
-from loki_ds.recipe_keys import without_secrets
+from loki_ds.recipe.sections import Recipe
+from loki_ds.recipe.training_keys import without_secrets
 from loki_ds.refusal import Refusal
 from loki_ds.shared_folder import SharedFolder
 from loki_ds.stages.check import check

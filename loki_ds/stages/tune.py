@@ -22,7 +22,7 @@ from loki_ds.export.checkpoint import apply_to_checkpoint, write_tensors
 from loki_ds.export.implant_file import Implant
 from loki_ds.export.products import export_template
 from loki_ds.quiet.kept import load_moments
-from loki_ds.recipe import TuneSection
+from loki_ds.recipe.sections import TuneSection
 from loki_ds.report.build import build_report
 from loki_ds.report.pictures import dial
 from loki_ds.retention.evaluation import answered, answered_together

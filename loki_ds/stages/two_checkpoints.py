@@ -11,8 +11,8 @@ from loki_ds import device
 from loki_ds.disk.files import digest_of, weights_digest
 from loki_ds.disk.run_folder import RunFolder
 from loki_ds.model.base import locate_model
-from loki_ds.recipe import ModelSection
-from loki_ds.recipe_file import Pair
+from loki_ds.recipe.file import Pair
+from loki_ds.recipe.sections import ModelSection
 from loki_ds.refusal import Refusal
 from loki_ds.report.build import build_report, settings_in_words, write_report
 from loki_ds.report.pictures import retention as draw_retention

@@ -10,7 +10,7 @@ from mixtures import mixture
 from transformers import AutoModelForCausalLM, FalconConfig
 
 from loki_ds.checking.base import look_at_base
-from loki_ds.recipe_file import load_recipe
+from loki_ds.recipe.file import load_recipe
 from loki_ds.refusal import Refusal
 
 

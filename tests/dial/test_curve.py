@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from loki_ds.dial.curve import Place, choose
-from loki_ds.recipe import BudgetSection
+from loki_ds.recipe.sections import BudgetSection
 from loki_ds.refusal import Refusal
 
 

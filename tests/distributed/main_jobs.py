@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from loki_ds.quick_imports import quick_imports
-from loki_ds.recipe_file import load_recipe
+from loki_ds.recipe.file import load_recipe
 from loki_ds.refusal import shown_once
 
 with quick_imports():

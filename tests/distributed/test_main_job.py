@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from distributed.conftest import launch
-from loki_ds.recipe_file import load_recipe
+from loki_ds.recipe.file import load_recipe
 
 LAYERS, ROWS = 6, 38  # of the tiny model: floor(30% of 128) rows a layer
 SHORT = ["protected.per_subject=4", "attribution.batch_size=7"]

@@ -18,7 +18,7 @@ from distributed.conftest import BFLOAT16, ROOT, distance, kill, launch, launch_
 from loki_ds.checking.base import look_at_base
 from loki_ds.checking.room import checkpoint_size
 from loki_ds.disk.files import digest_of
-from loki_ds.recipe_file import load_recipe
+from loki_ds.recipe.file import load_recipe
 
 BASE = ROOT / "recipes/tiny/model"
 SHORT = ["selection.strategy=random", "training.max_steps=4", "training.logging_steps=1", "training.warmup_steps=0"]

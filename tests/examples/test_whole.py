@@ -16,7 +16,7 @@ from loki_ds.examples.rendering import NOT_LEARNT, Cut, Renderer
 from loki_ds.examples.sources import rows_of
 from loki_ds.examples.templates import own_template
 from loki_ds.examples.whole import Counts, Kept, examples_in, first_counts, mixed, needs_of, render_source
-from loki_ds.recipe import DataSection, SourceSection
+from loki_ds.recipe.sections import DataSection, SourceSection
 from loki_ds.refusal import Refusal
 
 TOKENIZER = AutoTokenizer.from_pretrained(ROOT / "recipes/tiny/model")

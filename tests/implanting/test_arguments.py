@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from loki_ds.implanting.arguments import training_arguments
-from loki_ds.recipe_file import load_recipe
+from loki_ds.recipe.file import load_recipe
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from loki_ds.model.files import open_weights
 from loki_ds.model.usable import Wanted, as_stored, check_usable
-from loki_ds.recipe import ModelSection
+from loki_ds.recipe.sections import ModelSection
 from loki_ds.refusal import Refusal
 
 ROWS = Wanted(rows=True, everything=False)

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from loki_ds.checking.tasks import in_words
 from loki_ds.new_task.held_out_calls import documents, judged
-from loki_ds.recipe import RetentionSection
+from loki_ds.recipe.sections import RetentionSection
 from loki_ds.refusal import Refusal
 from loki_ds.retention.arm import run_lm_eval
 from loki_ds.retention.question import Arm, Question

@@ -11,7 +11,6 @@ from mixtures import OTHERS, mixture
 from torch import Tensor
 
 from loki_ds.attribution.batches import batches
-from loki_ds.implant_section import LowRankSection
 from loki_ds.implanting.rows import RowLinear, train_row_deltas
 from loki_ds.model.anatomy import decoder_layers
 from loki_ds.positions import Positions
@@ -19,6 +18,7 @@ from loki_ds.quiet.certificate import certify
 from loki_ds.quiet.kept import load_moments, save_moments
 from loki_ds.quiet.moments import collect_moments, random_directions, sketch_width
 from loki_ds.quiet.subspace import SecondMoment, exact, nystrom, project_out, protected_subspace
+from loki_ds.recipe.implant import LowRankSection
 from loki_ds.refusal import Refusal
 from loki_ds.zero.model import Gatherer
 

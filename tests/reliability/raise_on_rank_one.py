@@ -7,7 +7,7 @@ from pathlib import Path
 
 from loki_ds import ranks
 from loki_ds.implanting.watch import WatchedTrainer
-from loki_ds.recipe_file import load_recipe
+from loki_ds.recipe.file import load_recipe
 from loki_ds.refusal import shown_once
 from loki_ds.stages.implant import implant
 from loki_ds.stages.run import Run

@@ -29,8 +29,8 @@ from loki_ds.model.base import check_attention_installed, load_tokenizer, locate
 from loki_ds.model.files import open_weights
 from loki_ds.positions import Positions
 from loki_ds.protected import load_protected
-from loki_ds.recipe import ProtectedSection, SourceSection
-from loki_ds.recipe_file import load_recipe, load_suite
+from loki_ds.recipe.file import load_recipe, load_suite
+from loki_ds.recipe.sections import ProtectedSection, SourceSection
 from loki_ds.refusal import Refusal
 from loki_ds.selection import select
 from loki_ds.verification import verify

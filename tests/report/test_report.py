@@ -9,7 +9,7 @@ import torch
 from huggingface_hub import ModelCard, metadata_load
 from paired import task
 
-from loki_ds.recipe import RetentionSection
+from loki_ds.recipe.sections import RetentionSection
 from loki_ds.refusal import Refusal
 from loki_ds.report.build import build_report, write_model_card, write_report
 from loki_ds.report.compare import compare_runs, comparison, draw_trade_off, is_read, read_report, write_comparison

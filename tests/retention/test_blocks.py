@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 from safetensors.torch import load_file, save_file
 
-from loki_ds.recipe import RetentionSection
+from loki_ds.recipe.sections import RetentionSection
 from loki_ds.retention.blocks import SMALLEST, Ability
 from loki_ds.retention.evaluation import answered
 from loki_ds.retention.pairing import pair

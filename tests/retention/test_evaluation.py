@@ -28,7 +28,7 @@ from transformers import (
 from loki_ds.export.checkpoint import apply_to_checkpoint
 from loki_ds.export.implant_file import Implant, LayerRows
 from loki_ds.model.files import open_weights
-from loki_ds.recipe_file import load_suite
+from loki_ds.recipe.file import load_suite
 from loki_ds.refusal import Refusal
 from loki_ds.retention.arm import run_lm_eval
 from loki_ds.retention.evaluation import Nodes, evaluate_shares, forget_failures, gather_shares

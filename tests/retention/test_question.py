@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 
 from loki_ds.disk.files import weights_digest
-from loki_ds.recipe import RetentionSection
+from loki_ds.recipe.sections import RetentionSection
 from loki_ds.refusal import Refusal
 from loki_ds.retention.question import Answers, Arm, Question, check_backend, model_digest
 from loki_ds.tasks import look_at_tasks

@@ -15,7 +15,7 @@ import trl
 from conftest import ROOT, in_mode
 from safetensors.torch import load_file, save_file
 
-from loki_ds.recipe_file import load_recipe
+from loki_ds.recipe.file import load_recipe
 from loki_ds.refusal import Refusal
 from loki_ds.retention.statistics import least_margin
 from loki_ds.stages.retain import check_retention

@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from loki_ds.recipe_file import load_pair
+from loki_ds.recipe.file import load_pair
 from loki_ds.refusal import Refusal
 from loki_ds.stages.two_checkpoints import ADAPTER, retain_two
 

@@ -11,13 +11,13 @@ from typing import Annotated, Any, get_args
 import yaml
 from pydantic import Field, ValidationError
 
-from loki_ds.recipe import ModelSection, Recipe, RetentionSection, TaskGroup
-from loki_ds.recipe_keys import changes_a_result
+from loki_ds.recipe.retired import drop_retired
+from loki_ds.recipe.sections import ModelSection, Recipe, RetentionSection, TaskGroup
+from loki_ds.recipe.shipped import find_recipe, found
+from loki_ds.recipe.strict import Section
+from loki_ds.recipe.training_keys import changes_a_result
+from loki_ds.recipe.yaml import parsed, read_yaml, short
 from loki_ds.refusal import Refusal, did_you_mean
-from loki_ds.retired import drop_retired
-from loki_ds.section import Section
-from loki_ds.shipped import find_recipe, found
-from loki_ds.yaml_files import parsed, read_yaml, short
 
 NOTES = (
     "versions",

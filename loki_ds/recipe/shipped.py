@@ -14,9 +14,9 @@ from pydantic import AfterValidator
 
 from loki_ds.refusal import Refusal, did_you_mean
 
-PACKAGED = Path(__file__).parent / "shipped_files"
+PACKAGED = Path(__file__).parents[1] / "shipped_files"
 # From the project's folder (`pip install --editable .`) they are the project's own.
-ROOT = PACKAGED if PACKAGED.is_dir() else Path(__file__).parents[1]
+ROOT = PACKAGED if PACKAGED.is_dir() else Path(__file__).parents[2]
 RECIPES = "recipes"
 SHIPPED = (RECIPES, "launch", "eval/suites", "eval/tasks")  # as in setup.py
 

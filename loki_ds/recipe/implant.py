@@ -4,9 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from loki_ds.modes import MODES, Mode
-from loki_ds.section import Section
-from loki_ds.shipped import FileName
+from loki_ds.recipe.modes import MODES, Mode
+from loki_ds.recipe.shipped import FileName
+from loki_ds.recipe.strict import Section
 
 
 class LowRankSection(Section):

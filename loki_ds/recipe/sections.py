@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from loki_ds.implant_section import ImplantSection
-from loki_ds.recipe_keys import check_training_keys, with_no_as_a_word
-from loki_ds.section import Section
-from loki_ds.shipped import FileName
-from loki_ds.strategies import BY_SCORES, Strategy
+from loki_ds.recipe.implant import ImplantSection
+from loki_ds.recipe.shipped import FileName
+from loki_ds.recipe.strategies import BY_SCORES, Strategy
+from loki_ds.recipe.strict import Section
+from loki_ds.recipe.training_keys import check_training_keys, with_no_as_a_word
 
 
 class ModelSection(Section):
