@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from loki_ds.device import on_cpu
+from loki_ds.distributed.device import on_cpu
 
 ROOT = Path(__file__).parents[1]
 REPORTS = Path(os.environ.get("REPORTS", ROOT / "eval/reports"))  # another folder for another machine

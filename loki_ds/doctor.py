@@ -19,8 +19,8 @@ from torch.utils.cpp_extension import CUDA_HOME, get_cxx_compiler
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from loki_ds.checking.findings import GIB
-from loki_ds.device import on_cpu
-from loki_ds.extensions import check_builds
+from loki_ds.distributed.builds import check_builds
+from loki_ds.distributed.device import on_cpu
 from loki_ds.refusal import Refusal
 
 LIBRARIES = ("torch", "deepspeed", "transformers", "trl", "peft", "lm_eval")

@@ -10,7 +10,7 @@ runs on one process.
 
 import argparse
 
-from loki_ds.quick_imports import quick_imports
+from loki_ds.distributed.quick_imports import quick_imports
 from loki_ds.recipe.file import load_recipe
 from loki_ds.refusal import shown_once
 

@@ -6,8 +6,8 @@ import warnings
 import deepspeed
 from rich.console import Console
 
-from loki_ds import ranks
 from loki_ds.checking.findings import as_table
+from loki_ds.distributed import ranks
 from loki_ds.recipe.sections import Recipe
 from loki_ds.stages.attribute import attribute
 from loki_ds.stages.implant import implant

@@ -5,7 +5,7 @@ once had.
 import pytest
 import torch
 
-from loki_ds.device import available_host_memory, available_memory, on_cpu, peak_memory
+from loki_ds.distributed.device import available_host_memory, available_memory, on_cpu, peak_memory
 
 MEBIBYTES = 2**20
 

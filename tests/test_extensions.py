@@ -9,7 +9,7 @@ import pytest
 from distributed.conftest import launch
 from torch.utils import cpp_extension
 
-from loki_ds.extensions import check_builds
+from loki_ds.distributed.builds import check_builds
 from loki_ds.refusal import Refusal
 
 BATON = hasattr(cpp_extension, "FileBaton")  # up to torch 2.13

@@ -31,7 +31,7 @@ from loki_ds.attribution.batches import affordable_batch, batches, sweep_batches
 from loki_ds.attribution.definition import attribute_layer
 from loki_ds.attribution.rules import quadrature
 from loki_ds.attribution.sweep import Sweep
-from loki_ds.device import available_memory, on_cpu, peak_memory
+from loki_ds.distributed.device import available_memory, on_cpu, peak_memory
 from loki_ds.model.anatomy import decoder_layers
 from loki_ds.model.sites import dense_down
 from loki_ds.planning.hardware import this_machines

@@ -32,18 +32,18 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen2Config, TrainerCallback
 from transformers.trainer import DEFAULT_CALLBACKS
 
-from loki_ds import ranks
 from loki_ds.attribution.sweep import Sweep
-from loki_ds.device import ProcessSize, free_memory
+from loki_ds.distributed import ranks
+from loki_ds.distributed.device import ProcessSize, free_memory
+from loki_ds.distributed.launcher import free_port
+from loki_ds.distributed.zero.model import Gatherer
 from loki_ds.implanting.arguments import TrainingShape, deepspeed_config
 from loki_ds.implanting.training import Examples, Method, Resume, train
-from loki_ds.launcher import free_port
 from loki_ds.planning.estimate import dry_step, dry_sweep, estimate
 from loki_ds.planning.partitioning import Setting, kept_bytes, sweep_memory, sweep_traffic
 from loki_ds.recipe.file import load_recipe
 from loki_ds.selection import planned_positions, select_random
 from loki_ds.stages.run import Run
-from loki_ds.zero.model import Gatherer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 

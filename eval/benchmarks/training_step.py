@@ -28,7 +28,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from turns import READY, STEP, in_turns
 
-from loki_ds.device import on_cpu, peak_memory
+from loki_ds.distributed.device import on_cpu, peak_memory
 from loki_ds.implanting.mask import keep_through_steps, train_only_rows
 from loki_ds.implanting.rows import train_row_deltas
 from loki_ds.model.anatomy import decoder_layers

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from loki_ds.device import on_cpu
+from loki_ds.distributed.device import on_cpu
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 

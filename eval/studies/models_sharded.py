@@ -10,7 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
-from loki_ds import ranks
+from loki_ds.distributed import ranks
 from loki_ds.job import run_stages
 from loki_ds.recipe.file import load_recipe
 from loki_ds.refusal import Refusal

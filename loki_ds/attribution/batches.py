@@ -17,10 +17,10 @@ from loki_ds.attribution.layer_call import shared_length
 from loki_ds.attribution.rope import LengthClass, any_length, length_class
 from loki_ds.attribution.self_check import check_family
 from loki_ds.attribution.sweep import Sweep, Swept
-from loki_ds.device import peak_memory
-from loki_ds.ranks import all_gather, rank, world_size
+from loki_ds.distributed.device import peak_memory
+from loki_ds.distributed.ranks import all_gather, rank, world_size
+from loki_ds.distributed.zero.model import is_sharded
 from loki_ds.refusal import Refusal
-from loki_ds.zero.model import is_sharded
 
 log = logging.getLogger(__name__)
 

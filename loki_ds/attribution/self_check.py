@@ -21,10 +21,10 @@ from loki_ds.attribution.definition import attribute_by_definition
 from loki_ds.attribution.layer_call import KeysValues
 from loki_ds.attribution.recurrent import State
 from loki_ds.attribution.sweep import Sweep
+from loki_ds.distributed.zero.model import unsharded
 from loki_ds.model.anatomy import decoder_layers
 from loki_ds.model.stored_rows import LAYER_COUNTS
 from loki_ds.refusal import Refusal
-from loki_ds.zero.model import unsharded
 
 log = logging.getLogger(__name__)
 

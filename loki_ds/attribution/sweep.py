@@ -27,6 +27,7 @@ from transformers import PreTrainedModel
 from loki_ds.attribution.rules import quadrature
 from loki_ds.attribution.target import target_gradient, target_value
 from loki_ds.attribution.token_pass import Call, Tokens, embed
+from loki_ds.distributed.zero.model import Gatherer, is_sharded
 from loki_ds.model.anatomy import (
     check_attention,
     decoder_layers,
@@ -34,7 +35,6 @@ from loki_ds.model.anatomy import (
     parts_around_layers,
 )
 from loki_ds.model.sites import Writer, at_writers
-from loki_ds.zero.model import Gatherer, is_sharded
 
 HEAD_ROWS = 4096  # rows whose logits are held at once: 4096 x 128k vocabulary in float32 is 2 GB
 

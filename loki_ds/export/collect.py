@@ -15,13 +15,13 @@ from trl import SFTTrainer
 
 from loki_ds.disk.files import aside_of, put_in_place, remove
 from loki_ds.disk.run_folder import RunFolder
+from loki_ds.distributed.ranks import barrier, rank
+from loki_ds.distributed.zero.model import Gatherer
 from loki_ds.export.checkpoint import write_trained
 from loki_ds.implanting.rows import RowDelta
 from loki_ds.model.anatomy import sites
 from loki_ds.model.wide import side_by_side
-from loki_ds.ranks import barrier, rank
 from loki_ds.recipe.modes import Mode
-from loki_ds.zero.model import Gatherer
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from loki_ds.distributed.zero.model import is_sharded
 from loki_ds.export.implant_file import Implant
 from loki_ds.model.anatomy import down_shapes, sites
 from loki_ds.model.sites import Down
 from loki_ds.model.wide import put_rows, rows_of
 from loki_ds.refusal import Refusal
-from loki_ds.zero.model import is_sharded
 
 
 def apply_implant(model: Module, path: str | Path) -> None:

@@ -13,8 +13,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoConfig
 
+from loki_ds.distributed.launcher import environment_of_one_process
 from loki_ds.export.checkpoint import write_trained
-from loki_ds.launcher import environment_of_one_process
 from loki_ds.model_class import model_class
 from loki_ds.recipe.sections import ModelSection
 from loki_ds.refusal import Refusal

@@ -16,7 +16,9 @@ from accelerate import ParallelismConfig
 from accelerate.utils import DeepSpeedSequenceParallelConfig
 from trl import SFTConfig
 
-from loki_ds.device import on_cpu
+from loki_ds.distributed.device import on_cpu
+from loki_ds.distributed.ranks import joined, world_size
+from loki_ds.distributed.zero.checkpoints import is_partitioned, loading_repartitioned
 from loki_ds.examples.choice import RENDERING
 from loki_ds.implanting.checkpoints import Checkpoint
 from loki_ds.implanting.settings import check_installed, check_settings
@@ -26,11 +28,9 @@ from loki_ds.implanting.supported import (
     check_full_precision,
     sequence_groups,
 )
-from loki_ds.ranks import joined, world_size
 from loki_ds.recipe.implant import ImplantSection
 from loki_ds.recipe.sections import Recipe
 from loki_ds.refusal import Refusal
-from loki_ds.zero.checkpoints import is_partitioned, loading_repartitioned
 
 # Of DeepSpeed's file: what follows from the recipe even where the file leaves it out.
 FILLED_IN = (

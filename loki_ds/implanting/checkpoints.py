@@ -9,9 +9,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import rotate_checkpoints
 
 from loki_ds.disk.files import write_json
-from loki_ds.ranks import barrier, world_size
+from loki_ds.distributed.ranks import barrier, world_size
+from loki_ds.distributed.zero.checkpoints import name_newest_everywhere
 from loki_ds.refusal import Refusal
-from loki_ds.zero.checkpoints import name_newest_everywhere
 
 WHOLE = "whole.json"  # the mark of a checkpoint that every rank has written
 

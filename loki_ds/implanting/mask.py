@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.nn import Module
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from loki_ds.distributed.zero.optimizer import Shard, after_each_step
 from loki_ds.model.anatomy import sites
 from loki_ds.model.sites import Down
 from loki_ds.model.wide import d_model_of
 from loki_ds.positions import Positions
-from loki_ds.zero.optimizer import Shard, after_each_step
 
 
 def train_only_rows(model: Module, positions: Positions) -> dict[Tensor, Tensor]:

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import Module
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, get_scheduler
 
+from loki_ds.distributed.zero.optimizer import Noted, Shard, after_each_step, just_stepped, learning_rate
 from loki_ds.recipe.implant import ImplantSection
-from loki_ds.zero.optimizer import Noted, Shard, after_each_step, just_stepped, learning_rate
 
 log = logging.getLogger(__name__)
 

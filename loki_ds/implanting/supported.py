@@ -11,13 +11,13 @@ import torch
 from accelerate.utils import parse_flag_from_env
 from trl import SFTConfig
 
-from loki_ds.device import on_cpu
+from loki_ds.distributed.device import on_cpu
+from loki_ds.distributed.ranks import world_size
+from loki_ds.distributed.zero.configuration import check_zero
 from loki_ds.model.files import open_weights
 from loki_ds.model.stored_rows import StoredRows
-from loki_ds.ranks import world_size
 from loki_ds.recipe.implant import ImplantSection
 from loki_ds.refusal import Refusal
-from loki_ds.zero.configuration import check_zero
 
 
 def check_deepspeed(config: dict[str, Any], file: str, implant: ImplantSection) -> None:

@@ -17,6 +17,9 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
+from loki_ds.distributed.ranks import on_first_rank
+from loki_ds.distributed.zero.checkpoints import repartition
+from loki_ds.distributed.zero.model import device_of, model_dtype
 from loki_ds.implanting.arguments import examples_per_step
 from loki_ds.implanting.baselines import peft_config
 from loki_ds.implanting.checkpoints import Checkpoint, MarkWhole
@@ -27,10 +30,7 @@ from loki_ds.implanting.routing import WatchRouting, experts_of
 from loki_ds.implanting.rows import train_row_deltas
 from loki_ds.implanting.watch import TokensPerSecond, WatchedTrainer, WatchGradients
 from loki_ds.positions import Positions
-from loki_ds.ranks import on_first_rank
 from loki_ds.recipe.implant import ImplantSection
-from loki_ds.zero.checkpoints import repartition
-from loki_ds.zero.model import device_of, model_dtype
 
 log = logging.getLogger(__name__)
 

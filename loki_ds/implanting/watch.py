@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn import Module
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from loki_ds.distributed.ranks import all_gather, world_size
 from loki_ds.implanting.rehearsing import RehearsingTrainer
 from loki_ds.model.anatomy import decoder_layers
-from loki_ds.ranks import all_gather, world_size
 from loki_ds.refusal import Refusal
 
 

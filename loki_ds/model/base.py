@@ -1,16 +1,21 @@
-"""The base model that a recipe names: its folder, its configuration and its tokenizer, or one
-sentence.
+"""The base model that a recipe names: its folder, its configuration, its tokenizer and the model
+itself, or one sentence.
 """
 
 from pathlib import Path
+from typing import Any
 
+import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, StrictDataclassError
 from jinja2 import TemplateError
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
+from loki_ds.distributed.device import current_device
+from loki_ds.distributed.zero.model import is_sharded
 from loki_ds.model.files import BESIDE
+from loki_ds.model_class import model_class
 from loki_ds.recipe.sections import ModelSection
 from loki_ds.refusal import Refusal
 
@@ -106,3 +111,36 @@ def _fetch(section: ModelSection) -> Path:
         raise Refusal(
             f"model.path {section.path}: no such folder, and no model of that name could be fetched from the hub"
         ) from None
+
+
+def load_model(folder: Path, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Load a causal language model from `folder`, frozen, in eval mode, on this rank's device.
+
+    Under a live ZeRO-3 configuration (Trainer's arguments hold one) transformers builds it
+    partitioned from the start.
+
+    Raises:
+        Refusal: a tensor of the class that is not there; transformers would make one at random. Or
+            tensors that transformers takes apart for the class, and cannot where it is partitioned.
+    """
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    try:
+        loaded: Any = model_class(config).from_pretrained(
+            folder, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True
+        )
+    except RuntimeError as error:
+        if not str(error).startswith("Failed to apply weight conversion"):
+            raise
+        tensor = str(error).split("'")[1]
+        raise Refusal(
+            f"{folder}: transformers cannot make {tensor} of the files' tensors where ZeRO-3 partitions it; take "
+            "deepspeed: launch/zero2.json"
+        ) from None
+    model, found = loaded
+    if missing := sorted(found["missing_keys"]):
+        raise Refusal(
+            f"{folder}: not there of what config.json asks for: {', '.join(missing[:3])} ({len(missing)} in all)"
+        )
+    if not is_sharded(model):
+        model.to(current_device())
+    return model.eval().requires_grad_(False)

@@ -14,9 +14,9 @@ from torch.nn import Linear, Module, ModuleList
 from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
+from loki_ds.distributed.zero.model import full_shape
 from loki_ds.model.wide import d_model_of, width_of
 from loki_ds.refusal import Refusal
-from loki_ds.zero.model import full_shape
 
 # What families call a layer's FFN, its last matrix, and the parts of a mixture of experts.
 FFNS = ("mlp", "feed_forward", "block_sparse_moe", "shared_mlp", "ffn")

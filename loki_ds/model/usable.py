@@ -16,13 +16,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import revert_weight_conversion
 
+from loki_ds.distributed.zero.model import unsharded
 from loki_ds.model.anatomy import down_shapes, sites
 from loki_ds.model.files import WeightFiles, open_weights
 from loki_ds.model.stored_rows import StoredRows
 from loki_ds.model_class import model_class
 from loki_ds.recipe.sections import ModelSection
 from loki_ds.refusal import Refusal
-from loki_ds.zero.model import unsharded
 
 TRAINABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # What says of a class of transformers that it has an attention; every one has eager.

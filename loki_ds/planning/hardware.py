@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from loki_ds.device import on_cpu
+from loki_ds.distributed.device import on_cpu
 from loki_ds.refusal import Refusal
 
 REACHED = 0.4  # share of the peak that training's matrix products reach, when nothing measured is given

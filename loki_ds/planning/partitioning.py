@@ -9,8 +9,8 @@ not release a parameter that it will need again soon.
 from dataclasses import dataclass
 from typing import Any
 
+from loki_ds.distributed.zero.states import FULL, states_of
 from loki_ds.planning.dry_run import MicroStep, SweepBatch
-from loki_ds.zero.states import FULL, states_of
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.nn import Module
 
 from loki_ds.attribution.token_pass import embed
+from loki_ds.distributed.zero.model import Gatherer
 from loki_ds.model.anatomy import check_attention, decoder_layers
 from loki_ds.model.sites import dense_down, received
-from loki_ds.zero.model import Gatherer
 
 
 def input_sizes(model: Module) -> list[int]:

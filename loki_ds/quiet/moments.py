@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.nn import Module
 
 from loki_ds.attribution.batches import IDLE, turns
+from loki_ds.distributed.ranks import sum_over_ranks
+from loki_ds.distributed.zero.model import Gatherer
 from loki_ds.quiet.inputs import input_sizes, observe_inputs
 from loki_ds.quiet.subspace import SecondMoment, exact, nystrom
-from loki_ds.ranks import sum_over_ranks
 from loki_ds.refusal import Refusal
-from loki_ds.zero.model import Gatherer
 
 log = logging.getLogger(__name__)
 

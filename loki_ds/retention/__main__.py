@@ -2,7 +2,7 @@
 most of its start.
 """
 
-from loki_ds.quick_imports import quick_imports
+from loki_ds.distributed.quick_imports import quick_imports
 
 with quick_imports():
     import lm_eval.evaluator

@@ -24,7 +24,7 @@ from peft import PeftModel
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from loki_ds.disk.files import write_json
-from loki_ds.launcher import end_with_parent
+from loki_ds.distributed.launcher import end_with_parent
 from loki_ds.model_class import is_wrapper_alone
 from loki_ds.recipe.sections import TaskGroup
 from loki_ds.refusal import shown_once

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from loki_ds.disk.files import remove
-from loki_ds.launcher import environment_of_one_process
+from loki_ds.distributed.launcher import environment_of_one_process
 from loki_ds.refusal import Refusal
 from loki_ds.retention.parcels import ArmResult, Request, together
 from loki_ds.retention.question import Answers, Arm, Kept, Question

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from loki_ds import device, task_metrics
+from loki_ds import task_metrics
 from loki_ds.disk.files import digest_of, publish, write_json
+from loki_ds.distributed import device
 from loki_ds.recipe.sections import RetentionSection
 from loki_ds.refusal import Refusal
 from loki_ds.retention.arm import library_versions

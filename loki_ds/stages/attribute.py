@@ -8,11 +8,12 @@ from importlib.metadata import version
 import torch
 from rich.progress import Progress
 
-from loki_ds import ranks
 from loki_ds.attribution.batches import NoRoom, batches, sweep_batches
 from loki_ds.attribution.kept import KeptScores
 from loki_ds.attribution.rope import length_class
 from loki_ds.attribution.sweep import Sweep
+from loki_ds.distributed import ranks
+from loki_ds.distributed.zero.model import Gatherer
 from loki_ds.model.anatomy import has_experts
 from loki_ds.protected import ProtectedSet
 from loki_ds.recipe.sections import AttributionSection, SelectionSection
@@ -23,7 +24,6 @@ from loki_ds.stages.batch_size import batch_size
 from loki_ds.stages.costs import cost_of
 from loki_ds.stages.inputs import attribution_inputs
 from loki_ds.stages.run import LIBRARIES, Run
-from loki_ds.zero.model import Gatherer
 
 log = logging.getLogger(__name__)
 

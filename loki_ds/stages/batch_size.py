@@ -6,7 +6,7 @@ from transformers import PreTrainedConfig
 
 from loki_ds.attribution.batches import affordable_batch, batches
 from loki_ds.attribution.rope import LengthClass, length_class
-from loki_ds.device import available_memory
+from loki_ds.distributed.device import available_memory
 from loki_ds.recipe.sections import AttributionSection
 
 FREE_SHARE = 0.8  # of the free memory that batches may fill when the recipe names no budget

@@ -12,7 +12,6 @@ from datasets import Dataset
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from trl import SFTConfig
 
-from loki_ds import ranks
 from loki_ds.checking.base import BaseFound, look_at_base, positions_of
 from loki_ds.checking.data import data_found
 from loki_ds.checking.findings import Findings
@@ -20,6 +19,7 @@ from loki_ds.checking.room import check_room, room_wanted
 from loki_ds.checking.selection import check_selection
 from loki_ds.disk.files import weights_digest
 from loki_ds.disk.run_folder import RunFolder
+from loki_ds.distributed import ranks
 from loki_ds.examples.choice import Rendering, make_rendering
 from loki_ds.examples.templates import Needs
 from loki_ds.examples.whole import Counts, Kept

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from loki_ds import device, ranks
 from loki_ds.disk.files import write_json
 from loki_ds.disk.run_folder import RunFolder
-from loki_ds.launcher import local_size
+from loki_ds.distributed import device, ranks
+from loki_ds.distributed.launcher import local_size
 
 
 @contextmanager

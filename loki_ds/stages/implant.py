@@ -5,9 +5,9 @@
 import logging
 from typing import Any, NoReturn
 
-from loki_ds import ranks
 from loki_ds.disk.files import write_json
 from loki_ds.disk.run_folder import check_same_inputs
+from loki_ds.distributed import ranks
 from loki_ds.export.checkpoint import with_template
 from loki_ds.export.collect import Trained, collect
 from loki_ds.export.implant_file import Implant

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from loki_ds import device, ranks
+from loki_ds.distributed import device, ranks
+from loki_ds.distributed.zero.model import Gatherer
 from loki_ds.quiet.inputs import input_sizes, observe_inputs
 from loki_ds.quiet.kept import load_moments, save_moments
 from loki_ds.quiet.moments import collect_moments, sketch_width
@@ -18,7 +19,6 @@ from loki_ds.stages.batch_size import measured_batches
 from loki_ds.stages.costs import cost_of
 from loki_ds.stages.inputs import quiet_inputs
 from loki_ds.stages.run import Run
-from loki_ds.zero.model import Gatherer
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,8 @@ import logging
 from collections.abc import Sequence
 from random import Random
 
-from loki_ds import device, ranks
+from loki_ds.distributed import device, ranks
+from loki_ds.distributed.zero.model import Gatherer
 from loki_ds.examples.choice import LossSettings
 from loki_ds.implanting.rehearsing import Rehearsed
 from loki_ds.implanting.training import Examples
@@ -26,7 +27,6 @@ from loki_ds.stages.batch_size import measured_batches
 from loki_ds.stages.costs import cost_of
 from loki_ds.stages.inputs import answers_inputs
 from loki_ds.stages.run import Run
-from loki_ds.zero.model import Gatherer
 
 log = logging.getLogger(__name__)
 

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loki_ds import device, ranks
 from loki_ds.checking.findings import Findings
 from loki_ds.checking.tasks import in_words
 from loki_ds.disk.files import digest_of, weights_digest, write_json, written_whole
-from loki_ds.launcher import local_rank, local_size
+from loki_ds.distributed import device, ranks
+from loki_ds.distributed.launcher import local_rank, local_size
 from loki_ds.recipe.sections import TuneSection
 from loki_ds.recipe.training_keys import without_secrets
 from loki_ds.report.build import build_report, in_a_line, settings_in_words, write_model_card, write_report

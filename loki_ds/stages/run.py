@@ -11,19 +11,19 @@ import torch
 import yaml
 from transformers import PreTrainedModel
 
-from loki_ds import device, ranks
 from loki_ds.disk.files import written_whole
 from loki_ds.disk.run_folder import RunFolder
+from loki_ds.distributed import device, ranks
+from loki_ds.distributed.shared_folder import SharedFolder
 from loki_ds.implanting.arguments import training_arguments
 from loki_ds.implanting.checkpoints import check_on_nodes, newest_checkpoint
+from loki_ds.model.base import load_model
 from loki_ds.protected import ProtectedSet, load_protected
 from loki_ds.recipe.sections import Recipe
 from loki_ds.recipe.training_keys import without_secrets
 from loki_ds.refusal import Refusal
-from loki_ds.shared_folder import SharedFolder
 from loki_ds.stages.check import check
 from loki_ds.tasks import TaskFound, look_at_tasks
-from loki_ds.zero.model import load_model
 
 log = logging.getLogger(__name__)
 LIBRARIES = ("loki-ds", "torch", "deepspeed", "transformers", "trl", "lm-eval")

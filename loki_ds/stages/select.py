@@ -2,9 +2,9 @@
 
 import logging
 
-from loki_ds import ranks
 from loki_ds.attribution.kept import KeptScores
 from loki_ds.checking.selection import rows_of_implants
+from loki_ds.distributed import ranks
 from loki_ds.positions import Positions
 from loki_ds.refusal import Refusal
 from loki_ds.selection import planned_positions, select_random

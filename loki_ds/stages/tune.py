@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from loki_ds import device
 from loki_ds.dial.curve import Place, choose, place_of
 from loki_ds.dial.scaled import keep, scaled_adapter, scaled_implant, scaled_tensors
 from loki_ds.disk.files import remove, write_json
 from loki_ds.disk.run_folder import RunFolder
+from loki_ds.distributed import device
 from loki_ds.export.checkpoint import apply_to_checkpoint, write_tensors
 from loki_ds.export.implant_file import Implant
 from loki_ds.export.products import export_template

@@ -7,9 +7,9 @@ The folder is one of a run that only retained, so that `report` and `compare` re
 import time
 from pathlib import Path
 
-from loki_ds import device
 from loki_ds.disk.files import digest_of, weights_digest
 from loki_ds.disk.run_folder import RunFolder
+from loki_ds.distributed import device
 from loki_ds.model.base import locate_model
 from loki_ds.recipe.file import Pair
 from loki_ds.recipe.sections import ModelSection

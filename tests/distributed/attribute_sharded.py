@@ -13,9 +13,11 @@ from safetensors.torch import save_file
 from transformers import AutoTokenizer
 from transformers.integrations import HfDeepSpeedConfig
 
-from loki_ds import attribute, ranks
+from loki_ds import attribute
+from loki_ds.distributed import ranks
+from loki_ds.distributed.zero.model import is_sharded
 from loki_ds.model.anatomy import decoder_layers
-from loki_ds.zero.model import is_sharded, load_model
+from loki_ds.model.base import load_model
 
 ROOT = Path(__file__).parents[2]
 

@@ -16,7 +16,7 @@ import torch
 from conftest import ROOT
 from transformers import AutoModelForCausalLM
 
-from loki_ds.launcher import free_port
+from loki_ds.distributed.launcher import free_port
 
 STAGES = (0, 1, 2, 3)  # of ZeRO
 

@@ -10,12 +10,12 @@ import json
 import sys
 from pathlib import Path
 
-from loki_ds.quick_imports import quick_imports
+from loki_ds.distributed.quick_imports import quick_imports
 from loki_ds.recipe.file import load_recipe
 from loki_ds.refusal import shown_once
 
 with quick_imports():
-    from loki_ds import ranks
+    from loki_ds.distributed import ranks
     from loki_ds.job import log_on_first_rank, run_stages
     from loki_ds.stages.run import Run
 

@@ -18,7 +18,7 @@ from conftest import ROOT
 from distributed.conftest import kill, launch, output_of, start_on_cpus
 from loki_ds.attribution.kept import KeptScores
 from loki_ds.disk.files import digest_of
-from loki_ds.launcher import free_port
+from loki_ds.distributed.launcher import free_port
 
 TORCHRUN = [
     sys.executable,

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 from conftest import ROOT
 
+from loki_ds.distributed.zero.states import states_of
 from loki_ds.planning.dry_run import MicroStep, Part
 from loki_ds.planning.partitioning import Setting, kept_bytes, live_parameters, memory, traffic
-from loki_ds.zero.states import states_of
 
 # Three layers of 100 and 20 parameters, an embedding that is not trained back to, and a head; the
 # second tensor of each layer trains.

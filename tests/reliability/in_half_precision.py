@@ -9,7 +9,7 @@ import sys
 
 import deepspeed
 
-from loki_ds import ranks
+from loki_ds.distributed import ranks
 from loki_ds.job import log_on_first_rank, run_stages
 from loki_ds.recipe.file import load_recipe
 from loki_ds.refusal import shown_once

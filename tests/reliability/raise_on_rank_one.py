@@ -5,7 +5,7 @@ training step.
 import sys
 from pathlib import Path
 
-from loki_ds import ranks
+from loki_ds.distributed import ranks
 from loki_ds.implanting.watch import WatchedTrainer
 from loki_ds.recipe.file import load_recipe
 from loki_ds.refusal import shown_once

@@ -7,7 +7,7 @@ import torch
 from conftest import build
 
 from loki_ds.attribution.sweep import Sweep
-from loki_ds.device import free_memory
+from loki_ds.distributed.device import free_memory
 from loki_ds.implanting.rows import train_row_deltas
 from loki_ds.positions import Positions
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 from torch.utils import cpp_extension
 
-from loki_ds.launcher import local_rank
+from loki_ds.distributed.launcher import local_rank
 from loki_ds.refusal import Refusal
 
 

@@ -15,8 +15,8 @@ from typing import Any, NoReturn, TypeVar
 import deepspeed
 import torch
 
-from loki_ds.extensions import check_builds
-from loki_ds.launcher import end_with_the_launcher, local_rank, take_place
+from loki_ds.distributed.builds import check_builds
+from loki_ds.distributed.launcher import end_with_the_launcher, local_rank, take_place
 from loki_ds.refusal import Refusal, full_disks_refused
 
 Result = TypeVar("Result")
@@ -131,8 +131,7 @@ def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     """The sum of every rank's tensor, on every rank, on the CPU."""
     if world_size() == 1:
         return tensor
-    device = deepspeed.get_accelerator().current_device_name()
-    total = tensor.to(device, copy=True)
+    total = tensor.to(deepspeed.get_accelerator().current_device_name(), copy=True)
     torch.distributed.all_reduce(total)
     return total.cpu()
 

@@ -1,56 +1,19 @@
-"""A model that is sharded while it is built, and its modules gathered for reading, in order.
+"""A model that is sharded, and its modules gathered for reading, in order.
 
 Knows ZeRO-3's partitioned parameters. Knows nothing of optimizers, and nothing of what is read.
 """
 
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from torch import nn
 from torch.nn import Module
-from transformers import AutoConfig, PreTrainedModel
 from transformers.integrations import deepspeed as hf_deepspeed
 
-from loki_ds.model_class import model_class
-from loki_ds.refusal import Refusal
-
-
-def load_model(folder: Path, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
-    """Load a causal language model from `folder`, frozen, in eval mode, on this rank's device.
-
-    Under a live ZeRO-3 configuration (Trainer's arguments hold one) transformers builds it
-    partitioned from the start.
-
-    Raises:
-        Refusal: a tensor of the class that is not there; transformers would make one at random. Or
-            tensors that transformers takes apart for the class, and cannot where it is partitioned.
-    """
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    try:
-        loaded: Any = model_class(config).from_pretrained(
-            folder, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True
-        )
-    except RuntimeError as error:
-        if not str(error).startswith("Failed to apply weight conversion"):
-            raise
-        tensor = str(error).split("'")[1]
-        raise Refusal(
-            f"{folder}: transformers cannot make {tensor} of the files' tensors where ZeRO-3 partitions it; take "
-            "deepspeed: launch/zero2.json"
-        ) from None
-    model, found = loaded
-    if missing := sorted(found["missing_keys"]):
-        raise Refusal(
-            f"{folder}: not there of what config.json asks for: {', '.join(missing[:3])} ({len(missing)} in all)"
-        )
-    if not is_sharded(model):
-        model.to(deepspeed.get_accelerator().current_device_name())
-    return model.eval().requires_grad_(False)
+from loki_ds.distributed.device import current_device
 
 
 def is_sharded(model: Module) -> bool:
@@ -66,9 +29,7 @@ def device_of(model: Module) -> torch.device:
     """Where the model computes on this rank (a partitioned parameter's own device can be the
     host's).
     """
-    if is_sharded(model):
-        return torch.device(deepspeed.get_accelerator().current_device_name())
-    return next(model.parameters()).device
+    return current_device() if is_sharded(model) else next(model.parameters()).device
 
 
 def model_dtype(model: Module) -> torch.dtype:

@@ -8,9 +8,9 @@ nobody else sees.
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from loki_ds import ranks
 from loki_ds.disk.run_folder import RunFolder
-from loki_ds.launcher import local_rank, local_size
+from loki_ds.distributed import ranks
+from loki_ds.distributed.launcher import local_rank, local_size
 
 
 class SharedFolder:

@@ -12,7 +12,7 @@ from typing import Any
 from deepspeed.checkpoint import ds_to_universal
 
 from loki_ds.disk.files import written_whole
-from loki_ds.ranks import on_first_rank
+from loki_ds.distributed.ranks import on_first_rank
 from loki_ds.refusal import Refusal
 
 

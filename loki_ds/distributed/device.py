@@ -13,7 +13,7 @@ import deepspeed
 import psutil
 import torch
 
-from loki_ds.launcher import local_size
+from loki_ds.distributed.launcher import local_size
 
 LIBC = ctypes.CDLL(None)
 
@@ -23,6 +23,11 @@ def on_cpu() -> bool:
     DS_ACCELERATOR=cpu).
     """
     return deepspeed.get_accelerator().device_name() == "cpu"
+
+
+def current_device() -> torch.device:
+    """Where this rank computes."""
+    return torch.device(deepspeed.get_accelerator().current_device_name())
 
 
 def free_memory() -> None:

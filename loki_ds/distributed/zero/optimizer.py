@@ -11,8 +11,8 @@ import torch
 from deepspeed.utils import safe_get_local_fp32_param, safe_set_local_fp32_param
 from torch import Tensor
 
-from loki_ds.ranks import rank, world_size
-from loki_ds.zero.model import is_partitioned
+from loki_ds.distributed.ranks import rank, world_size
+from loki_ds.distributed.zero.model import is_partitioned
 
 
 def after_each_step(optimizer: Any, change: Callable[[], None]) -> None:
