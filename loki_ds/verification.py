@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from loki_ds.model.expert_rows import rows_of
 from loki_ds.model.files import WeightFiles, open_weights, other_weights
 from loki_ds.model.stored_rows import StoredRows
-from loki_ds.model.wide import rows_of
 from loki_ds.positions import Positions
 from loki_ds.refusal import Refusal
 

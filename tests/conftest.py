@@ -12,7 +12,7 @@ from torch.nn import Module
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from loki_ds.model.anatomy import decoder_layers
-from loki_ds.model.sites import dense_down
+from loki_ds.model.ffn import dense_down
 
 ROOT = Path(__file__).parents[1]
 

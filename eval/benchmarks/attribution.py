@@ -33,7 +33,7 @@ from loki_ds.attribution.rules import quadrature
 from loki_ds.attribution.sweep import Sweep
 from loki_ds.distributed.device import available_memory, on_cpu, peak_memory
 from loki_ds.model.anatomy import decoder_layers
-from loki_ds.model.sites import dense_down
+from loki_ds.model.ffn import dense_down
 from loki_ds.planning.hardware import this_machines
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

@@ -6,7 +6,7 @@ from typing import Any
 from transformers import LlamaConfig, PreTrainedConfig, Qwen2Config, Qwen3_5TextConfig, Qwen3MoeConfig
 
 from loki_ds.model.anatomy import down_shapes
-from loki_ds.model.usable import without_data
+from loki_ds.model.base_checks import without_data
 
 LLAMA_8B: dict[str, Any] = {
     "vocab_size": 128256,

@@ -32,7 +32,7 @@ from loki_ds.distributed.device import on_cpu, peak_memory
 from loki_ds.implanting.mask import keep_through_steps, train_only_rows
 from loki_ds.implanting.rows import train_row_deltas
 from loki_ds.model.anatomy import decoder_layers
-from loki_ds.model.sites import dense_down, site_of
+from loki_ds.model.ffn import dense_down, site_of
 from loki_ds.planning.dry_run import Tally
 from loki_ds.planning.hardware import this_machines
 from loki_ds.recipe.implant import LowRankSection

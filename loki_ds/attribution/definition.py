@@ -13,7 +13,7 @@ from torch.nn import Module
 from loki_ds.attribution.rules import quadrature
 from loki_ds.attribution.target import target_value
 from loki_ds.model.anatomy import decoder_layers
-from loki_ds.model.sites import Writer, at_writers
+from loki_ds.model.ffn import Writer, at_writers
 
 
 def attribute_by_definition(

@@ -34,7 +34,7 @@ from loki_ds.model.anatomy import (
     logits_above,
     parts_around_layers,
 )
-from loki_ds.model.sites import Writer, at_writers
+from loki_ds.model.ffn import Writer, at_writers
 
 HEAD_ROWS = 4096  # rows whose logits are held at once: 4096 x 128k vocabulary in float32 is 2 GB
 

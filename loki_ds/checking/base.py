@@ -9,8 +9,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from loki_ds.attribution.self_check import check_family
 from loki_ds.checking.findings import GIB
 from loki_ds.model.anatomy import down_shapes, has_experts
+from loki_ds.model.base_checks import Wanted, check_usable
 from loki_ds.model.files import model_files, open_weights
-from loki_ds.model.usable import Wanted, check_usable
 from loki_ds.recipe.sections import Recipe
 from loki_ds.refusal import Refusal
 

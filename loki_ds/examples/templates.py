@@ -20,8 +20,8 @@ from loki_ds.examples.layouts import Example
 from loki_ds.examples.preface import WORDS, preface
 from loki_ds.examples.turns import Message
 from loki_ds.model.base import UNRENDERABLE
+from loki_ds.model.template_date import one_date
 from loki_ds.refusal import Refusal
-from loki_ds.template_date import one_date
 
 STAND_IN = "\ue000\ue001\ue000"  # said in a turn's place; of Unicode's private use, so in no text
 SEEN = "zqxjk"  # a word that no template has of its own

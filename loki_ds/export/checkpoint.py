@@ -20,10 +20,10 @@ from transformers import PreTrainedModel
 
 from loki_ds.disk.files import written_whole
 from loki_ds.export.implant_file import Implant, LayerRows
+from loki_ds.model.base_checks import as_stored
+from loki_ds.model.expert_rows import as_in
 from loki_ds.model.files import model_files, open_weights, same_bits
 from loki_ds.model.stored_rows import Piece, StoredRows
-from loki_ds.model.usable import as_stored
-from loki_ds.model.wide import as_in
 from loki_ds.positions import Positions
 from loki_ds.refusal import Refusal
 

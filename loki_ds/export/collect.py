@@ -20,7 +20,7 @@ from loki_ds.distributed.zero.model import Gatherer
 from loki_ds.export.checkpoint import write_trained
 from loki_ds.implanting.rows import RowDelta
 from loki_ds.model.anatomy import sites
-from loki_ds.model.wide import side_by_side
+from loki_ds.model.expert_rows import side_by_side
 from loki_ds.recipe.modes import Mode
 
 

@@ -9,8 +9,8 @@ from torch.nn import Module
 from loki_ds.distributed.zero.model import is_sharded
 from loki_ds.export.implant_file import Implant
 from loki_ds.model.anatomy import down_shapes, sites
-from loki_ds.model.sites import Down
-from loki_ds.model.wide import put_rows, rows_of
+from loki_ds.model.expert_rows import put_rows, rows_of
+from loki_ds.model.ffn import Down
 from loki_ds.refusal import Refusal
 
 

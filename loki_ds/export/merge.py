@@ -15,7 +15,7 @@ from transformers import AutoConfig
 
 from loki_ds.distributed.launcher import environment_of_one_process
 from loki_ds.export.checkpoint import write_trained
-from loki_ds.model_class import model_class
+from loki_ds.model.classes import model_class
 from loki_ds.recipe.sections import ModelSection
 from loki_ds.refusal import Refusal
 

@@ -18,11 +18,11 @@ from loki_ds.export.implant_file import Implant, LayerRows
 from loki_ds.export.merge import merge_adapter
 from loki_ds.model.anatomy import has_experts, sites
 from loki_ds.model.base import load_configuration
+from loki_ds.model.base_checks import without_data
+from loki_ds.model.expert_rows import as_in, with_rows
+from loki_ds.model.ffn import Site
 from loki_ds.model.files import open_weights
-from loki_ds.model.sites import Site
 from loki_ds.model.stored_rows import StoredRows
-from loki_ds.model.usable import without_data
-from loki_ds.model.wide import as_in, with_rows
 from loki_ds.positions import Positions
 from loki_ds.recipe.sections import ModelSection
 

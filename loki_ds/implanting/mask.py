@@ -16,8 +16,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from loki_ds.distributed.zero.optimizer import Shard, after_each_step
 from loki_ds.model.anatomy import sites
-from loki_ds.model.sites import Down
-from loki_ds.model.wide import d_model_of
+from loki_ds.model.expert_rows import d_model_of
+from loki_ds.model.ffn import Down
 from loki_ds.positions import Positions
 
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import Linear, Module
 
 from loki_ds.model.anatomy import sites
-from loki_ds.model.sites import Down
-from loki_ds.model.wide import with_rows
+from loki_ds.model.expert_rows import with_rows
+from loki_ds.model.ffn import Down
 from loki_ds.positions import Positions
 from loki_ds.quiet.subspace import project_out
 from loki_ds.recipe.implant import LowRankSection

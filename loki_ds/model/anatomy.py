@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import Module
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from loki_ds.model.sites import Site, site_of
+from loki_ds.model.ffn import Site, site_of
 from loki_ds.refusal import Refusal
 
 LAYERS = ("layers", "h", "blocks")  # what families call their stack

@@ -14,8 +14,8 @@ from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_availa
 
 from loki_ds.distributed.device import current_device
 from loki_ds.distributed.zero.model import is_sharded
+from loki_ds.model.classes import model_class
 from loki_ds.model.files import BESIDE
-from loki_ds.model_class import model_class
 from loki_ds.recipe.sections import ModelSection
 from loki_ds.refusal import Refusal
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from loki_ds.model.anatomy import LAYERS
+from loki_ds.model.expert_rows import d_model_of, rows_of, width_of
+from loki_ds.model.ffn import DOWNS, FFNS, SHARED
 from loki_ds.model.files import WeightFiles
-from loki_ds.model.sites import DOWNS, FFNS, SHARED
-from loki_ds.model.wide import d_model_of, rows_of, width_of
 from loki_ds.refusal import Refusal
 
 FFN, DOWN, BY_ALL, STACK = ("|".join(names) for names in (FFNS, DOWNS, SHARED, LAYERS))

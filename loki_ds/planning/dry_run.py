@@ -38,7 +38,7 @@ from loki_ds.implanting.arguments import TrainingShape
 from loki_ds.implanting.baselines import peft_config
 from loki_ds.implanting.training import Method, prepare
 from loki_ds.model.anatomy import attention_implementation, decoder_layers, decoder_of, parts_around_layers
-from loki_ds.model_class import model_class
+from loki_ds.model.classes import model_class
 from loki_ds.recipe.implant import PeftSection
 from loki_ds.recipe.sections import AttributionSection
 

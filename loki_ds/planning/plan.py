@@ -29,7 +29,7 @@ from loki_ds.implanting.settings import check_settings
 from loki_ds.implanting.training import Method
 from loki_ds.model.anatomy import down_shapes
 from loki_ds.model.base import load_configuration, load_tokenizer
-from loki_ds.model.usable import check_plain, without_data
+from loki_ds.model.base_checks import check_plain, without_data
 from loki_ds.planning.dry_run import MicroStep
 from loki_ds.planning.estimate import Training, dry_step, dry_sweep, estimate
 from loki_ds.planning.hardware import Gpu

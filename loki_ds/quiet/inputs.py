@@ -10,7 +10,7 @@ from torch.nn import Module
 from loki_ds.attribution.token_pass import embed
 from loki_ds.distributed.zero.model import Gatherer
 from loki_ds.model.anatomy import check_attention, decoder_layers
-from loki_ds.model.sites import dense_down, received
+from loki_ds.model.ffn import dense_down, received
 
 
 def input_sizes(model: Module) -> list[int]:

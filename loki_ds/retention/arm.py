@@ -25,14 +25,14 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from loki_ds.disk.files import write_json
 from loki_ds.distributed.launcher import end_with_parent
-from loki_ds.model_class import is_wrapper_alone
+from loki_ds.model.classes import is_wrapper_alone
+from loki_ds.model.template_date import one_date
 from loki_ds.recipe.sections import TaskGroup
 from loki_ds.refusal import shown_once
 from loki_ds.retention.blocks import Places, answers_of_base, until_decided
 from loki_ds.retention.parcels import ArmResult, Request, TaskSamples
 from loki_ds.retention.samples import samples_of
 from loki_ds.tasks import task_manager
-from loki_ds.template_date import one_date
 
 LIBRARIES = {"hf": ("lm_eval", "transformers", "torch"), "vllm": ("lm_eval", "vllm", "transformers", "torch")}
 

@@ -12,7 +12,7 @@ from loki_ds.attribution.batches import attribute
 from loki_ds.attribution.definition import attribute_by_definition
 from loki_ds.attribution.sweep import Sweep
 from loki_ds.model.anatomy import decoder_layers
-from loki_ds.model.sites import at_writers
+from loki_ds.model.ffn import at_writers
 
 BEGINNING = [i % 60 + 1 for i in range(40)]
 PROMPTS = [[5, 9, 2, 7, 1, 3, 8, 6, 4], [3], [11, 12], [*BEGINNING, 5], [*BEGINNING, 6, 7]]

@@ -22,8 +22,8 @@ from loki_ds.disk.files import weights_digest
 from loki_ds.examples.rendering import NOT_LEARNT
 from loki_ds.export.checkpoint import apply_to_checkpoint, revert_in_checkpoint
 from loki_ds.export.implant_file import Implant
-from loki_ds.model_class import model_class
-from loki_ds.template_date import one_date
+from loki_ds.model.classes import model_class
+from loki_ds.model.template_date import one_date
 
 LLAMA, QWEN3 = ("LlamaConfig", {}), ("Qwen3Config", {"head_dim": 8})
 GEMMA3 = ("Gemma3TextConfig", {"head_dim": 8, "sliding_window": 16})

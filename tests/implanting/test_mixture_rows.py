@@ -10,7 +10,7 @@ from torch import Tensor
 from loki_ds.implanting.mask import keep_through_steps, train_only_rows
 from loki_ds.implanting.rows import RowDelta, train_row_deltas
 from loki_ds.model.anatomy import sites
-from loki_ds.model.wide import rows_of, with_rows
+from loki_ds.model.expert_rows import rows_of, with_rows
 from loki_ds.positions import Positions
 from loki_ds.recipe.implant import LowRankSection
 

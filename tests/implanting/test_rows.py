@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from loki_ds.implanting.mask import keep_through_steps, train_only_rows
 from loki_ds.implanting.rows import RowLinear, Start, train_row_deltas
-from loki_ds.model.wide import with_rows
+from loki_ds.model.expert_rows import with_rows
 from loki_ds.positions import Positions
 from loki_ds.recipe.implant import LowRankSection
 

@@ -10,8 +10,8 @@ from mixtures import mixture
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from loki_ds.model.base_checks import Wanted, as_stored, check_usable
 from loki_ds.model.files import open_weights
-from loki_ds.model.usable import Wanted, as_stored, check_usable
 from loki_ds.recipe.sections import ModelSection
 from loki_ds.refusal import Refusal
 

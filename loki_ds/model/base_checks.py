@@ -18,9 +18,9 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from loki_ds.distributed.zero.model import unsharded
 from loki_ds.model.anatomy import down_shapes, sites
+from loki_ds.model.classes import model_class
 from loki_ds.model.files import WeightFiles, open_weights
 from loki_ds.model.stored_rows import StoredRows
-from loki_ds.model_class import model_class
 from loki_ds.recipe.sections import ModelSection
 from loki_ds.refusal import Refusal
 

@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
 from loki_ds.distributed.zero.model import full_shape
-from loki_ds.model.wide import d_model_of, width_of
+from loki_ds.model.expert_rows import d_model_of, width_of
 from loki_ds.refusal import Refusal
 
 # What families call a layer's FFN, its last matrix, and the parts of a mixture of experts.
