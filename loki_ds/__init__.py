@@ -7,18 +7,18 @@ if TYPE_CHECKING:
     from loki_ds.attribution.batches import attribute
     from loki_ds.attribution.definition import attribute_by_definition
     from loki_ds.export.in_memory import apply_implant, revert_implant
-    from loki_ds.positions import Positions
-    from loki_ds.selection import select
+    from loki_ds.selection.positions import Positions
+    from loki_ds.selection.select import select
 
 # Each name's module. It is loaded when the name is used (PEP 562): torch and DeepSpeed take
 # seconds.
 _PLACES = {
-    "Positions": "loki_ds.positions",
+    "Positions": "loki_ds.selection.positions",
     "apply_implant": "loki_ds.export.in_memory",
     "attribute": "loki_ds.attribution.batches",
     "attribute_by_definition": "loki_ds.attribution.definition",
     "revert_implant": "loki_ds.export.in_memory",
-    "select": "loki_ds.selection",
+    "select": "loki_ds.selection.select",
 }
 
 __all__ = ["Positions", "apply_implant", "attribute", "attribute_by_definition", "revert_implant", "select"]

@@ -106,7 +106,7 @@ def select(arguments: argparse.Namespace) -> int:
 
     from loki_ds.attribution.kept import KeptScores
     from loki_ds.disk.run_folder import RunFolder
-    from loki_ds.selection import select, select_random
+    from loki_ds.selection.select import select, select_random
 
     folder = RunFolder(arguments.run)
     scores = KeptScores(folder.attribution).scores()
@@ -124,7 +124,7 @@ def select(arguments: argparse.Namespace) -> int:
 
 def positions(arguments: argparse.Namespace) -> int:
     """Two positions files side by side: rows, digests and overlap."""
-    from loki_ds.positions import Positions
+    from loki_ds.selection.positions import Positions
 
     files = (arguments.first, arguments.second)
     first, second = (Positions.load(file) for file in files)
@@ -163,7 +163,7 @@ def verify(arguments: argparse.Namespace) -> int:
     """The byte-for-byte check on any two checkpoints; exit status 1 when they differ outside the
     positions.
     """
-    from loki_ds.positions import Positions
+    from loki_ds.selection.positions import Positions
     from loki_ds.verification import verify
 
     found = verify(arguments.base, arguments.model, Positions.load(arguments.positions))

@@ -15,8 +15,8 @@ from torch import Tensor
 from loki_ds.model.expert_rows import rows_of
 from loki_ds.model.files import WeightFiles, open_weights, other_weights
 from loki_ds.model.stored_rows import StoredRows
-from loki_ds.positions import Positions
 from loki_ds.refusal import Refusal
+from loki_ds.selection.positions import Positions
 
 AT_ONCE = 2**24  # numbers in float64
 

@@ -17,7 +17,7 @@ from loki_ds.attribution.sweep import Swept
 from loki_ds.disk.files import digest_of
 from loki_ds.export.checkpoint import read_rows
 from loki_ds.export.implant_file import Implant, LayerRows
-from loki_ds.positions import Positions
+from loki_ds.selection.positions import Positions
 
 TOOLCALLS = ROOT / "recipes/tiny/data/toolcalls/train.jsonl"
 

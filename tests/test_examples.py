@@ -8,7 +8,7 @@ from pathlib import Path
 from conftest import ROOT
 
 from loki_ds.export.implant_file import Implant
-from loki_ds.positions import Positions
+from loki_ds.selection.positions import Positions
 
 
 def test_by_hand(tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from loki_ds.positions import Positions
 from loki_ds.refusal import Refusal
+from loki_ds.selection.positions import Positions
 
 
 def test_a_file_comes_back_with_the_same_digest(tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loki_ds.positions import Positions
-from loki_ds.selection import rows_per_layer, select, select_random, split_half_overlap
+from loki_ds.selection.positions import Positions
+from loki_ds.selection.select import rows_per_layer, select, select_random, split_half_overlap
 
 SCORES = torch.tensor([[[-3.0, 0.1, 2.0, -1.0]], [[-3.0, 0.1, -2.0, 5.0]], [[4.0, 0.1, -2.0, -1.0]]])
 

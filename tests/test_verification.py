@@ -11,8 +11,8 @@ import torch
 from conftest import build
 from safetensors.torch import load_file, save_file
 
-from loki_ds.positions import Positions
 from loki_ds.refusal import Refusal
+from loki_ds.selection.positions import Positions
 from loki_ds.verification import verify
 
 POSITIONS = Positions([[1, 5], [], [0], [31]])

@@ -42,7 +42,7 @@ from loki_ds.implanting.training import Examples, Method, Resume, train
 from loki_ds.planning.estimate import dry_step, dry_sweep, estimate
 from loki_ds.planning.partitioning import Setting, kept_bytes, sweep_memory, sweep_traffic
 from loki_ds.recipe.file import load_recipe
-from loki_ds.selection import planned_positions, select_random
+from loki_ds.selection.select import planned_positions, select_random
 from loki_ds.stages.run import Run
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

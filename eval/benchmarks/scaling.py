@@ -25,7 +25,7 @@ from loki_ds.planning.hardware import GPUS, NODE, REACHED, WIRE_REACHED
 from loki_ds.planning.partitioning import Setting, kept_bytes, sweep_traffic
 from loki_ds.recipe.implant import ImplantSection
 from loki_ds.recipe.sections import AttributionSection, ModelSection, SelectionSection
-from loki_ds.selection import planned_positions
+from loki_ds.selection.select import planned_positions
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 

@@ -36,7 +36,7 @@ from loki_ds.model.ffn import dense_down, site_of
 from loki_ds.planning.dry_run import Tally
 from loki_ds.planning.hardware import this_machines
 from loki_ds.recipe.implant import LowRankSection
-from loki_ds.selection import select_random
+from loki_ds.selection.select import select_random
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 

@@ -46,11 +46,11 @@ from loki_ds.implanting.mask import keep_through_steps, train_only_rows
 from loki_ds.implanting.rows import train_row_deltas
 from loki_ds.model.anatomy import down_shapes, has_experts
 from loki_ds.model.base import load_model
-from loki_ds.positions import Positions
 from loki_ds.quiet.inputs import observe_inputs
 from loki_ds.recipe.implant import LowRankSection
 from loki_ds.recipe.sections import ModelSection
 from loki_ds.refusal import Refusal
+from loki_ds.selection.positions import Positions
 from loki_ds.verification import verify
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

@@ -18,7 +18,7 @@ from loki_ds.distributed.zero.states import beside_the_model
 from loki_ds.implanting.arguments import deepspeed_config
 from loki_ds.recipe.sections import Recipe
 from loki_ds.refusal import Refusal
-from loki_ds.selection import planned_positions
+from loki_ds.selection.select import planned_positions
 
 
 def room_wanted(recipe: Recipe, folder: RunFolder, base: BaseFound, arguments: SFTConfig, steps: int) -> float:

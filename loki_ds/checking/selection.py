@@ -3,10 +3,10 @@ it.
 """
 
 from loki_ds.export.implant_file import Implant
-from loki_ds.positions import Positions
 from loki_ds.recipe.sections import SelectionSection
 from loki_ds.refusal import Refusal
-from loki_ds.selection import planned_positions
+from loki_ds.selection.positions import Positions
+from loki_ds.selection.select import planned_positions
 
 
 def check_selection(section: SelectionSection, shapes: list[tuple[int, int]]) -> None:

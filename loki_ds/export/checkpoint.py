@@ -24,8 +24,8 @@ from loki_ds.model.base_checks import as_stored
 from loki_ds.model.expert_rows import as_in
 from loki_ds.model.files import model_files, open_weights, same_bits
 from loki_ds.model.stored_rows import Piece, StoredRows
-from loki_ds.positions import Positions
 from loki_ds.refusal import Refusal
+from loki_ds.selection.positions import Positions
 
 TEMPLATE = "chat_template.jinja"  # beside the weights
 

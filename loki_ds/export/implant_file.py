@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from loki_ds.disk.files import written_whole
-from loki_ds.positions import Positions
 from loki_ds.refusal import Refusal
+from loki_ds.selection.positions import Positions
 
 FORMAT = "loki-ds implant 2"
 MOST_LAYERS = 10_000  # of a file that may be believed

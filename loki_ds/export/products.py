@@ -23,8 +23,8 @@ from loki_ds.model.expert_rows import as_in, with_rows
 from loki_ds.model.ffn import Site
 from loki_ds.model.files import open_weights
 from loki_ds.model.stored_rows import StoredRows
-from loki_ds.positions import Positions
 from loki_ds.recipe.sections import ModelSection
+from loki_ds.selection.positions import Positions
 
 
 class Base(NamedTuple):

@@ -18,7 +18,7 @@ from loki_ds.distributed.zero.optimizer import Shard, after_each_step
 from loki_ds.model.anatomy import sites
 from loki_ds.model.expert_rows import d_model_of
 from loki_ds.model.ffn import Down
-from loki_ds.positions import Positions
+from loki_ds.selection.positions import Positions
 
 
 def train_only_rows(model: Module, positions: Positions) -> dict[Tensor, Tensor]:

@@ -20,9 +20,9 @@ from torch.nn import Linear, Module
 from loki_ds.model.anatomy import sites
 from loki_ds.model.expert_rows import with_rows
 from loki_ds.model.ffn import Down
-from loki_ds.positions import Positions
 from loki_ds.quiet.subspace import project_out
 from loki_ds.recipe.implant import LowRankSection
+from loki_ds.selection.positions import Positions
 
 
 class Start(NamedTuple):

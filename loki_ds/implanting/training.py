@@ -29,8 +29,8 @@ from loki_ds.implanting.rehearsing import Rehearsed
 from loki_ds.implanting.routing import WatchRouting, experts_of
 from loki_ds.implanting.rows import train_row_deltas
 from loki_ds.implanting.watch import TokensPerSecond, WatchedTrainer, WatchGradients
-from loki_ds.positions import Positions
 from loki_ds.recipe.implant import ImplantSection
+from loki_ds.selection.positions import Positions
 
 log = logging.getLogger(__name__)
 

@@ -35,7 +35,6 @@ from loki_ds.planning.estimate import Training, dry_step, dry_sweep, estimate
 from loki_ds.planning.hardware import Gpu
 from loki_ds.planning.partitioning import Setting, kept_bytes
 from loki_ds.planning.passes import Passes, Stage, prompts_of, training_stages
-from loki_ds.positions import Positions
 from loki_ds.quiet.kept import load_moments
 from loki_ds.quiet.subspace import protected_subspace
 from loki_ds.recipe.implant import QuietSection
@@ -43,7 +42,8 @@ from loki_ds.recipe.sections import DataSection, Recipe
 from loki_ds.recipe.shipped import found
 from loki_ds.refusal import Refusal
 from loki_ds.rehearsal.rows import MOST_HELD_OUT, count_for
-from loki_ds.selection import planned_positions
+from loki_ds.selection.positions import Positions
+from loki_ds.selection.select import planned_positions
 
 CONFIGS = ("launch/zero2.json", "launch/zero3.json", "launch/zero3_offload.json")  # from the fastest to the thriftiest
 SCHEDULE = ("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio")

@@ -19,7 +19,7 @@ from loki_ds.protected import ProtectedSet
 from loki_ds.recipe.sections import AttributionSection, SelectionSection
 from loki_ds.refusal import Refusal
 from loki_ds.report.pictures import heat_map, overlap_curve
-from loki_ds.selection import split_half_overlap
+from loki_ds.selection.select import split_half_overlap
 from loki_ds.stages.batch_size import batch_size
 from loki_ds.stages.costs import cost_of
 from loki_ds.stages.inputs import attribution_inputs

@@ -19,11 +19,11 @@ from loki_ds.examples.choice import Rendering
 from loki_ds.export.implant_file import Implant
 from loki_ds.export.products import Base
 from loki_ds.implanting.arguments import deepspeed_config
-from loki_ds.positions import Positions
 from loki_ds.recipe.implant import QuietSection, RehearseSection
 from loki_ds.recipe.sections import DataSection, ProtectedSection, Recipe
 from loki_ds.recipe.training_keys import changes_a_result, without_secrets
 from loki_ds.retention.question import model_digest
+from loki_ds.selection.positions import Positions
 
 Inputs = dict[str, Any]
 

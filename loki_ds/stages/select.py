@@ -5,10 +5,10 @@ import logging
 from loki_ds.attribution.kept import KeptScores
 from loki_ds.checking.selection import rows_of_implants
 from loki_ds.distributed import ranks
-from loki_ds.positions import Positions
 from loki_ds.refusal import Refusal
-from loki_ds.selection import planned_positions, select_random
-from loki_ds.selection import select as select_by_scores
+from loki_ds.selection.positions import Positions
+from loki_ds.selection.select import planned_positions, select_random
+from loki_ds.selection.select import select as select_by_scores
 from loki_ds.stages.inputs import selection_inputs
 from loki_ds.stages.run import Run
 

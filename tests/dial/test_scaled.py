@@ -15,7 +15,7 @@ from loki_ds.dial.scaled import between, keep, scaled_adapter, scaled_implant, s
 from loki_ds.disk.files import weights_digest
 from loki_ds.export.checkpoint import apply_to_checkpoint, read_rows, write_tensors
 from loki_ds.export.implant_file import Implant, LayerRows
-from loki_ds.positions import Positions
+from loki_ds.selection.positions import Positions
 
 BASE = ROOT / "recipes/tiny/model"
 ROWS = Positions([[0, 5], [], [3], [127], [1], [64]])

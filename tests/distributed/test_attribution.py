@@ -15,7 +15,7 @@ from distributed.conftest import kill, launch, output_of, start
 from loki_ds import attribute
 from loki_ds.attribution.kept import KeptScores
 from loki_ds.model.base import load_model
-from loki_ds.positions import Positions
+from loki_ds.selection.positions import Positions
 
 LAYERS = 6  # of the tiny model
 FEW = ["protected.per_subject=4", "attribution.batch_size=7"]

@@ -20,9 +20,9 @@ from loki_ds.export.products import Base, save_implant
 from loki_ds.model.anatomy import down_shapes
 from loki_ds.model.files import open_weights
 from loki_ds.model.stored_rows import StoredRows
-from loki_ds.positions import Positions
 from loki_ds.recipe.sections import ModelSection
 from loki_ds.refusal import Refusal
+from loki_ds.selection.positions import Positions
 from loki_ds.verification import verify
 
 POSITIONS = Positions([[1, 5], [], [0], [31]])

@@ -9,7 +9,7 @@ from conftest import build, down_weights
 from torch import Tensor
 
 from loki_ds.implanting.mask import keep_through_steps, train_only_rows
-from loki_ds.positions import Positions
+from loki_ds.selection.positions import Positions
 
 POSITIONS = Positions([[1, 5], [], [0], [31]])
 OPTIMIZERS = {

@@ -11,8 +11,8 @@ from loki_ds.implanting.mask import keep_through_steps, train_only_rows
 from loki_ds.implanting.rows import RowDelta, train_row_deltas
 from loki_ds.model.anatomy import sites
 from loki_ds.model.expert_rows import rows_of, with_rows
-from loki_ds.positions import Positions
 from loki_ds.recipe.implant import LowRankSection
+from loki_ds.selection.positions import Positions
 
 POSITIONS = Positions([[1, 5], [], [0], [31]])
 CPU = torch.device("cpu")

@@ -21,8 +21,8 @@ from loki_ds.implanting.baselines import peft_config
 from loki_ds.implanting.pull import PullToBase, gone, planned_rates, pull_through_steps, pulled, strength_of
 from loki_ds.implanting.settings import UNFORESEEN
 from loki_ds.implanting.training import Method, prepare
-from loki_ds.positions import Positions
 from loki_ds.recipe.implant import ImplantSection
+from loki_ds.selection.positions import Positions
 
 POSITIONS = Positions([[1, 5], [], [0], [31]])
 SECTIONS = {

@@ -16,9 +16,9 @@ from loki_ds.attribution.sweep import Sweep
 from loki_ds.implanting.arguments import TrainingShape
 from loki_ds.implanting.training import Method
 from loki_ds.planning.dry_run import Tally, micro_step, model_without_data, sweep_batch
-from loki_ds.positions import Positions
 from loki_ds.recipe.implant import ImplantSection, PeftSection
 from loki_ds.recipe.sections import AttributionSection
+from loki_ds.selection.positions import Positions
 
 MODEL = Path(__file__).parents[2] / "recipes/tiny/model"
 CONFIG = AutoConfig.from_pretrained(MODEL)

@@ -14,13 +14,13 @@ from loki_ds.attribution.batches import batches
 from loki_ds.distributed.zero.model import Gatherer
 from loki_ds.implanting.rows import RowLinear, train_row_deltas
 from loki_ds.model.anatomy import decoder_layers
-from loki_ds.positions import Positions
 from loki_ds.quiet.certificate import certify
 from loki_ds.quiet.kept import load_moments, save_moments
 from loki_ds.quiet.moments import collect_moments, random_directions, sketch_width
 from loki_ds.quiet.subspace import SecondMoment, exact, nystrom, project_out, protected_subspace
 from loki_ds.recipe.implant import LowRankSection
 from loki_ds.refusal import Refusal
+from loki_ds.selection.positions import Positions
 
 SHOTS = list(range(1, 41))
 PROMPTS = [[*SHOTS, 50, 51, 52], [*SHOTS, 60], [7, 8, 9, 10, 11], [5], [1, 2]]

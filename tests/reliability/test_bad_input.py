@@ -27,12 +27,12 @@ from loki_ds.export.implant_file import Implant, LayerRows
 from loki_ds.implanting.arguments import deepspeed_config
 from loki_ds.model.base import check_attention_installed, load_model, load_tokenizer, locate_model
 from loki_ds.model.files import open_weights
-from loki_ds.positions import Positions
 from loki_ds.protected import load_protected
 from loki_ds.recipe.file import load_recipe, load_suite
 from loki_ds.recipe.sections import ProtectedSection, SourceSection
 from loki_ds.refusal import Refusal
-from loki_ds.selection import select
+from loki_ds.selection.positions import Positions
+from loki_ds.selection.select import select
 from loki_ds.verification import verify
 
 MODEL = ROOT / "recipes/tiny/model"

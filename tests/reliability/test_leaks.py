@@ -9,7 +9,7 @@ from conftest import build
 from loki_ds.attribution.sweep import Sweep
 from loki_ds.distributed.device import free_memory
 from loki_ds.implanting.rows import train_row_deltas
-from loki_ds.positions import Positions
+from loki_ds.selection.positions import Positions
 
 MANY, BOUND = 500, 12 * 2**20  # repetitions, bytes of growth that may be noise
 

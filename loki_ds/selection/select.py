@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from loki_ds.positions import Positions
 from loki_ds.recipe.sections import SelectionSection
 from loki_ds.recipe.strategies import BY_SCORES
+from loki_ds.selection.positions import Positions
 
 
 def rows_per_layer(quota: float, d_model: int) -> int:
