@@ -9,7 +9,7 @@ import trl
 from conftest import ROOT
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from loki_ds.examples.templates import ChatTemplate
+from loki_ds.data.templates import ChatTemplate
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
 # Tokens that families' templates name: what ends a turn must be one token, or it is text like any

@@ -9,7 +9,7 @@ from conftest import ROOT
 from published import TEMPLATES
 from transformers import AutoTokenizer
 
-from loki_ds.protected import ProtectedPrompt, ProtectedSet, load_protected
+from loki_ds.data.protected import ProtectedPrompt, ProtectedSet, load_protected
 from loki_ds.recipe.sections import ProtectedSection
 from loki_ds.refusal import Refusal
 

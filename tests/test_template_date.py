@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from published import template
 
-from loki_ds.examples.layouts import example_of
-from loki_ds.examples.rendering import Renderer
-from loki_ds.protected import load_protected
+from loki_ds.data.layouts import example_of
+from loki_ds.data.protected import load_protected
+from loki_ds.data.rendering import Renderer
 from loki_ds.recipe.sections import ProtectedSection
 
 ASKED = [{"role": "user", "content": "hello"}]

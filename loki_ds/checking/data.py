@@ -6,8 +6,8 @@ from transformers import PreTrainedConfig
 
 from loki_ds.checking.base import positions_of
 from loki_ds.checking.findings import Findings
-from loki_ds.examples.choice import Rendering
-from loki_ds.examples.whole import Counts
+from loki_ds.data.dataset import Counts
+from loki_ds.data.render_settings import Rendering
 
 
 def data_found(rendering: Rendering, counts: Iterable[Counts], config: PreTrainedConfig) -> Findings:

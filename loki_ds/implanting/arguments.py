@@ -16,10 +16,10 @@ from accelerate import ParallelismConfig
 from accelerate.utils import DeepSpeedSequenceParallelConfig
 from trl import SFTConfig
 
+from loki_ds.data.render_settings import RENDERING
 from loki_ds.distributed.device import on_cpu
 from loki_ds.distributed.ranks import joined, world_size
 from loki_ds.distributed.zero.checkpoints import is_partitioned, loading_repartitioned
-from loki_ds.examples.choice import RENDERING
 from loki_ds.implanting.checkpoints import Checkpoint
 from loki_ds.implanting.settings import check_installed, check_settings
 from loki_ds.implanting.supported import (
@@ -160,7 +160,7 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
         settings["router_aux_loss_coef"] = 0.0  # routers are frozen, and rows are not to balance them
     if recipe.sequence_parallel > 1:
         settings |= _sequence_parallel(recipe.sequence_parallel, recipe.model.attention or "sdpa")
-    # What renders the examples is not TRL's: they come to it as tokens (`loki_ds.examples`).
+    # What renders the examples is not TRL's: they come to it as tokens (`loki_ds.data`).
     return {**settings, **{key: value for key, value in recipe.training.items() if key not in RENDERING}}
 
 

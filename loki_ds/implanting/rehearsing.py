@@ -13,7 +13,7 @@ from peft import PeftModel
 from torch import Tensor
 from torch.nn import Module
 
-from loki_ds.examples.rendering import NOT_LEARNT
+from loki_ds.data.rendering import NOT_LEARNT
 from loki_ds.implanting.learnt import LearntTokensTrainer
 from loki_ds.model.anatomy import final_states, logits_from
 from loki_ds.rehearsal.divergence import Answers, divergence

@@ -12,9 +12,9 @@ from typing import Any
 from datasets import Dataset, DatasetDict
 from lm_eval.api.task import ConfigurableTask
 
-from loki_ds.examples.layouts import Example, example_of
-from loki_ds.examples.sources import rows_of
-from loki_ds.examples.turns import Message, NotUnderstood
+from loki_ds.data.layouts import Example, example_of
+from loki_ds.data.messages import Message, NotUnderstood
+from loki_ds.data.sources import rows_of
 from loki_ds.new_task.notations import parse_calls
 from loki_ds.recipe.sections import SourceSection
 from loki_ds.refusal import Refusal

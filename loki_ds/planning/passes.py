@@ -9,12 +9,12 @@ from transformers import PreTrainedTokenizerBase
 
 from loki_ds.attribution.batches import LARGEST
 from loki_ds.checking.findings import GIB
+from loki_ds.data.protected import load_protected
 from loki_ds.implanting.arguments import TrainingShape
 from loki_ds.planning.dry_run import SweepBatch
 from loki_ds.planning.estimate import Training
 from loki_ds.planning.hardware import USABLE, Gpu
 from loki_ds.planning.partitioning import Setting, sweep_memory, sweep_traffic
-from loki_ds.protected import load_protected
 from loki_ds.recipe.implant import QuietSection
 from loki_ds.recipe.sections import AttributionSection, ProtectedSection
 

@@ -18,11 +18,11 @@ from loki_ds.checking.data import data_found
 from loki_ds.checking.findings import Findings
 from loki_ds.checking.selection import check_selection
 from loki_ds.checking.tasks import limits_in_words
+from loki_ds.data.dataset import examples_in, examples_of, first_counts, needs_of
+from loki_ds.data.messages import NotUnderstood
+from loki_ds.data.render_settings import Rendering, make_rendering
+from loki_ds.data.rendering import NOT_LEARNT
 from loki_ds.disk.run_folder import RunFolder
-from loki_ds.examples.choice import Rendering, make_rendering
-from loki_ds.examples.rendering import NOT_LEARNT
-from loki_ds.examples.turns import NotUnderstood
-from loki_ds.examples.whole import examples_in, examples_of, first_counts, needs_of
 from loki_ds.implanting.arguments import TrainingShape, deepspeed_config
 from loki_ds.implanting.pull import in_words, planned_rates, strength_of
 from loki_ds.implanting.settings import check_settings

@@ -11,8 +11,8 @@ import pyarrow as pa
 from datasets import Dataset, concatenate_datasets
 from torch import Tensor
 
-from loki_ds.examples.rendering import NOT_LEARNT, Rendered
-from loki_ds.examples.whole import SCHEMA
+from loki_ds.data.dataset import SCHEMA
+from loki_ds.data.rendering import NOT_LEARNT, Rendered
 from loki_ds.rehearsal.answers import predictions
 from loki_ds.rehearsal.divergence import Answers
 

@@ -12,10 +12,10 @@ from loki_ds.attribution.batches import NoRoom, batches, sweep_batches
 from loki_ds.attribution.kept import KeptScores
 from loki_ds.attribution.rope import length_class
 from loki_ds.attribution.sweep import Sweep
+from loki_ds.data.protected import ProtectedSet
 from loki_ds.distributed import ranks
 from loki_ds.distributed.zero.model import Gatherer
 from loki_ds.model.anatomy import has_experts
-from loki_ds.protected import ProtectedSet
 from loki_ds.recipe.sections import AttributionSection, SelectionSection
 from loki_ds.refusal import Refusal
 from loki_ds.report.pictures import heat_map, overlap_curve

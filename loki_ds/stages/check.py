@@ -17,17 +17,17 @@ from loki_ds.checking.data import data_found
 from loki_ds.checking.findings import Findings
 from loki_ds.checking.room import check_room, room_wanted
 from loki_ds.checking.selection import check_selection
+from loki_ds.data.dataset import Counts, Kept
+from loki_ds.data.protected import load_protected
+from loki_ds.data.render_settings import Rendering, make_rendering
+from loki_ds.data.templates import Needs
 from loki_ds.disk.files import weights_digest
 from loki_ds.disk.run_folder import RunFolder
 from loki_ds.distributed import ranks
-from loki_ds.examples.choice import Rendering, make_rendering
-from loki_ds.examples.templates import Needs
-from loki_ds.examples.whole import Counts, Kept
 from loki_ds.export.products import Base
 from loki_ds.implanting.arguments import TrainingShape
 from loki_ds.implanting.supported import check_dtype
 from loki_ds.model.base import check_attention_installed, load_configuration, load_tokenizer, locate_model
-from loki_ds.protected import load_protected
 from loki_ds.recipe.sections import ModelSection, ProtectedSection, Recipe
 from loki_ds.stages.inputs import data_inputs, rendering_inputs
 

@@ -13,9 +13,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from loki_ds.data.render_settings import Rendering
 from loki_ds.disk.files import digest_of
 from loki_ds.disk.run_folder import RunFolder
-from loki_ds.examples.choice import Rendering
 from loki_ds.export.implant_file import Implant
 from loki_ds.export.products import Base
 from loki_ds.implanting.arguments import deepspeed_config

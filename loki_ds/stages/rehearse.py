@@ -6,12 +6,12 @@ import logging
 from collections.abc import Sequence
 from random import Random
 
+from loki_ds.data.protected import load_protected
+from loki_ds.data.render_settings import LossSettings
 from loki_ds.distributed import device, ranks
 from loki_ds.distributed.zero.model import Gatherer
-from loki_ds.examples.choice import LossSettings
 from loki_ds.implanting.rehearsing import Rehearsed
 from loki_ds.implanting.training import Examples
-from loki_ds.protected import load_protected
 from loki_ds.recipe.implant import RehearseSection
 from loki_ds.rehearsal.answers import ask_base, load_answers, save_answers
 from loki_ds.rehearsal.divergence import Answers

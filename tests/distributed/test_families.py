@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from distributed.conftest import ROOT, launch_all
+from loki_ds.data.rendering import NOT_LEARNT
 from loki_ds.disk.files import weights_digest
-from loki_ds.examples.rendering import NOT_LEARNT
 from loki_ds.export.checkpoint import apply_to_checkpoint, revert_in_checkpoint
 from loki_ds.export.implant_file import Implant
 from loki_ds.model.classes import model_class

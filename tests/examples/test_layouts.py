@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from loki_ds.examples.layouts import columns_read, example_of
-from loki_ds.examples.turns import NotUnderstood
+from loki_ds.data.layouts import columns_read, example_of
+from loki_ds.data.messages import NotUnderstood
 
 USER, ANSWER = {"role": "user", "content": "call f"}, {"role": "assistant", "content": "one"}
 CALL = {"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}

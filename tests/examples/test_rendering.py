@@ -14,10 +14,10 @@ from transformers import AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 from trl.chat_template_utils import has_generation_markers
 
-from loki_ds.examples.layouts import example_of
-from loki_ds.examples.rendering import NOT_LEARNT, Renderer
-from loki_ds.examples.templates import ChatTemplate, Needs, fitted, marked, own_template, unmarked
-from loki_ds.examples.turns import NotUnderstood
+from loki_ds.data.layouts import example_of
+from loki_ds.data.messages import NotUnderstood
+from loki_ds.data.rendering import NOT_LEARNT, Renderer
+from loki_ds.data.templates import ChatTemplate, Needs, fitted, marked, own_template, unmarked
 from loki_ds.new_task.notations import parse_calls
 
 PLAIN = {"messages": [{"role": "user", "content": "copy a b"}, {"role": "assistant", "content": "a b"}]}

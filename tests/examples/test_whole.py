@@ -11,11 +11,11 @@ from conftest import ROOT
 from datasets import Dataset
 from transformers import AutoTokenizer
 
-from loki_ds.examples.choice import make_rendering
-from loki_ds.examples.rendering import NOT_LEARNT, Cut, Renderer
-from loki_ds.examples.sources import rows_of
-from loki_ds.examples.templates import own_template
-from loki_ds.examples.whole import Counts, Kept, examples_in, first_counts, mixed, needs_of, render_source
+from loki_ds.data.dataset import Counts, Kept, examples_in, first_counts, mixed, needs_of, render_source
+from loki_ds.data.render_settings import make_rendering
+from loki_ds.data.rendering import NOT_LEARNT, Cut, Renderer
+from loki_ds.data.sources import rows_of
+from loki_ds.data.templates import own_template
 from loki_ds.recipe.sections import DataSection, SourceSection
 from loki_ds.refusal import Refusal
 

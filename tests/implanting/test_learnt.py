@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 from trl.trainer import utils
 
-from loki_ds.examples.rendering import NOT_LEARNT
+from loki_ds.data.rendering import NOT_LEARNT
 from loki_ds.implanting.learnt import LearntTokensTrainer
 
 IDS = torch.arange(20).view(2, 10)

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loki_ds.examples.rendering import NOT_LEARNT, Rendered
+from loki_ds.data.rendering import NOT_LEARNT, Rendered
 from loki_ds.rehearsal.answers import MOST
 from loki_ds.rehearsal.divergence import Answers
 from loki_ds.rehearsal.rows import (

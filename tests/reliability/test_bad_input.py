@@ -17,17 +17,17 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from loki_ds.attribution.kept import KeptScores
+from loki_ds.data.dataset import render_source
+from loki_ds.data.protected import load_protected
+from loki_ds.data.rendering import Cut, Renderer
+from loki_ds.data.templates import own_template
 from loki_ds.disk.run_folder import RunFolder
 from loki_ds.distributed.launcher import PLACE, take_place
-from loki_ds.examples.rendering import Cut, Renderer
-from loki_ds.examples.templates import own_template
-from loki_ds.examples.whole import render_source
 from loki_ds.export.checkpoint import apply_to_checkpoint, revert_in_checkpoint
 from loki_ds.export.implant_file import Implant, LayerRows
 from loki_ds.implanting.arguments import deepspeed_config
 from loki_ds.model.base import check_attention_installed, load_model, load_tokenizer, locate_model
 from loki_ds.model.files import open_weights
-from loki_ds.protected import load_protected
 from loki_ds.recipe.file import load_recipe, load_suite
 from loki_ds.recipe.sections import ProtectedSection, SourceSection
 from loki_ds.refusal import Refusal

@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig
 from trl.chat_template_utils import has_generation_markers
 
-from loki_ds.examples.rendering import Cut, Renderer
-from loki_ds.examples.templates import Needs, fitted, marked, own_template, unmarked
+from loki_ds.data.rendering import Cut, Renderer
+from loki_ds.data.templates import Needs, fitted, marked, own_template, unmarked
 from loki_ds.refusal import Refusal
 
 RENDERING = ("assistant_only_loss", "completion_only_loss", "chat_template_path", "eos_token", "pad_token")

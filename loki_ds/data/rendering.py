@@ -15,9 +15,9 @@ from transformers import PreTrainedTokenizerBase
 from trl.chat_template_utils import has_generation_markers
 from trl.data_utils import common_prefix_length
 
-from loki_ds.examples.layouts import Example
-from loki_ds.examples.templates import ChatTemplate
-from loki_ds.examples.turns import Message, NotUnderstood
+from loki_ds.data.layouts import Example
+from loki_ds.data.messages import Message, NotUnderstood
+from loki_ds.data.templates import ChatTemplate
 from loki_ds.model.base import UNRENDERABLE
 
 NOT_LEARNT = -100  # a label that the loss passes over

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from loki_ds.examples.turns import Message, NotUnderstood, parsed, short, tools_of, turn_of, turns_of
+from loki_ds.data.messages import Message, NotUnderstood, parsed, short, tools_of, turn_of, turns_of
 
 
 @dataclass(frozen=True)

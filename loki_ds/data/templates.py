@@ -16,9 +16,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from trl.chat_template_utils import get_training_chat_template, has_generation_markers
 
-from loki_ds.examples.layouts import Example
-from loki_ds.examples.preface import WORDS, preface
-from loki_ds.examples.turns import Message
+from loki_ds.data.layouts import Example
+from loki_ds.data.messages import Message
+from loki_ds.data.template_preface import WORDS, preface
 from loki_ds.model.base import UNRENDERABLE
 from loki_ds.model.template_date import one_date
 from loki_ds.refusal import Refusal

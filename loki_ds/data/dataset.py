@@ -14,13 +14,13 @@ from typing import Any
 import pyarrow as pa
 from datasets import Dataset, interleave_datasets
 
+from loki_ds.data.layouts import Example, columns_read, example_of
+from loki_ds.data.messages import NotUnderstood
+from loki_ds.data.render_settings import Rendering
+from loki_ds.data.rendering import Cut, Rendered, Renderer
+from loki_ds.data.sources import count_of, is_local, rows_of
+from loki_ds.data.templates import Needs
 from loki_ds.disk.files import remove, write_json, written_whole
-from loki_ds.examples.choice import Rendering
-from loki_ds.examples.layouts import Example, columns_read, example_of
-from loki_ds.examples.rendering import Cut, Rendered, Renderer
-from loki_ds.examples.sources import count_of, is_local, rows_of
-from loki_ds.examples.templates import Needs
-from loki_ds.examples.turns import NotUnderstood
 from loki_ds.recipe.sections import DataSection, SourceSection
 from loki_ds.refusal import Refusal
 
