@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 from conftest import ROOT
 
-from loki_ds.new_task.tool_calls import judge
+from loki_ds.judges.tool_calls import judge
 
 DATA = ROOT / "eval/tasks/real/data"
 BFCL = ROOT / "tests/retention/data/bfcl"

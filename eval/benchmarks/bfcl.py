@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from reporting import ROOT, keep, listed, paragraph, table, where, write
 
-from loki_ds.new_task.tool_calls import judge
+from loki_ds.judges.tool_calls import judge
 
 AST = (
     "simple_python multiple parallel parallel_multiple live_simple live_multiple live_parallel live_parallel_multiple"

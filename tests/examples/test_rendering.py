@@ -18,7 +18,7 @@ from loki_ds.data.layouts import example_of
 from loki_ds.data.messages import NotUnderstood
 from loki_ds.data.rendering import NOT_LEARNT, Renderer
 from loki_ds.data.templates import ChatTemplate, Needs, fitted, marked, own_template, unmarked
-from loki_ds.new_task.notations import parse_calls
+from loki_ds.judges.notations import parse_calls
 
 PLAIN = {"messages": [{"role": "user", "content": "copy a b"}, {"role": "assistant", "content": "a b"}]}
 TWICE = {"messages": [*PLAIN["messages"], {"role": "user", "content": "again"}, {"role": "assistant", "content": "a"}]}

@@ -12,7 +12,7 @@ from published import CALLS, TEMPLATES, TOOLACE
 from transformers import AutoTokenizer
 
 from loki_ds.checking.tasks import in_words
-from loki_ds.new_task.held_out_calls import documents, judged
+from loki_ds.judges.held_out_calls import documents, judged
 from loki_ds.recipe.sections import RetentionSection
 from loki_ds.refusal import Refusal
 from loki_ds.retention.arm import run_lm_eval
@@ -26,7 +26,7 @@ CALLED = [["f", {"a": 1}], ["g", {"a": 1}]]
 def own(tmp_path: Path) -> Path:
     """As the documentation says it."""
     (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (CALLS, TOOLACE)))
-    (tmp_path / "calls.py").write_text("from loki_ds.new_task.held_out_calls import HeldOutCalls\n")
+    (tmp_path / "calls.py").write_text("from loki_ds.judges.held_out_calls import HeldOutCalls\n")
     (tmp_path / "my_calls.yaml").write_text(
         "task: my_calls\nclass: !function calls.HeldOutCalls\n"
         f"dataset_kwargs: {{path: {tmp_path / 'chats.jsonl'}}}\n"

@@ -5,7 +5,7 @@ from math import log2
 import pytest
 from conftest import ROOT
 
-from loki_ds.new_task.ranking import candidates, expected_score, load_beir, measure
+from loki_ds.judges.ranking import candidates, expected_score, load_beir, measure
 
 BEIR = ROOT / "tests/retention/data/beir"
 

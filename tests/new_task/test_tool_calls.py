@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loki_ds.new_task.notations import parse_calls
-from loki_ds.new_task.python_calls import Call
-from loki_ds.new_task.tool_calls import judge
+from loki_ds.judges.notations import parse_calls
+from loki_ds.judges.python_calls import Call
+from loki_ds.judges.tool_calls import judge
 
 # A text for each of the leaderboard's rules, and real models' outputs: its own verdicts (bfcl-eval
 # 2026.3.23).

@@ -12,7 +12,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 
 from loki_ds.disk.text import json_lines
-from loki_ds.new_task.tool_calls import judge
+from loki_ds.judges.tool_calls import judge
 
 HUB = "gorilla-llm/Berkeley-Function-Calling-Leaderboard"
 # The leaderboard's own instruction to models that are prompted (bfcl_eval, DEFAULT_SYSTEM_PROMPT),

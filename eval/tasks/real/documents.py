@@ -6,7 +6,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict
 from lm_eval.tasks.ifeval.utils import process_results as by_ifeval
 
-from loki_ds.new_task.notations import parse_calls
+from loki_ds.judges.notations import parse_calls
 
 QUESTIONS = (
     "Why is the sky blue?",

@@ -10,7 +10,7 @@ from datasets import Dataset, DatasetDict
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 
-from loki_ds.new_task.ranking import MEASURES, candidates, expected_score, load_beir, measure
+from loki_ds.judges.ranking import MEASURES, candidates, expected_score, load_beir, measure
 
 # The LB Reranker's own instruction and input (its model card).
 SYSTEM = (

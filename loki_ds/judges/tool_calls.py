@@ -10,8 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from loki_ds.new_task.notations import parse_calls
-from loki_ds.new_task.python_calls import Call
+from loki_ds.judges.notations import parse_calls
+from loki_ds.judges.python_calls import Call
 
 IGNORED = re.compile(r"[ ,./\-_*^]")  # BFCL does not punish `April 1, 2024` for `April 1 2024`
 OPTIONAL = ""  # in a list of allowed values: the argument may be left out

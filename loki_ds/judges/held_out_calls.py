@@ -15,7 +15,7 @@ from lm_eval.api.task import ConfigurableTask
 from loki_ds.data.layouts import Example, example_of
 from loki_ds.data.messages import Message, NotUnderstood
 from loki_ds.data.sources import rows_of
-from loki_ds.new_task.notations import parse_calls
+from loki_ds.judges.notations import parse_calls
 from loki_ds.recipe.sections import SourceSection
 from loki_ds.refusal import Refusal
 

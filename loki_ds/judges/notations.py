@@ -10,7 +10,7 @@ import json
 import re
 from typing import Any
 
-from loki_ds.new_task.python_calls import Call, python_calls
+from loki_ds.judges.python_calls import Call, python_calls
 
 THOUGHT = "</think>"
 HERMES = ("<tool_call>", "</tool_call>")
