@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from loki_ds.retention.pairing import Pair, PairedTask
-from loki_ds.task_metrics import Metric
+from loki_ds.tasks.metrics import Metric
 
 
 def metric(name: str = "exact_match", **changes: Any) -> Metric:

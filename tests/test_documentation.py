@@ -14,7 +14,7 @@ from loki_ds.recipe import implant as implant_section
 from loki_ds.recipe import sections as recipe
 from loki_ds.recipe.file import load_recipe
 from loki_ds.recipe.strict import Section
-from loki_ds.tasks import look_at_tasks
+from loki_ds.tasks.loading import look_at_tasks
 
 NOT_OURS = re.compile(r"^(\.|runs$|build$|dist$)")
 TEXTS = [

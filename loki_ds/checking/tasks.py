@@ -7,7 +7,7 @@ from loki_ds.recipe.sections import RetentionSection, TuneSection
 from loki_ds.refusal import Refusal
 from loki_ds.retention.forgetting import least_loss
 from loki_ds.retention.statistics import FEWEST, least_margin, least_margin_of_group
-from loki_ds.tasks import TaskFound
+from loki_ds.tasks.loading import TaskFound
 
 
 def in_words(section: RetentionSection, tasks: Sequence[TaskFound], tune: TuneSection | None = None) -> Findings:

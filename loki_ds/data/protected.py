@@ -24,7 +24,7 @@ from loki_ds.model.base import UNRENDERABLE
 from loki_ds.model.template_date import one_date
 from loki_ds.recipe.sections import ProtectedSection
 from loki_ds.refusal import Refusal, did_you_mean
-from loki_ds.tasks import task_manager
+from loki_ds.tasks.loading import task_manager
 
 
 class ProtectedPrompt(NamedTuple):

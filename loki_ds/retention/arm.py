@@ -32,7 +32,7 @@ from loki_ds.refusal import shown_once
 from loki_ds.retention.blocks import Places, answers_of_base, until_decided
 from loki_ds.retention.parcels import ArmResult, Request, TaskSamples
 from loki_ds.retention.samples import samples_of
-from loki_ds.tasks import task_manager
+from loki_ds.tasks.loading import task_manager
 
 LIBRARIES = {"hf": ("lm_eval", "transformers", "torch"), "vllm": ("lm_eval", "vllm", "transformers", "torch")}
 

@@ -15,7 +15,7 @@ from loki_ds.disk.files import write_json
 from loki_ds.refusal import Refusal
 from loki_ds.retention.parcels import Request, Sample, Stop, TaskSamples, together
 from loki_ds.retention.stopping import Bounds, bounds
-from loki_ds.tasks import TaskFound
+from loki_ds.tasks.loading import TaskFound
 
 Places = dict[str, list[int]]  # documents of lm-eval's tasks, by their names
 SMALLEST = 50  # documents of a block

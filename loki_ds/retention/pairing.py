@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from loki_ds.refusal import Refusal
 from loki_ds.retention.parcels import ArmResult, Sample, Stopped, TaskSamples
-from loki_ds.task_metrics import Metric
+from loki_ds.tasks.metrics import Metric
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from typing import Any, Literal, NotRequired, TypedDict
 from pydantic import BaseModel, ConfigDict
 
 from loki_ds.recipe.sections import TaskGroup
-from loki_ds.task_metrics import Metric
-from loki_ds.tasks import TaskFound
+from loki_ds.tasks.loading import TaskFound
+from loki_ds.tasks.metrics import Metric
 
 Half = Literal["choosing", "confirming"]  # of the documents, where a scale is chosen
 

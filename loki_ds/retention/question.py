@@ -7,19 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from loki_ds import task_metrics
 from loki_ds.disk.files import digest_of, publish, write_json
 from loki_ds.distributed import device
 from loki_ds.recipe.sections import RetentionSection
 from loki_ds.refusal import Refusal
 from loki_ds.retention.arm import library_versions
 from loki_ds.retention.parcels import ArmResult, Half, Request, Stop
-from loki_ds.tasks import TaskFound
+from loki_ds.tasks.loading import TaskFound
 
-OWN = Path(task_metrics.__file__).parent
+PACKAGE = Path(__file__).parents[1]
 # What takes likelihoods and scores answers.
-JUDGING = ("task_metrics.py", "new_task", *(f"retention/{name}.py" for name in "harness arm samples".split()))
-JUDGES = [OWN / name for name in JUDGING]
+JUDGING = ("tasks/metrics.py", "judges", *(f"retention/{name}.py" for name in "harness worker samples".split()))
+JUDGES = [PACKAGE / name for name in JUDGING]
 BESIDE = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py")  # what else decides a model's answers
 
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from loki_ds.refusal import Refusal
 from loki_ds.retention.parcels import Sample, TaskSamples
-from loki_ds.task_metrics import Metric, choices_of, gold_choices, likelihood
-from loki_ds.tasks import TaskFound
+from loki_ds.tasks.loading import TaskFound
+from loki_ds.tasks.metrics import Metric, choices_of, gold_choices, likelihood
 
 LONGEST_PROMPT = 2000  # characters of a prompt that are kept for the report, from its end
 

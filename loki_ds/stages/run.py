@@ -23,7 +23,7 @@ from loki_ds.recipe.sections import Recipe
 from loki_ds.recipe.training_keys import without_secrets
 from loki_ds.refusal import Refusal
 from loki_ds.stages.check import check
-from loki_ds.tasks import TaskFound, look_at_tasks
+from loki_ds.tasks.loading import TaskFound, look_at_tasks
 
 log = logging.getLogger(__name__)
 LIBRARIES = ("loki-ds", "torch", "deepspeed", "transformers", "trl", "lm-eval")

@@ -21,7 +21,7 @@ from loki_ds.retention.evaluation import answered
 from loki_ds.retention.pairing import pair as paired
 from loki_ds.retention.parcels import ArmResult
 from loki_ds.retention.question import Answers, Arm, Question, check_backend, model_digest
-from loki_ds.tasks import look_at_tasks
+from loki_ds.tasks.loading import look_at_tasks
 
 ADAPTER = "adapter_config.json"
 

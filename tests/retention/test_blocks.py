@@ -18,8 +18,8 @@ from loki_ds.retention.pairing import pair
 from loki_ds.retention.parcels import ArmResult, Stop
 from loki_ds.retention.question import Answers, Arm, Question
 from loki_ds.retention.statistics import TaskChange, suite_changes
-from loki_ds.task_metrics import Metric
-from loki_ds.tasks import TaskFound, look_at_tasks
+from loki_ds.tasks.loading import TaskFound, look_at_tasks
+from loki_ds.tasks.metrics import Metric
 
 MARGIN = 0.1
 BASE = ROOT / "recipes/tiny/model"

@@ -34,7 +34,7 @@ from loki_ds.retention.arm import run_lm_eval
 from loki_ds.retention.evaluation import Nodes, evaluate_shares, forget_failures, gather_shares
 from loki_ds.retention.pairing import pair
 from loki_ds.retention.parcels import Request
-from loki_ds.tasks import TaskFound, look_at_tasks, task_manager
+from loki_ds.tasks.loading import TaskFound, look_at_tasks, task_manager
 
 PLAIN = {"num_fewshot": None, "limit": None, "apply_chat_template": False}
 REQUEST: dict[str, Any] = {

@@ -13,7 +13,7 @@ from loki_ds.disk.files import weights_digest
 from loki_ds.recipe.sections import RetentionSection
 from loki_ds.refusal import Refusal
 from loki_ds.retention.question import Answers, Arm, Question, check_backend, model_digest
-from loki_ds.tasks import look_at_tasks
+from loki_ds.tasks.loading import look_at_tasks
 
 
 def asked(model: Path, rows: list[str], folder: Path, **changes: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 from datasets import disable_progress_bars
 
 from loki_ds.refusal import Refusal, did_you_mean
-from loki_ds.task_metrics import Metric, metrics_of
+from loki_ds.tasks.metrics import Metric, metrics_of
 
 
 def task_manager(names: Sequence[str], include_path: str | None, key: str) -> Any:
