@@ -16,11 +16,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import loki_ds
 from loki_ds.export.checkpoint import apply_to_checkpoint, read_rows
 from loki_ds.export.implant_file import Implant, LayerRows
+from loki_ds.export.verification import verify
 from loki_ds.implanting.rows import train_row_deltas
 from loki_ds.model.anatomy import decoder_layers
 from loki_ds.model.expert_rows import with_rows
 from loki_ds.model.ffn import dense_down
-from loki_ds.verification import verify
 
 BASE, DATA = Path("recipes/tiny/model"), Path("recipes/tiny/data")
 STEPS, BATCH, RATE = 60, 16, 5e-3

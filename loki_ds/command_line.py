@@ -163,8 +163,8 @@ def verify(arguments: argparse.Namespace) -> int:
     """The byte-for-byte check on any two checkpoints; exit status 1 when they differ outside the
     positions.
     """
+    from loki_ds.export.verification import verify
     from loki_ds.selection.positions import Positions
-    from loki_ds.verification import verify
 
     found = verify(arguments.base, arguments.model, Positions.load(arguments.positions))
     print(json.dumps(found.as_json(), indent=1))

@@ -11,9 +11,9 @@ import torch
 from conftest import build
 from safetensors.torch import load_file, save_file
 
+from loki_ds.export.verification import verify
 from loki_ds.refusal import Refusal
 from loki_ds.selection.positions import Positions
-from loki_ds.verification import verify
 
 POSITIONS = Positions([[1, 5], [], [0], [31]])
 DOWN = "model.layers.{}.mlp.down_proj.weight"

@@ -41,17 +41,17 @@ from loki_ds.disk.run_folder import RunFolder
 from loki_ds.distributed.zero.model import Gatherer
 from loki_ds.export.checkpoint import write_trained
 from loki_ds.export.collect import Deltas, collect_deltas
-from loki_ds.export.products import Base, implant_of, save_implant, write_model
+from loki_ds.export.products import implant_of, save_implant, write_model
+from loki_ds.export.verification import verify
 from loki_ds.implanting.mask import keep_through_steps, train_only_rows
 from loki_ds.implanting.rows import train_row_deltas
 from loki_ds.model.anatomy import down_shapes, has_experts
-from loki_ds.model.base import load_model
+from loki_ds.model.base import Base, load_model
 from loki_ds.quiet.inputs import observe_inputs
 from loki_ds.recipe.implant import LowRankSection
 from loki_ds.recipe.sections import ModelSection
 from loki_ds.refusal import Refusal
 from loki_ds.selection.positions import Positions
-from loki_ds.verification import verify
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 

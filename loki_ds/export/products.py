@@ -4,7 +4,6 @@ Rank 0's work. Reads the base from the disk; loads no model.
 """
 
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,22 +16,13 @@ from loki_ds.export.collect import Adapter, Deltas, Trained, WeightDelta, Weight
 from loki_ds.export.implant_file import Implant, LayerRows
 from loki_ds.export.merge import merge_adapter
 from loki_ds.model.anatomy import has_experts, sites
-from loki_ds.model.base import load_configuration
+from loki_ds.model.base import Base, load_configuration
 from loki_ds.model.base_checks import without_data
 from loki_ds.model.expert_rows import as_in, with_rows
 from loki_ds.model.ffn import Site
 from loki_ds.model.files import open_weights
 from loki_ds.model.stored_rows import StoredRows
-from loki_ds.recipe.sections import ModelSection
 from loki_ds.selection.positions import Positions
-
-
-class Base(NamedTuple):
-    """The base model: its folder, the digest of its weights, and what the recipe says of it."""
-
-    folder: Path
-    digest: str
-    section: ModelSection
 
 
 def write_model(

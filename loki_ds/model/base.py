@@ -3,7 +3,7 @@ itself, or one sentence.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import snapshot_download
@@ -25,6 +25,14 @@ UNRENDERABLE = (TemplateError, TypeError, ValueError, KeyError, AttributeError, 
 UNREADABLE = (OSError, ValueError, KeyError, AttributeError, TypeError, StrictDataclassError)
 WANTED = ["*.safetensors", *BESIDE]  # of a model on the hub
 UNWANTED = ["consolidated*", "original/*"]  # other sets of weights
+
+
+class Base(NamedTuple):
+    """The base model: its folder, the digest of its weights, and what the recipe says of it."""
+
+    folder: Path
+    digest: str
+    section: ModelSection
 
 
 def locate_model(section: ModelSection) -> Path:

@@ -12,6 +12,7 @@ from loki_ds.export.checkpoint import with_template
 from loki_ds.export.collect import Trained, collect
 from loki_ds.export.implant_file import Implant
 from loki_ds.export.products import changes_of, export_template, save_implant, write_model
+from loki_ds.export.verification import verify
 from loki_ds.implanting.training import Examples, Method, Resume, train
 from loki_ds.quiet.certificate import certify, strongest
 from loki_ds.refusal import Refusal
@@ -21,7 +22,6 @@ from loki_ds.stages.inputs import Inputs, implant_inputs
 from loki_ds.stages.quiet import Quiet, quiet
 from loki_ds.stages.rehearse import rehearse
 from loki_ds.stages.run import Run
-from loki_ds.verification import verify
 
 log = logging.getLogger(__name__)
 

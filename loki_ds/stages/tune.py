@@ -13,14 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from loki_ds.dial.curve import Place, choose, place_of
-from loki_ds.dial.scaled import keep, scaled_adapter, scaled_implant, scaled_tensors
 from loki_ds.disk.files import remove, write_json
 from loki_ds.disk.run_folder import RunFolder
 from loki_ds.distributed import device
 from loki_ds.export.checkpoint import apply_to_checkpoint, write_tensors
 from loki_ds.export.implant_file import Implant
 from loki_ds.export.products import export_template
+from loki_ds.export.scaled import keep, scaled_adapter, scaled_implant, scaled_tensors
 from loki_ds.quiet.kept import load_moments
 from loki_ds.recipe.sections import TuneSection
 from loki_ds.report.build import build_report
@@ -38,6 +37,7 @@ from loki_ds.stages.asking import (
     model_arm,
 )
 from loki_ds.stages.costs import note_cost
+from loki_ds.stages.curve import Place, choose, place_of
 from loki_ds.stages.implant import verify_model
 from loki_ds.stages.inputs import tune_inputs
 from loki_ds.stages.quiet import Quiet

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from loki_ds.dial.curve import Place, choose
 from loki_ds.recipe.sections import BudgetSection
 from loki_ds.refusal import Refusal
+from loki_ds.stages.curve import Place, choose
 
 
 def place(scale: float, lost: float, upper: float, skill: float | None) -> Place:

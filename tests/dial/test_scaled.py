@@ -11,10 +11,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from loki_ds.dial.scaled import between, keep, scaled_adapter, scaled_implant, scaled_tensors
 from loki_ds.disk.files import weights_digest
 from loki_ds.export.checkpoint import apply_to_checkpoint, read_rows, write_tensors
 from loki_ds.export.implant_file import Implant, LayerRows
+from loki_ds.export.scaled import between, keep, scaled_adapter, scaled_implant, scaled_tensors
 from loki_ds.selection.positions import Positions
 
 BASE = ROOT / "recipes/tiny/model"

@@ -13,9 +13,9 @@ from conftest import ROOT
 from safetensors.torch import load_file, save_file
 
 from loki_ds.export.checkpoint import write_tensors
+from loki_ds.export.verification import verify
 from loki_ds.refusal import Refusal
 from loki_ds.selection.positions import Positions
-from loki_ds.verification import verify
 
 MODEL = ROOT / "recipes/tiny/model"
 NORM = "model.norm.weight"

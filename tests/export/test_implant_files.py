@@ -24,8 +24,8 @@ from loki_ds.export.checkpoint import (
     with_template,
 )
 from loki_ds.export.implant_file import FORMAT, Implant, LayerRows
+from loki_ds.export.verification import verify
 from loki_ds.refusal import Refusal
-from loki_ds.verification import verify
 
 POSITIONS = Positions([[1, 5], [], [0], [31]])
 OTHERS = Positions([[2], [7, 8], [1], []])

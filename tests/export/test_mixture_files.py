@@ -16,14 +16,15 @@ from loki_ds import apply_implant, revert_implant
 from loki_ds.disk.run_folder import RunFolder
 from loki_ds.export.checkpoint import apply_to_checkpoint, read_rows, revert_in_checkpoint
 from loki_ds.export.implant_file import Implant, LayerRows
-from loki_ds.export.products import Base, save_implant
+from loki_ds.export.products import save_implant
+from loki_ds.export.verification import verify
 from loki_ds.model.anatomy import down_shapes
+from loki_ds.model.base import Base
 from loki_ds.model.files import open_weights
 from loki_ds.model.stored_rows import StoredRows
 from loki_ds.recipe.sections import ModelSection
 from loki_ds.refusal import Refusal
 from loki_ds.selection.positions import Positions
-from loki_ds.verification import verify
 
 POSITIONS = Positions([[1, 5], [], [0], [31]])
 IDS = torch.tensor([[3, 1, 4, 1, 5]])

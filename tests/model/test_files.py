@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from loki_ds.export.checkpoint import apply_to_checkpoint, copy_model, implant_between
+from loki_ds.export.verification import verify
 from loki_ds.model.files import INDEX, open_weights
 from loki_ds.model.stored_rows import StoredRows
 from loki_ds.refusal import Refusal
 from loki_ds.selection.positions import Positions
-from loki_ds.verification import verify
 
 OWN = "model.layers.{}.mlp.down_proj.weight"
 # What predicts further tokens has a layer of the same shape: Qwen3.5's in a stack of its own,

@@ -25,6 +25,7 @@ from loki_ds.disk.run_folder import RunFolder
 from loki_ds.distributed.launcher import PLACE, take_place
 from loki_ds.export.checkpoint import apply_to_checkpoint, revert_in_checkpoint
 from loki_ds.export.implant_file import Implant, LayerRows
+from loki_ds.export.verification import verify
 from loki_ds.implanting.arguments import deepspeed_config
 from loki_ds.model.base import check_attention_installed, load_model, load_tokenizer, locate_model
 from loki_ds.model.files import open_weights
@@ -33,7 +34,6 @@ from loki_ds.recipe.sections import ProtectedSection, SourceSection
 from loki_ds.refusal import Refusal
 from loki_ds.selection.positions import Positions
 from loki_ds.selection.select import select
-from loki_ds.verification import verify
 
 MODEL = ROOT / "recipes/tiny/model"
 SHAPES = [(128, 384)] * 6
