@@ -37,8 +37,8 @@ from loki_ds.distributed import ranks
 from loki_ds.distributed.device import ProcessSize, free_memory
 from loki_ds.distributed.launcher import free_port
 from loki_ds.distributed.zero.model import Gatherer
-from loki_ds.implanting.arguments import TrainingShape, deepspeed_config
 from loki_ds.implanting.training import Examples, Method, Resume, train
+from loki_ds.implanting.trl_config import TrainingShape, deepspeed_config
 from loki_ds.planning.estimate import dry_step, dry_sweep, estimate
 from loki_ds.planning.partitioning import Setting, kept_bytes, sweep_memory, sweep_traffic
 from loki_ds.recipe.file import load_recipe

@@ -18,8 +18,8 @@ import matplotlib.pyplot as plt
 from shapes import SHAPES, shapes_of
 
 from loki_ds.checking.findings import GIB
-from loki_ds.implanting.arguments import TrainingShape
 from loki_ds.implanting.training import Method
+from loki_ds.implanting.trl_config import TrainingShape
 from loki_ds.planning.estimate import Training, dry_step, dry_sweep, estimate
 from loki_ds.planning.hardware import GPUS, NODE, REACHED, WIRE_REACHED
 from loki_ds.planning.partitioning import Setting, kept_bytes, sweep_traffic

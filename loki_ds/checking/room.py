@@ -15,7 +15,7 @@ from loki_ds.checking.base import BaseFound
 from loki_ds.checking.findings import GIB
 from loki_ds.disk.run_folder import RunFolder
 from loki_ds.distributed.zero.states import beside_the_model
-from loki_ds.implanting.arguments import deepspeed_config
+from loki_ds.implanting.trl_config import deepspeed_config
 from loki_ds.recipe.sections import Recipe
 from loki_ds.refusal import Refusal
 from loki_ds.selection.select import planned_positions

@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.nn import Module
 
 from loki_ds.data.rendering import NOT_LEARNT
+from loki_ds.implanting.divergence import Answers, divergence
 from loki_ds.implanting.learnt import LearntTokensTrainer
+from loki_ds.implanting.rehearsal_rows import is_pointer, places_of
 from loki_ds.model.anatomy import final_states, logits_from
-from loki_ds.rehearsal.divergence import Answers, divergence
-from loki_ds.rehearsal.rows import is_pointer, places_of
 
 log = logging.getLogger(__name__)
 

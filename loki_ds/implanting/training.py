@@ -20,7 +20,6 @@ from trl import SFTConfig, SFTTrainer
 from loki_ds.distributed.ranks import on_first_rank
 from loki_ds.distributed.zero.checkpoints import repartition
 from loki_ds.distributed.zero.model import device_of, model_dtype
-from loki_ds.implanting.arguments import examples_per_step
 from loki_ds.implanting.baselines import peft_config
 from loki_ds.implanting.checkpoints import Checkpoint, MarkWhole
 from loki_ds.implanting.mask import KeepFrozenRows, train_only_rows
@@ -28,6 +27,7 @@ from loki_ds.implanting.pull import PullToBase, pulled
 from loki_ds.implanting.rehearsing import Rehearsed
 from loki_ds.implanting.routing import WatchRouting, experts_of
 from loki_ds.implanting.rows import train_row_deltas
+from loki_ds.implanting.trl_config import examples_per_step
 from loki_ds.implanting.watch import TokensPerSecond, WatchedTrainer, WatchGradients
 from loki_ds.recipe.implant import ImplantSection
 from loki_ds.selection.positions import Positions

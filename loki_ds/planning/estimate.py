@@ -6,8 +6,8 @@ import torch
 from transformers import PreTrainedConfig
 
 from loki_ds.checking.findings import GIB
-from loki_ds.implanting.arguments import TrainingShape
 from loki_ds.implanting.training import Method
+from loki_ds.implanting.trl_config import TrainingShape
 from loki_ds.planning.dry_run import MicroStep, SweepBatch, micro_step, model_without_data, sweep_batch
 from loki_ds.planning.hardware import PCIE, USABLE, Gpu
 from loki_ds.planning.partitioning import Memory, Setting, Traffic, memory, traffic

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from loki_ds.attribution.batches import LARGEST
 from loki_ds.checking.findings import GIB
 from loki_ds.data.protected import load_protected
-from loki_ds.implanting.arguments import TrainingShape
+from loki_ds.implanting.trl_config import TrainingShape
 from loki_ds.planning.dry_run import SweepBatch
 from loki_ds.planning.estimate import Training
 from loki_ds.planning.hardware import USABLE, Gpu

@@ -23,10 +23,11 @@ from loki_ds.data.messages import NotUnderstood
 from loki_ds.data.render_settings import Rendering, make_rendering
 from loki_ds.data.rendering import NOT_LEARNT
 from loki_ds.disk.run_folder import RunFolder
-from loki_ds.implanting.arguments import TrainingShape, deepspeed_config
 from loki_ds.implanting.pull import in_words, planned_rates, strength_of
-from loki_ds.implanting.settings import check_settings
+from loki_ds.implanting.rehearsal_rows import MOST_HELD_OUT, count_for
 from loki_ds.implanting.training import Method
+from loki_ds.implanting.trl_checks import check_settings
+from loki_ds.implanting.trl_config import TrainingShape, deepspeed_config
 from loki_ds.model.anatomy import down_shapes
 from loki_ds.model.base import load_configuration, load_tokenizer
 from loki_ds.model.base_checks import check_plain, without_data
@@ -41,7 +42,6 @@ from loki_ds.recipe.implant import QuietSection
 from loki_ds.recipe.sections import DataSection, Recipe
 from loki_ds.recipe.shipped import found
 from loki_ds.refusal import Refusal
-from loki_ds.rehearsal.rows import MOST_HELD_OUT, count_for
 from loki_ds.selection.positions import Positions
 from loki_ds.selection.select import planned_positions
 

@@ -24,8 +24,8 @@ from loki_ds.data.templates import Needs
 from loki_ds.disk.files import weights_digest
 from loki_ds.disk.run_folder import RunFolder
 from loki_ds.distributed import ranks
-from loki_ds.implanting.arguments import TrainingShape
-from loki_ds.implanting.supported import check_dtype
+from loki_ds.implanting.deepspeed_checks import check_dtype
+from loki_ds.implanting.trl_config import TrainingShape
 from loki_ds.model.base import Base, check_attention_installed, load_configuration, load_tokenizer, locate_model
 from loki_ds.recipe.sections import ModelSection, ProtectedSection, Recipe
 from loki_ds.stages.inputs import data_inputs, rendering_inputs

@@ -17,7 +17,7 @@ from loki_ds.data.render_settings import Rendering
 from loki_ds.disk.files import digest_of
 from loki_ds.disk.run_folder import RunFolder
 from loki_ds.export.implant_file import Implant
-from loki_ds.implanting.arguments import deepspeed_config
+from loki_ds.implanting.trl_config import deepspeed_config
 from loki_ds.model.base import Base
 from loki_ds.recipe.implant import QuietSection, RehearseSection
 from loki_ds.recipe.sections import DataSection, ProtectedSection, Recipe

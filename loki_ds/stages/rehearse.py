@@ -10,12 +10,9 @@ from loki_ds.data.protected import load_protected
 from loki_ds.data.render_settings import LossSettings
 from loki_ds.distributed import device, ranks
 from loki_ds.distributed.zero.model import Gatherer
-from loki_ds.implanting.rehearsing import Rehearsed
-from loki_ds.implanting.training import Examples
-from loki_ds.recipe.implant import RehearseSection
-from loki_ds.rehearsal.answers import ask_base, load_answers, save_answers
-from loki_ds.rehearsal.divergence import Answers
-from loki_ds.rehearsal.rows import (
+from loki_ds.implanting.divergence import Answers
+from loki_ds.implanting.rehearsal_answers import ask_base, load_answers, save_answers
+from loki_ds.implanting.rehearsal_rows import (
     HELD_OUT,
     MOST_HELD_OUT,
     as_dataset,
@@ -23,6 +20,9 @@ from loki_ds.rehearsal.rows import (
     mixed_in,
     rehearsed,
 )
+from loki_ds.implanting.rehearsing import Rehearsed
+from loki_ds.implanting.training import Examples
+from loki_ds.recipe.implant import RehearseSection
 from loki_ds.stages.batch_size import measured_batches
 from loki_ds.stages.costs import cost_of
 from loki_ds.stages.inputs import answers_inputs

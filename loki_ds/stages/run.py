@@ -16,8 +16,8 @@ from loki_ds.disk.files import written_whole
 from loki_ds.disk.run_folder import RunFolder
 from loki_ds.distributed import device, ranks
 from loki_ds.distributed.shared_folder import SharedFolder
-from loki_ds.implanting.arguments import training_arguments
 from loki_ds.implanting.checkpoints import check_on_nodes, newest_checkpoint
+from loki_ds.implanting.trl_config import training_arguments
 from loki_ds.model.base import load_model
 from loki_ds.recipe.sections import Recipe
 from loki_ds.recipe.training_keys import without_secrets

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from loki_ds.implanting.arguments import training_arguments
+from loki_ds.implanting.trl_config import training_arguments
 from loki_ds.recipe.file import load_recipe
 
 

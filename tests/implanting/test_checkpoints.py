@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from loki_ds.implanting import arguments, supported
-from loki_ds.implanting.arguments import training_arguments
 from loki_ds.implanting.checkpoints import Checkpoint, newest_checkpoint
+from loki_ds.implanting.trl_config import training_arguments
 from loki_ds.recipe.file import load_recipe
 from loki_ds.refusal import Refusal
 

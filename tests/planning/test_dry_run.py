@@ -13,8 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
 from loki_ds.attribution.sweep import Sweep
-from loki_ds.implanting.arguments import TrainingShape
 from loki_ds.implanting.training import Method
+from loki_ds.implanting.trl_config import TrainingShape
 from loki_ds.planning.dry_run import Tally, micro_step, model_without_data, sweep_batch
 from loki_ds.recipe.implant import ImplantSection, PeftSection
 from loki_ds.recipe.sections import AttributionSection

@@ -9,9 +9,9 @@ from mixtures import MIXTURES, OTHERS, mixture
 from torch.nn import Module
 
 from loki_ds.distributed.zero.model import Gatherer
+from loki_ds.implanting.divergence import answers_of
+from loki_ds.implanting.rehearsal_answers import MOST, ask_base, load_answers, save_answers
 from loki_ds.model.anatomy import final_states, logits_from
-from loki_ds.rehearsal.answers import MOST, ask_base, load_answers, save_answers
-from loki_ds.rehearsal.divergence import answers_of
 
 TEXTS = [[5, 6, 7, 8, 9, 10, 11, 12], [3], [20, 21, 22]]
 

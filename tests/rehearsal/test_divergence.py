@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div
 
-from loki_ds.rehearsal.divergence import answers_of, divergence
+from loki_ds.implanting.divergence import answers_of, divergence
 
 TOKENS = 40
 

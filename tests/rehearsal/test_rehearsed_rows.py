@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loki_ds.data.rendering import NOT_LEARNT, Rendered
-from loki_ds.rehearsal.answers import MOST
-from loki_ds.rehearsal.divergence import Answers
-from loki_ds.rehearsal.rows import (
+from loki_ds.implanting.divergence import Answers
+from loki_ds.implanting.rehearsal_answers import MOST
+from loki_ds.implanting.rehearsal_rows import (
     as_dataset,
     count_for,
     is_pointer,

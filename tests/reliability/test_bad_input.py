@@ -26,7 +26,7 @@ from loki_ds.distributed.launcher import PLACE, take_place
 from loki_ds.export.checkpoint import apply_to_checkpoint, revert_in_checkpoint
 from loki_ds.export.implant_file import Implant, LayerRows
 from loki_ds.export.verification import verify
-from loki_ds.implanting.arguments import deepspeed_config
+from loki_ds.implanting.trl_config import deepspeed_config
 from loki_ds.model.base import check_attention_installed, load_model, load_tokenizer, locate_model
 from loki_ds.model.files import open_weights
 from loki_ds.recipe.file import load_recipe, load_suite

@@ -21,13 +21,13 @@ from loki_ds.distributed.device import on_cpu
 from loki_ds.distributed.ranks import joined, world_size
 from loki_ds.distributed.zero.checkpoints import is_partitioned, loading_repartitioned
 from loki_ds.implanting.checkpoints import Checkpoint
-from loki_ds.implanting.settings import check_installed, check_settings
-from loki_ds.implanting.supported import (
+from loki_ds.implanting.deepspeed_checks import (
     check_deepspeed,
     check_deepspeed_values,
     check_full_precision,
     sequence_groups,
 )
+from loki_ds.implanting.trl_checks import check_installed, check_settings
 from loki_ds.recipe.implant import ImplantSection
 from loki_ds.recipe.sections import Recipe
 from loki_ds.refusal import Refusal

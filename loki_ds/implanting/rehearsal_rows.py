@@ -13,8 +13,8 @@ from torch import Tensor
 
 from loki_ds.data.dataset import SCHEMA
 from loki_ds.data.rendering import NOT_LEARNT, Rendered
-from loki_ds.rehearsal.answers import predictions
-from loki_ds.rehearsal.divergence import Answers
+from loki_ds.implanting.divergence import Answers
+from loki_ds.implanting.rehearsal_answers import predictions
 
 HELD_OUT = 10  # one text in so many is never trained on
 MOST_HELD_OUT = 64  # texts

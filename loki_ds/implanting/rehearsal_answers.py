@@ -15,8 +15,8 @@ from loki_ds.attribution.token_pass import padded
 from loki_ds.disk.files import written_whole
 from loki_ds.distributed.ranks import all_gather
 from loki_ds.distributed.zero.model import Gatherer, device_of
+from loki_ds.implanting.divergence import Answers, answers_of
 from loki_ds.model.anatomy import calls_of_layers, decoder_layers, logits_above, parts_around_layers
-from loki_ds.rehearsal.divergence import Answers, answers_of
 
 MOST = 256  # predictions of a text that are rehearsed, the last ones
 
