@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from datasets import Dataset
+from peft import LoraConfig
 from torch import Tensor
 from transformers import (
     EarlyStoppingCallback,
@@ -20,16 +21,15 @@ from trl import SFTConfig, SFTTrainer
 from loki_ds.distributed.ranks import on_first_rank
 from loki_ds.distributed.zero.checkpoints import repartition
 from loki_ds.distributed.zero.model import device_of, model_dtype
-from loki_ds.implanting.baselines import peft_config
 from loki_ds.implanting.checkpoints import Checkpoint, MarkWhole
 from loki_ds.implanting.mask import KeepFrozenRows, train_only_rows
 from loki_ds.implanting.pull import PullToBase, pulled
-from loki_ds.implanting.rehearsing import Rehearsed
 from loki_ds.implanting.routing import WatchRouting, experts_of
 from loki_ds.implanting.rows import train_row_deltas
+from loki_ds.implanting.trainer import ImplantTrainer, Rehearsed
 from loki_ds.implanting.trl_config import examples_per_step
-from loki_ds.implanting.watch import TokensPerSecond, WatchedTrainer, WatchGradients
-from loki_ds.recipe.implant import ImplantSection
+from loki_ds.implanting.watch import TokensPerSecond, WatchGradients
+from loki_ds.recipe.implant import ImplantSection, PeftSection
 from loki_ds.selection.positions import Positions
 
 log = logging.getLogger(__name__)
@@ -139,7 +139,7 @@ def train(
         callbacks.append(EarlyStoppingCallback(section.early_stopping))
     limit, arguments.save_total_limit = arguments.save_total_limit, None
     marks = MarkWhole(examples_per_step(arguments), resume.inputs, limit)
-    trainer = WatchedTrainer(
+    trainer = ImplantTrainer(
         model.train(),
         args=arguments,
         train_dataset=examples.train,
@@ -162,6 +162,19 @@ def train(
     if examples.rehearsed is not None:
         trainer.measure_drift(examples.rehearsed)
     return trainer
+
+
+def peft_config(section: PeftSection) -> LoraConfig:
+    """PEFT's own configuration of a baseline."""
+    return LoraConfig(
+        r=section.rank,
+        lora_alpha=section.alpha,  # type: ignore[arg-type]  # PEFT computes with it as it is
+        lora_dropout=section.dropout,
+        target_modules=section.targets,
+        use_dora=section.method == "dora",
+        init_lora_weights="pissa" if section.method == "pissa" else True,
+        task_type="CAUSAL_LM",
+    )
 
 
 def _name_experts_for_trl(config: Any) -> None:

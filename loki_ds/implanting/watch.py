@@ -8,61 +8,49 @@ that step.
 """
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from loki_ds.distributed.ranks import all_gather, world_size
-from loki_ds.implanting.rehearsing import RehearsingTrainer
 from loki_ds.model.anatomy import decoder_layers
 from loki_ds.refusal import Refusal
 
 
-class WatchedTrainer(RehearsingTrainer):
-    """A trainer that refuses to go on from a loss that is NaN or infinite."""
-
-    def compute_loss(self, model: Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        result = super().compute_loss(model, inputs, *args, **kwargs)
-        loss = result[0] if isinstance(result, tuple) else result
-        if model.training and _on_any_rank(~torch.isfinite(loss.detach()).all()):
-            place = self._first_wrong_layer(model, inputs)
-            raise Refusal(
-                f"training: the loss is NaN or infinite at step {self.state.global_step + 1}, {place}; "
-                f"{_advice(self.args)}"
-            )
-        return result
-
-    @torch.no_grad()
-    def _first_wrong_layer(self, model: Module, inputs: dict[str, Any]) -> str:
-        """The lowest layer whose output is wrong on some rank, by one more forward; all ranks take
-        part.
-        """
-        wrong: list[Tensor] = []
-        layers = decoder_layers(self.accelerator.unwrap_model(model))
-        handles = [
-            layer.register_forward_hook(lambda _, __, out: wrong.append(~torch.isfinite(_hidden(out)).all()))
-            for layer in layers
-        ]
-        try:
-            model(
-                **{
-                    name: value
-                    for name, value in inputs.items()
-                    if name in ("input_ids", "attention_mask", "position_ids")
-                }
-            )
-        finally:
-            for handle in handles:
-                handle.remove()
-        lowest = min(all_gather(next((i for i, flag in enumerate(wrong) if bool(flag)), len(layers))))
-        return (
-            f"first in the output of layer {lowest}"
-            if lowest < len(layers)
-            else "first above the layers (final norm, head or loss)"
+def check_finite(loss: Tensor, trainer: Trainer, model: Module, inputs: dict[str, Any]) -> None:
+    """Refuse, on all ranks, to go on from a loss that is NaN or infinite on any of them."""
+    if _on_any_rank(~torch.isfinite(loss.detach()).all()):
+        layer = _first_wrong_layer(decoder_layers(trainer.accelerator.unwrap_model(model)), model, inputs)
+        raise Refusal(
+            f"training: the loss is NaN or infinite at step {trainer.state.global_step + 1}, {layer}; "
+            f"{_advice(trainer.args)}"
         )
+
+
+@torch.no_grad()
+def _first_wrong_layer(layers: Sequence[Module], model: Module, inputs: dict[str, Any]) -> str:
+    """The lowest layer whose output is wrong on some rank, in words, by one more forward; all ranks
+    take part.
+    """
+    wrong: list[Tensor] = []
+    handles = [
+        layer.register_forward_hook(lambda _, __, out: wrong.append(~torch.isfinite(_hidden(out)).all()))
+        for layer in layers
+    ]
+    read = {name: inputs[name] for name in ("input_ids", "attention_mask", "position_ids") if name in inputs}
+    try:
+        model(**read)
+    finally:
+        for handle in handles:
+            handle.remove()
+    lowest = min(all_gather(next((i for i, flag in enumerate(wrong) if bool(flag)), len(layers))))
+    if lowest < len(layers):
+        return f"first in the output of layer {lowest}"
+    return "first above the layers (final norm, head or loss)"
 
 
 class WatchGradients(TrainerCallback):

@@ -34,8 +34,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from trl.trainer.utils import add_fused_lm_head
 
 from loki_ds.attribution.sweep import Sweep
-from loki_ds.implanting.baselines import peft_config
-from loki_ds.implanting.training import Method, prepare
+from loki_ds.implanting.training import Method, peft_config, prepare
 from loki_ds.implanting.trl_config import TrainingShape
 from loki_ds.model.anatomy import attention_implementation, decoder_layers, decoder_of, parts_around_layers
 from loki_ds.model.classes import model_class

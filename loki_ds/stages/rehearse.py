@@ -20,7 +20,7 @@ from loki_ds.implanting.rehearsal_rows import (
     mixed_in,
     rehearsed,
 )
-from loki_ds.implanting.rehearsing import Rehearsed
+from loki_ds.implanting.trainer import Rehearsed
 from loki_ds.implanting.training import Examples
 from loki_ds.recipe.implant import RehearseSection
 from loki_ds.stages.batch_size import measured_batches

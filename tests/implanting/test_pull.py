@@ -17,9 +17,8 @@ from torch.nn import Module
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from loki_ds.distributed.zero.optimizer import Shard
-from loki_ds.implanting.baselines import peft_config
 from loki_ds.implanting.pull import PullToBase, gone, planned_rates, pull_through_steps, pulled, strength_of
-from loki_ds.implanting.training import Method, prepare
+from loki_ds.implanting.training import Method, peft_config, prepare
 from loki_ds.implanting.trl_checks import UNFORESEEN
 from loki_ds.recipe.implant import ImplantSection
 from loki_ds.selection.positions import Positions

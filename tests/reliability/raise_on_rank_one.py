@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from loki_ds.distributed import ranks
-from loki_ds.implanting.watch import WatchedTrainer
+from loki_ds.implanting.watch import ImplantTrainer
 from loki_ds.recipe.file import load_recipe
 from loki_ds.refusal import shown_once
 from loki_ds.stages.implant import implant
@@ -17,14 +17,14 @@ ROOT = Path(__file__).parents[2]
 
 
 def main() -> None:
-    step = WatchedTrainer.training_step
+    step = ImplantTrainer.training_step
 
-    def breaks(trainer: WatchedTrainer, *arguments: object, **settings: object) -> object:
+    def breaks(trainer: ImplantTrainer, *arguments: object, **settings: object) -> object:
         if ranks.rank() == 1 and trainer.state.global_step == 1:
             raise RuntimeError("rank 1 breaks in a training step")
         return step(trainer, *arguments, **settings)
 
-    WatchedTrainer.training_step = breaks  # type: ignore[method-assign]
+    ImplantTrainer.training_step = breaks  # type: ignore[method-assign]
     recipe = load_recipe(ROOT / "recipes/tiny/random.yaml", ["training.max_steps=4", f"run={sys.argv[-1]}"])
     with shown_once(), ranks.process_group():
         run = Run(recipe)

@@ -1,10 +1,13 @@
-"""Training with rehearsal: where a label points to an answer of the base, the loss is the
-divergence from it.
+"""TRL's trainer with three additions: labels may point to the base's answers, the head is asked for
+the learnt tokens alone, and nothing goes on from a loss that is NaN or infinite.
 
-The model runs once for both: its head is asked a second time for the rehearsed tokens alone.
+What is rehearsed is learnt by its divergence from the base. The model runs once for both: its head
+is asked a second time for the rehearsed tokens.
 """
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -12,11 +15,13 @@ from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor
 from torch.nn import Module
+from trl import SFTTrainer
+from trl.trainer import utils
 
 from loki_ds.data.rendering import NOT_LEARNT
 from loki_ds.implanting.divergence import Answers, divergence
-from loki_ds.implanting.learnt import LearntTokensTrainer
 from loki_ds.implanting.rehearsal_rows import is_pointer, places_of
+from loki_ds.implanting.watch import check_finite
 from loki_ds.model.anatomy import final_states, logits_from
 
 log = logging.getLogger(__name__)
@@ -36,7 +41,7 @@ class Rehearsed(NamedTuple):
     stop_at_drift: float | None = None
 
 
-class RehearsingTrainer(LearntTokensTrainer):
+class ImplantTrainer(SFTTrainer):
     """TRL's trainer; what is rehearsed, if anything, is given to it before it trains."""
 
     rehearsed: Rehearsed | None = None
@@ -48,24 +53,40 @@ class RehearsingTrainer(LearntTokensTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        if self.rehearsed is None or (model.training and not self.rehearsed.learnt):
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if self.rehearsed is not None and (self.rehearsed.learnt or not model.training):
+            loss, outputs = self._loss_with_divergence(model, inputs, self.rehearsed.answers, num_items_in_batch)
+        else:
+            loss, outputs = self._loss(model, inputs, num_items_in_batch)
+        if model.training:
+            check_finite(loss, self, model, inputs)
+        return (loss, outputs) if return_outputs else loss
+
+    def _loss(self, model: Module, inputs: dict[str, Any], items: Tensor | int | None) -> tuple[Tensor, Any]:
+        """TRL's own, of the labels that are tokens."""
+        with _label_only_head():
+            return super().compute_loss(model, inputs, True, items)
+
+    def _loss_with_divergence(
+        self, model: Module, inputs: dict[str, Any], answers: Answers, items: Tensor | int | None
+    ) -> tuple[Tensor, Any]:
+        """TRL's loss, and the divergence where labels point to answers; a token of either weighs as
+        much.
+        """
         labels = inputs["labels"]
         pointing = is_pointer(labels)
         learnt = labels.masked_fill(pointing, NOT_LEARNT)
         with final_states(self._language_model(model)) as states:
-            found = super().compute_loss(model, {**inputs, "labels": learnt}, return_outputs, num_items_in_batch)
-        loss, *outputs = found if return_outputs else (found,)
-        apart = self._divergence(model, states[0], labels, self.rehearsed.answers)
+            loss, outputs = self._loss(model, {**inputs, "labels": learnt}, items)
+        apart = self._divergence(model, states[0], labels, answers)
         count = pointing[:, 1:].sum()
-        if num_items_in_batch is None:
-            own = (learnt[:, 1:] != NOT_LEARNT).sum()
-            loss = (loss * own.clamp(min=1) + apart) / (own + count).clamp(min=1)
+        if items is None:
+            tokens = (learnt[:, 1:] != NOT_LEARNT).sum()
+            loss = (loss * tokens.clamp(min=1) + apart) / (tokens + count).clamp(min=1)
         else:  # scaled as TRL scales its own
             over = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-            loss = loss + apart * over / num_items_in_batch
-        self._note(model, apart, count)
-        return (loss, *outputs) if return_outputs else loss
+            loss = loss + apart * over / items
+        self._note_divergence(model, apart, count)
+        return loss, outputs
 
     def _divergence(self, model: Module, states: Tensor, labels: Tensor, answers: Answers) -> Tensor:
         """Summed over the rehearsed tokens.
@@ -84,7 +105,7 @@ class RehearsingTrainer(LearntTokensTrainer):
         inner = self.accelerator.unwrap_model(model)
         return inner.get_base_model() if isinstance(inner, PeftModel) else inner
 
-    def _note(self, model: Module, apart: Tensor, count: Tensor) -> None:
+    def _note_divergence(self, model: Module, apart: Tensor, count: Tensor) -> None:
         """In the log, the mean over the rehearsed tokens of all ranks."""
         total, tokens = self.accelerator.reduce(torch.stack([apart.detach().float(), count.float()]))
         if tokens > 0:
@@ -108,3 +129,27 @@ class RehearsingTrainer(LearntTokensTrainer):
         drift = float((done.metrics or {})["drift_loss"])
         self.log({"drift": drift})
         return drift
+
+
+@contextmanager
+def _label_only_head() -> Iterator[None]:
+    """While open, TRL's forward asks the head for the learnt tokens alone on a processor, too.
+
+    TRL does so where it has Triton. Elsewhere it scores every token and then leaves out all but the
+    learnt ones, because devices that compile would compile anew for every number of them. A
+    processor compiles nothing, and of a small model with long prompts the head is half of a step.
+    The name is TRL's own business: without it every token is scored, as TRL has it.
+    """
+    stock = getattr(utils, "_use_triton", None)
+    if stock is None:
+        yield
+        return
+
+    def any_shape(device: torch.device) -> bool:
+        return device.type == "cpu" or stock(device)
+
+    utils._use_triton = any_shape
+    try:
+        yield
+    finally:
+        utils._use_triton = stock
