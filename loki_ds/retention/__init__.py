@@ -1,10 +1,9 @@
 """Retain: the same lm-eval tasks on two models, paired document by document.
 
 `question` is what both are asked and where their answers are kept; `evaluation` has a model's
-documents evaluated in processes of their own, each of which is an `arm` (`__main__` starts it);
-`harness` is lm-eval, `read_once` asks several answers of one prompt, `samples` reads what it found,
-`parcels` is what they hand each other. Where a task may be stopped, `blocks` asks it piece by piece
-and `stopping` says when it is decided. `pairing` joins two arms, `statistics` says what the pairs
-of a task show (`mean_change`: of scores that are not 0 and 1, and of groups), `forgetting` what
-those of all tasks do.
+documents evaluated in processes of their own, each of which is a `worker` (`__main__` starts it);
+`harness` is lm-eval, `samples` reads what it found, `messages` is what they hand each other. Where
+a task may be stopped, `blocks` asks it piece by piece and `stopping` says when it is decided.
+`pairing` joins two arms, `statistics` says what the pairs of a task show (`mean_change`: of scores
+that are not 0 and 1, and of groups), `forgetting` what those of all tasks do.
 """

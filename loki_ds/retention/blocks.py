@@ -13,7 +13,7 @@ import numpy as np
 
 from loki_ds.disk.files import write_json
 from loki_ds.refusal import Refusal
-from loki_ds.retention.parcels import Request, Sample, Stop, TaskSamples, together
+from loki_ds.retention.messages import Request, Sample, Stop, TaskSamples, together
 from loki_ds.retention.stopping import Bounds, bounds
 from loki_ds.tasks.loading import TaskFound
 

@@ -20,7 +20,7 @@ from typing import Any
 from loki_ds.disk.files import remove
 from loki_ds.distributed.launcher import environment_of_one_process
 from loki_ds.refusal import Refusal
-from loki_ds.retention.parcels import ArmResult, Request, together
+from loki_ds.retention.messages import ArmResult, Request, together
 from loki_ds.retention.question import Answers, Arm, Kept, Question
 
 PATIENCE = 3.0  # seconds for the first process to fail as well

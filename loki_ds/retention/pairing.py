@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from loki_ds.refusal import Refusal
-from loki_ds.retention.parcels import ArmResult, Sample, Stopped, TaskSamples
+from loki_ds.retention.messages import ArmResult, Sample, Stopped, TaskSamples
 from loki_ds.tasks.metrics import Metric
 
 
@@ -46,7 +46,7 @@ class PairedTask:
 
 
 def pair(base: ArmResult, implanted: ArmResult, one_tokenizer: bool = True) -> list[PairedTask]:
-    """Tasks of two arms (`arm.run_lm_eval`), their samples joined by document hash, never by
+    """Tasks of two arms (`worker.run_lm_eval`), their samples joined by document hash, never by
     position.
 
     A task with several metrics comes once for each, its main one first; but for those that some

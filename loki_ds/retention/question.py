@@ -11,8 +11,8 @@ from loki_ds.disk.files import digest_of, publish, write_json
 from loki_ds.distributed import device
 from loki_ds.recipe.sections import RetentionSection
 from loki_ds.refusal import Refusal
-from loki_ds.retention.arm import library_versions
-from loki_ds.retention.parcels import ArmResult, Half, Request, Stop
+from loki_ds.retention.messages import ArmResult, Half, Request, Stop
+from loki_ds.retention.worker import library_versions
 from loki_ds.tasks.loading import TaskFound
 
 PACKAGE = Path(__file__).parents[1]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from loki_ds.refusal import Refusal
-from loki_ds.retention.parcels import Sample, TaskSamples
+from loki_ds.retention.messages import Sample, TaskSamples
 from loki_ds.tasks.loading import TaskFound
 from loki_ds.tasks.metrics import Metric, choices_of, gold_choices, likelihood
 

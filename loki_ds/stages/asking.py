@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from loki_ds.disk.files import digest_of, weights_digest
-from loki_ds.retention.parcels import Half
+from loki_ds.retention.messages import Half
 from loki_ds.retention.question import Answers, Arm, Question, model_digest
 from loki_ds.stages.run import Run
 

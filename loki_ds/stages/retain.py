@@ -27,8 +27,8 @@ from loki_ds.report.pictures import retention as draw_retention
 from loki_ds.report.pictures import training_curves
 from loki_ds.report.schema import Facts, Report
 from loki_ds.retention.evaluation import Nodes, evaluate_into, forget_failures
+from loki_ds.retention.messages import Request
 from loki_ds.retention.pairing import PairedTask, pair
-from loki_ds.retention.parcels import Request
 from loki_ds.retention.question import check_backend, short_digest
 from loki_ds.stages.asking import answers_in, base_answers_beside, base_arm, model_arm, question_of
 from loki_ds.stages.costs import costs_so_far, note_cost

@@ -25,8 +25,8 @@ from loki_ds.recipe.sections import TuneSection
 from loki_ds.report.build import build_report
 from loki_ds.report.pictures import dial
 from loki_ds.retention.evaluation import answered, answered_together
+from loki_ds.retention.messages import ArmResult
 from loki_ds.retention.pairing import pair
-from loki_ds.retention.parcels import ArmResult
 from loki_ds.retention.question import Question
 from loki_ds.stages.asking import (
     answers_in,

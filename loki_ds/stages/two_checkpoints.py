@@ -18,8 +18,8 @@ from loki_ds.report.build import build_report, settings_in_words, write_report
 from loki_ds.report.pictures import retention as draw_retention
 from loki_ds.report.schema import Facts, Report
 from loki_ds.retention.evaluation import answered
+from loki_ds.retention.messages import ArmResult
 from loki_ds.retention.pairing import pair as paired
-from loki_ds.retention.parcels import ArmResult
 from loki_ds.retention.question import Answers, Arm, Question, check_backend, model_digest
 from loki_ds.tasks.loading import look_at_tasks
 

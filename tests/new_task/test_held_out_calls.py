@@ -15,8 +15,8 @@ from loki_ds.checking.tasks import in_words
 from loki_ds.judges.held_out_calls import documents, judged
 from loki_ds.recipe.sections import RetentionSection
 from loki_ds.refusal import Refusal
-from loki_ds.retention.arm import run_lm_eval
 from loki_ds.retention.question import Arm, Question
+from loki_ds.retention.worker import run_lm_eval
 from loki_ds.tasks.loading import look_at_tasks
 
 CALLED = [["f", {"a": 1}], ["g", {"a": 1}]]

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from loki_ds.recipe.sections import RetentionSection
 from loki_ds.retention.blocks import SMALLEST, Ability
 from loki_ds.retention.evaluation import answered
+from loki_ds.retention.messages import ArmResult, Stop
 from loki_ds.retention.pairing import pair
-from loki_ds.retention.parcels import ArmResult, Stop
 from loki_ds.retention.question import Answers, Arm, Question
 from loki_ds.retention.statistics import TaskChange, suite_changes
 from loki_ds.tasks.loading import TaskFound, look_at_tasks

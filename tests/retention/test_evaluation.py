@@ -30,10 +30,10 @@ from loki_ds.export.implant_file import Implant, LayerRows
 from loki_ds.model.files import open_weights
 from loki_ds.recipe.file import load_suite
 from loki_ds.refusal import Refusal
-from loki_ds.retention.arm import run_lm_eval
 from loki_ds.retention.evaluation import Nodes, evaluate_shares, forget_failures, gather_shares
+from loki_ds.retention.messages import Request
 from loki_ds.retention.pairing import pair
-from loki_ds.retention.parcels import Request
+from loki_ds.retention.worker import run_lm_eval
 from loki_ds.tasks.loading import TaskFound, look_at_tasks, task_manager
 
 PLAIN = {"num_fewshot": None, "limit": None, "apply_chat_template": False}

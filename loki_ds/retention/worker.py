@@ -30,7 +30,7 @@ from loki_ds.model.template_date import one_date
 from loki_ds.recipe.sections import TaskGroup
 from loki_ds.refusal import shown_once
 from loki_ds.retention.blocks import Places, answers_of_base, until_decided
-from loki_ds.retention.parcels import ArmResult, Request, TaskSamples
+from loki_ds.retention.messages import ArmResult, Request, TaskSamples
 from loki_ds.retention.samples import samples_of
 from loki_ds.tasks.loading import task_manager
 
