@@ -22,7 +22,7 @@ def main() -> None:
     with shown_once():
         recipe = load_recipe(arguments.recipe, arguments.overrides)
         with quick_imports():
-            from loki_ds.job import run_job
+            from loki_ds.stages.job import run_job
         run_job(recipe, arguments.until)
 
 

@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 
 from loki_ds.distributed import ranks
-from loki_ds.job import run_stages
 from loki_ds.recipe.file import load_recipe
 from loki_ds.refusal import Refusal
+from loki_ds.stages.job import run_stages
 from loki_ds.stages.run import Run
 
 SECONDS = 100  # for one type

@@ -1,13 +1,18 @@
-"""The base model, by its files' headers: usable or not, how large, in which dtypes."""
+"""The base model, by its files' headers: usable or not, how large, in which dtypes; and the
+examples that it is to learn, in words.
+"""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from loki_ds.attribution.self_check import check_family
-from loki_ds.checking.findings import GIB
+from loki_ds.checking.findings import GIB, Findings
+from loki_ds.data.dataset import Counts
+from loki_ds.data.render_settings import Rendering
 from loki_ds.model.anatomy import down_shapes, has_experts
 from loki_ds.model.base_checks import Wanted, check_usable
 from loki_ds.model.files import model_files, open_weights
@@ -32,11 +37,11 @@ class BaseFound:
         """In a line."""
         size = f"{self.size / GIB:.2f} GiB, stored in {', '.join(self.dtypes)}"
         said = f"{self.folder}: {self.config.model_type}, {self.parameters:,} parameters, {size}"
-        longest = positions_of(self.config)
+        longest = max_tokens(self.config)
         return f"{said}, for up to {longest:,} tokens" if longest else said
 
 
-def positions_of(config: PreTrainedConfig) -> int | None:
+def max_tokens(config: PreTrainedConfig) -> int | None:
     """Tokens that the model was made for, where its configuration says so."""
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
@@ -71,3 +76,18 @@ def check_passes(recipe: Recipe, model: PreTrainedModel) -> None:
             f"implant.quiet: {type(model).__name__} has experts, and each receives other tokens; allowed are models "
             "with one dense FFN a layer"
         )
+
+
+def data_found(rendering: Rendering, counts: Iterable[Counts], config: PreTrainedConfig) -> Findings:
+    """The template that renders the examples, what is learnt and what is cut.
+
+    counts: of each source, of all its rows or the first.
+    """
+    most = max_tokens(config)
+    length = rendering.loss.cut.length
+    lines = [one.said() for one in counts]
+    for one in counts:
+        longest = min(one.longest, length or one.longest)
+        if most is not None and longest > most:
+            lines.append(f"{one.path}: rows of {longest:,} tokens, the model was made for {most:,}")
+    return [*(("template", line) for line in rendering.said), *(("data", line) for line in lines)]

@@ -13,8 +13,7 @@ from typing import NamedTuple
 from transformers import PreTrainedConfig
 from trl import SFTConfig
 
-from loki_ds.checking.base import check_passes, look_at_base
-from loki_ds.checking.data import data_found
+from loki_ds.checking.base import check_passes, data_found, look_at_base
 from loki_ds.checking.findings import Findings
 from loki_ds.checking.selection import check_selection
 from loki_ds.checking.tasks import limits_in_words

@@ -22,7 +22,7 @@ from loki_ds.report.pictures import heat_map, overlap_curve
 from loki_ds.selection.select import split_half_overlap
 from loki_ds.stages.batch_size import batch_size
 from loki_ds.stages.costs import cost_of
-from loki_ds.stages.inputs import attribution_inputs
+from loki_ds.stages.fingerprints import attribution_inputs
 from loki_ds.stages.run import LIBRARIES, Run
 
 log = logging.getLogger(__name__)

@@ -12,10 +12,9 @@ from datasets import Dataset
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from trl import SFTConfig
 
-from loki_ds.checking.base import BaseFound, look_at_base, positions_of
-from loki_ds.checking.data import data_found
+from loki_ds.checking.base import BaseFound, data_found, look_at_base, max_tokens
+from loki_ds.checking.disk import check_room, room_wanted
 from loki_ds.checking.findings import Findings
-from loki_ds.checking.room import check_room, room_wanted
 from loki_ds.checking.selection import check_selection
 from loki_ds.data.dataset import Counts, Kept
 from loki_ds.data.protected import load_protected
@@ -28,7 +27,7 @@ from loki_ds.implanting.deepspeed_checks import check_dtype
 from loki_ds.implanting.trl_config import TrainingShape
 from loki_ds.model.base import Base, check_attention_installed, load_configuration, load_tokenizer, locate_model
 from loki_ds.recipe.sections import ModelSection, ProtectedSection, Recipe
-from loki_ds.stages.inputs import data_inputs, rendering_inputs
+from loki_ds.stages.fingerprints import data_inputs, rendering_inputs
 
 NONE = Dataset.from_list([])
 
@@ -119,7 +118,7 @@ def _look_at_protected(
     """
     if section is None:
         return []
-    tokens, positions = load_protected(section, tokenizer).tokens, positions_of(config)
+    tokens, positions = load_protected(section, tokenizer).tokens, max_tokens(config)
     longest = max(map(len, tokens))
     said = f"{section.prompts}: {len(tokens):,} prompts, the longest {longest:,} tokens"
     if positions is not None and longest > positions:

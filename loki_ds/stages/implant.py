@@ -18,7 +18,7 @@ from loki_ds.quiet.certificate import certify, strongest
 from loki_ds.refusal import Refusal
 from loki_ds.selection.positions import Positions
 from loki_ds.stages.costs import cost_of
-from loki_ds.stages.inputs import Inputs, implant_inputs
+from loki_ds.stages.fingerprints import Inputs, implant_inputs
 from loki_ds.stages.quiet import Quiet, quiet
 from loki_ds.stages.rehearse import rehearse
 from loki_ds.stages.run import Run

@@ -17,7 +17,7 @@ from loki_ds.quiet.subspace import SecondMoment, Subspace, protected_subspace
 from loki_ds.recipe.implant import QuietSection
 from loki_ds.stages.batch_size import measured_batches
 from loki_ds.stages.costs import cost_of
-from loki_ds.stages.inputs import quiet_inputs
+from loki_ds.stages.fingerprints import quiet_inputs
 from loki_ds.stages.run import Run
 
 log = logging.getLogger(__name__)

@@ -25,7 +25,7 @@ from loki_ds.implanting.training import Examples
 from loki_ds.recipe.implant import RehearseSection
 from loki_ds.stages.batch_size import measured_batches
 from loki_ds.stages.costs import cost_of
-from loki_ds.stages.inputs import answers_inputs
+from loki_ds.stages.fingerprints import answers_inputs
 from loki_ds.stages.run import Run
 
 log = logging.getLogger(__name__)

@@ -30,9 +30,9 @@ from loki_ds.retention.evaluation import Nodes, evaluate_into, forget_failures
 from loki_ds.retention.messages import Request
 from loki_ds.retention.pairing import PairedTask, pair
 from loki_ds.retention.question import check_backend, short_digest
-from loki_ds.stages.asking import answers_in, base_answers_beside, base_arm, model_arm, question_of
 from loki_ds.stages.costs import costs_so_far, note_cost
-from loki_ds.stages.inputs import Inputs, retention_inputs
+from loki_ds.stages.fingerprints import Inputs, retention_inputs
+from loki_ds.stages.questions import answers_in, base_answers_beside, base_arm, model_arm, question_of
 from loki_ds.stages.run import Run
 from loki_ds.stages.tune import tune
 

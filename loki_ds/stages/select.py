@@ -9,7 +9,7 @@ from loki_ds.refusal import Refusal
 from loki_ds.selection.positions import Positions
 from loki_ds.selection.select import planned_positions, select_random
 from loki_ds.selection.select import select as select_by_scores
-from loki_ds.stages.inputs import selection_inputs
+from loki_ds.stages.fingerprints import selection_inputs
 from loki_ds.stages.run import Run
 
 log = logging.getLogger(__name__)

@@ -28,7 +28,11 @@ from loki_ds.retention.evaluation import answered, answered_together
 from loki_ds.retention.messages import ArmResult
 from loki_ds.retention.pairing import pair
 from loki_ds.retention.question import Question
-from loki_ds.stages.asking import (
+from loki_ds.stages.costs import note_cost
+from loki_ds.stages.curve import Place, choose, place_of
+from loki_ds.stages.fingerprints import tune_inputs
+from loki_ds.stages.implant import verify_model
+from loki_ds.stages.questions import (
     answers_in,
     base_answers_beside,
     base_arm,
@@ -36,10 +40,6 @@ from loki_ds.stages.asking import (
     implant_arm,
     model_arm,
 )
-from loki_ds.stages.costs import note_cost
-from loki_ds.stages.curve import Place, choose, place_of
-from loki_ds.stages.implant import verify_model
-from loki_ds.stages.inputs import tune_inputs
 from loki_ds.stages.quiet import Quiet
 from loki_ds.stages.run import Run
 

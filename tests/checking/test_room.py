@@ -11,7 +11,7 @@ from transformers import AutoConfig
 from trl import SFTConfig
 
 from loki_ds.checking.base import BaseFound
-from loki_ds.checking.room import check_room, checkpoint_size, checkpoints_at_once, room_wanted
+from loki_ds.checking.disk import check_room, checkpoint_size, checkpoints_at_once, room_wanted
 from loki_ds.disk.run_folder import RunFolder
 from loki_ds.recipe.file import load_recipe
 from loki_ds.recipe.sections import Recipe

@@ -16,7 +16,7 @@ from loki_ds.refusal import shown_once
 
 with quick_imports():
     from loki_ds.distributed import ranks
-    from loki_ds.job import log_on_first_rank, run_stages
+    from loki_ds.stages.job import log_on_first_rank, run_stages
     from loki_ds.stages.run import Run
 
 

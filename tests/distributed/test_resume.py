@@ -16,7 +16,7 @@ from trl import SFTConfig
 
 from distributed.conftest import BFLOAT16, ROOT, distance, kill, launch, launch_all, start, write_configurations
 from loki_ds.checking.base import look_at_base
-from loki_ds.checking.room import checkpoint_size
+from loki_ds.checking.disk import checkpoint_size
 from loki_ds.disk.files import digest_of
 from loki_ds.recipe.file import load_recipe
 

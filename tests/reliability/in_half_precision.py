@@ -10,9 +10,9 @@ import sys
 import deepspeed
 
 from loki_ds.distributed import ranks
-from loki_ds.job import log_on_first_rank, run_stages
 from loki_ds.recipe.file import load_recipe
 from loki_ds.refusal import shown_once
+from loki_ds.stages.job import log_on_first_rank, run_stages
 from loki_ds.stages.run import Run
 
 

@@ -3,7 +3,6 @@
 import logging
 import warnings
 
-import deepspeed
 from rich.console import Console
 
 from loki_ds.checking.findings import as_table
@@ -62,4 +61,4 @@ def log_on_first_rank() -> None:
     logger.addHandler(handler)
     logger.propagate = False
     warnings.simplefilter("ignore", FutureWarning)  # for the libraries' authors, not for whoever runs this
-    deepspeed.utils.logger.setLevel(logging.WARNING)
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
