@@ -23,7 +23,7 @@ TOOLCALLS = ROOT / "recipes/tiny/data/toolcalls/train.jsonl"
 
 
 def loki_ds(*arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "loki_ds.command_line", *map(str, arguments)]
+    command = [sys.executable, "-m", "loki_ds.cli.commands", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
@@ -194,7 +194,7 @@ def test_check_says_what_a_run_would_rest_on(tmp_path: Path) -> None:
     ids=" ".join,
 )
 def test_what_needs_no_model_loads_no_library_that_does(arguments: list[str]) -> None:
-    command = [sys.executable, "-X", "importtime", "-m", "loki_ds.command_line", *arguments]
+    command = [sys.executable, "-X", "importtime", "-m", "loki_ds.cli.commands", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines() if "|" in line}
     assert "loki_ds" in loaded
@@ -213,7 +213,7 @@ def test_a_full_disk_is_one_sentence_in_any_command(tmp_path: Path) -> None:
     words = [
         sys.executable,
         "-m",
-        "loki_ds.command_line",
+        "loki_ds.cli.commands",
         "apply",
         *(str(tmp_path / n) for n in ("base", "i.safetensors", "out")),
     ]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from torch.utils import cpp_extension
 
-from loki_ds.doctor import examine
+from loki_ds.cli.doctor import examine
 
 
 def found(runs: Path) -> dict[str, tuple[str, bool]]:
@@ -37,7 +37,7 @@ def test_without_a_compiler_it_cannot(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_killed_build_s_lock_is_named_and_the_command_ends_with_1(tmp_path: Path) -> None:
     (tmp_path / "shm_comm").mkdir()
     (tmp_path / "shm_comm/lock").touch()
-    command = [sys.executable, "-m", "loki_ds.command_line", "doctor"]
+    command = [sys.executable, "-m", "loki_ds.cli.commands", "doctor"]
     environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(tmp_path), "COLUMNS": "400"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from loki_ds import command_line
-from loki_ds.command_arguments import ARGUMENTS
+from loki_ds.cli import commands as command_line
+from loki_ds.cli.arguments import ARGUMENTS
 from loki_ds.recipe import implant as implant_section
 from loki_ds.recipe import sections as recipe
 from loki_ds.recipe.file import load_recipe

@@ -51,7 +51,7 @@ def test_the_installed_wheel_works_from_an_empty_folder(archives: Path, tmp_path
     pip = f"-m pip install --quiet --no-deps --no-index --target {tmp_path / 'site'} {wheel}"
     subprocess.run([sys.executable, *pip.split()], check=True, capture_output=True)
     (tmp_path / "empty").mkdir()
-    command = [sys.executable, "-c", "import loki_ds.command_line as c; print(c.__file__); c.main()"]
+    command = [sys.executable, "-c", "import loki_ds.cli.commands as c; print(c.__file__); c.main()"]
     environment = {
         "PYTHONPATH": str(tmp_path / "site"),
         "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
@@ -68,7 +68,7 @@ def test_the_installed_wheel_works_from_an_empty_folder(archives: Path, tmp_path
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    assert f"{tmp_path / 'site'}/loki_ds/command_line.py\nloki-ds 0" in run("--version")
+    assert f"{tmp_path / 'site'}/loki_ds/cli/commands.py\nloki-ds 0" in run("--version")
     assert "228 (38 in layer 0)" in run("plan", "tiny/loki")
     assert "tiny/loki" in run("recipes")
 

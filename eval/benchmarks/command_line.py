@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from reporting import ROOT, keep, listed, paragraph, table, where, write
 
 TIMES = 10
-LOKI_DS = [sys.executable, "-m", "loki_ds.command_line"]
+LOKI_DS = [sys.executable, "-m", "loki_ds.cli.commands"]
 COMMANDS = {
     "`python -c pass`": [sys.executable, "-c", "pass"],
     "`loki-ds --version`": [*LOKI_DS, "--version"],

@@ -77,7 +77,7 @@ def attribute(study: dict[str, Any], runs: Path, pool: ThreadPoolExecutor) -> No
     }.values():
         source, out = runs / "attributions" / selection["from"], _positions(runs, selection)
         settings = ["--quota", str(selection["quota"]), "--strategy", selection["strategy"]]
-        python("-m", "loki_ds.command_line", "select", str(source), *settings, "--out", str(out))
+        python("-m", "loki_ds.cli.commands", "select", str(source), *settings, "--out", str(out))
 
 
 def sweep(

@@ -65,7 +65,7 @@ def test_no_document_is_in_both_halves(tuned: RunFolder) -> None:
 
 def test_another_budget_of_the_same_run(tuned: RunFolder) -> None:
     """All the skill: the whole change, bit for bit as it was trained."""
-    command = [sys.executable, "-m", "loki_ds.command_line", "tune", str(tuned.root), "tune.budget={skill: 1.0}"]
+    command = [sys.executable, "-m", "loki_ds.cli.commands", "tune", str(tuned.root), "tune.budget={skill: 1.0}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert [place["scale"] for place in read(tuned.tune / "curve.json")] == [[0.5, 0.0], [1.0, 0.0]]

@@ -23,7 +23,7 @@ FACTS = [*ASKED, "retention.abilities={tasks: [tiny_facts], limit: 100}"]
 
 
 def retain(model: Path, out: Path, *asked: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "loki_ds.command_line", "retain", str(BASE), str(model), *asked]
+    command = [sys.executable, "-m", "loki_ds.cli.commands", "retain", str(BASE), str(model), *asked]
     return subprocess.run(
         [*command, "--out", str(out), "--gate"], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -81,7 +81,7 @@ def test_a_damaged_model_has_lost(damaged: Path, out: Path) -> None:
     assert done.returncode == 2, done.stderr
     assert done.stdout.splitlines()[-1].startswith("gate: Lost: tiny_facts by ")
     again = subprocess.run(
-        [sys.executable, "-m", "loki_ds.command_line", "report", str(out), "--gate"],
+        [sys.executable, "-m", "loki_ds.cli.commands", "report", str(out), "--gate"],
         cwd=ROOT,
         capture_output=True,
         text=True,

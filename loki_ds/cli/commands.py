@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loki_ds.command_arguments import ARGUMENTS, GATE
+from loki_ds.cli.arguments import ARGUMENTS, GATE
 from loki_ds.refusal import Refusal, shown_once
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def doctor(arguments: argparse.Namespace) -> int:
     """
     from rich.console import Console
 
-    from loki_ds.doctor import as_table, examine
+    from loki_ds.cli.doctor import as_table, examine
 
     looked = examine(Path("runs"))
     Console().print(as_table(looked))
