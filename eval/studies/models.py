@@ -47,7 +47,7 @@ from loki_ds.implanting.mask import keep_through_steps, train_only_rows
 from loki_ds.implanting.rows import train_row_deltas
 from loki_ds.model.anatomy import down_shapes, has_experts
 from loki_ds.model.base import Base, load_model
-from loki_ds.quiet.inputs import observe_inputs
+from loki_ds.quiet.moments import observe_inputs
 from loki_ds.recipe.implant import LowRankSection
 from loki_ds.recipe.sections import ModelSection
 from loki_ds.refusal import Refusal

@@ -1,10 +1,10 @@
 """Knowledge Vector Attribution: how much each row of each down-projection carries of what the model
 already knows.
 
-`definition` is the method word for word, with its `target` and the points of the path in `rules`.
+`definition` is the method word for word, with its target and the points of the path in `rules`.
 `sweep` gives the same numbers in one pass up and one down the layers: `token_pass` carries the
 tokens before the last, `layer_call` says how a layer with attention is called, `recurrent` one
-without, from the `arguments` that the model hands it. `batches` chooses which prompts go
+without. `batches` chooses which prompts go
 together, with `rope` where their lengths decide, `self_check` proves an unknown family, `kept`
 stores scores prompt by prompt.
 """

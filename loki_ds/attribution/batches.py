@@ -11,15 +11,16 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from loki_ds.attribution.layer_call import shared_length
 from loki_ds.attribution.rope import LengthClass, any_length, length_class
 from loki_ds.attribution.self_check import check_family
 from loki_ds.attribution.sweep import Sweep, Swept
-from loki_ds.distributed.device import peak_memory
+from loki_ds.distributed.device import available_memory, peak_memory
 from loki_ds.distributed.ranks import all_gather, rank, world_size
 from loki_ds.distributed.zero.model import is_sharded
+from loki_ds.recipe.sections import AttributionSection
 from loki_ds.refusal import Refusal
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ LARGEST = 64  # prompts in a batch chosen by memory: beyond it the device is bus
 PADDING = 0.2  # of a batch's tokens, at most: a prompt that needs more begins the next one
 FEW = 64  # tokens of padding that never matter
 IDLE = [[0]]  # what a rank sweeps when it has no prompts left, because every gather needs all ranks
+FREE_SHARE = 0.8  # of the free memory that batches may fill when the recipe names no budget
 NOT_EVEN_ONE = "{}: a single prompt does not fit the device's memory; use shorter prompts or more ranks"
 
 
@@ -137,6 +139,38 @@ def _is_dense(together: Sequence[Sequence[int]]) -> bool:
     """Whether little of what a batch computes is padding."""
     longest = max(map(len, together))
     return sum(longest - len(prompt) for prompt in together) <= max(PADDING * _work(together), FEW)
+
+
+def batch_size(
+    section: AttributionSection,
+    work: Callable[[Sequence[Sequence[int]]], object],
+    prompts: Sequence[Sequence[int]],
+    class_of: LengthClass,
+    stage: str = "attribute",
+) -> int:
+    """For `auto`, measured.
+
+    work: what will be done with each batch; all ranks call it together. class_of: of lengths
+    (`attribution.rope`). stage: whose, for the log.
+    """
+    if section.batch_size != "auto":
+        return section.batch_size
+    budget = int(section.memory_gib * 2**30) if section.memory_gib else int(FREE_SHARE * available_memory())
+    return affordable_batch(work, prompts, budget, class_of, stage)
+
+
+def measured_batches(
+    section: AttributionSection,
+    work: Callable[[Sequence[Sequence[int]]], object],
+    prompts: Sequence[Sequence[int]],
+    config: PreTrainedConfig,
+    stage: str,
+) -> list[list[int]]:
+    """Batches of indices into the prompts, as large as `batch_size` says; prompts whose lengths ask
+    the model of this configuration for other rotary tables never go together.
+    """
+    together = length_class(config)
+    return batches(prompts, batch_size(section, work, prompts, together, stage), together)
 
 
 def affordable_batch(

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from loki_ds.attribution.rules import quadrature
-from loki_ds.attribution.target import target_value
+from loki_ds.attribution.rules import quadrature, target_value
 from loki_ds.model.anatomy import decoder_layers
 from loki_ds.model.ffn import Writer, at_writers
 

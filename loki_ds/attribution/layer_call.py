@@ -17,9 +17,20 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from loki_ds.attribution.arguments import arguments_of, cache_in
+from loki_ds.refusal import Refusal
 
 WORTH_SHARING = 32  # tokens
+CACHE_NAMES = ("cache", "past_key_values", "layer_past")  # by version of transformers and family
+# Gemma 4 hands `shared_kv_states` to layers that share nothing, too; those that do are refused
+# (`self_check`).
+KNOWN_ARGUMENTS = {
+    "attention_mask",
+    "position_ids",
+    "position_embeddings",
+    "use_cache",
+    "shared_kv_states",
+    *CACHE_NAMES,
+}
 
 
 class KeysValues:
@@ -145,6 +156,24 @@ class LayerCall:
 
     def _call(self, **changed: Any) -> dict[str, Any]:
         return {**self.arguments, **changed, self.cache: self.keys_values, "use_cache": True}
+
+
+def arguments_of(handed: dict[str, Any]) -> dict[str, Any]:
+    """What a layer is to be handed again.
+
+    Raises:
+        Refusal: a tensor among them of which nobody here knows what it means.
+    """
+    handed = {name: value for name, value in handed.items() if name != "cache_position"}
+    for name, value in handed.items():
+        if name not in KNOWN_ARGUMENTS and value is not None and not isinstance(value, bool | str | int | float):
+            raise Refusal(f"decoder layers of this model take {name!r}, which attribution does not know how to pass on")
+    return handed
+
+
+def cache_in(handed: dict[str, Any]) -> str:
+    """The name of the cache among them."""
+    return next(name for name in CACHE_NAMES if name in handed)
 
 
 def shared_length(prompts: Sequence[Sequence[int]]) -> int:

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import Module
 from torch.nn.functional import pad
 
-from loki_ds.attribution.arguments import arguments_of, cache_in
+from loki_ds.attribution.layer_call import arguments_of, cache_in
 
 
 class State:

@@ -1,8 +1,11 @@
-"""The path from the baseline 0 to a node's value: at which fractions of the value the gradient is
-taken, with which weights.
+"""What attribution explains, the model's own next token by its probability or its logit; and the
+path from the baseline 0 to a node's value: at which fractions of it the gradient is taken, with
+which weights.
 """
 
 import numpy as np
+import torch
+from torch import Tensor
 
 
 def quadrature(rule: str, steps: int) -> tuple[list[float], list[float]]:
@@ -26,3 +29,28 @@ def quadrature(rule: str, steps: int) -> tuple[list[float], list[float]]:
         nodes, weights = np.polynomial.legendre.leggauss(steps)
         return ((nodes + 1) / 2).tolist(), (weights / 2).tolist()
     raise ValueError(f"rule is {rule!r}, allowed are 'right', 'left', 'trapezoid' and 'gauss_legendre'")
+
+
+def target_value(logits: Tensor, token: Tensor, target: str) -> Tensor:
+    """`F`: the probability (softmax in float32 or better) or the logit of `token`; logits `[...,
+    V]`, token `[...]`.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    picked = logits.gather(-1, token[..., None]).squeeze(-1)
+    if target == "logit":
+        return picked
+    return torch.exp(picked - torch.logsumexp(logits, dim=-1))
+
+
+@torch.no_grad()
+def target_gradient(logits: Tensor, token: Tensor, target: str) -> Tensor:
+    """`dF/dlogits [..., V]` of `target_value`, in the logits' dtype; by hand, because autograd
+    would pass over the vocabulary five times.
+
+    For the probability `p` of the token it is `p (1_token - softmax)`, for the logit `1_token`.
+    """
+    if target == "logit":
+        return torch.zeros_like(logits).scatter_(-1, token[..., None], 1.0)
+    probabilities = torch.softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    of_token = probabilities.gather(-1, token[..., None])
+    return probabilities.mul_(-of_token).scatter_add_(-1, token[..., None], of_token).to(logits.dtype)

@@ -24,8 +24,7 @@ from torch import Tensor
 from torch.nn import Module
 from transformers import PreTrainedModel
 
-from loki_ds.attribution.rules import quadrature
-from loki_ds.attribution.target import target_gradient, target_value
+from loki_ds.attribution.rules import quadrature, target_gradient, target_value
 from loki_ds.attribution.token_pass import Call, Tokens, embed
 from loki_ds.distributed.zero.model import Gatherer, is_sharded
 from loki_ds.model.anatomy import (

@@ -8,7 +8,7 @@ from importlib.metadata import version
 import torch
 from rich.progress import Progress
 
-from loki_ds.attribution.batches import NoRoom, batches, sweep_batches
+from loki_ds.attribution.batches import NoRoom, batch_size, batches, sweep_batches
 from loki_ds.attribution.kept import KeptScores
 from loki_ds.attribution.rope import length_class
 from loki_ds.attribution.sweep import Sweep
@@ -20,7 +20,6 @@ from loki_ds.recipe.sections import AttributionSection, SelectionSection
 from loki_ds.refusal import Refusal
 from loki_ds.report.pictures import heat_map, overlap_curve
 from loki_ds.selection.select import split_half_overlap
-from loki_ds.stages.batch_size import batch_size
 from loki_ds.stages.costs import cost_of
 from loki_ds.stages.fingerprints import attribution_inputs
 from loki_ds.stages.run import LIBRARIES, Run

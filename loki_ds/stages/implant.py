@@ -14,7 +14,7 @@ from loki_ds.export.implant_file import Implant
 from loki_ds.export.products import changes_of, export_template, save_implant, write_model
 from loki_ds.export.verification import verify
 from loki_ds.implanting.training import Examples, Method, Resume, train
-from loki_ds.quiet.certificate import certify, strongest
+from loki_ds.quiet.subspace import certify, strongest
 from loki_ds.refusal import Refusal
 from loki_ds.selection.positions import Positions
 from loki_ds.stages.costs import cost_of

@@ -8,14 +8,13 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from loki_ds.attribution.batches import measured_batches
 from loki_ds.distributed import device, ranks
 from loki_ds.distributed.zero.model import Gatherer
-from loki_ds.quiet.inputs import input_sizes, observe_inputs
 from loki_ds.quiet.kept import load_moments, save_moments
-from loki_ds.quiet.moments import collect_moments, sketch_width
+from loki_ds.quiet.moments import collect_moments, input_sizes, observe_inputs, sketch_width
 from loki_ds.quiet.subspace import SecondMoment, Subspace, protected_subspace
 from loki_ds.recipe.implant import QuietSection
-from loki_ds.stages.batch_size import measured_batches
 from loki_ds.stages.costs import cost_of
 from loki_ds.stages.fingerprints import quiet_inputs
 from loki_ds.stages.run import Run

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from random import Random
 
+from loki_ds.attribution.batches import measured_batches
 from loki_ds.data.protected import load_protected
 from loki_ds.data.render_settings import LossSettings
 from loki_ds.distributed import device, ranks
@@ -23,7 +24,6 @@ from loki_ds.implanting.rehearsal_rows import (
 from loki_ds.implanting.trainer import Rehearsed
 from loki_ds.implanting.training import Examples
 from loki_ds.recipe.implant import RehearseSection
-from loki_ds.stages.batch_size import measured_batches
 from loki_ds.stages.costs import cost_of
 from loki_ds.stages.fingerprints import answers_inputs
 from loki_ds.stages.run import Run

@@ -15,7 +15,7 @@ from loki_ds.attribution.sweep import Sweep
 from loki_ds.distributed.zero.model import Gatherer
 from loki_ds.model.anatomy import decoder_layers
 from loki_ds.model.ffn import received
-from loki_ds.quiet.inputs import observe_inputs
+from loki_ds.quiet.moments import observe_inputs
 
 TOLERANCE = 1e-5  # of the largest score: the delta rule computes in float32 whatever the dtype
 BEGINNING = [i % 60 + 1 for i in range(40)]

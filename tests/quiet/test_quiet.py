@@ -14,10 +14,9 @@ from loki_ds.attribution.batches import batches
 from loki_ds.distributed.zero.model import Gatherer
 from loki_ds.implanting.rows import RowLinear, train_row_deltas
 from loki_ds.model.anatomy import decoder_layers
-from loki_ds.quiet.certificate import certify
 from loki_ds.quiet.kept import load_moments, save_moments
 from loki_ds.quiet.moments import collect_moments, random_directions, sketch_width
-from loki_ds.quiet.subspace import SecondMoment, exact, nystrom, project_out, protected_subspace
+from loki_ds.quiet.subspace import SecondMoment, certify, exact, nystrom, project_out, protected_subspace
 from loki_ds.recipe.implant import LowRankSection
 from loki_ds.refusal import Refusal
 from loki_ds.selection.positions import Positions

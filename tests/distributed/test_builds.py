@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from distributed.conftest import launch
 from torch.utils import cpp_extension
 
+from distributed.conftest import launch
 from loki_ds.distributed.builds import check_builds
 from loki_ds.refusal import Refusal
 

@@ -94,8 +94,8 @@ def test_a_dial_writes_another_model(mode: str, models: int) -> None:
 
 
 def test_a_quiet_implant_keeps_what_the_layers_receive() -> None:
-    asked, folder = recipe("implant.quiet.energy=0.9", "implant.quiet.sketch=32"), RunFolder("none")
-    assert room_wanted(asked, folder, BASE, settings(save_strategy="no"), 10) == 4_000_000 + 3 * 8 * 6 * 384 * 32
+    asked, folder = recipe(*in_mode("rows"), "implant.quiet.energy=0.9", "implant.quiet.sketch=32"), RunFolder("none")
+    assert room_wanted(asked, folder, BASE, settings(save_strategy="no"), 10) == 4_000_000 + 8 * 6 * 384 * 32
 
 
 def test_a_disk_without_room_is_refused(tmp_path: Path) -> None:
