@@ -29,7 +29,15 @@ import yaml
 from shapes import QWEN2_05B, shapes_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen2Config, TrainerCallback
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    TrainerCallback,
+)
 from transformers.trainer import DEFAULT_CALLBACKS
 
 from loki_ds.attribution.sweep import Sweep
@@ -43,6 +51,7 @@ from loki_ds.planning.estimate import dry_step, dry_sweep, estimate
 from loki_ds.planning.partitioning import Setting, kept_bytes, sweep_memory, sweep_traffic
 from loki_ds.recipe.file import load_recipe
 from loki_ds.selection.select import planned_positions, select_random
+from loki_ds.stages.check import check
 from loki_ds.stages.run import Run
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -279,19 +288,21 @@ def measure(case: dict[str, Any], folder: Path) -> None:
     """On every rank; rank 0 writes what the largest rank held and what it saw on the wire."""
     with ranks.process_group():
         run = Run(recipe_of(case, folder))
+        checked = check(run)
+        model = run.model(checked.base)
         config = MODELS[case["model"]]
         positions = select_random(config.num_hidden_layers, config.hidden_size, 10, 0)
         free_memory()
         before = psutil.Process().memory_info().rss
         with Collectives() as traffic:
             if case["mode"] == "attribution":
-                peak, counted = attribute_one_batch(run, traffic)
+                peak, counted = attribute_one_batch(model, traffic)
             else:
                 watch = Watch(traffic)
                 DEFAULT_CALLBACKS.append(watch)  # type: ignore[arg-type]  # the Trainer takes an instance too
                 method = Method(run.recipe.implant, positions if run.recipe.changes_rows else None)
-                data = Examples(run.checked.examples, None)
-                train(run.model, run.tokenizer, run.training_arguments, data, method, Resume(None, {}))
+                data = Examples(checked.examples, None)
+                train(model, checked.tokenizer, checked.arguments, data, method, Resume(None, {}))
                 peak, counted = watch.size.peak, watch.last
         peaks = ranks.all_gather(peak - before)
         if ranks.rank() == 0:
@@ -299,8 +310,8 @@ def measure(case: dict[str, Any], folder: Path) -> None:
     ranks.end_process()
 
 
-def attribute_one_batch(run: Run, traffic: Collectives) -> tuple[int, Counter[str]]:
-    sweep = Sweep(run.model, gatherer=Gatherer())
+def attribute_one_batch(model: PreTrainedModel, traffic: Collectives) -> tuple[int, Counter[str]]:
+    sweep = Sweep(model, gatherer=Gatherer())
     free_memory()
     before = Counter(traffic.bytes)
     with ProcessSize() as size:

@@ -16,7 +16,8 @@ from loki_ds.data.render_settings import Rendering
 from loki_ds.model.anatomy import down_shapes, has_experts
 from loki_ds.model.base_checks import Wanted, check_usable
 from loki_ds.model.files import model_files, open_weights
-from loki_ds.recipe.sections import Recipe
+from loki_ds.recipe.implant import ImplantSection
+from loki_ds.recipe.sections import ModelSection
 from loki_ds.refusal import Refusal
 
 
@@ -46,15 +47,19 @@ def max_tokens(config: PreTrainedConfig) -> int | None:
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
-def look_at_base(recipe: Recipe, folder: Path, config: PreTrainedConfig) -> BaseFound:
+def look_at_base(
+    section: ModelSection, implant: ImplantSection, attributes: bool, folder: Path, config: PreTrainedConfig
+) -> BaseFound:
     """Refuse a base that the recipe cannot train; no weights are read.
+
+    attributes: whether rows are chosen by attribution.
 
     Raises:
         Refusal: with the tensor or the file.
     """
-    confined = recipe.implant.kind.confined
-    model = check_usable(folder, config, recipe.model, Wanted(confined, recipe.implant.kind.rewrites_model))
-    check_passes(recipe, model)
+    confined = implant.kind.confined
+    model = check_usable(folder, config, section, Wanted(confined, implant.kind.rewrites_model))
+    check_passes(implant, attributes, model)
     with open_weights(folder) as weights:
         files = model_files(folder, weights)
         dtypes = sorted({str(weights.dtype_of(name)).removeprefix("torch.") for name in weights.names})
@@ -63,15 +68,14 @@ def look_at_base(recipe: Recipe, folder: Path, config: PreTrainedConfig) -> Base
     return BaseFound(folder, config, size, parameters, dtypes, shapes)
 
 
-def check_passes(recipe: Recipe, model: PreTrainedModel) -> None:
+def check_passes(implant: ImplantSection, attributes: bool, model: PreTrainedModel) -> None:
     """Refuse what cannot be asked of the model layer by layer, or of its FFNs.
 
     model: without data, as its class has it. A family that is not known is proven on a tiny copy.
     """
-    section = recipe.implant
-    if recipe.needs_attribution or section.rehearse or section.quiet:
+    if attributes or implant.rehearse or implant.quiet:
         check_family(model)
-    if section.quiet and has_experts(model):
+    if implant.quiet and has_experts(model):
         raise Refusal(
             f"implant.quiet: {type(model).__name__} has experts, and each receives other tokens; allowed are models "
             "with one dense FFN a layer"

@@ -5,6 +5,7 @@
 
 import math
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,36 +22,59 @@ from loki_ds.refusal import Refusal
 from loki_ds.selection.select import planned_positions
 
 
-def room_wanted(recipe: Recipe, folder: RunFolder, base: BaseFound, arguments: SFTConfig, steps: int) -> float:
-    """Bytes that are still to be written, at least.
+@dataclass(frozen=True)
+class Room:
+    """What a run of a recipe will write, on a base and by TRL's settings."""
 
-    steps: of the whole training; 0 where nothing trains.
-    """
-    if folder.model.exists():
-        return 0
-    room = float(base.size)
-    if steps:
-        there = sum(file.stat().st_size for file in folder.checkpoints.rglob("*") if file.is_file())
-        every = checkpoint_size(recipe, base, arguments)
-        room += max(0.0, every * checkpoints_at_once(arguments, steps) - there)
-    if recipe.tune:  # a scale's model before it takes the run's place; a whole model as it was trained
-        room += base.size * (1 if recipe.changes_rows else 2)
-    if recipe.implant.quiet:
-        widths = [(d_ff, recipe.implant.quiet.sketch or d_ff) for _, d_ff in base.down_shapes]
-        room += sum(torch.float64.itemsize * d_ff * columns for d_ff, columns in widths)
-    return room
+    recipe: Recipe
+    base: BaseFound
+    arguments: SFTConfig
 
+    def wanted(self, folder: RunFolder, steps: int) -> float:
+        """Bytes that are still to be written, at least.
 
-def checkpoint_size(recipe: Recipe, base: BaseFound, arguments: SFTConfig) -> float:
-    """Bytes of one checkpoint, at least."""
-    mode, width = recipe.implant.kind, getattr(torch, recipe.model.dtype).itemsize
-    model = 0 if mode.leaves == "adapter" else width * base.parameters
-    if arguments.save_only_model:
-        return model
-    trained, deepspeed = _trained(recipe, base), deepspeed_config(recipe.deepspeed, recipe.implant)
-    stage = int(deepspeed["zero_optimization"].get("stage", 0)) if deepspeed else None
-    frozen = 0 if mode.leaves == "adapter" else base.parameters - (0 if mode.adds_parameters else trained)
-    return model + beside_the_model(frozen, trained, width, stage, OptimizerNames(arguments.optim).value)
+        steps: of the whole training; 0 where nothing trains.
+        """
+        if folder.model.exists():
+            return 0
+        room = float(self.base.size)
+        if steps:
+            there = sum(file.stat().st_size for file in folder.checkpoints.rglob("*") if file.is_file())
+            room += max(0.0, self.checkpoint() * checkpoints_at_once(self.arguments, steps) - there)
+        if self.recipe.tune:  # a scale's model before it takes the run's place; a whole model as it was trained
+            room += self.base.size * (1 if self.recipe.changes_rows else 2)
+        if quiet := self.recipe.implant.quiet:
+            sizes = (d_ff * (quiet.sketch or d_ff) for _, d_ff in self.base.down_shapes)
+            room += torch.float64.itemsize * sum(sizes)
+        return room
+
+    def checkpoint(self) -> float:
+        """Bytes of one checkpoint, at least."""
+        section, parameters = self.recipe.implant, self.base.parameters
+        mode, bytes_per_number = section.kind, getattr(torch, self.recipe.model.dtype).itemsize
+        model = 0 if mode.leaves == "adapter" else bytes_per_number * parameters
+        if self.arguments.save_only_model:
+            return model
+        trained, deepspeed = self._trained(), deepspeed_config(self.recipe.deepspeed, section)
+        stage = int(deepspeed["zero_optimization"].get("stage", 0)) if deepspeed else None
+        frozen = 0 if mode.leaves == "adapter" else parameters - (0 if mode.adds_parameters else trained)
+        optimizer = OptimizerNames(self.arguments.optim).value
+        return model + beside_the_model(frozen, trained, bytes_per_number, stage, optimizer)
+
+    def _trained(self) -> int:
+        """Parameters that train; of PEFT's none are counted."""
+        mode, shapes = self.recipe.implant.kind, self.base.down_shapes
+        if mode.leaves == "adapter":
+            return 0
+        if mode.trains_everything:
+            return self.base.parameters
+        if mode.masks:
+            return sum(d_model * d_ff for d_model, d_ff in shapes)
+        planned = planned_positions(self.recipe.selection, shapes).rows
+        rows = [(len(chosen), d_ff) for chosen, (_, d_ff) in zip(planned, shapes, strict=True)]
+        if "lora" in mode.reads:
+            return sum(self.recipe.implant.lora.rank * (k + d_ff) for k, d_ff in rows)
+        return sum(k * d_ff for k, d_ff in rows)
 
 
 def checkpoints_at_once(arguments: SFTConfig, steps: int) -> int:
@@ -74,22 +98,3 @@ def check_room(folder: Path, wanted: float) -> str:
             "run=FOLDER, or keep fewer checkpoints (training.save_total_limit)"
         )
     return f"{folder}: takes at least {wanted / GIB:.2f} of {free / GIB:.1f} GiB free"
-
-
-def _trained(recipe: Recipe, base: BaseFound) -> int:
-    """Parameters that train; of PEFT's none are counted."""
-    mode, shapes = recipe.implant.kind, base.down_shapes
-    if mode.leaves == "adapter":
-        return 0
-    if mode.trains_everything:
-        return base.parameters
-    if mode.masks:
-        return sum(d_model * d_ff for d_model, d_ff in shapes)
-    rows = [(len(chosen), d_ff) for chosen, (_, d_ff) in zip(_planned(recipe, shapes), shapes, strict=True)]
-    if "lora" in mode.reads:
-        return sum(recipe.implant.lora.rank * (k + d_ff) for k, d_ff in rows)
-    return sum(k * d_ff for k, d_ff in rows)
-
-
-def _planned(recipe: Recipe, shapes: list[tuple[int, int]]) -> list[list[int]]:
-    return planned_positions(recipe.selection, shapes).rows

@@ -68,12 +68,13 @@ def check(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from loki_ds.checking.findings import as_table
+    from loki_ds.stages.check import check as check_run
     from loki_ds.stages.retain import check_retention
     from loki_ds.stages.run import Run
 
     # One process stands for all; how they would share a sequence, only the launcher knows.
     run = Run(recipe.model_copy(update={"sequence_parallel": 1}))
-    Console().print(as_table(run.checked.findings + check_retention(run)))
+    Console().print(as_table(check_run(run).findings + check_retention(run)))
     return 0
 
 
@@ -199,13 +200,14 @@ def tune(arguments: argparse.Namespace) -> int:
         raise Refusal(f"{arguments.run}: its recipe has no section 'tune'; give one, as tune.budget.skill=0.95")
 
     from loki_ds.report.compare import read_report
-    from loki_ds.stages.retain import retain
+    from loki_ds.stages.check import check as check_run
+    from loki_ds.stages.retain import retain as retain_run
     from loki_ds.stages.run import Run
 
     run = Run(recipe.model_copy(update={"sequence_parallel": 1}))
     if not run.folder.has("implant"):
         raise Refusal(f"{arguments.run}: nothing is trained there yet; run the recipe first")
-    retain(run)
+    retain_run(run, check_run(run))
     found = read_report(arguments.run)
     print(f"scale: {found['origin']['scale']}")
     print(found["headline"])

@@ -27,7 +27,7 @@ class RunFolder:
         self.heat_map = self.attribution / "heat_map.png"
         self.training_curves = self.root / "training_curves.png"
         self.overlap_curve = self.attribution / "overlap.png"
-        self.quiet = self.root / "quiet"
+        self.moments = self.root / "quiet" / "moments.safetensors"
         self.base_answers = self.root / "rehearsal" / "answers.safetensors"
         self.examples = self.root / "examples"
         self.positions = self.root / "positions.json"
@@ -43,6 +43,11 @@ class RunFolder:
         self.retention = self.root / "retention"
         self.report = self.root / "report"
         self._stages = self.root / "stages.json"
+
+    @property
+    def products(self) -> list[Path]:
+        """What leaves a run, if all of it is there."""
+        return [self.positions, self.model, self.implant, self.adapter, self.verification]
 
     def lock(self) -> IO[str]:
         """Take the folder for this process, until the returned file is closed or the process ends,
@@ -102,6 +107,13 @@ class RunFolder:
         """What this stage's result was made from; None where there is none."""
         return self._read().get(stage)
 
+    def made_from(self, stage: str, inputs: dict[str, Any]) -> bool:
+        """Whether this stage's result is there, made from these inputs; of a stage that may be done
+        again for others.
+        """
+        stored = self.inputs_of(stage)
+        return stored is not None and not _difference(stage, stored, json.loads(json.dumps(inputs)))
+
     def finish(self, stage: str, inputs: dict[str, Any]) -> None:
         """Note that the stage's result is complete."""
         write_json(self._stages, {**self._read(), stage: inputs})
@@ -118,6 +130,15 @@ class RunFolder:
         ]
         known = json.loads(self.manifest.read_text()) if self.manifest.exists() else {}
         write_json(self.manifest, {**known, **{str(file.relative_to(self.root)): sha256(file) for file in files}})
+
+    @property
+    def costs_so_far(self) -> dict[str, Any]:
+        """What each stage took, by its name."""
+        return json.loads(self.costs.read_text()) if self.costs.exists() else {}
+
+    def note_cost(self, stage: str, cost: dict[str, Any]) -> None:
+        """Put a stage's cost beside those of the stages done so far."""
+        write_json(self.costs, {**self.costs_so_far, stage: cost})
 
     def _read(self) -> dict[str, Any]:
         if not self._stages.exists():

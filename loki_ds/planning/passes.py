@@ -53,26 +53,26 @@ class Passes:
         sweep: Callable[[AttributionSection, int, int], SweepBatch],
         section: AttributionSection,
         setting: Setting,
-        width: int,
+        bytes_per_number: int,
         gpu: Gpu,
     ) -> None:
         """Take the size of a batch that is asked for, or that fits.
 
-        sweep: a batch of so many prompts of so many tokens; width: bytes of a number.
+        sweep: a batch of so many prompts of so many tokens.
         """
-        self.prompts, self.setting, self.width, self.gpu = prompts, setting, width, gpu
+        self.prompts, self.setting, self.bytes_per_number, self.gpu = prompts, setting, bytes_per_number, gpu
         self.one, self.two = (sweep(section, n, prompts.tokens) for n in (1, 2))
-        room = USABLE * gpu.memory * GIB - sweep_memory(self.one, setting, width)
-        fits = min(LARGEST, int(room // max(1, self.two.peak - self.one.peak)) + 1)
+        spare = USABLE * gpu.memory * GIB - sweep_memory(self.one, setting, bytes_per_number)
+        fits = min(LARGEST, int(spare // max(1, self.two.peak - self.one.peak)) + 1)
         self.size = section.batch_size if isinstance(section.batch_size, int) else fits
-        self.turns = -(-prompts.total // (max(1, self.size) * setting.ranks))
+        self.rank_batches = -(-prompts.total // (max(1, self.size) * setting.ranks))
 
     def attribution(self) -> Stage:
         if self.size < 1:
             return Stage("attribute", f"{self.prompts.total:,} prompts: one does not fit", None, None, None)
         one, two, ranks = self.one, self.two, self.setting.ranks
-        flops = self.turns * (one.flops + (self.size - 1) * (two.flops - one.flops))
-        sent = self.turns * sweep_traffic(one, self.setting, self.width).wire(ranks)
+        flops = self.rank_batches * (one.flops + (self.size - 1) * (two.flops - one.flops))
+        sent = self.rank_batches * sweep_traffic(one, self.setting, self.bytes_per_number).wire(ranks)
         assumed = " (assumed)" if self.prompts.assumed else ""
         amount = f"{self.prompts.total:,} prompts of {self.prompts.tokens:,} tokens{assumed}, {self.size} at once"
         return Stage("attribute", amount, flops, sent, self.gpu.seconds(flops, sent, ranks))
@@ -91,7 +91,7 @@ class Passes:
     def _pass(self, name: str, amount: str, flops: float, way: int) -> Stage:
         """FLOPs of all ranks together; way: 1 for up the layers, 2 for up and down."""
         ranks = self.setting.ranks
-        sent = self.turns * way / 2 * sweep_traffic(self.one, self.setting, self.width).wire(ranks)
+        sent = self.rank_batches * way / 2 * sweep_traffic(self.one, self.setting, self.bytes_per_number).wire(ranks)
         return Stage(name, amount, flops / ranks, sent, self.gpu.seconds(flops / ranks, sent, ranks))
 
 

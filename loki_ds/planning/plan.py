@@ -3,14 +3,14 @@ no weights are loaded, and nothing is drawn here.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from trl import SFTConfig
 
 from loki_ds.checking.base import check_passes, data_found, look_at_base
@@ -30,15 +30,14 @@ from loki_ds.implanting.trl_config import TrainingShape, deepspeed_config
 from loki_ds.model.anatomy import down_shapes
 from loki_ds.model.base import load_configuration, load_tokenizer
 from loki_ds.model.base_checks import check_plain, without_data
-from loki_ds.planning.dry_run import MicroStep
 from loki_ds.planning.estimate import Training, dry_step, dry_sweep, estimate
 from loki_ds.planning.hardware import Gpu
 from loki_ds.planning.partitioning import Setting, kept_bytes
-from loki_ds.planning.passes import Passes, Stage, prompts_of, training_stages
+from loki_ds.planning.passes import Passes, Prompts, Stage, prompts_of, training_stages
 from loki_ds.quiet.kept import load_moments
 from loki_ds.quiet.subspace import protected_subspace
-from loki_ds.recipe.implant import QuietSection
-from loki_ds.recipe.sections import DataSection, Recipe
+from loki_ds.recipe.implant import ImplantSection, QuietSection
+from loki_ds.recipe.sections import DataSection, ModelSection, Recipe
 from loki_ds.recipe.shipped import found
 from loki_ds.refusal import Refusal
 from loki_ds.selection.positions import Positions
@@ -63,7 +62,7 @@ class Quieted(NamedTuple):
     """
 
     energy: float
-    room: list[float] | None
+    free_directions: list[float] | None
     tenth: float
 
 
@@ -97,61 +96,127 @@ def make_plan(recipe: Recipe, gpu: Gpu, ranks: int) -> Plan:
     Raises:
         Refusal: the model's configuration, the data or DeepSpeed's file cannot be used.
     """
-    remote, mode = recipe.model.trust_remote_code, recipe.implant.kind
-    config = load_configuration(recipe.model.path, remote)
-    check_settings(recipe)
-    findings, shapes = _look_at_base(recipe, config)
-    tokenizer = load_tokenizer(recipe.model.path, remote)
-    if recipe.changes_rows:
-        check_selection(recipe.selection, shapes)
-    positions = planned_positions(recipe.selection, shapes) if recipe.changes_rows else None
-    deepspeed = deepspeed_config(recipe.deepspeed, recipe.implant)
-    setting = Setting.of(deepspeed, ranks, config.get_text_config().hidden_size)
-    shape = TrainingShape.of(recipe.training, recipe.model.dtype, recipe.sequence_parallel)
-    stages: list[Stage] = []
-    quiet = recipe.implant.quiet
-    over = partial(Passes, sweep=partial(dry_sweep, config, recipe.model), section=recipe.attribution, setting=setting)
-    over = partial(over, width=shape.bytes_per_number, gpu=gpu)
-    if recipe.protected is not None and (recipe.needs_attribution or quiet):
-        passes = over(prompts_of(recipe.protected, tokenizer))
-        stages += [passes.attribution()] if recipe.needs_attribution else []
-        stages += [passes.inputs(quiet, shapes)] if quiet else []
-    if recipe.rehearsed is not None and recipe.implant.rehearse is not None:
-        texts = prompts_of(recipe.rehearsed, tokenizer)
-        asked = min(texts.total, count_for(examples_in(recipe.data), recipe.implant.rehearse.share) + MOST_HELD_OUT)
-        stages.append(over(texts._replace(total=asked)).rehearsal())
-    training, example, alternatives = None, [], []  # type: ignore[var-annotated]
-    if mode.trains:
-        dry = partial(dry_step, config, recipe.model, Method(recipe.implant, positions))
-        frozen = 1 - positions.count / sum(d_model for d_model, _ in shapes) if positions and mode.masks else 0.0
-        kept = kept_bytes(frozen, recipe.implant.is_pulled)
-        shipped = shipped_settings(ranks, config.get_text_config().hidden_size)
-        training, alternatives = _trainings(dry, shape, setting, shipped, partial(estimate, mode=mode, kept=kept))
-        steps = shape.steps(recipe.training, examples_in(recipe.data), ranks)
-        stages += training_stages(training, shape, steps, gpu)
-        findings += [("pull", _pull_in_words(recipe, steps))] if recipe.implant.fade else []
-        needed = needs_of(recipe.data.sources, LOOKED_AT)
-        rendering = make_rendering(needed, recipe.training, tokenizer, recipe.model.path)
-        findings += _look_at_data(recipe.data, rendering, config)
+    planned = _Planned.of(recipe, gpu, ranks)
+    confined = planned.positions if recipe.implant.kind.masks else None
+    training, alternatives = planned.trainings() if recipe.implant.kind.trains else (None, [])
+    stages = planned.passes_over_prompts()
+    example: list[tuple[str, bool]] = []
+    findings = planned.base_findings
+    if training is not None:
+        steps = planned.shape.steps(recipe.training, examples_in(recipe.data), ranks)
+        stages += training_stages(training, planned.shape, steps, gpu)
+        rendering = planned.rendering()
+        findings = findings + planned.training_findings(rendering, steps)
         example = _marked(recipe.data, rendering)
-    findings += limits_in_words(recipe.retention)
+    quiet, shapes = recipe.implant.quiet, planned.shapes
     return Plan(
         model=recipe.model.path,
         run=recipe.run,
         gpu=gpu,
-        setting=setting,
+        setting=planned.setting,
         shapes=shapes,
-        rows=[len(rows) for rows in positions.rows] if positions else None,
+        rows=[len(rows) for rows in planned.positions.rows] if planned.positions else None,
         over_all_layers=recipe.selection.positions is None and recipe.selection.strategy.startswith("global"),
-        trainable=_numbers(positions, shapes) if positions and mode.masks else training.trained if training else None,
+        trainable=_numbers(confined, shapes) if confined else training.trained if training else None,
         quiet=_quieted(quiet, RunFolder(recipe.run), shapes) if quiet else None,
         training=training,
         stages=stages,
         alternatives=alternatives,
-        configured=deepspeed is not None,
-        findings=findings,
+        configured=recipe.deepspeed is not None,
+        findings=findings + limits_in_words(recipe.retention),
         example=example,
     )
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """What the plan's parts are worked out from. shapes: `[d_model, width]` of each layer's rows.
+    """
+
+    recipe: Recipe
+    gpu: Gpu
+    config: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    base_findings: Findings
+    shapes: list[tuple[int, int]]
+    positions: Positions | None
+    setting: Setting
+    shape: TrainingShape
+
+    @classmethod
+    def of(cls, recipe: Recipe, gpu: Gpu, ranks: int) -> Self:
+        section = recipe.model
+        config = load_configuration(section.path, section.trust_remote_code)
+        check_settings(recipe)
+        findings, shapes = _look_at_base(section, recipe.implant, recipe.needs_attribution, config)
+        tokenizer = load_tokenizer(section.path, section.trust_remote_code)
+        if recipe.changes_rows:
+            check_selection(recipe.selection, shapes)
+        deepspeed = deepspeed_config(recipe.deepspeed, recipe.implant)
+        return cls(
+            recipe=recipe,
+            gpu=gpu,
+            config=config,
+            tokenizer=tokenizer,
+            base_findings=findings,
+            shapes=shapes,
+            positions=planned_positions(recipe.selection, shapes) if recipe.changes_rows else None,
+            setting=Setting.of(deepspeed, ranks, config.get_text_config().hidden_size),
+            shape=TrainingShape.of(recipe.training, section.dtype, recipe.sequence_parallel),
+        )
+
+    def passes_over_prompts(self) -> list[Stage]:
+        """Attribution, the inputs of a quiet implant, and the base's answers to rehearse."""
+        recipe, stages = self.recipe, []
+        quiet, rehearse = recipe.implant.quiet, recipe.implant.rehearse
+        if recipe.protected is not None and (recipe.needs_attribution or quiet):
+            passes = self._passes(prompts_of(recipe.protected, self.tokenizer))
+            stages += [passes.attribution()] if recipe.needs_attribution else []
+            stages += [passes.inputs(quiet, self.shapes)] if quiet else []
+        if recipe.rehearsed is not None and rehearse is not None:
+            texts = prompts_of(recipe.rehearsed, self.tokenizer)
+            asked = min(texts.total, count_for(examples_in(recipe.data), rehearse.share) + MOST_HELD_OUT)
+            stages.append(self._passes(texts._replace(total=asked)).rehearsal())
+        return stages
+
+    def _passes(self, prompts: Prompts) -> Passes:
+        sweep = partial(dry_sweep, self.config, self.recipe.model)
+        return Passes(prompts, sweep, self.recipe.attribution, self.setting, self.shape.bytes_per_number, self.gpu)
+
+    def trainings(self) -> tuple[Training, list[Alternative]]:
+        """The recipe's own setting, and every shipped one with activations kept and computed twice.
+        """
+        section = self.recipe.implant
+        method = Method(section, self.positions)
+        width = sum(d_model for d_model, _ in self.shapes)
+        frozen = 1 - self.positions.count / width if self.positions and section.kind.masks else 0.0
+        kept = kept_bytes(frozen, section.is_pulled)
+        steps = [
+            dry_step(self.config, self.recipe.model, method, replace(self.shape, checkpointing=twice))
+            for twice in (False, True)
+        ]
+        shipped = shipped_settings(self.setting.ranks, self.config.get_text_config().hidden_size)
+        others = [
+            Alternative(file, step.checkpointing, estimate(step, setting, self.shape, section.kind, kept))
+            for step, (file, setting) in product(steps, shipped)
+        ]
+        planned = steps[self.shape.checkpointing]
+        return estimate(planned, self.setting, self.shape, section.kind, kept), others
+
+    def rendering(self) -> Rendering:
+        """How the examples become tokens, by what the first rows of each source ask of a template.
+        """
+        needs = needs_of(self.recipe.data.sources, LOOKED_AT)
+        return make_rendering(needs, self.recipe.training, self.tokenizer, self.recipe.model.path)
+
+    def training_findings(self, rendering: Rendering, steps: int) -> Findings:
+        """The pull, the template, and the first rows of each source as the run will render them."""
+        vocabulary, renderer = self.config.get_text_config().vocab_size, (rendering.renderer, rendering.loss.cut)
+        counts = [first_counts(source, *renderer, vocabulary, LOOKED_AT) for source in self.recipe.data.sources]
+        pull: Findings = []
+        if self.recipe.implant.fade:
+            pull = [("pull", _pull_in_words(self.recipe.implant.fade, self.recipe.training, steps))]
+        return pull + data_found(rendering, counts, self.config)
 
 
 def shipped_settings(ranks: int, hidden_size: int) -> Iterator[tuple[str, Setting]]:
@@ -167,27 +232,11 @@ def shipped_settings(ranks: int, hidden_size: int) -> Iterator[tuple[str, Settin
 # --- the stages -----------------------------------------------------------------------------------
 
 
-def _trainings(
-    dry: Callable[[TrainingShape], MicroStep],
-    shape: TrainingShape,
-    setting: Setting,
-    shipped: Iterable[tuple[str, Setting]],
-    estimated: Callable[[MicroStep, Setting, TrainingShape], Training],
-) -> tuple[Training, list[Alternative]]:
-    """The recipe's own setting, and every shipped one with activations kept and computed twice."""
-    steps = [dry(replace(shape, checkpointing=twice)) for twice in (False, True)]
-    others = [
-        Alternative(file, step.checkpointing, estimated(step, other, shape))
-        for step, (file, other) in product(steps, shipped)
-    ]
-    return estimated(steps[shape.checkpointing], setting, shape), others
-
-
 def _quieted(section: QuietSection, folder: RunFolder, shapes: list[tuple[int, int]]) -> Quieted:
-    moments, d_ff, room = folder.quiet / "moments.safetensors", shapes[0][1], None
-    if moments.exists():
-        room = [protected_subspace(moment, section.energy).room for moment in load_moments(moments)]
-    return Quieted(section.energy, room, 4 * d_ff * d_ff * len(shapes) / 10)
+    d_ff, free = shapes[0][1], None
+    if folder.moments.exists():
+        free = [protected_subspace(moment, section.energy).free_directions for moment in load_moments(folder.moments)]
+    return Quieted(section.energy, free, 4 * d_ff * d_ff * len(shapes) / 10)
 
 
 def _numbers(positions: Positions, shapes: list[tuple[int, int]]) -> int:
@@ -195,32 +244,27 @@ def _numbers(positions: Positions, shapes: list[tuple[int, int]]) -> int:
     return sum(len(rows) * width for rows, (_, width) in zip(positions.rows, shapes, strict=True))
 
 
-def _look_at_base(recipe: Recipe, config: PreTrainedConfig) -> tuple[Findings, list[tuple[int, int]]]:
+def _look_at_base(
+    section: ModelSection, implant: ImplantSection, attributes: bool, config: PreTrainedConfig
+) -> tuple[Findings, list[tuple[int, int]]]:
     """By its weights' headers where they are here, else by its configuration; and the shapes of its
     rows.
     """
-    folder = Path(recipe.model.path)
+    folder = Path(section.path)
     if any(folder.glob("*.safetensors")):
-        found = look_at_base(recipe, folder, config)
-        return [("base", found.said())], found.down_shapes
-    check_plain(recipe.model.path, config)
-    model = without_data(folder, config, recipe.model.trust_remote_code)
-    check_passes(recipe, model)
-    said = f"{recipe.model.path}: {config.model_type}, by its configuration; its weights are not here"
-    return [("base", said)], down_shapes(model) if recipe.implant.kind.confined else []
+        base_found = look_at_base(section, implant, attributes, folder, config)
+        return [("base", base_found.said())], base_found.down_shapes
+    check_plain(section.path, config)
+    model = without_data(folder, config, section.trust_remote_code)
+    check_passes(implant, attributes, model)
+    said = f"{section.path}: {config.model_type}, by its configuration; its weights are not here"
+    return [("base", said)], down_shapes(model) if implant.kind.confined else []
 
 
-def _look_at_data(data: DataSection, rendering: Rendering, config: PreTrainedConfig) -> Findings:
-    """The first rows of each source, as the run will render them."""
-    vocabulary, renderer = config.get_text_config().vocab_size, (rendering.renderer, rendering.loss.cut)
-    counts = [first_counts(source, *renderer, vocabulary, LOOKED_AT) for source in data.sources]
-    return data_found(rendering, counts, config)
-
-
-def _pull_in_words(recipe: Recipe, steps: int) -> str:
-    schedule = {key: value for key, value in recipe.training.items() if key in SCHEDULE}
-    rates = planned_rates(SFTConfig(output_dir=recipe.run, use_cpu=True, **schedule), steps)
-    return in_words(strength_of(recipe.implant.fade, rates), rates)
+def _pull_in_words(fade: float, training: dict, steps: int) -> str:
+    schedule = {key: value for key, value in training.items() if key in SCHEDULE}
+    rates = planned_rates(SFTConfig(output_dir="plan", use_cpu=True, **schedule), steps)
+    return in_words(strength_of(fade, rates), rates)
 
 
 def _marked(data: DataSection, rendering: Rendering) -> list[tuple[str, bool]]:

@@ -40,16 +40,16 @@ def _model_table(plan: Plan) -> Table:
         share = 100 * plan.trainable / plan.training.base
         table.add_row("trainable parameters", f"{plan.trainable:,} ({share:.1f}%)")
     if plan.quiet is not None:
-        table.add_row(f"room at energy {plan.quiet.energy:g}", _room(plan.quiet))
+        table.add_row(f"room at energy {plan.quiet.energy:g}", _free(plan.quiet))
         table.add_row("directions kept out", f"{plan.quiet.tenth / GIB:.2f} GiB on every rank for each tenth of them")
     table.add_row("run folder", plan.run)
     return table
 
 
-def _room(quiet: Quieted) -> str:
-    if quiet.room is None:
+def _free(quiet: Quieted) -> str:
+    if quiet.free_directions is None:
         return "known once the protected inputs are collected (the first minutes of the implant stage)"
-    return ", ".join(f"{100 * share:.0f}%" for share in quiet.room)
+    return ", ".join(f"{100 * share:.0f}%" for share in quiet.free_directions)
 
 
 def _memory_table(training: Training, gpu: Gpu) -> Table:

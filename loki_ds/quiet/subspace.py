@@ -82,7 +82,7 @@ class Subspace:
     largest_outside: float
 
     @property
-    def room(self) -> float:
+    def free_directions(self) -> float:
         """Share of the input's dimensions that a delta may still use."""
         return 1 - self.basis.shape[1] / self.basis.shape[0]
 
@@ -138,7 +138,7 @@ def _certify_layer(
         "change": moment.felt(delta) / output,
         "bound": (square * subspace.largest_outside + inside * subspace.trace) / output,
         "leak": inside / square if square else 0.0,
-        "room": subspace.room,
+        "room": subspace.free_directions,
         "rank": subspace.basis.shape[1],
     }
 

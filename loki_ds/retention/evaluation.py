@@ -8,6 +8,7 @@ evaluate.
 """
 
 import json
+import logging
 import subprocess
 import sys
 import time
@@ -15,13 +16,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from loki_ds.disk.files import remove
 from loki_ds.distributed.launcher import environment_of_one_process
 from loki_ds.refusal import Refusal
 from loki_ds.retention.messages import ArmResult, Request, together
-from loki_ds.retention.question import Answers, Arm, Kept, Question
+from loki_ds.retention.question import Answers, Asked
+
+log = logging.getLogger(__name__)
 
 PATIENCE = 3.0  # seconds for the first process to fail as well
 
@@ -89,42 +91,50 @@ def gather_shares(request: Request, folder: Path, nodes: Nodes = Nodes()) -> Arm
     return {**found[0], "tasks": together([share["tasks"] for share in found])}
 
 
-def answered(answers: Answers, question: Question, arm: Arm, base: Kept | None = None) -> ArmResult:
-    """A model's answers, from this node alone; documents answered before are not asked again.
+def answers_of(asked: Sequence[Asked], answers: Answers) -> list[ArmResult]:
+    """Models' answers, from this node alone; what was answered before is not asked again."""
+    evaluate(unanswered(asked, answers), answers)
+    return [answers.read(one.key) for one in asked]
 
-    base: the base's answers, by which the question may stop.
+
+def unanswered(asked: Sequence[Asked], answers: Answers) -> list[Asked]:
+    """What is still to be evaluated, with no marks of an attempt that failed; asked before any node
+    starts.
     """
-    (found,) = answered_together(answers, question, [arm], base)
-    return found
-
-
-def answered_together(
-    answers: Answers, question: Question, arms: Sequence[Arm], base: Kept | None = None
-) -> list[ArmResult]:
-    """The same of several arms of one model, which differ by their implants."""
-    keys, asked = [question.key(arm, base) for arm in arms], [question.request(arm, base) for arm in arms]
-    left = [one for one in zip(asked, keys, strict=True) if not answers.file(one[1]).exists()]
-    for _, key in left:
-        forget_failures(answers.shares(key))
-    if left:
-        evaluate_into(answers, left)
-    return [answers.read(key) for key in keys]
-
-
-def evaluate_into(answers: Answers, asked: Sequence[tuple[Request, dict[str, Any]]], nodes: Nodes = Nodes()) -> None:
-    """What requests ask for, in the same processes; the first node keeps it by the requests'
-    keys.
-    """
-    evaluate_shares([(request, answers.shares(key)) for request, key in asked], nodes)
-    if nodes.this == 0:
-        for request, key in asked:
-            answers.write(key, gather_shares(request, answers.shares(key), nodes))
+    left = [one for one in asked if not answers.hold(one)]
+    for one in left:
+        forget_failures(answers.shares(one.key))
+    return left
 
 
 def forget_failures(folder: Path) -> None:
-    """Take away the marks of an earlier attempt, before any node starts."""
+    """Take away the marks of an earlier attempt."""
     for mark in folder.glob("failed*"):
         mark.unlink()
+
+
+def evaluate(asked: Sequence[Asked], answers: Answers, nodes: Nodes = Nodes()) -> None:
+    """Evaluate this node's shares of what models are asked; the first node puts all nodes' together
+    and keeps them.
+    """
+    for batch in _sharing_processes(asked):
+        log.info("evaluating %s", ", ".join(_name(one.request) for one in batch))
+        evaluate_shares([(one.request, answers.shares(one.key)) for one in batch], nodes)
+        for one in batch if nodes.this == 0 else ():
+            answers.write(one, gather_shares(one.request, answers.shares(one.key), nodes))
+
+
+def _sharing_processes(asked: Sequence[Asked]) -> list[Sequence[Asked]]:
+    """Those that share processes, which start once: not vLLM's, which keeps its memory, nor one
+    that waits for the other's answers.
+    """
+    if any(one.request.backend == "vllm" or one.request.stop for one in asked):
+        return [[one] for one in asked]
+    return [asked] if asked else []
+
+
+def _name(request: Request) -> str:
+    return " with ".join(part for part in (request.model, request.adapter or request.implant) if part)
 
 
 def _share(folder: Path, number: int, total: int) -> Path:
@@ -162,9 +172,8 @@ def _run_together(processes: list[subprocess.Popen], logs: list[Path], model: st
         while any(process.poll() is None for process in processes) and not any(process.poll() for process in processes):
             time.sleep(0.1)
         if any(process.poll() for process in processes):
-            with suppress(
-                subprocess.TimeoutExpired
-            ):  # the first process, whose output is seen, fails of the same cause if it can
+            # The first process, whose output is seen, fails of the same cause if it can.
+            with suppress(subprocess.TimeoutExpired):
                 processes[0].wait(PATIENCE)
         statuses = [process.poll() for process in processes]
     finally:

@@ -60,6 +60,17 @@ class Kept(NamedTuple):
     key: dict[str, Any]
 
 
+class Asked(NamedTuple):
+    """What one model is asked, and the key of its answers, which holds all that determines them.
+
+    of_all_runs: whether runs beside this one may ask the same of the same weights.
+    """
+
+    request: Request
+    key: dict[str, Any]
+    of_all_runs: bool = False
+
+
 @dataclass(frozen=True)
 class Question:
     """The tasks, and how they run; the same for both models.
@@ -72,6 +83,15 @@ class Question:
     dtype: str
     trust_remote_code: bool
     half: Half | None = None
+
+    def of(self, arm: Arm, base: Kept | None = None) -> Asked:
+        """What one model is asked; base: the other's answers, by which it may stop."""
+        return Asked(self.request(arm, base), self.key(arm, base))
+
+    def of_both(self, base: Arm, model: Arm, answers: "Answers") -> list[Asked]:
+        """What a base and a model made of it are asked."""
+        of_base = self.of(base)._replace(of_all_runs=True)
+        return [of_base, self.of(model, answers.kept(of_base.key))]
 
     def request(self, arm: Arm, base: Kept | None = None) -> Request:
         """Of one model; base: the other's answers, by which it may stop."""
@@ -123,9 +143,13 @@ class Question:
 
 @dataclass(frozen=True)
 class Answers:
-    """A folder of models' answers, each in a file named by its key."""
+    """A folder of models' answers, each in a file named by its key.
+
+    published: a folder that several runs share; None where they share nothing.
+    """
 
     folder: Path
+    published: Path | None = None
 
     def file(self, key: dict[str, Any]) -> Path:
         return self.folder / f"{short_digest(key)}.json"
@@ -137,32 +161,34 @@ class Answers:
         """Where the processes that evaluate put their shares, until they are put together."""
         return self.folder / f".{short_digest(key)}"
 
-    def write(self, key: dict[str, Any], found: ArmResult) -> None:
-        write_json(self.file(key), {**found, "key": key})
+    def write(self, asked: Asked, result: ArmResult) -> None:
+        """Keep one model's answers, and publish those that other runs may ask for."""
+        file = self.file(asked.key)
+        write_json(file, {**result, "key": asked.key})
+        if self.published and asked.of_all_runs:
+            publish(file, self.published / file.name)
 
     def read(self, key: dict[str, Any]) -> ArmResult:
         return json.loads(self.file(key).read_text(encoding="utf-8"))
 
-    def at_hand(self, key: dict[str, Any], shared: "Answers") -> bool:
+    def hold(self, asked: Asked) -> bool:
         """Whether the answers are here, or another run has published them; those are copied.
 
         Raises:
-            Refusal: the file there is of something else.
+            Refusal: the published file is of something else.
         """
-        file = shared.file(key)
-        if self.file(key).exists() or not file.exists():
-            return self.file(key).exists()
-        found = json.loads(file.read_text(encoding="utf-8"))
-        if found.get("key") != key:
+        file = self.file(asked.key)
+        if file.exists() or not (self.published and (self.published / file.name).exists()):
+            return file.exists()
+        published = self.published / file.name
+        result = json.loads(published.read_text(encoding="utf-8"))
+        if result.get("key") != asked.key:
             raise Refusal(
-                f"{file}: these base results are not those of this base, these tasks and these libraries; delete the "
-                "file"
+                f"{published}: these base results are not those of this base, these tasks and these libraries; delete "
+                "the file"
             )
-        write_json(self.file(key), found)
+        write_json(file, result)
         return True
-
-    def publish_to(self, shared: "Answers", key: dict[str, Any]) -> None:
-        publish(self.file(key), shared.file(key))
 
 
 def short_digest(value: dict[str, Any]) -> str:

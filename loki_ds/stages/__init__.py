@@ -1,9 +1,9 @@
-"""The stages of a run in their order: `check`, `attribute`, `select`,
-`quiet` and `rehearse` if asked for, `implant`, `tune` if
-asked for, `retain`; `two_checkpoints` is the last one without a run.
+"""The stages of a run in their order: `check`, `attribute`, `select`, `quiet` and `rehearse` if
+asked for, `implant`, `retain`; `job` is that order, `tune` comes after a run and `two_checkpoints`
+is retention without one.
 
-Here is only the way of the data, from the recipe and the run folder back to the run folder: `run`
-is what stages share, `asking` what is asked of models, `inputs` what each one's result depends on,
-`batch_size` and `costs` what it takes. What a stage computes is in the package of its name; a stage
-whose result is already there for the same inputs is skipped.
+Here is only the way of the data, from the recipe and the run folder back to the run folder. `run`
+is what stages share and the one way in which each is done once; `fingerprints` is what each result
+depends on, `questions` what is asked of models, `report` what is written of the answers, `curve` of
+a tuned scale, `costs` what it takes. What a stage computes is in the package of its name.
 """

@@ -13,15 +13,17 @@ from loki_ds.attribution.kept import KeptScores
 from loki_ds.attribution.rope import length_class
 from loki_ds.attribution.sweep import Sweep
 from loki_ds.data.protected import ProtectedSet
+from loki_ds.disk.run_folder import RunFolder
 from loki_ds.distributed import ranks
+from loki_ds.distributed.shared_folder import SharedFolder
 from loki_ds.distributed.zero.model import Gatherer
 from loki_ds.model.anatomy import has_experts
 from loki_ds.recipe.sections import AttributionSection, SelectionSection
 from loki_ds.refusal import Refusal
 from loki_ds.report.pictures import heat_map, overlap_curve
 from loki_ds.selection.select import split_half_overlap
+from loki_ds.stages.check import Checked
 from loki_ds.stages.costs import cost_of
-from loki_ds.stages.fingerprints import attribution_inputs
 from loki_ds.stages.run import LIBRARIES, Run
 
 log = logging.getLogger(__name__)
@@ -32,43 +34,37 @@ CURVE_POINTS = 8
 Batches = list[list[int]]  # of prompts' indices
 
 
-def attribute(run: Run) -> None:
+def attribute(run: Run, checked: Checked) -> None:
     """Score every row of every `W_down` on the protected set, batches split over the ranks; kept
     prompt by prompt.
     """
-    if run.recipe.needs_attribution:
-        inputs = attribution_inputs(run.recipe, run.base)
-        run.once("attribute", inputs, run.folder.attribution, lambda: _attribute(run))
-    else:
-        strategy = run.recipe.selection.strategy
-        log.info("attribute: not needed (%s)", strategy if run.recipe.changes_rows else run.recipe.implant.method)
+    recipe = run.recipe
+    if not recipe.needs_attribution:
+        why = recipe.selection.strategy if recipe.changes_rows else recipe.implant.method
+        log.info("attribute: not needed (%s)", why)
+        return
+    run.once("attribute", checked.fingerprints.attribution(), lambda: _attribute(run, checked))
 
 
-def _attribute(run: Run) -> None:
-    section, prompts, kept = run.recipe.attribution, run.protected, KeptScores(run.folder.attribution)
+def _attribute(run: Run, checked: Checked) -> None:
+    section, prompts, kept = run.recipe.attribution, checked.protected, KeptScores(run.folder.attribution)
+    model, gatherer = run.model(checked.base), Gatherer()
     with cost_of(run.folder, "attribute"):
         for shard in run.shared.apart(kept.shards()):
             shard.unlink()  # of a call that was killed before it brought them home; made from who knows what
-        inputs = {**attribution_inputs(run.recipe, run.base), "prompts": prompts.digest}
+        inputs = {**checked.fingerprints.attribution(), "prompts": prompts.digest}
         ranks.on_first_rank(lambda: kept.open_for(inputs))
-        gatherer = Gatherer()
         settings = section.model_dump(include={"steps", "rule", "target", "multiply_by_value"})
-        sweep = Sweep(run.model, gatherer=gatherer, **settings)
+        sweep = Sweep(model, gatherer=gatherer, **settings)
         planned = _plan(section, sweep, prompts, kept)
         before, gathers = ranks.on_first_rank(lambda: len(kept.done())), gatherer.count
-        turns = _sweep_all(run, sweep, prompts, planned, kept)
+        turns = _sweep_all(run.shared, sweep, prompts, planned, kept)
         ranks.barrier()
-        ranks.on_first_rank(
-            lambda: kept.note(
-                prompts=len(kept.done()),
-                last_call={
-                    "prompts": len(kept.done()) - before,
-                    "turns": turns,
-                    "gathers": gatherer.count - gathers,
-                },
-            )
-        )
-    ranks.on_first_rank(lambda: _describe(run, prompts, kept))
+        took = {"turns": turns, "gathers": gatherer.count - gathers}
+        ranks.on_first_rank(lambda: _note_call(kept, before, took))
+    routed = has_experts(model)
+    ranks.on_first_rank(lambda: _note_residuals(section, kept, routed))
+    ranks.on_first_rank(lambda: _draw(run.folder, run.recipe.selection, prompts.order, kept))
 
 
 def _plan(section: AttributionSection, sweep: Sweep, prompts: ProtectedSet, kept: KeptScores) -> Batches:
@@ -92,7 +88,7 @@ def _attempted(sweep: Sweep, prompts: Sequence[Sequence[int]]) -> None:
         raise NoRoom
 
 
-def _sweep_all(run: Run, sweep: Sweep, prompts: ProtectedSet, planned: Batches, kept: KeptScores) -> int:
+def _sweep_all(shared: SharedFolder, sweep: Sweep, prompts: ProtectedSet, planned: Batches, kept: KeptScores) -> int:
     """Sweep what is not kept yet; returns the turns taken, a batch on every rank each."""
     done, tokens = ranks.on_first_rank(kept.done), prompts.tokens
     log.info("attribute: %d prompts (%d already scored) in %d batches", len(tokens), len(done), len(planned))
@@ -109,24 +105,34 @@ def _sweep_all(run: Run, sweep: Sweep, prompts: ProtectedSet, planned: Batches, 
             kept.add(indices, swept)
             progress.advance(task, len(indices) * ranks.world_size())
     ranks.barrier()
-    if not run.shared.by_all:
-        run.shared.bring_home(run.shared.apart(kept.shards()), kept.take)
+    if not shared.by_all:
+        shared.bring_home(shared.apart(kept.shards()), kept.take)
     return -(-len(left) // ranks.world_size())
 
 
-def _describe(run: Run, prompts: ProtectedSet, kept: KeptScores) -> None:
-    """Note what the scores are worth, and draw them."""
-    curve = _overlap_curve(run.recipe.selection, prompts.order, kept)
+def _note_call(kept: KeptScores, before: int, took: dict[str, int]) -> None:
+    """What there is now, and what this call did of it."""
+    done = len(kept.done())
+    kept.note(prompts=done, last_call={"prompts": done - before, **took})
+
+
+def _note_residuals(section: AttributionSection, kept: KeptScores, routed: bool) -> None:
+    """Note what the scores are worth, and say so. routed: whether the model has experts."""
     residual = kept.residuals().abs()
     mean, largest = residual.mean().item(), residual.max().item()
-    kept.note(completeness_residual={"mean": mean, "largest": largest}, overlap=curve)
-    routed = has_experts(run.model)
-    large = run.recipe.attribution.multiply_by_value and mean > LARGE_RESIDUAL and not routed
+    kept.note(completeness_residual={"mean": mean, "largest": largest})
+    large = section.multiply_by_value and mean > LARGE_RESIDUAL and not routed
     advice = "tokens change experts along the path" if routed else "more attribution.steps make it smaller"
     say = log.warning if large else log.info
     say("attribute: completeness residual %.3f of the target on average, %.3f at most (%s)", mean, largest, advice)
-    heat_map(kept.scores(), run.folder.heat_map)
-    overlap_curve(curve, run.folder.overlap_curve)
+
+
+def _draw(folder: RunFolder, selection: SelectionSection, order: list[int], kept: KeptScores) -> None:
+    """The scores as pictures, and how far two halves of the prompts select the same rows."""
+    curve = _overlap_curve(selection, order, kept)
+    kept.note(overlap=curve)
+    heat_map(kept.scores(), folder.heat_map)
+    overlap_curve(curve, folder.overlap_curve)
 
 
 def _overlap_curve(selection: SelectionSection, order: list[int], kept: KeptScores) -> list[dict[str, float]]:

@@ -1,46 +1,51 @@
 """Stage 0: all that the later stages rest on, looked at before the first product, and made once.
 
-The base's headers, the tokenizer, the examples as tokens, the disk; the tasks are looked at beside
-their evaluation (`retain.check_retention`). No weights are read into memory. What would fail later
-fails here.
+The trainer's settings, the base's headers, the tokenizer, the examples as tokens, the disk; the
+tasks are looked at beside their evaluation (`retain.check_retention`). No weights are read into
+memory. What would fail later fails here.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 from datasets import Dataset
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from trl import SFTConfig
 
 from loki_ds.checking.base import BaseFound, data_found, look_at_base, max_tokens
-from loki_ds.checking.disk import check_room, room_wanted
+from loki_ds.checking.disk import Room, check_room
 from loki_ds.checking.findings import Findings
 from loki_ds.checking.selection import check_selection
 from loki_ds.data.dataset import Counts, Kept
-from loki_ds.data.protected import load_protected
+from loki_ds.data.protected import ProtectedSet, load_protected
 from loki_ds.data.render_settings import Rendering, make_rendering
-from loki_ds.data.templates import Needs
 from loki_ds.disk.files import weights_digest
-from loki_ds.disk.run_folder import RunFolder
 from loki_ds.distributed import ranks
+from loki_ds.implanting.checkpoints import Checkpoint, check_on_nodes, newest_checkpoint
 from loki_ds.implanting.deepspeed_checks import check_dtype
-from loki_ds.implanting.trl_config import TrainingShape
+from loki_ds.implanting.trl_config import TrainingShape, training_arguments
 from loki_ds.model.base import Base, check_attention_installed, load_configuration, load_tokenizer, locate_model
-from loki_ds.recipe.sections import ModelSection, ProtectedSection, Recipe
-from loki_ds.stages.fingerprints import data_inputs, rendering_inputs
+from loki_ds.recipe.sections import DataSection, ModelSection, ProtectedSection
+from loki_ds.refusal import Refusal
+from loki_ds.stages.fingerprints import Fingerprints, data_fingerprint, rendering_fingerprint
+from loki_ds.stages.run import Run
 
 NONE = Dataset.from_list([])
 
 
-@dataclass(frozen=True)
+@dataclass
 class Checked:
-    """What the check made for the later stages.
+    """What the check found and made for the later stages.
 
-    examples, heldout: rows of `input_ids` and `labels`; empty and None in a run that does not
-    train. down_shapes: `[d_model, width]` of each layer's rows, of a run that is confined to some.
-    findings: of the same on every rank.
+    arguments: TRL's settings, for these ranks; checkpoint: what a training resumes from, if
+    anything. examples, heldout: rows of `input_ids` and `labels`; empty and None in a run that does
+    not train. down_shapes: `[d_model, width]` of each layer's rows, of a run that is confined to
+    some. protected_section: where the protected prompts are. findings: of the same on every rank.
     """
 
+    arguments: SFTConfig
+    checkpoint: Checkpoint | None
     base: Base
     config: PreTrainedConfig
     down_shapes: list[tuple[int, int]]
@@ -48,39 +53,77 @@ class Checked:
     rendering: Rendering | None
     examples: Dataset
     heldout: Dataset | None
+    protected_section: ProtectedSection | None
+    fingerprints: Fingerprints
     findings: Findings
 
+    @property
+    def template(self) -> str | None:
+        """The chat template that leaves with the model, where it is not the base's own."""
+        return self.rendering.exported_template if self.rendering else None
 
-def check(recipe: Recipe, folder: RunFolder, arguments: SFTConfig, shared: bool) -> Checked:
-    """Look at base and data. All ranks call it.
+    @cached_property
+    def protected(self) -> ProtectedSet:
+        if self.protected_section is None:
+            raise Refusal("the recipe has no section 'protected', which this stage needs")
+        return load_protected(self.protected_section, self.tokenizer)
 
-    arguments: TRL's settings, themselves checked when they were made; shared: whether all ranks see
-    the same run folder.
+
+def check(run: Run) -> Checked:
+    """Look at settings, base and data. All ranks call it.
 
     Raises:
         Refusal: the first thing that a later stage could not work with.
     """
-    section = recipe.model
+    recipe, section = run.recipe, run.recipe.model
+    arguments, checkpoint = _settings(run)
     check_attention_installed(section.attention)
     base = _locate_base(section)
     config = load_configuration(base.folder, section.trust_remote_code)
-    found = ranks.on_first_rank(lambda: _look_at_base(recipe, base, config, arguments))
-    findings: Findings = [("base", found.said())]
+    base_found = ranks.on_first_rank(
+        lambda: look_at_base(section, recipe.implant, recipe.needs_attribution, base.folder, config)
+    )
+    ranks.on_first_rank(lambda: check_dtype(base.folder, section.dtype, recipe.implant, arguments))
+    findings: Findings = [("base", base_found.said())]
     tokenizer = load_tokenizer(base.folder, section.trust_remote_code)
-    rendering, examples, heldout = None, NONE, None
     if recipe.changes_rows:
-        ranks.on_first_rank(lambda: check_selection(recipe.selection, found.down_shapes))
-    if recipe.needs_attribution and recipe.protected and recipe.protected.prompts:
+        ranks.on_first_rank(lambda: check_selection(recipe.selection, base_found.down_shapes))
+    if recipe.needs_attribution:
         findings += ranks.on_first_rank(lambda: _look_at_protected(recipe.protected, tokenizer, config))
+    rendering, examples, heldout = None, NONE, None
     if recipe.implant.kind.trains:
-        kept = Kept(folder.examples)
-        rendering = make_rendering(_needs(recipe, kept), recipe.training, tokenizer, base.folder)
-        findings += _render(recipe, kept, rendering, config, shared)
+        kept = Kept(run.folder.examples)
+        rendering = _rendering(recipe.data, recipe.training, kept, tokenizer, base)
+        findings += _render(recipe.data, kept, rendering, config, run.shared.by_all)
         examples, heldout = kept.load(recipe.data, arguments.seed)
-        if recipe.rehearsed not in (None, recipe.protected):
-            findings += ranks.on_first_rank(lambda: _look_at_texts(recipe.rehearsed, tokenizer))
-    findings += ranks.on_first_rank(lambda: _look_at_room(recipe, folder, found, arguments, len(examples)))
-    return Checked(base, config, found.down_shapes, tokenizer, rendering, examples, heldout, findings)
+    if recipe.rehearsed not in (None, recipe.protected):
+        findings += ranks.on_first_rank(lambda: _look_at_texts(recipe.rehearsed, tokenizer))
+    findings += _look_at_room(run, base_found, arguments, len(examples))
+    return Checked(
+        arguments=arguments,
+        checkpoint=checkpoint,
+        base=base,
+        config=config,
+        down_shapes=base_found.down_shapes,
+        tokenizer=tokenizer,
+        rendering=rendering,
+        examples=examples,
+        heldout=heldout,
+        protected_section=recipe.protected,
+        fingerprints=Fingerprints(recipe, base),
+        findings=findings,
+    )
+
+
+def _settings(run: Run) -> tuple[SFTConfig, Checkpoint | None]:
+    """TRL's settings as these ranks train by them, and the checkpoint that they go on from."""
+    folder = run.folder
+    trained = ranks.on_first_rank(lambda: folder.has("implant"))
+    checkpoint = None if trained else ranks.on_first_rank(lambda: newest_checkpoint(folder.checkpoints))
+    arguments = training_arguments(run.recipe, folder.checkpoints, checkpoint)
+    if not run.shared.by_all:
+        check_on_nodes(checkpoint, arguments, folder.root)
+    return arguments, checkpoint
 
 
 def _locate_base(section: ModelSection) -> Base:
@@ -91,22 +134,19 @@ def _locate_base(section: ModelSection) -> Base:
     return Base(folder, digest, section)
 
 
-def _look_at_base(recipe: Recipe, base: Base, config: PreTrainedConfig, arguments: SFTConfig) -> BaseFound:
-    found = look_at_base(recipe, base.folder, config)
-    check_dtype(base.folder, recipe.model.dtype, recipe.implant, arguments)
-    return found
+def _rendering(
+    data: DataSection, training: dict, kept: Kept, tokenizer: PreTrainedTokenizerBase, base: Base
+) -> Rendering:
+    """How the examples become tokens, by what they ask of a template."""
+    needs = ranks.on_each_node(lambda: kept.needs(data, data_fingerprint(data)))
+    return make_rendering(needs, training, tokenizer, base.folder)
 
 
-def _needs(recipe: Recipe, kept: Kept) -> tuple[Needs, bool]:
-    """What the examples ask of a template."""
-    return ranks.on_each_node(lambda: kept.needs(recipe.data, data_inputs(recipe.data)))
-
-
-def _render(recipe: Recipe, kept: Kept, rendering: Rendering, config: PreTrainedConfig, shared: bool) -> Findings:
+def _render(data: DataSection, kept: Kept, rendering: Rendering, config: PreTrainedConfig, shared: bool) -> Findings:
     """The examples as tokens, made once in every run folder and mapped by the ranks that see it."""
-    inputs, vocabulary = rendering_inputs(recipe.data, rendering), config.get_text_config().vocab_size
+    inputs, vocabulary = rendering_fingerprint(data, rendering), config.get_text_config().vocab_size
     once: Callable[[Callable[[], list[Counts]]], list[Counts]] = ranks.on_first_rank if shared else ranks.on_each_node
-    counts = once(lambda: kept.render(recipe.data, rendering, vocabulary, inputs))
+    counts = once(lambda: kept.render(data, rendering, vocabulary, inputs))
     return data_found(rendering, counts, config)
 
 
@@ -116,13 +156,13 @@ def _look_at_protected(
     """A file of prompts; those of lm-eval's tasks take longer to make, and are looked at when they
     are.
     """
-    if section is None:
+    if section is None or section.prompts is None:
         return []
-    tokens, positions = load_protected(section, tokenizer).tokens, max_tokens(config)
+    tokens, most = load_protected(section, tokenizer).tokens, max_tokens(config)
     longest = max(map(len, tokens))
     said = f"{section.prompts}: {len(tokens):,} prompts, the longest {longest:,} tokens"
-    if positions is not None and longest > positions:
-        said += f"; the model was made for {positions:,}"
+    if most is not None and longest > most:
+        said += f"; the model was made for {most:,}"
     return [("protected", said)]
 
 
@@ -132,10 +172,13 @@ def _look_at_texts(rehearsed: ProtectedSection | None, tokenizer: PreTrainedToke
     return [("rehearsal", f"{rehearsed.prompts}: {len(load_protected(rehearsed, tokenizer).prompts):,} texts")]
 
 
-def _look_at_room(recipe: Recipe, folder: RunFolder, base: BaseFound, arguments: SFTConfig, examples: int) -> Findings:
+def _look_at_room(run: Run, base: BaseFound, arguments: SFTConfig, examples: int) -> Findings:
+    """Room on the disk for what the run will write."""
+    recipe, folder = run.recipe, run.folder
     shape = TrainingShape.of(recipe.training, recipe.model.dtype, recipe.sequence_parallel)
     steps = shape.steps(recipe.training, examples, ranks.world_size()) if examples else 0
-    said = check_room(folder.root, room_wanted(recipe, folder, base, arguments, steps))
+    room = Room(recipe, base, arguments)
+    said = ranks.on_first_rank(lambda: check_room(folder.root, room.wanted(folder, steps)))
     if steps and arguments.save_strategy == "no":
         said += "; no checkpoints, so a killed training starts anew (training.save_strategy)"
     return [("run folder", said)]

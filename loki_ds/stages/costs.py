@@ -1,12 +1,9 @@
 """What each stage took, in the run folder's `costs.json`."""
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
-from loki_ds.disk.files import write_json
 from loki_ds.disk.run_folder import RunFolder
 from loki_ds.distributed import device, ranks
 from loki_ds.distributed.launcher import local_size
@@ -31,13 +28,4 @@ def cost_of(folder: RunFolder, stage: str) -> Iterator[None]:
         "nodes": ranks.world_size() // local_size(),
         "device": device.name(),
     }
-    ranks.on_first_rank(lambda: note_cost(folder, stage, cost))
-
-
-def note_cost(folder: RunFolder, stage: str, cost: dict[str, Any]) -> None:
-    """Put a stage's cost beside those of the stages done so far."""
-    write_json(folder.costs, {**costs_so_far(folder), stage: cost})
-
-
-def costs_so_far(folder: RunFolder) -> dict[str, Any]:
-    return json.loads(folder.costs.read_text()) if folder.costs.exists() else {}
+    ranks.on_first_rank(lambda: folder.note_cost(stage, cost))

@@ -1,139 +1,137 @@
 """What each stage's result depends on, from the first stage to the last; in JSON's types, without
 secrets.
 
-A stage whose result is there for the same inputs is skipped. What changes no result stands in none
-of them (`recipe.changes_a_result`).
+A stage whose result is there for the same fingerprint is skipped. What changes no result stands in
+none of them (`recipe.training_keys.changes_a_result`).
 """
 
 import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from loki_ds.data.render_settings import Rendering
 from loki_ds.disk.files import digest_of
-from loki_ds.disk.run_folder import RunFolder
 from loki_ds.export.implant_file import Implant
 from loki_ds.implanting.trl_config import deepspeed_config
 from loki_ds.model.base import Base
-from loki_ds.recipe.implant import QuietSection, RehearseSection
 from loki_ds.recipe.sections import DataSection, ProtectedSection, Recipe
 from loki_ds.recipe.training_keys import changes_a_result, without_secrets
 from loki_ds.retention.question import model_digest
 from loki_ds.selection.positions import Positions
 
-Inputs = dict[str, Any]
+Fingerprint = dict[str, Any]
 
 
-@cache
-def model_inputs(base: Base) -> Inputs:
-    """Of whatever the base computes: weights, what stands beside them, and the dtype it runs in.
-    Nearly every stage asks, and a base stays as it is.
-    """
-    return {"model": model_digest(base.folder, base.digest), "dtype": base.section.dtype}
+class Fingerprints:
+    """Those of one recipe on one base."""
 
+    def __init__(self, recipe: Recipe, base: Base) -> None:
+        self.recipe, self.base = recipe, base
 
-def protected_inputs(section: ProtectedSection | None, base: Base) -> Inputs:
-    """Of whatever is computed on the protected prompts alone."""
-    if section is None:
-        return {**model_inputs(base), "protected": None}
-    files = [Path(path) for path in (section.prompts, section.include_path) if path]
-    return {**model_inputs(base), "protected": {**section.model_dump(), "digest": digest_of(*files)}}
+    @cached_property
+    def model(self) -> Fingerprint:
+        """Of whatever the base computes: weights, what stands beside them, and the dtype it runs
+        in.
+        """
+        return {"model": model_digest(self.base.folder, self.base.digest), "dtype": self.base.section.dtype}
 
+    def attribution(self) -> Fingerprint:
+        section = self.recipe.attribution.model_dump(exclude={"batch_size", "memory_gib"})
+        return {**self._protected(self.recipe.protected), **section}
 
-def attribution_inputs(recipe: Recipe, base: Base) -> Inputs:
-    own = recipe.attribution.model_dump(exclude={"batch_size", "memory_gib"})
-    return {**protected_inputs(recipe.protected, base), **own}
+    def selection(self) -> Fingerprint:
+        section = self.recipe.selection
+        exclude = {"exclude": [Implant.load(file).positions.digest for file in section.exclude]}
+        exclude = exclude if section.exclude else {}
+        if section.positions is not None:
+            return {"positions": section.positions, "digest": Positions.load(section.positions).digest, **exclude}
+        scores = self.attribution() if self.recipe.needs_attribution else None
+        return {**section.model_dump(), "attribution": scores, **exclude}
 
+    def quiet(self, sketch: int | None) -> Fingerprint:
+        return {**self._protected(self.recipe.protected), "sketch": sketch}
 
-def selection_inputs(recipe: Recipe, base: Base) -> Inputs:
-    section = recipe.selection
-    exclude = {"exclude": [Implant.load(file).positions.digest for file in section.exclude]} if section.exclude else {}
-    if section.positions is not None:
-        return {"positions": section.positions, "digest": Positions.load(section.positions).digest, **exclude}
-    return {
-        **section.model_dump(),
-        "attribution": attribution_inputs(recipe, base) if recipe.needs_attribution else None,
-        **exclude,
-    }
+    def answers(self, texts: Sequence[Sequence[int]], top_k: int) -> Fingerprint:
+        """Of the base's answers on texts."""
+        of_texts = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+        return {**self.model, "texts": of_texts, "top_k": top_k}
 
+    def implant(self, positions: Positions | None) -> Fingerprint:
+        recipe, section = self.recipe, self.recipe.implant
+        read = {key for key in ("lora", "peft") if key in section.kind.reads}
+        training = {key: value for key, value in recipe.training.items() if changes_a_result(f"training.{key}")}
+        return without_secrets(
+            {
+                **self.model,
+                "positions": positions.digest if positions else None,
+                **section.model_dump(exclude={"lora", "peft", "rehearse"} - read),
+                **self._rehearsal(),
+                "protected": self._protected(recipe.protected)["protected"] if section.quiet else None,
+                "data": data_fingerprint(recipe.data),
+                "training": training,
+                **self._template(),
+                "deepspeed": deepspeed_config(recipe.deepspeed, section),
+                "sequence_parallel": recipe.sequence_parallel,
+                "attention": recipe.model.attention,
+            }
+        )
 
-def quiet_inputs(protected: ProtectedSection | None, section: QuietSection, base: Base) -> Inputs:
-    return {**protected_inputs(protected, base), "sketch": section.sketch}
-
-
-def answers_inputs(texts: Sequence[Sequence[int]], section: RehearseSection, base: Base) -> Inputs:
-    """Of the base's answers on texts."""
-    of_texts = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
-    return {**model_inputs(base), "texts": of_texts, "top_k": section.top_k}
-
-
-def rehearsal_inputs(recipe: Recipe, base: Base) -> Inputs:
-    """Of what is rehearsed; the cut stands among the training's settings."""
-    section = recipe.implant.rehearse
-    if section is None:
-        return {}
-    return {"rehearse": {**section.model_dump(), **protected_inputs(recipe.rehearsed, base)}}
-
-
-def implant_inputs(recipe: Recipe, base: Base, positions: Positions | None) -> Inputs:
-    implant = recipe.implant
-    own = {key for key in ("lora", "peft") if key in implant.kind.reads}
-    training = {key: value for key, value in recipe.training.items() if changes_a_result(f"training.{key}")}
-    return without_secrets(
-        {
-            **model_inputs(base),
-            "positions": positions.digest if positions else None,
-            **implant.model_dump(exclude={"lora", "peft", "rehearse"} - own),
-            **rehearsal_inputs(recipe, base),
-            "protected": protected_inputs(recipe.protected, base)["protected"] if implant.quiet else None,
-            "data": data_inputs(recipe.data),
-            "training": training,
-            **template_inputs(recipe),
-            "deepspeed": deepspeed_config(recipe.deepspeed, implant),
-            "sequence_parallel": recipe.sequence_parallel,
-            "attention": recipe.model.attention,
+    def retention(self, model_digest: str) -> Fingerprint:
+        """Of a report on the model with these weights."""
+        section, tune = self.recipe.retention, self.recipe.tune
+        own_tasks = digest_of(Path(section.include_path)) if section.include_path else None
+        return {
+            "base": self.base.digest,
+            "model": model_digest,
+            "dtype": self.base.section.dtype,
+            "own_tasks": own_tasks,
+            **section.model_dump(exclude={"processes"}),
+            **({"tune": tune.model_dump()} if tune else {}),
         }
-    )
+
+    def tune(self, trained: Fingerprint | None) -> Fingerprint:
+        """Of the scale that was chosen: the training before it, the dial and what was asked."""
+        asked = self.recipe.retention.model_dump(exclude={"processes"})
+        tuned = self.recipe.tune.model_dump() if self.recipe.tune else None
+        return {"implant": trained, "tune": tuned, "retention": asked, "dtype": self.base.section.dtype}
+
+    def _protected(self, section: ProtectedSection | None) -> Fingerprint:
+        """Of whatever is computed on prompts of one source alone."""
+        if section is None:
+            return {**self.model, "protected": None}
+        files = [Path(path) for path in (section.prompts, section.include_path) if path]
+        return {**self.model, "protected": {**section.model_dump(), "digest": digest_of(*files)}}
+
+    def _rehearsal(self) -> Fingerprint:
+        """Of what is rehearsed; the cut stands among the training's settings."""
+        section = self.recipe.implant.rehearse
+        if section is None:
+            return {}
+        return {"rehearse": {**section.model_dump(), **self._protected(self.recipe.rehearsed)}}
+
+    def _template(self) -> Fingerprint:
+        """Of the chat template, where it is a file of the recipe's; the base's own stands beside
+        its weights.
+        """
+        path = self.recipe.training.get("chat_template_path")
+        return {"chat_template": digest_of(Path(path))} if path else {}
 
 
-def rendering_inputs(section: DataSection, rendering: Rendering) -> Inputs:
+def rendering_fingerprint(section: DataSection, rendering: Rendering) -> Fingerprint:
     """Of the examples as tokens."""
     tokenizer = rendering.renderer.tokenizer
     return {
-        "data": data_inputs(section),
+        "data": data_fingerprint(section),
         "tokenizer": hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest(),
         "template": rendering.template,
         "loss": asdict(rendering.loss),
     }
 
 
-def template_inputs(recipe: Recipe) -> Inputs:
-    """Of the chat template, where it is a file of the recipe's; the base's own stands beside its
-    weights.
-    """
-    path = recipe.training.get("chat_template_path")
-    return {"chat_template": digest_of(Path(path))} if path else {}
-
-
-def retention_inputs(recipe: Recipe, base_digest: str, own_digest: str) -> Inputs:
-    section, dtype = recipe.retention, recipe.model.dtype
-    own_tasks = digest_of(Path(section.include_path)) if section.include_path else None
-    asked = section.model_dump(exclude={"processes"})
-    tuned = {"tune": recipe.tune.model_dump()} if recipe.tune else {}
-    return {"base": base_digest, "model": own_digest, "dtype": dtype, "own_tasks": own_tasks, **asked, **tuned}
-
-
-def tune_inputs(recipe: Recipe, folder: RunFolder) -> Inputs:
-    """Of the scale that was chosen: the training before it, the dial and what was asked."""
-    asked = recipe.retention.model_dump(exclude={"processes"})
-    tuned = recipe.tune.model_dump() if recipe.tune else None
-    return {"implant": folder.inputs_of("implant"), "tune": tuned, "retention": asked, "dtype": recipe.model.dtype}
-
-
-def data_inputs(section: DataSection) -> Inputs:
+def data_fingerprint(section: DataSection) -> Fingerprint:
     files = [Path(source.path) for source in section.sources if Path(source.path).is_file()]
     return {**section.model_dump(), "digest": digest_of(*files)}

@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from collections.abc import Iterator
 
 from rich.console import Console
 
@@ -9,6 +10,7 @@ from loki_ds.checking.findings import as_table
 from loki_ds.distributed import ranks
 from loki_ds.recipe.sections import Recipe
 from loki_ds.stages.attribute import attribute
+from loki_ds.stages.check import check
 from loki_ds.stages.implant import implant
 from loki_ds.stages.run import Run
 from loki_ds.stages.select import select
@@ -23,32 +25,40 @@ def run_job(recipe: Recipe, until: str) -> None:
 
 
 def run_stages(run: Run, until: str) -> None:
-    findings = run.checked.findings
-    if until in ("check", "retain"):
-        # Statistics and pictures take seconds to load: only for who wants them.
+    """The stages one after the other, up to one of them."""
+    for done in _stages(run, look_at_tasks=until in ("check", "retain")):
+        if done == until:
+            return
+
+
+def _stages(run: Run, look_at_tasks: bool) -> Iterator[str]:
+    """Yields the name of each stage that is done.
+
+    look_at_tasks: statistics and pictures take seconds to load, so only for who wants them.
+    """
+    checked = check(run)
+    findings = checked.findings
+    if look_at_tasks:
         from loki_ds.stages.retain import check_retention
 
         findings = findings + check_retention(run)
     if ranks.rank() == 0:
         Console().print(as_table(findings))
-    if until == "check":
-        return
+    yield "check"
     ranks.on_first_rank(run.write_recipe)
-    attribute(run)
-    if until == "attribute":
-        return
-    positions = select(run)
-    if until == "select":
-        return
-    implant(run, positions)
-    if until == "implant":
-        return
+    attribute(run, checked)
+    yield "attribute"
+    positions = select(run, checked)
+    yield "select"
+    implant(run, checked, positions)
+    yield "implant"
     from loki_ds.report.compare import compare_runs, comparison
     from loki_ds.stages.retain import retain
 
-    retain(run)
+    retain(run, checked)
     if ranks.rank() == 0:
         Console().print(comparison(compare_runs([run.folder.root])))
+    yield "retain"
 
 
 def log_on_first_rank() -> None:

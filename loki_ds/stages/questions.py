@@ -1,59 +1,47 @@
-"""What a run asks of models, and of which: the last stage's own words for question, arms and kept
-answers.
-"""
+"""What a run asks of models, and of which: questions, arms and where their answers are kept."""
 
 from dataclasses import replace
 from pathlib import Path
 
 from loki_ds.disk.files import digest_of, weights_digest
+from loki_ds.disk.run_folder import RunFolder
+from loki_ds.recipe.sections import Recipe
 from loki_ds.retention.messages import Half
 from loki_ds.retention.question import Answers, Arm, Question, model_digest
-from loki_ds.stages.run import Run
+from loki_ds.stages.check import Checked
+from loki_ds.tasks.loading import TaskFound
 
 
-def question_of(run: Run) -> Question:
-    """What is asked for the report: with a dial, on the half of the documents that did not choose.
-
-    Rank 0's work: lm-eval loads the tasks.
+class Arms:
+    """The models of a run. Where it has a template of its own, all of them read the same text by
+    it.
     """
-    return _question(run, "confirming" if run.recipe.tune else None)
+
+    def __init__(self, checked: Checked, folder: RunFolder) -> None:
+        self.template, self.tokenizer = checked.template, folder.model if checked.template else None
+        self.base = self._arm(checked.base.folder, checked.base.digest)
+
+    def model(self, folder: Path) -> Arm:
+        """A model that the run made."""
+        return self._arm(folder, weights_digest(folder))
+
+    def implanted(self, implant: Path) -> Arm:
+        """The base with an implant's rows put into it once it is loaded."""
+        return replace(self.base, digest=f"{self.base.digest} {digest_of(implant)}", implant=implant)
+
+    def _arm(self, folder: Path, weights: str) -> Arm:
+        return Arm(folder, model_digest(folder, weights), tokenizer=self.tokenizer, template=self.template)
 
 
-def choosing_question_of(run: Run) -> Question:
-    """What is asked at every place of the dial."""
-    return _question(run, "choosing")
+def question_of(recipe: Recipe, tasks: list[TaskFound], half: Half | None) -> Question:
+    """The tasks as the recipe asks them. half: of the documents; with a dial one half chooses and
+    the other is reported.
+    """
+    return Question(recipe.retention, tasks, recipe.model.dtype, recipe.model.trust_remote_code, half)
 
 
-def _question(run: Run, half: Half | None) -> Question:
-    recipe = run.recipe.model
-    return Question(run.recipe.retention, run.tasks, recipe.dtype, recipe.trust_remote_code, half)
-
-
-def base_arm(run: Run) -> Arm:
-    return _arm(run, run.base.folder, run.base.digest)
-
-
-def model_arm(run: Run, folder: Path) -> Arm:
-    """Of a model that the run made."""
-    return _arm(run, folder, weights_digest(folder))
-
-
-def implant_arm(run: Run, implant: Path) -> Arm:
-    """Of the base with an implant's rows put into it once it is loaded."""
-    arm = base_arm(run)
-    return replace(arm, digest=f"{arm.digest} {digest_of(implant)}", implant=implant)
-
-
-def _arm(run: Run, folder: Path, weights: str) -> Arm:
-    """Where the run has a template of its own, both models read the same text by it."""
-    tokenizer = run.folder.model if run.template else None
-    return Arm(folder, model_digest(folder, weights), tokenizer=tokenizer, template=run.template)
-
-
-def answers_in(run: Run) -> Answers:
-    return Answers(run.folder.retention / "answers")
-
-
-def base_answers_beside(run: Run) -> Answers:
-    """The base's answers, for all runs beside this one that ask the same of the same weights."""
-    return Answers(run.folder.root.parent / ".base-results")
+def answers_of_run(folder: RunFolder) -> Answers:
+    """A run's answers; the base's are published for all runs beside it that ask the same of the
+    same weights.
+    """
+    return Answers(folder.retention / "answers", folder.root.parent / ".base-results")

@@ -1,80 +1,55 @@
-"""A run in progress: its recipe, its folder, its base model."""
+"""A run in progress: its recipe, its folder as the ranks see it, the model that they hold, and the
+one way in which a stage is done once.
+"""
 
 import logging
 from collections.abc import Callable
 from functools import cached_property
 from importlib.metadata import version
-from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar, overload
 
 import torch
 import yaml
 from transformers import PreTrainedModel
 
-from loki_ds.data.protected import ProtectedSet, load_protected
 from loki_ds.disk.files import written_whole
 from loki_ds.disk.run_folder import RunFolder
 from loki_ds.distributed import device, ranks
 from loki_ds.distributed.shared_folder import SharedFolder
-from loki_ds.implanting.checkpoints import check_on_nodes, newest_checkpoint
-from loki_ds.implanting.trl_config import training_arguments
-from loki_ds.model.base import load_model
+from loki_ds.model.base import Base, load_model
 from loki_ds.recipe.sections import Recipe
 from loki_ds.recipe.training_keys import without_secrets
-from loki_ds.refusal import Refusal
-from loki_ds.stages.check import check
 from loki_ds.tasks.loading import TaskFound, look_at_tasks
 
 log = logging.getLogger(__name__)
 LIBRARIES = ("loki-ds", "torch", "deepspeed", "transformers", "trl", "lm-eval")
+Result = TypeVar("Result")
 
 
 class Run:
-    """One run in progress and, while a stage needs it, the model on the ranks.
-
-    checked: what the first stage, `check`, found and made for the others.
+    """One run in progress and, while a stage needs it, the base model on the ranks. All ranks make
+    one together; it holds the folder for them until the process ends.
     """
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe, self.folder = recipe, RunFolder(recipe.run)
         self._lock: list[IO[str]] = []  # on rank 0; a file cannot be handed to the others
         ranks.on_first_rank(lambda: self._lock.append(self.folder.lock()))
-        trained = ranks.on_first_rank(lambda: self.folder.has("implant"))
-        self.checkpoint = None if trained else ranks.on_first_rank(lambda: newest_checkpoint(self.folder.checkpoints))
-        self.training_arguments = training_arguments(recipe, self.folder.checkpoints, self.checkpoint)
         self.shared = SharedFolder(self.folder)
-        if not self.shared.by_all:
-            check_on_nodes(self.checkpoint, self.training_arguments, self.folder.root)
-        self.checked = check(recipe, self.folder, self.training_arguments, self.shared.by_all)
-        self.base, self.tokenizer, self.rendering = self.checked.base, self.checked.tokenizer, self.checked.rendering
+        self._model: PreTrainedModel | None = None
 
-    @cached_property
-    def model(self) -> PreTrainedModel:
-        """The base model, sharded if the recipe's DeepSpeed configuration says so."""
-        section = self.recipe.model
-        log.info("loading %s", self.base.folder)
-        return load_model(self.base.folder, getattr(torch, section.dtype), section.trust_remote_code)
+    def model(self, base: Base) -> PreTrainedModel:
+        """The base model, sharded if the recipe's DeepSpeed configuration says so; loaded once."""
+        if self._model is None:
+            log.info("loading %s", base.folder)
+            dtype = getattr(torch, base.section.dtype)
+            self._model = load_model(base.folder, dtype, base.section.trust_remote_code)
+        return self._model
 
     def release_model(self) -> None:
         """Give the devices' memory back before other processes evaluate."""
-        self.__dict__.pop("model", None)
+        self._model = None
         device.free_memory()
-
-    @property
-    def down_shapes(self) -> list[tuple[int, int]]:
-        """`[d_model, width]` of each layer's rows, of a run that is confined to some."""
-        return self.checked.down_shapes
-
-    @property
-    def template(self) -> str | None:
-        """The chat template that leaves with the model, where it is not the base's own."""
-        return self.rendering.exported_template if self.rendering else None
-
-    @cached_property
-    def protected(self) -> ProtectedSet:
-        if self.recipe.protected is None:
-            raise Refusal(f"{self.folder.root}: the recipe has no section 'protected', which this stage needs")
-        return load_protected(self.recipe.protected, self.tokenizer)
 
     @cached_property
     def tasks(self) -> list[TaskFound]:
@@ -83,17 +58,50 @@ class Run:
         names = [name for group in section.groups for name in group.tasks]
         return look_at_tasks(names, section.include_path, section.allow_code_execution, "retention")
 
-    def finished(self, stage: str, inputs: dict[str, Any]) -> bool:
-        """Whether a stage's result is there for these inputs; all ranks ask."""
-        return ranks.on_first_rank(lambda: self.folder.finished(stage, inputs))
+    @overload
+    def once(self, stage: str, inputs: dict[str, Any], make: Callable[[], None]) -> None: ...
 
-    def once(self, stage: str, inputs: dict[str, Any], result: Path, work: Callable[[], None]) -> None:
-        """Do a stage's work, unless its result is there for these inputs. All ranks call it."""
-        if self.finished(stage, inputs):
-            log.info("%s: already there, %s", stage, result)
-            return
-        work()
-        ranks.on_first_rank(lambda: self.folder.finish(stage, inputs))
+    @overload
+    def once(
+        self,
+        stage: str,
+        inputs: dict[str, Any],
+        make: Callable[[], Result],
+        save: Callable[[Result], None],
+        load: Callable[[], Result],
+    ) -> Result: ...
+
+    def once(
+        self,
+        stage: str,
+        inputs: dict[str, Any],
+        make: Callable[[], Any],
+        save: Callable[[Any], None] | None = None,
+        load: Callable[[], Any] | None = None,
+    ) -> Any:
+        """What a stage makes, unless its result is there for these inputs. All ranks call it.
+
+        Args:
+            make: on all ranks; where some do not see the folder, also to have again what is there.
+            save: on rank 0, of what was made.
+            load: what is there; None where later stages read it themselves.
+
+        Raises:
+            Refusal: a result is there, made from other inputs.
+        """
+        there = ranks.on_first_rank(lambda: self.folder.finished(stage, inputs))
+        if there:
+            log.info("%s: already there", stage)
+            if load is None:
+                return None
+            if self.shared.by_all:
+                return load()
+        result = make()
+        if save is not None:
+            ranks.on_first_rank(lambda: save(result))
+        if not there:
+            ranks.on_first_rank(lambda: self.folder.finish(stage, inputs))
+        return result
 
     def write_recipe(self) -> None:
         """Rank 0, once: later calls in this folder either find the same inputs or are refused."""

@@ -7,11 +7,17 @@ import pytest
 import torch
 from conftest import ROOT, SMALL
 from mixtures import mixture
-from transformers import AutoModelForCausalLM, FalconConfig
+from transformers import AutoConfig, AutoModelForCausalLM, FalconConfig
 
-from loki_ds.checking.base import look_at_base
+from loki_ds.checking.base import BaseFound, look_at_base
 from loki_ds.recipe.file import load_recipe
+from loki_ds.recipe.sections import Recipe
 from loki_ds.refusal import Refusal
+
+
+def looked_at(recipe: Recipe, folder: Path) -> BaseFound:
+    config = AutoConfig.from_pretrained(folder)
+    return look_at_base(recipe.model, recipe.implant, recipe.needs_attribution, folder, config)
 
 
 def test_quiet_implants_need_inputs_that_are_known(tmp_path: Path) -> None:
@@ -21,8 +27,8 @@ def test_quiet_implants_need_inputs_that_are_known(tmp_path: Path) -> None:
     says = r"implant\.quiet: Qwen3MoeForCausalLM has experts, and each receives other tokens"
     quiet = load_recipe(ROOT / "recipes/tiny/loki.yaml", [*settings, "implant.quiet.energy=0.9"])
     with pytest.raises(Refusal, match=says):
-        look_at_base(quiet, tmp_path, model.config)
-    found = look_at_base(load_recipe(ROOT / "recipes/tiny/loki.yaml", settings), tmp_path, model.config)
+        looked_at(quiet, tmp_path)
+    found = looked_at(load_recipe(ROOT / "recipes/tiny/loki.yaml", settings), tmp_path)
     assert {d_model for d_model, _ in found.down_shapes} == {32}
 
 
@@ -43,4 +49,4 @@ def test_a_family_of_other_layers_is_refused_by_its_files_headers(
     settings = [f"model.path={tmp_path}", "implant.mode=rows", "training.weight_decay=0", *overrides]
     recipe = load_recipe(ROOT / "recipes/tiny/loki.yaml", settings)
     with pytest.raises(Refusal, match="its decoder layers hand on 2 values") if refused else nullcontext():
-        look_at_base(recipe, tmp_path, config)
+        looked_at(recipe, tmp_path)

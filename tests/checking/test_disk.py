@@ -11,7 +11,7 @@ from transformers import AutoConfig
 from trl import SFTConfig
 
 from loki_ds.checking.base import BaseFound
-from loki_ds.checking.disk import check_room, checkpoint_size, checkpoints_at_once, room_wanted
+from loki_ds.checking.disk import Room, check_room, checkpoints_at_once
 from loki_ds.disk.run_folder import RunFolder
 from loki_ds.recipe.file import load_recipe
 from loki_ds.recipe.sections import Recipe
@@ -49,14 +49,14 @@ def settings(**changes: object) -> SFTConfig:
 def test_a_checkpoint_holds_the_model_and_what_the_optimizer_keeps(overrides: list[str], beside: int) -> None:
     asked = recipe(*overrides)
     model = (2 if asked.model.dtype == "bfloat16" else 4) * 1_000_000
-    assert checkpoint_size(asked, BASE, settings()) == model + beside
-    assert checkpoint_size(asked, BASE, settings(save_only_model=True)) == model
+    assert Room(asked, BASE, settings()).checkpoint() == model + beside
+    assert Room(asked, BASE, settings(save_only_model=True)).checkpoint() == model
 
 
 def test_another_optimizer_keeps_less() -> None:
     asked = recipe("implant.mode=full", "deepspeed=null")
-    assert checkpoint_size(asked, BASE, settings(optim="sgd")) == 4_000_000
-    assert checkpoint_size(asked, BASE, settings(optim="lion_32bit")) == 8_000_000
+    assert Room(asked, BASE, settings(optim="sgd")).checkpoint() == 4_000_000
+    assert Room(asked, BASE, settings(optim="lion_32bit")).checkpoint() == 8_000_000
 
 
 @pytest.mark.parametrize(
@@ -77,25 +77,25 @@ def test_checkpoints_lie_there_until_the_next_is_written(changes: dict, kept: in
 def test_what_is_there_already_is_not_wanted_again(tmp_path: Path) -> None:
     folder, asked = RunFolder(tmp_path), recipe("implant.mode=full", "deepspeed=null")
     saving = settings(save_strategy="steps", save_steps=5, save_total_limit=1)
-    fresh = room_wanted(asked, folder, BASE, saving, steps=10)
+    fresh = Room(asked, BASE, saving).wanted(folder, 10)
     assert fresh == 4_000_000 + 2 * 12_000_000
-    assert room_wanted(asked, folder, BASE, saving, steps=0) == 4_000_000
+    assert Room(asked, BASE, saving).wanted(folder, 0) == 4_000_000
     (folder.checkpoints / "checkpoint-5").mkdir(parents=True)
     (folder.checkpoints / "checkpoint-5/optimizer.pt").write_bytes(b"0" * 1_000_000)
-    assert room_wanted(asked, folder, BASE, saving, steps=10) == fresh - 1_000_000
+    assert Room(asked, BASE, saving).wanted(folder, 10) == fresh - 1_000_000
     folder.model.mkdir()
-    assert room_wanted(asked, folder, BASE, saving, steps=10) == 0
+    assert Room(asked, BASE, saving).wanted(folder, 10) == 0
 
 
 @pytest.mark.parametrize(("mode", "models"), [("rows", 2), ("full", 3)])
 def test_a_dial_writes_another_model(mode: str, models: int) -> None:
     asked = recipe(f"implant.mode={mode}", "tune.budget.skill=0.9")
-    assert room_wanted(asked, RunFolder("none"), BASE, settings(save_strategy="no"), 10) == models * 4_000_000
+    assert Room(asked, BASE, settings(save_strategy="no")).wanted(RunFolder("none"), 10) == models * 4_000_000
 
 
 def test_a_quiet_implant_keeps_what_the_layers_receive() -> None:
     asked, folder = recipe(*in_mode("rows"), "implant.quiet.energy=0.9", "implant.quiet.sketch=32"), RunFolder("none")
-    assert room_wanted(asked, folder, BASE, settings(save_strategy="no"), 10) == 4_000_000 + 8 * 6 * 384 * 32
+    assert Room(asked, BASE, settings(save_strategy="no")).wanted(folder, 10) == 4_000_000 + 8 * 6 * 384 * 32
 
 
 def test_a_disk_without_room_is_refused(tmp_path: Path) -> None:

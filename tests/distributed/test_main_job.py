@@ -69,7 +69,7 @@ def test_a_finished_run_is_evaluated_again_without_being_trained_again(finished:
     other = [tasks, "retention.margin=0.2", "retention.stop=decided", "training.logging_steps=1"]
     again = launch(*FEW, f"run={finished}", *other)
     assert again.status == 0, again.output
-    assert again.output.count("retain: evaluating the") == 2  # the second by the first one's answers
+    assert again.output.count("loki-ds: evaluating ") == 2  # the second by the first one's answers
     report = json.loads((finished / "report/report.json").read_text())
     assert ([task["task"] for task in report["tasks"]], report["margin"]) == (["tiny_facts"], 0.2)
     assert [(task["n"], task["documents"], task["verdict"]) for task in report["tasks"]] == [(50, 166, "kept")]

@@ -16,7 +16,7 @@ from trl import SFTConfig
 
 from distributed.conftest import BFLOAT16, ROOT, distance, kill, launch, launch_all, start, write_configurations
 from loki_ds.checking.base import look_at_base
-from loki_ds.checking.disk import checkpoint_size
+from loki_ds.checking.disk import Room
 from loki_ds.disk.files import digest_of
 from loki_ds.recipe.file import load_recipe
 
@@ -142,7 +142,7 @@ def test_a_checkpoint_takes_what_the_check_reckons(case: str, saved: tuple[Path,
     folder, cases = saved
     recipe = load_recipe(ROOT / "recipes/tiny/loki.yaml", cases[case])
     base = Path(recipe.model.path)
-    found = look_at_base(recipe, base, AutoConfig.from_pretrained(base))
+    found = look_at_base(recipe.model, recipe.implant, False, base, AutoConfig.from_pretrained(base))
     arguments = SFTConfig(
         output_dir="none", use_cpu=True, bf16=False, optim=recipe.training.get("optim", "adamw_torch")
     )
@@ -151,7 +151,7 @@ def test_a_checkpoint_takes_what_the_check_reckons(case: str, saved: tuple[Path,
         for file in (folder / case / "checkpoints/checkpoint-2").rglob("*")
         if file.suffix in (".pt", ".safetensors")
     ]
-    assert 0.9 < checkpoint_size(recipe, found, arguments) / sum(file.stat().st_size for file in files) <= 1
+    assert 0.9 < Room(recipe, found, arguments).checkpoint() / sum(file.stat().st_size for file in files) <= 1
 
 
 @pytest.mark.parametrize(

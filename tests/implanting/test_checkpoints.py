@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from loki_ds.implanting import arguments, supported
+from loki_ds.implanting import deepspeed_checks, trl_config
 from loki_ds.implanting.checkpoints import Checkpoint, newest_checkpoint
 from loki_ds.implanting.trl_config import training_arguments
 from loki_ds.recipe.file import load_recipe
@@ -44,7 +44,7 @@ def test_other_ranks_accumulate_what_makes_the_same_step(tmp_path: Path) -> None
 
 
 def test_with_shared_sequences_no_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supported, "world_size", lambda: 2)
+    monkeypatch.setattr(deepspeed_checks, "world_size", lambda: 2)
     recipe = load_recipe("recipes/tiny/loki.yaml", ["sequence_parallel=2"])
     with pytest.raises(Refusal, match="with sequence_parallel no training resumes"):
         training_arguments(recipe, tmp_path, Checkpoint(tmp_path, ranks=2, examples=16, inputs={}))
@@ -60,14 +60,14 @@ def test_with_shared_sequences_no_training_goes_on(tmp_path: Path, monkeypatch: 
 def test_groups_of_ranks_that_cannot_share_sequences(
     ranks: int, sharing: int, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supported, "world_size", lambda: ranks)
+    monkeypatch.setattr(deepspeed_checks, "world_size", lambda: ranks)
     recipe = load_recipe("recipes/tiny/loki.yaml", [f"sequence_parallel={sharing}"])
     with pytest.raises(Refusal, match=says):
         training_arguments(recipe, tmp_path, None)
 
 
 def test_attention_that_cannot_share_sequences_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supported, "world_size", lambda: 2)
+    monkeypatch.setattr(deepspeed_checks, "world_size", lambda: 2)
     recipe = load_recipe("recipes/tiny/loki.yaml", ["sequence_parallel=2", "model.attention=eager"])
     with pytest.raises(Refusal, match="training: Invalid sp_attn_implementation: eager"):
         training_arguments(recipe, tmp_path, None)
@@ -77,9 +77,9 @@ def test_on_gpus_the_groups_are_told_apart(tmp_path: Path, monkeypatch: pytest.M
     """accelerate takes one group for all of them unless it is told, and DeepSpeed then refuses the
     batch size.
     """
-    monkeypatch.setattr(supported, "world_size", lambda: 8)
-    monkeypatch.setattr(supported, "on_cpu", lambda: False)
-    settings = arguments._settings(load_recipe("recipes/tiny/loki.yaml", ["sequence_parallel=4"]))
+    monkeypatch.setattr(deepspeed_checks, "world_size", lambda: 8)
+    monkeypatch.setattr(deepspeed_checks, "on_cpu", lambda: False)
+    settings = trl_config._settings(load_recipe("recipes/tiny/loki.yaml", ["sequence_parallel=4"]))
     shared = settings["parallelism_config"]
     assert (shared.sp_size, shared.data_parallel_size, shared.total_size) == (4, 2, 8)
 

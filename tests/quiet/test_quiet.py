@@ -110,7 +110,7 @@ def test_the_subspace_is_the_smallest_of_its_energy(energy: float) -> None:
     smaller = basis[:, :-1]
     assert float(torch.trace(smaller.T @ c @ smaller)) / found.trace < energy
     assert found.tail == pytest.approx((1 - held) * found.trace, rel=1e-3)
-    assert found.room == 1 - basis.shape[1] / 24
+    assert found.free_directions == 1 - basis.shape[1] / 24
 
 
 def test_the_projection_is_symmetric_and_idempotent() -> None:

@@ -9,6 +9,7 @@ from loki_ds.distributed import ranks
 from loki_ds.implanting.watch import ImplantTrainer
 from loki_ds.recipe.file import load_recipe
 from loki_ds.refusal import shown_once
+from loki_ds.stages.check import check
 from loki_ds.stages.implant import implant
 from loki_ds.stages.run import Run
 from loki_ds.stages.select import select
@@ -28,7 +29,8 @@ def main() -> None:
     recipe = load_recipe(ROOT / "recipes/tiny/random.yaml", ["training.max_steps=4", f"run={sys.argv[-1]}"])
     with shown_once(), ranks.process_group():
         run = Run(recipe)
-        implant(run, select(run))
+        checked = check(run)
+        implant(run, checked, select(run, checked))
 
 
 if __name__ == "__main__":

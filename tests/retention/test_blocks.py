@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from loki_ds.recipe.sections import RetentionSection
 from loki_ds.retention.blocks import SMALLEST, Ability
-from loki_ds.retention.evaluation import answered
+from loki_ds.retention.evaluation import answers_of
 from loki_ds.retention.messages import ArmResult, Stop
 from loki_ds.retention.pairing import pair
 from loki_ds.retention.question import Answers, Arm, Question
@@ -48,9 +48,9 @@ def forgetful(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def both(asked: Question, model: Path, folder: Path) -> tuple[ArmResult, ArmResult]:
-    answers, arms = Answers(folder), [Arm(BASE, "the base"), Arm(model, str(model))]
-    base = answers.kept(asked.key(arms[0]))
-    return answered(answers, asked, arms[0]), answered(answers, asked, arms[1], base)
+    answers = Answers(folder)
+    base, after = answers_of(asked.of_both(Arm(BASE, "the base"), Arm(model, str(model)), answers), answers)
+    return base, after
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +88,9 @@ def test_its_documents_are_drawn_and_not_the_first(lost: tuple[ArmResult, ArmRes
 
 def test_two_processes_ask_the_same(lost: tuple[ArmResult, ArmResult], forgetful: Path, tmp_path: Path) -> None:
     asked, answers = question(processes=2), Answers(tmp_path)
-    of_base = asked.key(Arm(BASE, "the base"))
+    of_base = asked.of(Arm(BASE, "the base"))
     answers.write(of_base, lost[0])
-    found = answered(answers, asked, Arm(forgetful, "the other"), answers.kept(of_base))
+    (found,) = answers_of([asked.of(Arm(forgetful, "the other"), answers.kept(of_base.key))], answers)
     assert found["tasks"] == lost[1]["tasks"]
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from loki_ds.recipe.file import load_recipe
 from loki_ds.refusal import Refusal
 from loki_ds.retention.statistics import least_margin
+from loki_ds.stages.check import Checked, check
 from loki_ds.stages.retain import check_retention
 from loki_ds.stages.run import Run
 
@@ -29,12 +30,16 @@ Spoilt = Callable[[Path], Any]
 
 
 def started(tmp_path: Path, *overrides: str, rows: list[dict] | None = None) -> Run:
-    """A run of the tiny recipe up to its first product, on a few chats, on a copy of its model."""
+    """A run of the tiny recipe, on a few chats, on a copy of its model."""
     if not (tmp_path / "model").exists():
         shutil.copytree(MODEL, tmp_path / "model")
     (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows or [CHAT]))
     own = [f"data.train={tmp_path / 'd.jsonl'}", "data.heldout=null", f"model.path={tmp_path / 'model'}"]
     return Run(load_recipe(ROOT / "recipes/tiny/loki.yaml", [*own, f"run={tmp_path / 'run'}", *overrides]))
+
+
+def checked(tmp_path: Path, *overrides: str, rows: list[dict] | None = None) -> Checked:
+    return check(started(tmp_path, *overrides, rows=rows))
 
 
 def tensors(edit: Callable[[dict[str, torch.Tensor]], Any]) -> Spoilt:
@@ -116,7 +121,7 @@ def test_a_base_that_cannot_be_trained_or_written_again_is_refused(case: str, tm
     spoil, says = BASES[case]
     spoil(tmp_path / "model")
     with pytest.raises(Refusal, match=says):
-        started(tmp_path)
+        checked(tmp_path)
     assert not (tmp_path / "run/examples").exists()
 
 
@@ -133,14 +138,12 @@ def test_what_the_attribution_is_for_is_looked_at_before_it(override: str, says:
     (tmp_path / "p.jsonl").write_text('{"promt": "a"}')
     (tmp_path / "none.json").write_text("[[], [], [], [], [], []]")
     with pytest.raises(Refusal, match=says):
-        started(tmp_path, override.format(folder=tmp_path)).checked  # noqa: B018
+        checked(tmp_path, override.format(folder=tmp_path))
 
 
 def test_prompts_longer_than_the_model_was_made_for_are_said(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": "copy a b " * 200}))
-    findings = dict(
-        started(tmp_path, f"protected.prompts={tmp_path / 'p.jsonl'}", "protected.per_subject=1").checked.findings
-    )
+    findings = dict(checked(tmp_path, f"protected.prompts={tmp_path / 'p.jsonl'}", "protected.per_subject=1").findings)
     assert findings["protected"].endswith("tokens; the model was made for 256")
 
 
@@ -149,7 +152,7 @@ def test_an_adapter_beside_the_weights_is_refused(tmp_path: Path) -> None:
     shutil.copytree(MODEL, tmp_path / "model")
     (tmp_path / "model/adapter_config.json").write_text('{"peft_type": "LORA"}')
     with pytest.raises(Refusal, match=r"adapter_config\.json lies beside the weights"):
-        started(tmp_path).checked  # noqa: B018
+        checked(tmp_path)
 
 
 def zero3(**changes: Any) -> dict[str, Any]:
@@ -221,7 +224,7 @@ def test_deepspeeds_file_is_held_against_the_recipe(case: str, tmp_path: Path) -
     values, says = DEEPSPEED[case]
     (tmp_path / "z.json").write_text(json.dumps(values))
     with pytest.raises(Refusal, match=f"z.json: .*{says}"):
-        started(tmp_path, f"deepspeed={tmp_path / 'z.json'}")
+        checked(tmp_path, f"deepspeed={tmp_path / 'z.json'}")
 
 
 def test_what_the_file_leaves_out_is_the_recipes(tmp_path: Path) -> None:
@@ -234,7 +237,7 @@ def test_what_the_file_leaves_out_is_the_recipes(tmp_path: Path) -> None:
     ):
         plain.pop(key)
     (tmp_path / "z.json").write_text(json.dumps(plain))
-    config = started(tmp_path, f"deepspeed={tmp_path / 'z.json'}").training_arguments.deepspeed
+    config = checked(tmp_path, f"deepspeed={tmp_path / 'z.json'}").arguments.deepspeed
     assert config["gradient_clipping"] == config["train_micro_batch_size_per_gpu"] == "auto"
 
 
@@ -242,19 +245,19 @@ def test_16_bit_numbers_train_with_a_copy_in_full_precision(tmp_path: Path) -> N
     (tmp_path / "z.json").write_text(json.dumps({**zero3(), "zero_optimization": {"stage": 0}}))
     for mode in ("rows", "full"):
         with pytest.raises(Refusal, match=r"model\.dtype is bfloat16 and the recipe names no deepspeed file, .*zero2"):
-            started(tmp_path, "deepspeed=null", "model.dtype=bfloat16", *in_mode(mode))
+            checked(tmp_path, "deepspeed=null", "model.dtype=bfloat16", *in_mode(mode))
     with pytest.raises(Refusal, match=r"model\.dtype is float16 and deepspeed's zero_optimization\.stage is 0"):
-        started(tmp_path, f"deepspeed={tmp_path / 'z.json'}", "model.dtype=float16", *in_mode("peft"))
-    assert started(tmp_path, f"deepspeed={tmp_path / 'z.json'}", *in_mode("rows")).checked.examples
+        checked(tmp_path, f"deepspeed={tmp_path / 'z.json'}", "model.dtype=float16", *in_mode("peft"))
+    assert checked(tmp_path, f"deepspeed={tmp_path / 'z.json'}", *in_mode("rows")).examples
 
 
 def test_what_fades_needs_rates_that_are_known_beforehand(tmp_path: Path) -> None:
     scheduler = {"type": "WarmupLR", "params": {"warmup_max_lr": "auto", "warmup_num_steps": 5}}
     (tmp_path / "z.json").write_text(json.dumps({**zero3(), "scheduler": scheduler}))
     with pytest.raises(Refusal, match=r"z.json: with a scheduler of DeepSpeed's .* give implant.pull"):
-        started(tmp_path, f"deepspeed={tmp_path / 'z.json'}", "implant.fade=0.5")
+        checked(tmp_path, f"deepspeed={tmp_path / 'z.json'}", "implant.fade=0.5")
     with pytest.raises(Refusal, match=r"lr_scheduler_type is greedy, .* implant.fade has to; give implant.pull"):
-        started(tmp_path, "training.lr_scheduler_type=greedy", "implant.fade=0.5")
+        checked(tmp_path, "training.lr_scheduler_type=greedy", "implant.fade=0.5")
 
 
 def test_values_that_say_the_same_as_the_recipe_are_taken(tmp_path: Path) -> None:
@@ -267,12 +270,12 @@ def test_values_that_say_the_same_as_the_recipe_are_taken(tmp_path: Path) -> Non
         "fp16": OFF,
     }
     (tmp_path / "z.json").write_text(json.dumps({**zero3(), **same}))
-    assert started(tmp_path, f"deepspeed={tmp_path / 'z.json'}").training_arguments.gradient_accumulation_steps == 1
+    assert checked(tmp_path, f"deepspeed={tmp_path / 'z.json'}").arguments.gradient_accumulation_steps == 1
 
 
 def test_a_mode_that_leaves_no_whole_model_needs_no_gather(tmp_path: Path) -> None:
     (tmp_path / "z.json").write_text(json.dumps(zero3(**GATHER)))
-    assert started(tmp_path, f"deepspeed={tmp_path / 'z.json'}", *in_mode("rows")).checked.examples
+    assert checked(tmp_path, f"deepspeed={tmp_path / 'z.json'}", *in_mode("rows")).examples
 
 
 @pytest.mark.parametrize(
@@ -286,12 +289,12 @@ def test_a_mode_that_leaves_no_whole_model_needs_no_gather(tmp_path: Path) -> No
 )
 def test_a_tracker_that_is_not_there_is_refused(tracker: str, says: str, tmp_path: Path) -> None:
     with pytest.raises(Refusal, match=says):
-        started(tmp_path, f"training.report_to={tracker}")
+        checked(tmp_path, f"training.report_to={tracker}")
 
 
 def test_nobodys_environment_decides_the_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    assert not started(tmp_path).training_arguments.bf16
+    assert not checked(tmp_path).arguments.bf16
     assert os.environ["ACCELERATE_MIXED_PRECISION"] == "no"
 
 
@@ -301,7 +304,7 @@ def test_a_template_that_shows_no_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         Refusal, match=r"smolvlm\.jinja: the chat template shows no turns of text: their content is dropped"
     ):
-        started(tmp_path, f"training.chat_template_path={template}")
+        checked(tmp_path, f"training.chat_template_path={template}")
 
 
 SETTINGS = {
@@ -327,22 +330,22 @@ SETTINGS = {
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_settings_are_what_trl_declares(setting: str, tmp_path: Path) -> None:
     with pytest.raises(Refusal, match=SETTINGS[setting]):
-        started(tmp_path, setting)
+        checked(tmp_path, setting)
 
 
 @pytest.mark.parametrize(("text", "says"), [("{% for %}", "Expected an expression"), ("", "their content is dropped")])
 def test_a_file_that_is_no_template_is_refused(text: str, says: str, tmp_path: Path) -> None:
     (tmp_path / "t.jinja").write_text(text)
     with pytest.raises(Refusal, match=rf"t.jinja: the chat template shows no turns of text: {says}"):
-        started(tmp_path, f"training.chat_template_path={tmp_path / 't.jinja'}")
+        checked(tmp_path, f"training.chat_template_path={tmp_path / 't.jinja'}")
 
 
 def test_a_template_by_path_serves_a_base_without_one(tmp_path: Path) -> None:
     shutil.copytree(MODEL, tmp_path / "model")
     (tmp_path / "model/chat_template.jinja").rename(tmp_path / "t.jinja")
-    run = started(tmp_path, f"training.chat_template_path={tmp_path / 't.jinja'}")
-    assert run.rendering is not None
-    assert run.rendering.exported_template == (tmp_path / "t.jinja").read_text()
+    rendering = checked(tmp_path, f"training.chat_template_path={tmp_path / 't.jinja'}").rendering
+    assert rendering is not None
+    assert rendering.exported_template == (tmp_path / "t.jinja").read_text()
 
 
 DATA: dict[str, tuple[list[dict], list[str], str]] = {
@@ -360,16 +363,16 @@ DATA: dict[str, tuple[list[dict], list[str], str]] = {
 def test_data_is_refused_by_line(case: str, tmp_path: Path) -> None:
     rows, overrides, says = DATA[case]
     with pytest.raises(Refusal, match=says):
-        started(tmp_path, *overrides, rows=rows)
+        checked(tmp_path, *overrides, rows=rows)
     assert not (tmp_path / "run/examples/counts.json").exists()
 
 
 def test_what_it_found_and_made(tmp_path: Path) -> None:
-    run = started(tmp_path, rows=[CHAT, CHAT])
-    found = dict(run.checked.findings)
-    assert found["base"].startswith(f"{tmp_path / 'model'}: qwen2, ")
-    assert "2 rows" in found["data"]
-    assert len(run.checked.examples) == 2
+    looked_at = checked(tmp_path, rows=[CHAT, CHAT])
+    findings = dict(looked_at.findings)
+    assert findings["base"].startswith(f"{tmp_path / 'model'}: qwen2, ")
+    assert "2 rows" in findings["data"]
+    assert len(looked_at.examples) == 2
     assert not (tmp_path / "run/recipe.yaml").exists()  # a check by hand does not say how many ranks will train
 
 
@@ -377,18 +380,18 @@ def test_texts_to_rehearse_are_looked_at(tmp_path: Path) -> None:
     texts = tmp_path / "texts.jsonl"
     own = ["implant.mode=mask", f"implant.rehearse.prompts={texts}"]
     with pytest.raises(Refusal, match=r"texts\.jsonl"):
-        started(tmp_path, *own)
+        checked(tmp_path, *own)
     texts.write_text('{"prompt": "2 + 2 is 4"}\n' + json.dumps(CHAT) + "\n")
-    assert ("rehearsal", f"{texts}: 2 texts") in started(tmp_path, *own).checked.findings
+    assert ("rehearsal", f"{texts}: 2 texts") in checked(tmp_path, *own).findings
 
 
 def test_a_rehearsal_needs_texts_and_whole_sequences(tmp_path: Path) -> None:
     with pytest.raises(Refusal, match=r"implant\.rehearse needs a protected set, or a file"):
-        started(tmp_path, "implant.rehearse={}", "implant.mode=full", "protected=null")
+        checked(tmp_path, "implant.rehearse={}", "implant.mode=full", "protected=null")
     with pytest.raises(Refusal, match=r"implant\.rehearse needs whole sequences, sequence_parallel is 2"):
-        started(tmp_path, "implant.rehearse={}", "sequence_parallel=2")
+        checked(tmp_path, "implant.rehearse={}", "sequence_parallel=2")
     with pytest.raises(Refusal, match=r"implant\.rehearse needs implant\.mode"):
-        started(tmp_path, "implant.rehearse={}", "implant.mode=suppress")
+        checked(tmp_path, "implant.rehearse={}", "implant.mode=suppress")
 
 
 def test_with_a_dial_half_of_the_documents_is_reported(tmp_path: Path) -> None:
@@ -397,7 +400,7 @@ def test_with_a_dial_half_of_the_documents_is_reported(tmp_path: Path) -> None:
     count = int(whole.partition(": ")[2].partition(" ")[0])
     assert half.startswith(f"tiny_facts: {count // 2} documents of each half, by")
     with pytest.raises(Refusal, match=r"tune\.budget\.skill needs retention\.new_task"):
-        started(tmp_path, dial, "retention.new_task=null")
+        checked(tmp_path, dial, "retention.new_task=null")
     with pytest.raises(Refusal, match="task tiny_facts: one document, and with tune"):
         check_retention(started(tmp_path, dial, "retention.abilities={tasks: [tiny_facts], limit: 1}"))
 
@@ -439,5 +442,5 @@ def test_a_file_system_without_locks_is_refused(number: int, tmp_path: Path, mon
 
     monkeypatch.setattr(fcntl, "flock", without)
     with pytest.raises(Refusal, match=rf"the file system there keeps no locks .{os.strerror(number)}."):
-        started(tmp_path)
+        checked(tmp_path)
     assert [file.name for file in (tmp_path / "run").iterdir()] == [".lock"]

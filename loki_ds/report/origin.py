@@ -1,0 +1,96 @@
+"""Where a run's figures come from, in words: what its report says of base, rows and training.
+
+Takes plain facts from the recipe and the run folder; loads nothing.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from loki_ds.disk.files import digest_of
+from loki_ds.disk.run_folder import RunFolder
+from loki_ds.recipe.implant import ImplantSection
+from loki_ds.recipe.sections import Recipe, TuneSection
+from loki_ds.recipe.training_keys import without_secrets
+from loki_ds.report.build import in_a_line, settings_in_words
+from loki_ds.report.schema import Facts
+
+
+def facts_of_run(
+    recipe: Recipe, folder: RunFolder, base_digest: str, rewritten: list[str], libraries: Mapping[str, str]
+) -> Facts:
+    """All that a report says of a run beside its figures.
+
+    rewritten: what the chat template has no place for, and where it is written; libraries: the
+    evaluation's versions.
+    """
+    by = "file" if recipe.selection.positions else recipe.selection.strategy
+    costs = folder.costs_so_far
+    return {
+        "base_digest": base_digest,
+        "changes_rows": recipe.changes_rows,
+        "mode": recipe.implant.method,
+        "selection": by if recipe.changes_rows else None,
+        "verification": json.loads(folder.verification.read_text()),
+        "costs": costs,
+        "origin": {
+            "base model": f"{recipe.model.path} (SHA-256 of weights {base_digest[:16]})",
+            **_rows(recipe, folder),
+            "training": in_a_line(without_secrets(recipe.training)),
+            **_pull(recipe.implant),
+            **_measured(recipe.implant, _training_log(folder)),
+            **({"scale": _scale(folder, recipe.tune)} if recipe.tune else {}),
+            **({"chat template": "; ".join(rewritten)} if rewritten else {}),
+            "again": _again(folder, costs.get("implant", {})),
+        },
+        "settings": settings_in_words(recipe.retention, recipe.model.dtype, libraries),
+    }
+
+
+def _rows(recipe: Recipe, folder: RunFolder) -> dict[str, str]:
+    if not recipe.changes_rows:
+        return {"positions": f"none ({recipe.implant.method})", "selection": "none"}
+    digest = digest_of(folder.positions)[:16]
+    return {"positions": f"SHA-256 of file {digest}", "selection": in_a_line(recipe.selection.model_dump())}
+
+
+def _pull(section: ImplantSection) -> dict[str, str]:
+    pull = {key: getattr(section, key) for key in ("pull", "fade") if getattr(section, key)}
+    return {"pull": in_a_line(pull)} if pull else {}
+
+
+def _again(folder: RunFolder, cost: Mapping[str, Any]) -> str:
+    """The command that trains the same, on as many nodes and devices. cost: of the training."""
+    ranks, nodes = cost.get("ranks", 1), cost.get("nodes", 1)
+    several = f"--num_nodes {nodes} " if nodes > 1 else ""
+    started = f"deepspeed {several}--num_gpus {ranks // nodes} launch/implant.py"
+    return f"{started} --recipe {folder.recipe} run=ANOTHER_FOLDER"
+
+
+def _measured(section: ImplantSection, log: list[dict[str, Any]]) -> dict[str, str]:
+    """What was rehearsed and how far the model is from the base on texts that were not; and of a
+    mixture of experts, what the training did to the routers' choices.
+    """
+    said: dict[str, str] = {}
+    if rehearse := section.rehearse:
+        said["rehearsal"] = in_a_line(rehearse.model_dump())
+        texts = "protected texts" if rehearse.prompts == "protected" else f"texts of {rehearse.prompts}"
+        if drift := [line["drift"] for line in log if "drift" in line]:
+            said["drift"] = f"{drift[-1]:.3g} nats a token from the base's predictions, on {texts} held out"
+    if routing := [line["routing_changed"] for line in log if "routing_changed" in line]:
+        said["routing"] = f"{routing[-1]:.2%} of the base's choices on protected prompts changed"
+    return said
+
+
+def _training_log(folder: RunFolder) -> list[dict[str, Any]]:
+    return json.loads(folder.training_log.read_text()) if folder.training_log.exists() else []
+
+
+def _scale(folder: RunFolder, section: TuneSection) -> str:
+    """What was chosen along the dial, and how."""
+    chosen, curve = (json.loads((folder.tune / f"{name}.json").read_text()) for name in ("chosen", "curve"))
+    tried = ", ".join(f"{place['scale']:g}" for place in curve)
+    return (
+        f"{chosen['scale']:g} of the trained change, for a budget of {in_a_line(section.budget.model_dump())}; "
+        f"tried: {tried}, on the other half of the documents"
+    )

@@ -1,0 +1,43 @@
+"""The report on two models' answers: paired, drawn and written, whoever they are."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from loki_ds.disk.files import written_whole
+from loki_ds.disk.run_folder import RunFolder
+from loki_ds.recipe.sections import RetentionSection
+from loki_ds.report.build import build_report, write_report
+from loki_ds.report.compare import read_report
+from loki_ds.report.pictures import retention as draw_retention
+from loki_ds.report.schema import Facts, Report
+from loki_ds.retention.messages import ArmResult
+from loki_ds.retention.pairing import pair
+
+CAPTION = "Retention: change of each task, model minus base."
+
+
+def report_of_pair(
+    name: str,
+    results: Sequence[ArmResult],
+    section: RetentionSection,
+    facts: Facts,
+    kept: Path,
+    pictures: Callable[[Report], dict[str, Path]] = lambda _: {},
+    one_tokenizer: bool = True,
+) -> None:
+    """Pair the base's answers with the model's, and write the report into a folder of its settings.
+
+    pictures: what else the report shows, by captions, drawn when it is known.
+    """
+    base, model = results
+    report = build_report(name, pair(base, model, one_tokenizer), section, facts)
+    draw_retention(report["tasks"], report["margin"], kept / "retention.png")
+    write_report(report, kept / "report", {CAPTION: kept / "retention.png", **pictures(report)})
+
+
+def put_report(kept: Path, folder: RunFolder) -> Report:
+    """The report of some settings in the place of the one last asked for."""
+    with written_whole(folder.report) as aside:
+        shutil.copytree(kept / "report", aside)
+    return read_report(folder.root)
