@@ -78,7 +78,7 @@ def attribute(
         for i, score in zip(indices, swept.scores, strict=True)
     ]
     everyone = all_gather(own) if split_over_ranks else [own]
-    scores = dict(found for rank_found in everyone for found in rank_found)
+    scores = dict(scored for rank_found in everyone for scored in rank_found)
     return torch.stack([scores[i] for i in range(len(prompts))])
 
 

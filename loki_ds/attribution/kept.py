@@ -51,21 +51,21 @@ class KeptScores:
             Refusal: it is not one.
         """
         try:
-            found = json.loads(self.manifest.read_text(encoding="utf-8"))
+            manifest = json.loads(self.manifest.read_text(encoding="utf-8"))
         except ValueError:
-            found = None
-        if not isinstance(found, dict) or "inputs" not in found:
+            manifest = None
+        if not isinstance(manifest, dict) or "inputs" not in manifest:
             raise Refusal(
                 f"{self.manifest}: not the manifest of an attribution; delete {self.folder}, and the pass starts anew"
             )
-        return found
+        return manifest
 
     def done(self) -> set[int]:
         """Indices of the prompts whose scores are there."""
-        found: set[int] = set()
+        prompts: set[int] = set()
         for shard in self.shards():
-            found.update(_read(shard, "prompt")["prompt"].tolist())
-        return found
+            prompts.update(_read(shard, "prompt")["prompt"].tolist())
+        return prompts
 
     def add(self, indices: Sequence[int], swept: Swept) -> None:
         """Keep one batch; `indices` are its prompts' places in the protected set."""

@@ -98,7 +98,7 @@ class LayerCall:
         self.keys_values.closed = True
 
     def real(self, noted: list[Tensor]) -> Tensor:
-        """Of what was noted of the rest `[B, P - C, d]`, the tokens alone `[tokens, d]`."""
+        """The real tokens `[tokens, d]` of what was noted `[B, P - C, d]`, without padding."""
         (rest,) = noted
         positions = torch.arange(self.shared, self.before_last, device=self.last.device)
         return rest[positions < self.last[:, None]]

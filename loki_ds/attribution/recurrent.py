@@ -66,9 +66,9 @@ class State:
             each = one.expand(batch, *one.shape[1:])
             return each.repeat_interleave(times, dim=0)
 
-        found = State(*({i: copies(one) for i, one in kind.items()} for kind in (self.conv, self.recurrent)))
-        found.closed = True
-        return found
+        repeats = State(*({i: copies(one) for i, one in kind.items()} for kind in (self.conv, self.recurrent)))
+        repeats.closed = True
+        return repeats
 
     def for_group(self, size: int) -> "State":
         """What a group of prompts begins with: the state of the tokens they share."""
@@ -81,15 +81,15 @@ def together(groups: list[tuple[Tensor, State]], batch: int) -> State:
     """One state for the batch from those of its groups, each with its members' places `[n]`. Where
     no token came before there is nothing, which is zero.
     """
-    found = State()
+    joined = State()
     for members, state in groups:
-        for into, kind in ((found.conv, state.conv), (found.recurrent, state.recurrent)):
+        for into, kind in ((joined.conv, state.conv), (joined.recurrent, state.recurrent)):
             for i, one in kind.items():
                 known = into.get(i, one.new_zeros(batch, *one.shape[1:]))
                 width = max(known.shape[-1], one.shape[-1])
                 into[i] = pad(known, (width - known.shape[-1], 0))
                 into[i][members] = pad(one, (width - one.shape[-1], 0))
-    return found
+    return joined
 
 
 class RecurrentCall:
@@ -160,8 +160,8 @@ class RecurrentCall:
 
 
 def _at(table: Tensor, prompts: Any, positions: Any) -> Tensor:
-    found = table[prompts]
-    return found[:, positions] if isinstance(positions, slice) else found[prompts, positions][:, None]
+    rows = table[prompts]
+    return rows[:, positions] if isinstance(positions, slice) else rows[prompts, positions][:, None]
 
 
 @contextmanager

@@ -14,7 +14,7 @@ LengthClass = Callable[[int], tuple[int, ...]]
 
 
 def any_length(length: int) -> tuple[int, ...]:
-    """Of a model whose tables are the same for every length."""
+    """What decides the tables of a model that has the same for every length: nothing."""
     return ()
 
 

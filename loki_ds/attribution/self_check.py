@@ -69,8 +69,8 @@ def check_family(model: PreTrainedModel) -> None:
             "check: %s is not a known family; comparing the sweep with the definition on a tiny copy",
             config.model_type,
         )
-        found = difference(type(model).__name__, _builder(model), config)
-        log.info("check: the tiny %s agrees to %.1e", config.model_type, found)
+        off = difference(type(model).__name__, _builder(model), config)
+        log.info("check: the tiny %s agrees to %.1e", config.model_type, off)
 
 
 def _builder(model: PreTrainedModel) -> Callable[[Any], PreTrainedModel]:
@@ -110,7 +110,7 @@ def difference(name: str, build: Callable[[Any], Any], config: Any) -> float:
                 parameter.mul_(4 if parameter.dim() > 1 else 1)  # so that the layers matter
         _check_layers(name, model)
         expected = attribute_by_definition(model, PROMPTS, steps=2)
-        found = Sweep(model, steps=2).run(PROMPTS).scores
+        swept = Sweep(model, steps=2).run(PROMPTS).scores
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError, IndexError) as error:
         if isinstance(error, AttributeError) and isinstance(error.obj, KeysValues | State):
             raise Refusal(
@@ -120,7 +120,7 @@ def difference(name: str, build: Callable[[Any], Any], config: Any) -> float:
             f"{name}: an unknown family, and attribution could not be checked on a tiny copy of it: "
             f"{' '.join(str(error).split())[:200]}"
         ) from None
-    off = ((found - expected).abs().max() / expected.abs().max()).item()
+    off = ((swept - expected).abs().max() / expected.abs().max()).item()
     if not off < TOLERANCE:
         raise Refusal(
             f"{name}: an unknown family, and attribution by the sweep differs from the definition by {off:.1e} on a "
@@ -164,7 +164,7 @@ def tiny_config(config: Any) -> Any:
 
 
 def _tiny_sizes(stated: dict[str, Any]) -> dict[str, int]:
-    """Of those that the configuration has."""
+    """The tiny copy's sizes, of those that the configuration states."""
     tiny = {name: size for name, size in TINY.items() if stated.get(name) is not None}
     tiny |= {name: min(stated[name], most) for name, most in AT_MOST.items() if stated.get(name) is not None}
     if (groups := stated.get("num_key_value_heads")) is not None:

@@ -35,7 +35,7 @@ class BaseFound:
     down_shapes: list[tuple[int, int]]
 
     def said(self) -> str:
-        """In a line."""
+        """The base in a line."""
         size = f"{self.size / GIB:.2f} GiB, stored in {', '.join(self.dtypes)}"
         said = f"{self.folder}: {self.config.model_type}, {self.parameters:,} parameters, {size}"
         longest = max_tokens(self.config)

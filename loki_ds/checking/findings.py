@@ -9,6 +9,6 @@ GIB = 2**30
 def as_table(findings: Findings) -> Table:
     """One line for each."""
     table = Table(title="check", show_header=False)
-    for looked_at, found in findings:
-        table.add_row(looked_at, found)
+    for looked_at, finding in findings:
+        table.add_row(looked_at, finding)
     return table

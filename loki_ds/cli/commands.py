@@ -133,8 +133,8 @@ def positions(arguments: argparse.Namespace) -> int:
         raise Refusal(
             f"{files[1]}: the positions have {len(second.rows)} layers, those of {files[0]} have {len(first.rows)}"
         )
-    for file, found in zip(files, (first, second), strict=True):
-        print(f"{file}: {found.count} rows in {len(found.rows)} layers, digest {found.digest}")
+    for file, positions in zip(files, (first, second), strict=True):
+        print(f"{file}: {positions.count} rows in {len(positions.rows)} layers, digest {positions.digest}")
     by_layer = [f"{Positions([a]).overlap(Positions([b])):.1%}" for a, b in zip(first.rows, second.rows, strict=True)]
     print(f"overlap {first.overlap(second):.2%} (layer by layer: {' '.join(by_layer)})")
     return 0
@@ -167,9 +167,9 @@ def verify(arguments: argparse.Namespace) -> int:
     from loki_ds.export.verification import verify
     from loki_ds.selection.positions import Positions
 
-    found = verify(arguments.base, arguments.model, Positions.load(arguments.positions))
-    print(json.dumps(found.as_json(), indent=1))
-    return 0 if found.identical_outside_rows else 1
+    verification = verify(arguments.base, arguments.model, Positions.load(arguments.positions))
+    print(json.dumps(verification.as_json(), indent=1))
+    return 0 if verification.identical_outside_rows else 1
 
 
 def retain(arguments: argparse.Namespace) -> int:
@@ -208,9 +208,9 @@ def tune(arguments: argparse.Namespace) -> int:
     if not run.folder.has("implant"):
         raise Refusal(f"{arguments.run}: nothing is trained there yet; run the recipe first")
     retain_run(run, check_run(run))
-    found = read_report(arguments.run)
-    print(f"scale: {found['origin']['scale']}")
-    print(found["headline"])
+    written = read_report(arguments.run)
+    print(f"scale: {written['origin']['scale']}")
+    print(written["headline"])
     print(f"As a page: {run.folder.report / 'report.html'}")
     return 0
 
@@ -220,10 +220,10 @@ def report(arguments: argparse.Namespace) -> int:
     from loki_ds.disk.run_folder import RunFolder
     from loki_ds.report.compare import read_report
 
-    found, folder = read_report(arguments.run), RunFolder(arguments.run).report
+    written, folder = read_report(arguments.run), RunFolder(arguments.run).report
     print((folder / "report.md").read_text(encoding="utf-8"))
     print(f"As a page: {folder / 'report.html'}")
-    return _gate(found) if arguments.gate else 0
+    return _gate(written) if arguments.gate else 0
 
 
 def _gate(report: "Report") -> int:
@@ -242,12 +242,12 @@ def compare(arguments: argparse.Namespace) -> int:
 
     from loki_ds.report.compare import compare_runs, comparison, write_comparison
 
-    console, found = Console(), compare_runs(arguments.runs)
-    console.print(comparison(found))
-    for sentence in found["sentences"]:
+    console, comparison_of_runs = Console(), compare_runs(arguments.runs)
+    console.print(comparison(comparison_of_runs))
+    for sentence in comparison_of_runs["sentences"]:
         console.print(sentence)
     if arguments.out is not None:
-        write_comparison(found, arguments.out)
+        write_comparison(comparison_of_runs, arguments.out)
         print(f"As a page: {arguments.out / 'compare.html'}")
     return 0
 

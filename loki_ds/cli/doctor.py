@@ -28,12 +28,12 @@ LIBRARIES = ("torch", "deepspeed", "transformers", "trl", "peft", "lm_eval")
 
 @dataclass(frozen=True)
 class Looked:
-    """At one thing: what is there, what it is needed for, and whether the main job cannot start
-    without what is missing.
+    """One thing that was looked at: what is there, what it is needed for, and whether the main job
+    cannot start without what is missing.
     """
 
     at: str
-    found: str
+    state: str
     needed_for: str
     stops: bool = False
 
@@ -56,8 +56,8 @@ def _devices() -> Looked:
     accelerator = deepspeed.get_accelerator()
     if on_cpu():
         free = psutil.virtual_memory().available / GIB
-        found = f"no accelerator; {psutil.cpu_count(logical=False)} cores, {free:.0f} GiB free"
-        return Looked("devices", found, "small models on processors; a GPU for all others")
+        here = f"no accelerator; {psutil.cpu_count(logical=False)} cores, {free:.0f} GiB free"
+        return Looked("devices", here, "small models on processors; a GPU for all others")
     each = [
         f"{torch.cuda.get_device_name(i)}, {accelerator.available_memory(i) / GIB:.0f} GiB free"
         for i in range(accelerator.device_count())
@@ -79,8 +79,8 @@ def _compiler() -> Looked:
     compiler, toolkit = shutil.which(get_cxx_compiler()), "" if on_cpu() else f", CUDA toolkit {CUDA_HOME or 'none'}"
     builds = "DeepSpeed's communication" if on_cpu() else "offloading, with the CUDA toolkit (DeepSpeed's CPU Adam)"
     there = compiler is not None and shutil.which("ninja") is not None
-    found = f"{compiler or 'no C++ compiler'}{'' if shutil.which('ninja') else ', no ninja'}{toolkit}"
-    return Looked("compiler", found, builds, stops=on_cpu() and not there)
+    here = f"{compiler or 'no C++ compiler'}{'' if shutil.which('ninja') else ', no ninja'}{toolkit}"
+    return Looked("compiler", here, builds, stops=on_cpu() and not there)
 
 
 def _builds() -> Looked:
@@ -94,8 +94,8 @@ def _builds() -> Looked:
 
 def _attention() -> Looked:
     there = {"flash_attention_2": is_flash_attn_2_available(), "flash_attention_3": is_flash_attn_3_available()}
-    found = [name for name, here in there.items() if here]
-    return Looked("attention", ", ".join(["sdpa", *found]), "long or packed sequences go faster with a flash attention")
+    names = ["sdpa", *(name for name, here in there.items() if here)]
+    return Looked("attention", ", ".join(names), "long or packed sequences go faster with a flash attention")
 
 
 def _disk(runs: Path) -> Looked:
@@ -106,8 +106,8 @@ def _disk(runs: Path) -> Looked:
 
 def _hub() -> Looked:
     login = "logged in" if get_token() else "not logged in (hf auth login)"
-    found = "offline: only what is in the cache or a folder" if HF_HUB_OFFLINE else login
-    return Looked("model hub", found, "gated models (Llama, Gemma); a folder needs none")
+    access = "offline: only what is in the cache or a folder" if HF_HUB_OFFLINE else login
+    return Looked("model hub", access, "gated models (Llama, Gemma); a folder needs none")
 
 
 def as_table(looked: list[Looked]) -> Table:
@@ -115,5 +115,5 @@ def as_table(looked: list[Looked]) -> Table:
     for heading in ("", "found", "needed for"):
         table.add_column(heading)
     for one in looked:
-        table.add_row(one.at, f"{one.found}{' (the main job cannot start)' if one.stops else ''}", one.needed_for)
+        table.add_row(one.at, f"{one.state}{' (the main job cannot start)' if one.stops else ''}", one.needed_for)
     return table

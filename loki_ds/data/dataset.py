@@ -50,7 +50,7 @@ class Counts:
     undefined: int = 0  # rows that call functions and define none
 
     def said(self) -> str:
-        """In a sentence."""
+        """The counts in a sentence."""
         rows = f"the first {self.rows:,} rows" if self.rows == self.first else f"{self.rows:,} rows"
         parts = [f"{rows}, {self.learnt:,} of {self.tokens:,} tokens learnt, the longest {self.longest:,}"]
         lost = "beginning" if self.keeps_end else "end"
@@ -220,24 +220,24 @@ class Kept:
 
         inputs: of the data.
         """
-        found = self._found()
-        if found is not None and found["inputs"]["data"] == json.loads(json.dumps(inputs)):
-            return Needs(**found["needs"]), found["chats"]
+        counted = self._counted()
+        if counted is not None and counted["inputs"]["data"] == json.loads(json.dumps(inputs)):
+            return Needs(**counted["needs"]), counted["chats"]
         return needs_of(data.sources)
 
     def render(self, data: DataSection, rendering: Rendering, vocabulary: int, inputs: dict[str, Any]) -> list[Counts]:
         """Make them, unless they are there from the same inputs; the held-out ones come last."""
-        found = self._found()
-        if found is not None and found["inputs"] == json.loads(json.dumps(inputs)):
-            return [Counts(**one) for one in found["counts"]]
+        counted = self._counted()
+        if counted is not None and counted["inputs"] == json.loads(json.dumps(inputs)):
+            return [Counts(**one) for one in counted["counts"]]
         remove(self.folder)
         counts = [
             render_source(source, rendering.renderer, rendering.loss.cut, vocabulary, self._file(i))
             for i, source in enumerate(data.sources)
         ]
         asked = {"needs": asdict(rendering.needed[0]), "chats": rendering.needed[1]}
-        found = {"inputs": inputs, **asked, "counts": [asdict(one) for one in counts]}
-        write_json(self.folder / "counts.json", found)
+        counted = {"inputs": inputs, **asked, "counts": [asdict(one) for one in counts]}
+        write_json(self.folder / "counts.json", counted)
         return counts
 
     def load(self, data: DataSection, seed: int) -> tuple[Dataset, Dataset | None]:
@@ -248,6 +248,6 @@ class Kept:
     def _file(self, i: int) -> Path:
         return self.folder / f"{i}.arrow"
 
-    def _found(self) -> dict[str, Any] | None:
+    def _counted(self) -> dict[str, Any] | None:
         file = self.folder / "counts.json"
         return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None

@@ -153,10 +153,10 @@ def _glaive(row: dict[str, Any]) -> Example:
 
 def _glaive_call(text: str, place: int) -> dict[str, Any]:
     """`{"name": "f", "arguments": '{"a": 1}'}`: JSON but for its single quotes."""
-    found = re.fullmatch(r'\{\s*"name":\s*"([^"]+)",\s*"arguments":\s*\'?(\{.*\})\'?\s*\}', text.strip(), re.DOTALL)
-    if not found:
+    match = re.fullmatch(r'\{\s*"name":\s*"([^"]+)",\s*"arguments":\s*\'?(\{.*\})\'?\s*\}', text.strip(), re.DOTALL)
+    if not match:
         raise NotUnderstood(f"has the call {short(text)} (turn {place}), allowed is a name with an object of arguments")
-    return {"name": found[1], "arguments": found[2].replace("\\'", "'")}
+    return {"name": match[1], "arguments": match[2].replace("\\'", "'")}
 
 
 def _xlam(row: dict[str, Any]) -> Example:

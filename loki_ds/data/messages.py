@@ -23,10 +23,10 @@ READ = ("from", "value", "weight", "tool_calls", "function_call")  # keys that o
 
 def turns_of(turns: list[Any]) -> list[Message]:
     """Turns of either kind, `{role, content}` or `{from, value}`, as one."""
-    found = [turn_of(turn, place) for place, turn in enumerate(turns, start=1)]
-    if not any(message["role"] == "user" for message in found):
+    messages = [turn_of(turn, place) for place, turn in enumerate(turns, start=1)]
+    if not any(message["role"] == "user" for message in messages):
         raise NotUnderstood("is a conversation without a user's turn")
-    return found
+    return messages
 
 
 def turn_of(turn: Any, place: int) -> Message:
@@ -65,8 +65,8 @@ def _content(content: Any, place: int, may_be_empty: bool) -> str:
 
 def _called(value: Any, place: int) -> list[Any]:
     """ShareGPT's `function_call`: the JSON text of one call or of several."""
-    found = parsed(value)
-    calls = found if isinstance(found, list) else [found]
+    read = parsed(value)
+    calls = read if isinstance(read, list) else [read]
     if not all(isinstance(call, dict) and "name" in call for call in calls):
         raise NotUnderstood(f"has the call {short(value)} (turn {place}), allowed is JSON with a name and arguments")
     return calls
@@ -87,10 +87,10 @@ def tools_of(row: dict[str, Any]) -> list[dict[str, Any]]:
     name of `functions`) or bare.
     """
     name = "tools" if row.get("tools") else "functions"
-    found = parsed(row.get(name)) or []
-    if not isinstance(found, list) or not all(isinstance(tool, dict) for tool in found):
+    tools = parsed(row.get(name)) or []
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise NotUnderstood(f"has {short(row[name])} in {name!r}, allowed is a list of functions")
-    return [tool if "function" in tool else {"type": "function", "function": tool} for tool in found]
+    return [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
 
 
 def parsed(value: Any) -> Any:

@@ -99,8 +99,8 @@ def _prompt(source: _Source, token: int, origin: str) -> ProtectedPrompt:
     tokens = source.tokens()
     if len(tokens) < -token:
         asked = f"; attribution was asked to look at token {token}" if token < -1 else ""
-        found = f"{len(tokens)} tokens long" if tokens else "an empty prompt"
-        raise Refusal(f"{origin}: {_place(source)} is {found}{asked}")
+        length = f"{len(tokens)} tokens long" if tokens else "an empty prompt"
+        raise Refusal(f"{origin}: {_place(source)} is {length}{asked}")
     return ProtectedPrompt(tokens[: len(tokens) + 1 + token], source.subject, source.line)
 
 
@@ -176,7 +176,7 @@ def _from_tasks(section: ProtectedSection, tokenizer: PreTrainedTokenizerBase) -
 
 
 def _task_tokens(task: Any, document: Any, section: ProtectedSection, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Of the prompt that lm-eval makes of a document when it evaluates the task."""
+    """The tokens of the prompt that lm-eval makes of a document when it evaluates the task."""
     own = task.config.num_fewshot
     shots = own or 0 if section.num_fewshot is None or own == 0 else section.num_fewshot  # a task's 0 is fixed
     template = None

@@ -98,8 +98,8 @@ class Renderer:
                 self._leave_out(template.empty_thought, ids, said)
             return self._learnt(ids, said)
         if has_generation_markers(template.text):
-            found = template.encode(example.messages, example.tools, return_assistant_tokens_mask=True)
-            ids, said = found["input_ids"], [bool(one) for one in found["assistant_masks"]]
+            encoded = template.encode(example.messages, example.tools, return_assistant_tokens_mask=True)
+            ids, said = encoded["input_ids"], [bool(one) for one in encoded["assistant_masks"]]
         else:
             ids, said = self._by_difference(example, template)
         begins = self._begin_of_completion(example, template, ids)
@@ -112,13 +112,13 @@ class Renderer:
         """
         for text in dict.fromkeys((thought, thought.strip())) if thought else ():
             tokens: Any = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-            found = [i for i in range(len(ids)) if ids[i : i + len(tokens)] == tokens]
-            for i in found:
+            begins = [i for i in range(len(ids)) if ids[i : i + len(tokens)] == tokens]
+            for i in begins:
                 said[i : i + len(tokens)] = [False] * len(tokens)
                 while i and said[i - 1] and not str(self.tokenizer.decode([ids[i - 1]])).strip():
                     i -= 1  # GLM's begins on a line of its own
                     said[i] = False
-            if found:
+            if begins:
                 return
 
     def _begin_of_completion(self, example: Example, template: ChatTemplate, ids: list[int]) -> int:
@@ -139,13 +139,13 @@ class Renderer:
             for place, message in enumerate(example.messages)
             if message["role"] == "assistant"
         ]
-        found: Any = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        begins, ends = zip(*found["offset_mapping"], strict=True)
+        encoded: Any = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        begins, ends = zip(*encoded["offset_mapping"], strict=True)
         said = [False] * len(begins)
         for start, end in spans:
             first, last = bisect_right(ends, start), bisect_left(begins, end)  # tokens that lie in it, if only in part
             said[first:last] = [True] * (last - first)
-        return found["input_ids"], said
+        return encoded["input_ids"], said
 
     def _span(self, text: str, place: int, example: Example, template: ChatTemplate) -> tuple[int, int]:
         """Where in the text an assistant's turn stands, from its first character to the end of the

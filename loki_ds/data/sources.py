@@ -55,8 +55,9 @@ def _rows(source: SourceSection, file: Path) -> Iterator[Row]:
         )
         yield from enumerate(map(_without_nulls, stream), start=1)
     elif not file.is_file() or file.suffix not in READERS:
-        found = f"allowed are files that end in {', '.join(READERS)}" if file.exists() else "the data file is not there"
-        raise Refusal(f"{file}: {found}")
+        kinds = f"allowed are files that end in {', '.join(READERS)}"
+        problem = kinds if file.exists() else "the data file is not there"
+        raise Refusal(f"{file}: {problem}")
     elif file.suffix == ".parquet":
         yield from enumerate(map(_without_nulls, _parquet(file)), start=1)
     elif file.suffix == ".csv":

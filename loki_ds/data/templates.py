@@ -122,8 +122,8 @@ class ChatTemplate:
     def empty_thought(self) -> str:
         """What it puts before an answer without a thought, where that is an empty one (Qwen3's)."""
         before = self.render([USER, ANSWER]).partition(ANSWER["content"])[0]
-        found = re.search(r"<think>\s*</think>\s*$", before)
-        return found[0] if found else ""
+        match = re.search(r"<think>\s*</think>\s*$", before)
+        return match[0] if match else ""
 
     @cached_property
     def calls_stand_alone(self) -> bool:

@@ -93,6 +93,6 @@ def weights_digest(folder: Path) -> str:
 
 
 def sha256(file: Path) -> str:
-    """Of a file's bytes, in hex."""
+    """The SHA-256 of a file's bytes, in hex."""
     with file.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -144,12 +144,12 @@ class RunFolder:
         if not self._stages.exists():
             return {}
         try:
-            found = json.loads(self._stages.read_text(encoding="utf-8"))
+            stages = json.loads(self._stages.read_text(encoding="utf-8"))
         except ValueError:
-            found = None
-        if not isinstance(found, dict):
+            stages = None
+        if not isinstance(stages, dict):
             raise Refusal(f"{self._stages}: not the record of a run's stages; restore it, or delete {self.root}")
-        return found
+        return stages
 
 
 def check_same_inputs(place: Path, stage: str, stored: dict[str, Any], inputs: dict[str, Any]) -> None:

@@ -47,8 +47,8 @@ def _decoded(file: Path, number: int, line: bytes) -> str:
     try:
         return line.decode("utf-8")
     except UnicodeDecodeError as error:
-        found = f"byte {error.start + 1} of it is {line[error.start]:#04x}"
-        raise Refusal(f"{file}: line {number} is not UTF-8 ({found})") from None
+        broken = f"byte {error.start + 1} of it is {line[error.start]:#04x}"
+        raise Refusal(f"{file}: line {number} is not UTF-8 ({broken})") from None
 
 
 def json_lines(file: Path, what: str) -> Iterator[tuple[int, Any]]:

@@ -76,7 +76,7 @@ def save_adapter(factors: dict[Adapted, Factors], base_model: str, folder: Path,
 
     d_model_last: whether linear layers lie that way (GPT-2's).
     """
-    rank = max(found.rank for found in factors.values())
+    rank = max(factor.rank for factor in factors.values())
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         base_model_name_or_path=base_model,
@@ -88,9 +88,9 @@ def save_adapter(factors: dict[Adapted, Factors], base_model: str, folder: Path,
         inference_mode=True,
     )
     tensors = {}
-    for adapted, found in factors.items():
+    for adapted, factor in factors.items():
         name = f"base_model.model.{adapted.module}"
-        tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"] = found.as_stored(rank)
+        tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"] = factor.as_stored(rank)
     with written_whole(folder) as aside:
         aside.mkdir(parents=True)
         write_json(aside / "adapter_config.json", _said(config))

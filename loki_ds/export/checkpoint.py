@@ -107,12 +107,12 @@ def implant_between(base: Path, model: Path, positions: Positions, facts: dict[s
     return Implant(len(positions.rows), layers, facts)
 
 
-def _rewrite(source: Path, implant: Implant, out: Path, found: str, wanted: str) -> None:
+def _rewrite(source: Path, implant: Implant, out: Path, before: str, wanted: str) -> None:
     if out.exists():
         raise Refusal(f"{out}: there already; choose a folder that is not")
     with open_weights(source) as checkpoint:
         stored = StoredRows(checkpoint)
-        _check_fits(source, stored, implant, found)
+        _check_fits(source, stored, implant, before)
         changes = [
             (checkpoint.file_of(piece.name), piece, rows.rows, values)
             for layer, rows in implant.layers.items()
@@ -147,7 +147,7 @@ def _put_template(file: Path, facts: dict[str, str], wanted: str) -> None:
     file.write_bytes(text.encode()) if text else file.unlink(missing_ok=True)
 
 
-def _check_fits(source: Path, stored: StoredRows, implant: Implant, found: str) -> None:
+def _check_fits(source: Path, stored: StoredRows, implant: Implant, side: str) -> None:
     if len(stored.pieces) != implant.layer_count:
         raise Refusal(
             f"{source}: the model has {len(stored.pieces)} layers whose rows are known, the implant was made for "
@@ -156,7 +156,7 @@ def _check_fits(source: Path, stored: StoredRows, implant: Implant, found: str) 
     shapes = stored.shapes()
     for layer, rows in implant.layers.items():
         d_model, width = shapes[layer]
-        name, expected = stored.pieces[layer][0].name, getattr(rows, found)
+        name, expected = stored.pieces[layer][0].name, getattr(rows, side)
         dtype, last = stored.weights.dtype_of(name), int(rows.rows[-1])
         if width != expected.shape[1] or dtype != expected.dtype or last >= d_model:
             raise Refusal(
@@ -164,9 +164,7 @@ def _check_fits(source: Path, stored: StoredRows, implant: Implant, found: str) 
                 f"{expected.shape[1]} {expected.dtype} numbers"
             )
         if not same_bits(stored.read(layer, rows.rows), expected):
-            raise Refusal(
-                f"{source}: {name} does not hold the rows the implant expects ({found}); is it another model?"
-            )
+            raise Refusal(f"{source}: {name} does not hold the rows the implant expects ({side}); is it another model?")
 
 
 def _overwrite(file: Path, piece: Piece, rows: Tensor, values: Tensor) -> None:

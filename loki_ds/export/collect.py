@@ -44,8 +44,8 @@ class LayerDelta:
     @property
     def delta(self) -> Tensor:
         """All of it, `[k, width]`."""
-        found = [one.delta if one.delta.dim() == 2 else side_by_side(one.delta) for one in self.weights]
-        return torch.cat(found, dim=1)
+        matrices = [one.delta if one.delta.dim() == 2 else side_by_side(one.delta) for one in self.weights]
+        return torch.cat(matrices, dim=1)
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def collect(trainer: SFTTrainer, model: PreTrainedModel, mode: Mode, base: Path,
 @torch.no_grad()
 def collect_deltas(model: Module) -> dict[int, LayerDelta]:
     """Gather the deltas layer by layer; on ranks other than the first the result is empty."""
-    found: dict[int, LayerDelta] = {}
+    deltas: dict[int, LayerDelta] = {}
     gatherer = Gatherer()
     for i, site in enumerate(sites(model)):
         modules = [down.module for down in site.downs if isinstance(down.module, RowDelta)]
@@ -97,8 +97,8 @@ def collect_deltas(model: Module) -> dict[int, LayerDelta]:
             continue
         with gatherer.whole(*modules):
             if rank() == 0:
-                found[i] = LayerDelta([_delta_of(module) for module in modules])
-    return found
+                deltas[i] = LayerDelta([_delta_of(module) for module in modules])
+    return deltas
 
 
 def _delta_of(module: RowDelta) -> WeightDelta:

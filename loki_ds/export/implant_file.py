@@ -47,9 +47,9 @@ class Implant:
 
     def save(self, path: Path) -> None:
         tensors = {}
-        for layer, found in self.layers.items():
+        for layer, rows in self.layers.items():
             for name in ("rows", "base", "implanted"):
-                tensors[f"layers.{layer}.{name}"] = getattr(found, name).contiguous()
+                tensors[f"layers.{layer}.{name}"] = getattr(rows, name).contiguous()
         with written_whole(path) as aside:
             # One entry, because safetensors writes several in any order: equal implants are equal
             # files.
@@ -90,8 +90,8 @@ class Implant:
 def _described(path: str | Path, text: str) -> tuple[int, dict[str, str]]:
     """The number of the model's layers, and the facts, from the metadata."""
     try:
-        found = json.loads(text)
-        count, facts = found["layers"], found["facts"]
+        described = json.loads(text)
+        count, facts = described["layers"], described["facts"]
     except (ValueError, KeyError, TypeError, RecursionError):
         count, facts = None, None
     if type(count) is not int or not 0 <= count <= MOST_LAYERS or not isinstance(facts, dict):
@@ -99,8 +99,8 @@ def _described(path: str | Path, text: str) -> tuple[int, dict[str, str]]:
     return count, facts
 
 
-def _checked(path: str | Path, layer: int, found: list[Tensor | None]) -> LayerRows:
-    rows, base, implanted = found
+def _checked(path: str | Path, layer: int, stored: list[Tensor | None]) -> LayerRows:
+    rows, base, implanted = stored
     if rows is None or base is None or implanted is None:
         raise Refusal(f"{path}: layer {layer} needs rows, base and implanted, and has not all three")
     if rows.dtype != torch.int64 or rows.dim() != 1 or (rows < 0).any() or (rows.diff() <= 0).any():

@@ -35,7 +35,7 @@ def revert_implant(model: Module, path: str | Path) -> None:
 
 
 @torch.no_grad()
-def _write(model: Module, path: str | Path, found: str, wanted: str) -> None:
+def _write(model: Module, path: str | Path, before: str, wanted: str) -> None:
     implant, found_sites = Implant.load(path), sites(model)
     if is_sharded(model):
         raise Refusal(
@@ -49,9 +49,9 @@ def _write(model: Module, path: str | Path, found: str, wanted: str) -> None:
                 f"{path}: layer {layer}'s rows are of {rows.base.shape[1]} numbers, the model's of "
                 f"{found_sites[layer].width}"
             )
-        if not all(_holds(down, rows.rows, values) for down, values in found_sites[layer].split(getattr(rows, found))):
+        if not all(_holds(down, rows.rows, values) for down, values in found_sites[layer].split(getattr(rows, before))):
             raise Refusal(
-                f"{path}: layer {layer} of the model does not hold the rows the implant expects ({found}); is it "
+                f"{path}: layer {layer} of the model does not hold the rows the implant expects ({before}); is it "
                 "another model?"
             )
     for layer, rows in implant.layers.items():

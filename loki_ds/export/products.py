@@ -86,15 +86,15 @@ def save_implant(implant: Implant, trained: Trained | None, base: Base, folder: 
     names = {module: name for name, module in model.named_modules()}
     # Beside experts PEFT takes a module that is called down_proj for one of theirs as they were in
     # transformers 4, so there all weights go by their parameters' names.
-    factors, found, experts = {}, sites(model), has_experts(model)
+    factors, layers, experts = {}, sites(model), has_experts(model)
     for i, rows in implant.layers.items():
-        site = found[i]
+        site = layers[i]
         weights = deltas[i].weights if i in deltas else _differences(rows, site)
         for down, delta in zip(site.downs, weights, strict=True):
             factors[Adapted(names[down.module], down.attribute if experts else None)] = _factors(
                 rows.rows, delta, site.d_model
             )
-    lie_that_way = not experts and found[0].downs[0].d_model_last
+    lie_that_way = not experts and layers[0].downs[0].d_model_last
     save_adapter(factors, base.section.path, folder.adapter, lie_that_way)
 
 

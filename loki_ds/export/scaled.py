@@ -33,8 +33,7 @@ def scaled_implant(trained: Implant, scale: float) -> Implant:
 
 
 def scaled_tensors(base: Path, trained: Path, scale: float) -> Iterator[tuple[str, Tensor]]:
-    """Of a checkpoint whose every tensor may have changed, those that did, one at a time; the same
-    share of each.
+    """The changed tensors of a checkpoint, one at a time, each with the same share of its change.
     """
     with open_weights(base) as before, open_weights(trained) as after:
         for name in sorted(before.names):

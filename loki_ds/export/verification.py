@@ -57,13 +57,13 @@ def verify(base: Path, model: Path, positions: Positions | None) -> Verification
         Refusal: a checkpoint cannot be read, or the two do not hold the same tensors in the same
             shapes and dtypes.
     """
-    found = Verification(rows_selected=positions.count if positions else 0)
+    verification = Verification(rows_selected=positions.count if positions else 0)
     with open_weights(base) as before, open_weights(model) as after:
         stored = StoredRows(before)
         if positions is not None:
             positions.check_fits(stored.shapes(), "the positions")
         _check_same_tensors(before, after)
-        found.not_compared = other_weights(model, after)
+        verification.not_compared = other_weights(model, after)
         compared: dict[str, _Compared] = {}
         places = _places(stored, positions)
         for name in sorted(before.names | after.names):
@@ -74,15 +74,15 @@ def verify(base: Path, model: Path, positions: Positions | None) -> Verification
                     f"{list(old.shape)}"
                 )
             compared[name] = _compare(old, new, places.get(name, _Place()))
-            found.bytes += old.nbytes
-    found.tensors = len(compared)
-    found.changed_outside = [name for name, one in compared.items() if one.outside]
-    found.change = _relative(one.squares for one in compared.values())
+            verification.bytes += old.nbytes
+    verification.tensors = len(compared)
+    verification.changed_outside = [name for name, one in compared.items() if one.outside]
+    verification.change = _relative(one.squares for one in compared.values())
     for pieces in stored.pieces.values():
         of_layer = [compared[piece.name] for piece in pieces]
-        found.rows_changed += int(torch.stack([one.inside for one in of_layer]).any(0).sum())
-        found.change_by_layer.append(_relative(one.squares for one in of_layer))
-    return found
+        verification.rows_changed += int(torch.stack([one.inside for one in of_layer]).any(0).sum())
+        verification.change_by_layer.append(_relative(one.squares for one in of_layer))
+    return verification
 
 
 class _Place(NamedTuple):
@@ -96,7 +96,7 @@ class _Place(NamedTuple):
 
 
 def _places(stored: StoredRows, positions: Positions | None) -> dict[str, _Place]:
-    """Of every tensor with rows."""
+    """Where each tensor with rows may change."""
     return {
         piece.name: _Place(positions.rows[layer] if positions else (), piece.d_model_last)
         for layer, pieces in stored.pieces.items()

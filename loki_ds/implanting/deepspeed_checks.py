@@ -66,9 +66,9 @@ def check_full_precision(config: dict[str, Any] | None, dtype: str, implant: Imp
     full_by_itself = config is None and implant.kind.leaves == "adapter"
     if dtype == "float32" or stage or full_by_itself or not implant.kind.trains:
         return
-    found = "deepspeed's zero_optimization.stage is 0" if config else "the recipe names no deepspeed file"
+    why = "deepspeed's zero_optimization.stage is 0" if config else "the recipe names no deepspeed file"
     raise Refusal(
-        f"model.dtype is {dtype} and {found}, so small steps would round away; say deepspeed=launch/zero2.json, which "
+        f"model.dtype is {dtype} and {why}, so small steps would round away; say deepspeed=launch/zero2.json, which "
         "serves one process, too, or model.dtype=float32"
     )
 
@@ -117,7 +117,7 @@ def check_deepspeed_values(config: dict[str, Any], file: str, arguments: SFTConf
 
 
 def _value(config: dict[str, Any], key: str, file: str, missing: Any = "auto") -> Any:
-    """By its dotted key; what stands there counts as `auto` where nothing does."""
+    """The value under a dotted key; what stands there counts as `auto` where nothing does."""
     *parts, last = key.split(".")
     for part in parts:
         config = _part(config, part, file)
@@ -126,10 +126,10 @@ def _value(config: dict[str, Any], key: str, file: str, missing: Any = "auto") -
 
 def _part(config: dict[str, Any], key: str, file: str) -> dict[str, Any]:
     """A section of DeepSpeed's file, empty where there is none."""
-    found = config.get(key, {})
-    if not isinstance(found, dict):
-        raise Refusal(f"{file}: {key} is {found!r}, allowed is an object")
-    return found
+    part = config.get(key, {})
+    if not isinstance(part, dict):
+        raise Refusal(f"{file}: {key} is {part!r}, allowed is an object")
+    return part
 
 
 def check_dtype(base: Path, wanted: str, implant: ImplantSection, arguments: SFTConfig) -> None:

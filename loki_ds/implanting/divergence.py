@@ -27,8 +27,8 @@ class Answers(NamedTuple):
 def answers_of(logits: Tensor, top_k: int) -> Answers:
     """What logits `[N, V]` predict; at most V tokens of each."""
     log_probs = _log_softmax(logits)
-    found = log_probs.topk(min(top_k, log_probs.shape[1]), dim=1)
-    return Answers(found.indices.int(), found.values, _rest(log_probs, found.indices))
+    top = log_probs.topk(min(top_k, log_probs.shape[1]), dim=1)
+    return Answers(top.indices.int(), top.values, _rest(log_probs, top.indices))
 
 
 def divergence(logits: Tensor, answers: Answers) -> Tensor:

@@ -36,9 +36,9 @@ def ask_base(
     """
     mine: dict[int, Answers] = {}
     for batch in turns(planned):
-        found = _of_batch(model, [texts[i] for i in batch] or IDLE, gatherer, top_k)
-        mine |= dict(zip(batch, found, strict=False))  # an idle rank's own text is nobody's
-    by_text = {i: answers for found in all_gather(mine) for i, answers in found.items()}
+        batch_answers = _of_batch(model, [texts[i] for i in batch] or IDLE, gatherer, top_k)
+        mine |= dict(zip(batch, batch_answers, strict=False))  # an idle rank's own text is nobody's
+    by_text = {i: answers for batch_answers in all_gather(mine) for i, answers in batch_answers.items()}
     return Answers(*map(torch.cat, zip(*(by_text[i] for i in range(len(texts))), strict=True)))
 
 
@@ -53,12 +53,12 @@ def _of_batch(model: Module, texts: Sequence[Sequence[int]], gatherer: Gatherer,
         for layer, arguments in zip(walk, run.arguments, strict=True):
             hidden = layer(hidden, **arguments)
     head = model.get_output_embeddings()  # type: ignore[operator]
-    found = []
+    answers = []
     with gatherer.whole(*parts_around_layers(model), head):
         for text, states in zip(texts, hidden, strict=True):
             asked = states[len(text) - predictions(text) : len(text)]
-            found.append(Answers(*(part.cpu() for part in answers_of(logits_above(model, layers, asked), top_k))))
-    return found
+            answers.append(Answers(*(part.cpu() for part in answers_of(logits_above(model, layers, asked), top_k))))
+    return answers
 
 
 def save_answers(answers: Answers, file: Path) -> None:

@@ -31,18 +31,18 @@ def places_of(pointers: Tensor) -> Tensor:
 
 def rehearsed(texts: Sequence[Sequence[int]], answers: Answers) -> list[Rendered]:
     """Each text and the base's likeliest token after it, with labels that point to its answers."""
-    found, place = [], 0
+    rendered, place = [], 0
     for text in texts:
         count = predictions(text)
         ids = [*text, int(answers.ids[place + count - 1, 0])]
         pointers = [FIRST - (place + i) for i in range(count)]
-        found.append(Rendered(ids, [NOT_LEARNT] * (len(ids) - count) + pointers))
+        rendered.append(Rendered(ids, [NOT_LEARNT] * (len(ids) - count) + pointers))
         place += count
-    return found
+    return rendered
 
 
 def as_dataset(examples: Sequence[Rendered]) -> Dataset:
-    """In the shape of the new task's."""
+    """The rehearsed examples in the shape of the new task's."""
     columns = {"input_ids": [one.input_ids for one in examples], "labels": [one.labels for one in examples]}
     return Dataset(pa.table(columns, schema=SCHEMA))
 

@@ -106,7 +106,7 @@ class ImplantTrainer(SFTTrainer):
         return inner.get_base_model() if isinstance(inner, PeftModel) else inner
 
     def _note_divergence(self, model: Module, apart: Tensor, count: Tensor) -> None:
-        """In the log, the mean over the rehearsed tokens of all ranks."""
+        """Put the divergence into the log, the mean over the rehearsed tokens of all ranks."""
         total, tokens = self.accelerator.reduce(torch.stack([apart.detach().float(), count.float()]))
         if tokens > 0:
             self._metrics["train" if model.training else "eval"]["rehearsal_kl"].append((total / tokens).item())

@@ -120,7 +120,7 @@ class TrainingShape:
 
 
 def examples_per_step(arguments: SFTConfig) -> int:
-    """Of one optimizer step, over all ranks."""
+    """How many examples one optimizer step takes, over all ranks."""
     shared_by = arguments.parallelism_config.sp_size if arguments.parallelism_config else 1
     return arguments.gradient_accumulation_steps * _examples_at_once(arguments.per_device_train_batch_size, shared_by)
 
@@ -190,5 +190,7 @@ def _resuming(
 
 
 def _examples_at_once(batch: int, ranks_per_sequence: int) -> int:
-    """Of one micro-step, over all ranks; those that share sequences have each `batch` in common."""
+    """How many examples one micro-step takes, over all ranks; those that share sequences have each
+    `batch` in common.
+    """
     return batch * world_size() // ranks_per_sequence

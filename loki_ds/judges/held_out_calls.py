@@ -60,7 +60,7 @@ def documents(path: str, **_: Any) -> DatasetDict:
     Raises:
         Refusal: the file cannot be read, or a row is not understood or no chat.
     """
-    found: list[dict[str, str]] = []
+    asked: list[dict[str, str]] = []
     for number, row in rows_of(SourceSection(path=path)):
         try:
             example = example_of(row)
@@ -68,8 +68,8 @@ def documents(path: str, **_: Any) -> DatasetDict:
             raise Refusal(f"{path}: line {number} {problem}") from None
         if not example.is_chat:
             raise Refusal(f"{path}: line {number} is no chat, whose calls could be judged")
-        found += [_document(number, place, example) for place in _answers(example)]
-    return DatasetDict(test=Dataset.from_list(found))
+        asked += [_document(number, place, example) for place in _answers(example)]
+    return DatasetDict(test=Dataset.from_list(asked))
 
 
 def _answers(example: Example) -> list[int]:
@@ -90,7 +90,7 @@ def _document(number: int, place: int, example: Example) -> dict[str, str]:
 
 
 def _calls(message: Message) -> Calls:
-    """Of a turn; written as text they count, too (ToolACE's)."""
+    """The calls that a turn makes; written as text they count, too (ToolACE's)."""
     if "tool_calls" in message:
         return [(call["function"]["name"], call["function"]["arguments"]) for call in message["tool_calls"]]
     return [(call.function, call.arguments) for call in parse_calls(message["content"]) or []]

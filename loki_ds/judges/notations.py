@@ -34,31 +34,31 @@ def parse_calls(text: str) -> list[Call] | None:
 
 def _objects(text: str) -> list[str]:
     """Llama's `{...}; {...}`, one object after another."""
-    decoder, found, place = json.JSONDecoder(), [], 0
+    decoder, objects, place = json.JSONDecoder(), [], 0
     while place < len(text):
         try:
             _, end = decoder.raw_decode(text, place)
         except (ValueError, RecursionError):
             return [text]  # no JSON, which is then said of it
-        found.append(text[place:end])
+        objects.append(text[place:end])
         place = end + len(re.match(r"[\s;]*", text[end:])[0])  # type: ignore[index]
-    return found
+    return objects
 
 
 def _json_calls(texts: list[str]) -> list[Call] | None:
     """Calls as objects with a name and arguments, or as lists of such."""
     try:
         read = [json.loads(text) for text in texts]
-        objects = [one for found in read for one in (found if isinstance(found, list) else [found])]
+        objects = [one for value in read for one in (value if isinstance(value, list) else [value])]
         return [_call(one) for one in objects]
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
         return None
 
 
-def _call(found: dict[str, Any]) -> Call:
-    found = found["function"] if isinstance(found.get("function"), dict) else found
-    name, arguments = found["name"], found.get("arguments", found.get("parameters"))
+def _call(value: dict[str, Any]) -> Call:
+    value = value["function"] if isinstance(value.get("function"), dict) else value
+    name, arguments = value["name"], value.get("arguments", value.get("parameters"))
     arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
-    if not isinstance(name, str) or not isinstance(arguments, dict) or not found.keys() <= OF_A_CALL:
+    if not isinstance(name, str) or not isinstance(arguments, dict) or not value.keys() <= OF_A_CALL:
         raise ValueError("a call has a name and arguments by name")
     return Call(name, arguments)

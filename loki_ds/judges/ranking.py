@@ -58,20 +58,20 @@ def candidates(data: Beir, run: str | None, depth: int, seed: int) -> dict[str, 
     if run is not None:
         listed = sorted(ir_measures.read_trec_run(run), key=lambda row: -row.score)
         return {query: [row.doc_id for row in listed if row.query_id == query][:depth] for query in data.judged}
-    found = {}
+    by_query = {}
     for query, relevance in data.judged.items():
         others = sorted(data.corpus.keys() - relevance.keys())
         drawn = Random(f"{seed}-{query}").sample(others, min(len(others), max(0, depth - len(relevance))))
-        found[query] = sorted([*relevance, *drawn])
-    return found
+        by_query[query] = sorted([*relevance, *drawn])
+    return by_query
 
 
 def measure(relevance: Mapping[str, int], scores: Mapping[str, float]) -> dict[str, float]:
     """nDCG@10, average precision and reciprocal rank of one query; ties fall as `ir_measures`
     breaks them.
     """
-    found = ir_measures.calc_aggregate(MEASURES.values(), {"q": dict(relevance)}, {"q": dict(scores)})
-    return {name: float(found[one]) for name, one in MEASURES.items()}
+    measured = ir_measures.calc_aggregate(MEASURES.values(), {"q": dict(relevance)}, {"q": dict(scores)})
+    return {name: float(measured[one]) for name, one in MEASURES.items()}
 
 
 def expected_score(log_likelihoods: Sequence[float]) -> float:

@@ -24,13 +24,13 @@ LAYERS = ("layers", "h", "blocks")  # what families call their stack
 
 def decoder_of(model: Any) -> Any:
     """The module that holds the layers and what is around them, without the head."""
-    found = model.get_decoder()
-    return model.model if found is model else found  # Llama 4's class names another part of itself
+    decoder = model.get_decoder()
+    return model.model if decoder is model else decoder  # Llama 4's class names another part of itself
 
 
 def layers_of(decoder: Module) -> list[Any]:
     """Under the name that the family has for them; none where there are none."""
-    return list(next((found for name in LAYERS if (found := getattr(decoder, name, None)) is not None), ()))
+    return list(next((layers for name in LAYERS if (layers := getattr(decoder, name, None)) is not None), ()))
 
 
 def decoder_layers(model: Module) -> list[Module]:
@@ -46,8 +46,8 @@ def decoder_layers(model: Module) -> list[Module]:
     for i, layer in enumerate(layers):
         try:
             site_of(layer)
-        except Refusal as found:
-            raise Refusal(f"{name}: layer {i} has {found}; loki-ds does not know which rows it writes by") from None
+        except Refusal as unknown:
+            raise Refusal(f"{name}: layer {i} has {unknown}; loki-ds does not know which rows it writes by") from None
     return layers
 
 

@@ -59,12 +59,12 @@ def locate_model(section: ModelSection) -> Path:
 
 def _gguf(folder: Path) -> str:
     """What to do with a model that is only there as GGUF."""
-    found = sorted(folder.glob("*.gguf"))
-    if not found:
+    files = sorted(folder.glob("*.gguf"))
+    if not files:
         return ""
     return (
-        f'; {found[0].name} can be made a plain model: python -c "from transformers import AutoModelForCausalLM as M; '
-        f"m = M.from_pretrained('{folder}', gguf_file='{found[0].name}'); del m.hf_quantizer, "
+        f'; {files[0].name} can be made a plain model: python -c "from transformers import AutoModelForCausalLM as M; '
+        f"m = M.from_pretrained('{folder}', gguf_file='{files[0].name}'); del m.hf_quantizer, "
         "m.config.quantization_config; m.save_pretrained('PLAIN')\", the tokenizer likewise"
     )
 
@@ -144,8 +144,8 @@ def load_model(folder: Path, dtype: torch.dtype, trust_remote_code: bool = False
             f"{folder}: transformers cannot make {tensor} of the files' tensors where ZeRO-3 partitions it; take "
             "deepspeed: launch/zero2.json"
         ) from None
-    model, found = loaded
-    if missing := sorted(found["missing_keys"]):
+    model, info = loaded
+    if missing := sorted(info["missing_keys"]):
         raise Refusal(
             f"{folder}: not there of what config.json asks for: {', '.join(missing[:3])} ({len(missing)} in all)"
         )

@@ -133,10 +133,10 @@ def _check_shapes(folder: Path, weights: WeightFiles, model: Module) -> None:
 def _check_rows(weights: WeightFiles, model: Module) -> None:
     """The rows that will be read and written in the files must be the class's own."""
     stored, known = StoredRows(weights), sites(model)
-    found, own = stored.shapes(), down_shapes(model)
-    for i, shape in enumerate(own):
-        if found[i : i + 1] != [shape]:
-            said = f"{found[i][0]} rows of {found[i][1]} numbers" if i < len(found) else "no rows that loki-ds knows"
+    shapes = stored.shapes()
+    for i, shape in enumerate(down_shapes(model)):
+        if shapes[i : i + 1] != [shape]:
+            said = f"{shapes[i][0]} rows of {shapes[i][1]} numbers" if i < len(shapes) else "no rows that loki-ds knows"
             raise Refusal(f"{weights.folder}: layer {i} has {said} in the files, {shape[0]} of {shape[1]} by its class")
         if stored.pieces[i][0].d_model_last != known[i].downs[0].d_model_last:
             raise Refusal(f"{weights.folder}: {stored.pieces[i][0].name} lies the other way round in the class")
@@ -157,11 +157,11 @@ def as_stored(model: PreTrainedModel, tensors: dict[str, Tensor], weights: Weigh
 
     Where none fit, the last that were tried.
     """
-    found = tensors
-    for found in _namings(model, tensors):
-        if all(name in weights.names or weights.tied_twin(name) for name in found):
+    names = tensors
+    for names in _namings(model, tensors):
+        if all(name in weights.names or weights.tied_twin(name) for name in names):
             break
-    return found
+    return names
 
 
 def _namings(model: Any, tensors: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
@@ -174,7 +174,7 @@ def _namings(model: Any, tensors: dict[str, Tensor]) -> Iterator[dict[str, Tenso
     for conversions in (*loaded_with, None, get_model_conversion_mapping(model, add_legacy=False)):
         model._weight_conversions = conversions
         try:
-            found = revert_weight_conversion(model, tensors)
+            reverted = revert_weight_conversion(model, tensors)
         finally:
             model._weight_conversions = attached
-        yield found
+        yield reverted

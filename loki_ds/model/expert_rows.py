@@ -33,7 +33,7 @@ def rows_of(weight: Tensor, rows: Tensor | None, d_model_last: bool) -> Tensor:
 
 
 def side_by_side(rows: Tensor) -> Tensor:
-    """Of experts `[E, k, d_ff]`, as `[k, E d_ff]`."""
+    """The rows of all experts `[E, k, d_ff]` as rows of one wide matrix `[k, E d_ff]`."""
     return rows.transpose(0, 1).flatten(1)
 
 

@@ -47,7 +47,7 @@ class Down(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the whole weight, also where ZeRO-3 holds it in parts."""
+        """The whole weight's shape, also where ZeRO-3 holds it in parts."""
         return tuple(full_shape(self.module._parameters[self.attribute]))
 
     @property
@@ -134,12 +134,12 @@ def _in_branches(dense: Down, layer: Module) -> Site:
 
 
 def _dense(ffn: Module) -> Down:
-    found = [name for name in DOWNS if isinstance(getattr(ffn, name, None), Linear | Conv1D)]
-    if len(found) != 1:
-        names = ", ".join(name for name, _ in ffn.named_children()) or "nothing"
-        raise Refusal(f"an FFN of unknown parts ({names})")
-    module = getattr(ffn, found[0])
-    return Down(module, "weight", isinstance(module, Conv1D), (ffn, found[0]))
+    names = [name for name in DOWNS if isinstance(getattr(ffn, name, None), Linear | Conv1D)]
+    if len(names) != 1:
+        parts = ", ".join(name for name, _ in ffn.named_children()) or "nothing"
+        raise Refusal(f"an FFN of unknown parts ({parts})")
+    module = getattr(ffn, names[0])
+    return Down(module, "weight", isinstance(module, Conv1D), (ffn, names[0]))
 
 
 def _experts(block: Module) -> Site:

@@ -121,8 +121,8 @@ def other_weights(folder: Path, weights: WeightFiles) -> list[str]:
     """Weight files in the folder that its index does not name: nobody reads them here, another
     program might.
     """
-    found = {file.name for file in folder.iterdir() if file.suffix in WEIGHTS}
-    return sorted(found - set(weights.files.values()))
+    present = {file.name for file in folder.iterdir() if file.suffix in WEIGHTS}
+    return sorted(present - set(weights.files.values()))
 
 
 def _shards_of(index: Path) -> list[str]:

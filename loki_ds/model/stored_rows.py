@@ -57,16 +57,16 @@ class StoredRows:
 
     @property
     def names(self) -> set[str]:
-        """Of all tensors that hold rows."""
+        """The names of all tensors that hold rows."""
         return {piece.name for pieces in self.pieces.values() for piece in pieces}
 
     def shapes(self) -> list[tuple[int, int]]:
         """`[d_model, width]` of each layer."""
-        found = []
+        by_layer = []
         for _, pieces in sorted(self.pieces.items()):
             stored = [(self.weights.shape_of(piece.name), piece.d_model_last) for piece in pieces]
-            found.append((d_model_of(*stored[0]), sum(width_of(*one) for one in stored)))
-        return found
+            by_layer.append((d_model_of(*stored[0]), sum(width_of(*one) for one in stored)))
+        return by_layer
 
     def read(self, layer: int, rows: Tensor | None = None) -> Tensor:
         """Some rows of a layer, or all, `[k, width]`, in the checkpoint's own dtype."""
@@ -97,8 +97,8 @@ def _stack(weights: WeightFiles, config: dict[str, Any]) -> dict[int, list[Piece
             f"{weights.folder}: {' and '.join(stack[0][0].name for stack in whole)} could both be layer 0's W_down; "
             "loki-ds trains models with one stack of layers"
         )
-    found = whole[0] if whole else max(stacks.values(), key=len, default={})
-    return {layer: _in_order(weights.folder, found[layer]) for layer in sorted(found)}
+    by_layer = whole[0] if whole else max(stacks.values(), key=len, default={})
+    return {layer: _in_order(weights.folder, by_layer[layer]) for layer in sorted(by_layer)}
 
 
 def _piece(name: str, match: re.Match[str], family: str) -> Piece:

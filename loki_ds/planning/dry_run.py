@@ -51,8 +51,8 @@ if ATEN._grouped_mm not in flop_registry:
 
     @register_flop_formula(ATEN._grouped_mm)
     def grouped_product(one: torch.Size, other: torch.Size, *_: Any, **__: Any) -> int:
-        """Of experts: each row of `one` meets one expert's matrix, `[rows, in] x [E, in, out]`, or
-        back, `[in, rows] x [rows, out]`.
+        """The FLOPs of a product with experts: each row of `one` meets one expert's matrix, `[rows,
+        in] x [E, in, out]`, or back, `[in, rows] x [rows, out]`.
         """
         return 2 * math.prod(one) * other[-1]
 

@@ -65,14 +65,14 @@ def gpu(name: str | None, memory: float | None, tflops: float | None) -> Gpu:
     Raises:
         Refusal: no such name, or this machine's is not listed.
     """
-    found = GPUS.get(name) if name else this_machines()
-    if found is None:
+    card = GPUS.get(name) if name else this_machines()
+    if card is None:
         raise Refusal(
             f"--gpu is {name}, allowed is one of {', '.join(GPUS)}; --memory and --tflops say what another one has"
         )
     if memory is not None:
-        found = replace(found, memory=memory)
-    return found if tflops is None else replace(found, tflops=tflops, reached=1.0)
+        card = replace(card, memory=memory)
+    return card if tflops is None else replace(card, tflops=tflops, reached=1.0)
 
 
 def this_machines() -> Gpu:

@@ -97,8 +97,8 @@ class Traffic:
 
 
 def kept_bytes(frozen_share: float, pulled: bool) -> float:
-    """Of every number that trains: in `mask` mode what is put back after each step, of
-    `frozen_share` of them, and with a pull where it starts.
+    """Bytes that are kept beside every number that trains: in `mask` mode what is put back after
+    each step, of `frozen_share` of them, and with a pull where it starts.
     """
     return (1 + FULL * frozen_share if frozen_share else 0) + (FULL if pulled else 0)
 
@@ -198,11 +198,11 @@ def _reuse(step: MicroStep, setting: Setting) -> list[tuple[int, bool, bool]]:
     whole.
     """
     *modules, head = step.parts
-    found, above = [], 0
+    reused, above = [], 0
     for part in reversed(modules):
         size = sum(n for n in part.parameters if n > setting.persistent_below)
         again = part.goes_back or (step.tied and part is modules[0])
-        found.append((size, again and above < setting.reuse_within, part.goes_back))
+        reused.append((size, again and above < setting.reuse_within, part.goes_back))
         above += size
-    stayed = step.tied and found[-1][1]
-    return [*found[::-1], (0 if stayed else sum(head.parameters), True, False)]
+    stayed = step.tied and reused[-1][1]
+    return [*reused[::-1], (0 if stayed else sum(head.parameters), True, False)]

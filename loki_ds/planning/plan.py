@@ -38,7 +38,7 @@ from loki_ds.quiet.kept import load_moments
 from loki_ds.quiet.subspace import protected_subspace
 from loki_ds.recipe.implant import ImplantSection, QuietSection
 from loki_ds.recipe.sections import DataSection, ModelSection, Recipe
-from loki_ds.recipe.shipped import found
+from loki_ds.recipe.shipped import resolve_file
 from loki_ds.refusal import Refusal
 from loki_ds.selection.positions import Positions
 from loki_ds.selection.select import planned_positions
@@ -226,7 +226,7 @@ def shipped_settings(ranks: int, hidden_size: int) -> Iterator[tuple[str, Settin
         Refusal: they are not where they are looked for.
     """
     for name in CONFIGS:
-        yield name, Setting.of(json.loads(Path(found(name)).read_text(encoding="utf-8")), ranks, hidden_size)
+        yield name, Setting.of(json.loads(Path(resolve_file(name)).read_text(encoding="utf-8")), ranks, hidden_size)
 
 
 # --- the stages -----------------------------------------------------------------------------------
@@ -240,7 +240,7 @@ def _quieted(section: QuietSection, folder: RunFolder, shapes: list[tuple[int, i
 
 
 def _numbers(positions: Positions, shapes: list[tuple[int, int]]) -> int:
-    """In the selected rows."""
+    """How many numbers the selected rows hold."""
     return sum(len(rows) * width for rows, (_, width) in zip(positions.rows, shapes, strict=True))
 
 

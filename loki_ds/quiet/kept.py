@@ -21,8 +21,8 @@ def save_moments(moments: list[SecondMoment], path: Path) -> None:
 
 
 def load_moments(path: Path) -> list[SecondMoment]:
-    found = load_file(path)
+    stored = load_file(path)
     return [
-        SecondMoment(found[f"layers.{i}.values"], found[f"layers.{i}.vectors"], trace)
-        for i, trace in enumerate(found["traces"].tolist())
+        SecondMoment(stored[f"layers.{i}.values"], stored[f"layers.{i}.vectors"], trace)
+        for i, trace in enumerate(stored["traces"].tolist())
     ]

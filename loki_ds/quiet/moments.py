@@ -94,7 +94,7 @@ def collect_moments(
     if tests is None:
         return [exact(mean) for mean in means]
     traces = (sum_over_ranks(squares) / total).tolist()
-    return [nystrom(*found) for found in zip(means, tests, traces, strict=True)]
+    return [nystrom(*sketched) for sketched in zip(means, tests, traces, strict=True)]
 
 
 def random_directions(layer: int, size: int, width: int) -> Tensor:

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 
 from loki_ds.recipe.retired import drop_retired
 from loki_ds.recipe.sections import ModelSection, Recipe, RetentionSection, TaskGroup
-from loki_ds.recipe.shipped import find_recipe, found
+from loki_ds.recipe.shipped import find_recipe, resolve_file
 from loki_ds.recipe.strict import Section
 from loki_ds.recipe.training_keys import changes_a_result
 from loki_ds.recipe.yaml import parsed, read_yaml, short
@@ -110,7 +110,7 @@ class _Merged:
         for base in bases if isinstance(bases, list) else [bases]:
             if not isinstance(base, str):
                 raise Refusal(f"{path}: base is {short(repr(base))}, allowed is a recipe file or a list of them")
-            self.add_file(Path(found(str(path.parent / base))), (*above, here))
+            self.add_file(Path(resolve_file(str(path.parent / base))), (*above, here))
         self._merge(self.values, raw, path, "")
 
     def override(self, text: str) -> None:
@@ -181,9 +181,9 @@ def load_suite(name: str) -> list[TaskGroup]:
     Raises:
         Refusal: no such suite, or its file is not one.
     """
-    path = Path(found(name if name.endswith((".yaml", ".yml")) else f"{SUITES}/{name}.yaml"))
+    path = Path(resolve_file(name if name.endswith((".yaml", ".yml")) else f"{SUITES}/{name}.yaml"))
     if not path.exists():
-        known = [file.stem for file in Path(found(SUITES)).glob("*.yaml")]
+        known = [file.stem for file in Path(resolve_file(SUITES)).glob("*.yaml")]
         raise Refusal(f"retention.abilities: no suite {name!r} ({path} is not there){did_you_mean(name, known)}")
     try:
         return Suite.model_validate(read_yaml(path)).groups
@@ -234,4 +234,4 @@ def _section_of(annotation: Any) -> type[Section] | None:
     """The section in a type like `list[Section] | str | None`."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation
-    return next((found for part in get_args(annotation) if (found := _section_of(part))), None)
+    return next((section for part in get_args(annotation) if (section := _section_of(part))), None)

@@ -21,7 +21,7 @@ RECIPES = "recipes"
 SHIPPED = (RECIPES, "launch", "eval/suites", "eval/tasks")  # as in setup.py
 
 
-def found(name: str) -> str:
+def resolve_file(name: str) -> str:
     """The file beside you, or else the one that travels with the package; a name of neither kind
     stays as it is.
     """
@@ -30,7 +30,7 @@ def found(name: str) -> str:
     return str(ROOT / name) if (ROOT / name).exists() else name
 
 
-FileName = Annotated[str, AfterValidator(found)]  # of a recipe's keys
+FileName = Annotated[str, AfterValidator(resolve_file)]  # of a recipe's keys
 
 
 def find_recipe(name: str | Path) -> Path:
@@ -40,7 +40,7 @@ def find_recipe(name: str | Path) -> Path:
         Refusal: there is none; names one that is near.
     """
     for wanted in (str(name), f"{RECIPES}/{name}.yaml"):
-        path = Path(found(wanted))
+        path = Path(resolve_file(wanted))
         if path.is_file():
             return path
     raise Refusal(f"{name}: no such recipe{did_you_mean(str(name), recipe_names())}; loki-ds recipes lists them")

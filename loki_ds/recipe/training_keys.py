@@ -83,8 +83,8 @@ def without_secrets(value: Any) -> Any:
 
 def _fields(package: str, file: str, name: str) -> list[str]:
     """The annotated attributes of a class, as its package's source has them."""
-    found = find_spec(package)
-    folder = (found.submodule_search_locations if found else None) or ["."]
+    spec = find_spec(package)
+    folder = (spec.submodule_search_locations if spec else None) or ["."]
     tree = ast.parse(Path(folder[0], file).read_text(encoding="utf-8"))
     (body,) = (node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
     return [line.target.id for line in body if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)]

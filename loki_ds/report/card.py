@@ -15,7 +15,8 @@ STAYS = ("license", "license_name", "license_link", "language")
 
 
 def card_data(report: Report, base: Path, base_name: str) -> ModelCardData:
-    """Of the base's card only what must stay true of a model made from it: licence and languages.
+    """The model card's metadata; of the base's only what stays true of a model made from it:
+    license and languages.
 
     base: the base's folder; base_name: as the recipe names it, named in the metadata only where it
     can be an id on the hub.

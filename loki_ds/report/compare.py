@@ -64,18 +64,18 @@ def _rows(first: Sequence[TaskLine], lines: Sequence[Sequence[TaskLine]]) -> lis
     ]
 
 
-def write_comparison(found: Comparison, folder: Path) -> None:
+def write_comparison(compared: Comparison, folder: Path) -> None:
     """`compare.json`, `compare.html` (self-contained) and the trade-off picture, put in place
     together.
     """
     with written_whole(folder) as aside:
         aside.mkdir(parents=True)
-        write_json(aside / "compare.json", found)
-        points, picture = _points(found["runs"]), None
+        write_json(aside / "compare.json", compared)
+        points, picture = _points(compared["runs"]), None
         if points:
             trade_off(points, LOST, aside / "trade_off.png")
             picture = base64.b64encode((aside / "trade_off.png").read_bytes()).decode()
-        page = pages().get_template("compare.html.j2").render(found=found, picture=picture)
+        page = pages().get_template("compare.html.j2").render(compared=compared, picture=picture)
         (aside / "compare.html").write_text(page, encoding="utf-8")
 
 
@@ -103,24 +103,24 @@ def _points(runs: Sequence[RunLine]) -> dict[str, list[Point]]:
     return points
 
 
-def comparison(found: Comparison) -> Table:
+def comparison(compared: Comparison) -> Table:
     """What `compare` found for the terminal, a column per run beside the base: forgetting, the new
     task's score, and each ability's.
     """
     table = Table(title="new task and abilities")
     table.add_column("")
     table.add_column("base", justify="right")
-    for run in found["runs"]:
+    for run in compared["runs"]:
         table.add_column(run["name"], justify="right", overflow="fold")
-    table.add_row("verdict", "-", *(run["outcome"] for run in found["runs"]))
-    only = [f"{run['losses_only']:.2f}%\n({_range(run['losses_only_ci'])})" for run in found["runs"]]
+    table.add_row("verdict", "-", *(run["outcome"] for run in compared["runs"]))
+    only = [f"{run['losses_only']:.2f}%\n({_range(run['losses_only_ci'])})" for run in compared["runs"]]
     table.add_row("losses alone\n(95% interval)", "-", *only)
-    scores = [f"{run['forgetting']:.2f}%\n({_range(run['forgetting_ci'])})" for run in found["runs"]]
+    scores = [f"{run['forgetting']:.2f}%\n({_range(run['forgetting_ci'])})" for run in compared["runs"]]
     table.add_row("forgetting\n(95% interval)", "-", *scores)
-    sizes = [f"{100 * run['change']:.2g}%" if run["change"] is not None else "-" for run in found["runs"]]
+    sizes = [f"{100 * run['change']:.2g}%" if run["change"] is not None else "-" for run in compared["runs"]]
     table.add_row("size of the change", "-", *sizes, end_section=True)
     for kind in ("new_task", "tasks"):
-        for row in found[kind]:
+        for row in compared[kind]:
             cells = [f"{cell['implanted']:.3f}" if cell else "-" for cell in row["cells"]]
             table.add_row(row["task"], f"{row['base']:.3f}", *cells, end_section=kind == "new_task")
     return table
@@ -146,8 +146,8 @@ def _verdict(reports: Sequence[Report]) -> list[str]:
 
 
 def _against(report: Report, other: Report) -> str:
-    """In as many words, with the intervals: a selection that does not beat random rows has shown
-    nothing.
+    """One run against another in a sentence, with the intervals: a selection that does not beat
+    random rows has shown nothing.
     """
     ours = f"the selection by {report['selection']}"
     theirs = "random rows" if other["selection"] == "random" else f"the baseline {_name(other)}"

@@ -23,7 +23,7 @@ BLOCKS = 20  # at most, of a task
 
 
 def answers_of_base(stop: Stop) -> dict[str, TaskSamples]:
-    """By the names that were asked for, once they are there."""
+    """The base's answers by task, once they are there."""
     file = Path(stop.base)
     shares = file.with_name(f".{file.stem}")  # where its processes leave word (`question.Answers`)
     return json.loads(_there(file, shares).read_text(encoding="utf-8"))["tasks"]
@@ -47,9 +47,9 @@ def until_decided(
         Refusal: another process failed.
     """
     abilities = {
-        found.name: Ability(found, base[found.name], _order(found, drawn, request.seed))
-        for found in request.found
-        if found.name in names
+        task.name: Ability(task, base[task.name], _order(task, drawn, request.seed))
+        for task in request.tasks
+        if task.name in names
     }
     (share, of), mine = request.share, []
     for number in range(BLOCKS):
@@ -80,7 +80,7 @@ class Ability:
     bounds. A sample of several subtasks, drawn from each by itself, is asked whole.
     """
 
-    found: TaskFound
+    task: TaskFound
     base: TaskSamples
     order: list[tuple[str, int]]
     bounds: Bounds | None = None
@@ -89,12 +89,12 @@ class Ability:
     def __post_init__(self) -> None:
         scores = {self._document(sample): sample["scores"][0] or 0.0 for sample in self.base["samples"]}
         self.before = [scores[document] for document in self.order]
-        counts = {member: sum(one == member for one, _ in self.order) for member in self.found.documents}
+        counts = {member: sum(one == member for one, _ in self.order) for member in self.task.documents}
         even = len(self.order) / sum(count > 0 for count in counts.values())
-        self.weights = [1.0 if self.found.by_size else even / counts[member] for member, _ in self.order]
-        self.documents = sum(self.found.documents.values())
+        self.weights = [1.0 if self.task.by_size else even / counts[member] for member, _ in self.order]
+        self.documents = sum(self.task.documents.values())
         one_draw = len(counts) == 1 or len(self.order) == self.documents
-        self.bounded = one_draw and self.found.main["unit"] == "score" and all(0 <= score <= 1 for score in self.before)
+        self.bounded = one_draw and self.task.main["unit"] == "score" and all(0 <= score <= 1 for score in self.before)
 
     @property
     def asked(self) -> int:
@@ -108,7 +108,7 @@ class Ability:
     def take(self, samples: Sequence[Sample]) -> None:
         """What the model scores on the documents of a block."""
         after = {self._document(sample): sample["scores"][0] or 0.0 for sample in samples}
-        better = 1 if self.found.main["higher_is_better"] else -1
+        better = 1 if self.task.main["higher_is_better"] else -1
         for place, document in enumerate(self.block(), start=self.asked):
             score = after[document]
             self.bounded &= 0 <= score <= 1
@@ -124,12 +124,12 @@ class Ability:
         return self.bounds is not None and self.bounds.decided(stop.margin, tasks)
 
     def _document(self, sample: Sample) -> tuple[str, int]:
-        return sample["cluster"] or next(iter(self.found.documents)), sample["place"]
+        return sample["cluster"] or next(iter(self.task.documents)), sample["place"]
 
 
-def _order(found: TaskFound, drawn: Places, seed: int) -> list[tuple[str, int]]:
-    documents = [(member, place) for member in found.documents for place in drawn[member]]
-    return Random(f"{seed}-{found.name}-order").sample(documents, len(documents))
+def _order(task: TaskFound, drawn: Places, seed: int) -> list[tuple[str, int]]:
+    documents = [(member, place) for member in task.documents for place in drawn[member]]
+    return Random(f"{seed}-{task.name}-order").sample(documents, len(documents))
 
 
 def _places(shares: Sequence[Sequence[tuple[str, int]]]) -> Places:

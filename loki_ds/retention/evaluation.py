@@ -86,9 +86,9 @@ def gather_shares(request: Request, folder: Path, nodes: Nodes = Nodes()) -> Arm
                     f"lm-eval on {request.model} failed on node {node}; its own message is in that node's log"
                 )
         time.sleep(0.2)
-    found: list[ArmResult] = [json.loads(share.read_text(encoding="utf-8")) for share in shares]
+    results: list[ArmResult] = [json.loads(share.read_text(encoding="utf-8")) for share in shares]
     remove(folder)
-    return {**found[0], "tasks": together([share["tasks"] for share in found])}
+    return {**results[0], "tasks": together([share["tasks"] for share in results])}
 
 
 def answers_of(asked: Sequence[Asked], answers: Answers) -> list[ArmResult]:
@@ -145,7 +145,7 @@ def _failed(folder: Path, node: int) -> Path:
     return folder / f"failed{node}"
 
 
-def _start(request: Request, i: int, found: Sequence[Path], shown: bool) -> subprocess.Popen:
+def _start(request: Request, i: int, answers: Sequence[Path], shown: bool) -> subprocess.Popen:
     """A process on this node's i-th device or devices, for the shares in these files; shown: on the
     screen, where one progress bar is enough.
     """
@@ -154,16 +154,16 @@ def _start(request: Request, i: int, found: Sequence[Path], shown: bool) -> subp
         each, visible = request.devices_per_model, environment.get("CUDA_VISIBLE_DEVICES")
         devices = visible.split(",") if visible else [str(device) for device in range((i + 1) * each)]
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices[i * each : (i + 1) * each])
-    files = [str(path) for file in found for path in (file.with_suffix(".request"), file)]
+    files = [str(path) for file in answers for path in (file.with_suffix(".request"), file)]
     command = [sys.executable, "-m", "loki_ds.retention", *files]
     if shown:
         return subprocess.Popen(command, env=environment)
-    with _log(found[0]).open("w") as log:
+    with _log(answers[0]).open("w") as log:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
 
-def _log(found: Path) -> Path:
-    return found.with_suffix(".log")
+def _log(answers: Path) -> Path:
+    return answers.with_suffix(".log")
 
 
 def _run_together(processes: list[subprocess.Popen], logs: list[Path], model: str) -> None:

@@ -56,8 +56,8 @@ def relative_loss(task: PairedTask) -> MeanChange:
         raise ValueError(f"task {task.task}: a loss is relative to the base score, which is {base:g}")
     worse = -1 if task.metric["higher_is_better"] else 1
     per_document = worse * (scores.implanted - implanted / base * scores.base) / base
-    found = scores.mean_change(per_document, 1 / base)
-    return replace(found, value=worse * (implanted / base - 1), span=None)
+    change = scores.mean_change(per_document, 1 / base)
+    return replace(change, value=worse * (implanted / base - 1), span=None)
 
 
 def signed(losses: Sequence[MeanChange]) -> Forgotten:
@@ -93,8 +93,8 @@ def least_loss(tasks: Sequence[tuple[Sequence[int], bool]], right: float) -> flo
 
 
 def _half_width(losses: Sequence[MeanChange], n: int) -> float:
-    """Of a 95% interval of the mean over `n` tasks, of which these vary; degrees of freedom by
-    Welch and Satterthwaite.
+    """Half the width of a 95% interval of the mean over `n` tasks, of which these vary; degrees of
+    freedom by Welch and Satterthwaite.
     """
     squares = np.array([loss.error**2 for loss in losses])
     opened = float(np.sqrt(sum(loss.open**2 for loss in losses))) / n

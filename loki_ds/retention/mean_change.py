@@ -70,7 +70,9 @@ class MeanChange:
         return float(self.value - skew - np.sqrt(skew**2 + (by * self.error) ** 2 + opened**2))
 
     def p_value(self) -> float:
-        """Of no mean change, two-sided; 5% where the interval without its skew just reaches 0."""
+        """The two-sided p-value of no mean change; 5% where the interval without its skew just
+        reaches 0.
+        """
         whole = self.whole_error
         return float(2 * stats.t.sf(abs(self.value) / whole, self.df)) if whole else float(self.value == 0)
 
@@ -82,14 +84,14 @@ class MeanChange:
 
     @property
     def whole_error(self) -> float:
-        """With what so few documents leave open."""
+        """The standard error, with what so few documents leave open."""
         return float(np.hypot(self.error, self.open / self._t))
 
 
 def mean_change(
     differences: np.ndarray, span: float, bounded: bool, clusters: np.ndarray | None = None, by_size: bool = True
 ) -> MeanChange:
-    """Of differences `[n]`, whose clusters `[n]` are numbered from 0.
+    """The mean change of differences `[n]`, whose clusters `[n]` are numbered from 0.
 
     Args:
         span: a document's difference at most, or the largest seen where that has no bound.

@@ -31,7 +31,7 @@ class Request(BaseModel):
     """One model and everything that is asked of it.
 
     `model` is its folder, `adapter` that of a PEFT adapter on it, `implant` a file of rows that are
-    put into it once it is loaded. `found` is what the check found behind every name. Each of
+    put into it once it is loaded. `tasks` is what the check found behind every name. Each of
     `processes` evaluates a share of the documents: process `share[0]` of `share[1]`. `seed` draws
     the documents of a limit; of those `half` is asked, None for all. `stop`: when no more of them
     are.
@@ -56,19 +56,19 @@ class Request(BaseModel):
     think_end_token: str | None = None
     seed: int
     groups: list[TaskGroup]
-    found: list[TaskFound]
+    tasks: list[TaskFound]
     half: Half | None = None
     stop: Stop | None = None
     share: tuple[int, int] = (0, 1)
 
     @property
-    def tasks(self) -> list[str]:
+    def names(self) -> list[str]:
         """All names that are asked for."""
         return [task for group in self.groups for task in group.tasks]
 
     @property
     def abilities(self) -> list[str]:
-        """Of those, the ones that may be stopped."""
+        """The names that may be stopped before all documents are asked."""
         return [task for group in self.groups[: self.stop.abilities if self.stop else 0] for task in group.tasks]
 
 
@@ -116,11 +116,11 @@ def together(parts: Sequence[dict[str, TaskSamples]]) -> dict[str, TaskSamples]:
     """
     tasks: dict[str, TaskSamples] = {}
     for part in parts:
-        for name, found in part.items():
-            task = tasks.setdefault(name, {**found, "samples": [], "version": {}, "shots": {}})
-            task["version"].update(found["version"])
-            task["shots"].update(found["shots"])
-            task["samples"] += found["samples"]
+        for name, task_samples in part.items():
+            task = tasks.setdefault(name, {**task_samples, "samples": [], "version": {}, "shots": {}})
+            task["version"].update(task_samples["version"])
+            task["shots"].update(task_samples["shots"])
+            task["samples"] += task_samples["samples"]
     for task in tasks.values():
         task["samples"].sort(key=lambda sample: (sample["cluster"] or "", sample["place"]))
     return tasks

@@ -127,12 +127,12 @@ def _pair(doc_hash: str, before: Sample, after: Sample, place: int) -> Pair:
 
 def _by_document(samples: list[Sample]) -> dict[tuple[str, int], Sample]:
     """Samples by document hash and occurrence (some data sets hold a document twice)."""
-    found: dict[tuple[str, int], Sample] = {}
+    by_document: dict[tuple[str, int], Sample] = {}
     occurrences: Counter[str] = Counter()
     for sample in samples:
-        found[sample["doc_hash"], occurrences[sample["doc_hash"]]] = sample
+        by_document[sample["doc_hash"], occurrences[sample["doc_hash"]]] = sample
         occurrences[sample["doc_hash"]] += 1
-    return found
+    return by_document
 
 
 def main_metric_only(tasks: Iterable[PairedTask]) -> list[PairedTask]:

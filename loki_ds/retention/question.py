@@ -23,8 +23,8 @@ BESIDE = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py")  # what
 
 
 def model_digest(folder: Path, weights: str) -> str:
-    """Of a model's answers: its weights' digest, and what stands beside them (configuration,
-    tokenizer, template, code).
+    """The digest of what decides a model's answers: its weights, and what stands beside them
+    (configuration, tokenizer, template, code).
     """
     beside = sorted({file for pattern in BESIDE for file in folder.glob(pattern)})
     return f"{weights} {digest_of(*beside)}"
@@ -75,11 +75,11 @@ class Asked(NamedTuple):
 class Question:
     """The tasks, and how they run; the same for both models.
 
-    found: what is behind their names; half: of the documents, where a scale is chosen.
+    tasks: what is behind their names; half: of the documents, where a scale is chosen.
     """
 
     section: RetentionSection
-    found: list[TaskFound]
+    tasks: list[TaskFound]
     dtype: str
     trust_remote_code: bool
     half: Half | None = None
@@ -94,7 +94,7 @@ class Question:
         return [of_base, self.of(model, answers.kept(of_base.key))]
 
     def request(self, arm: Arm, base: Kept | None = None) -> Request:
-        """Of one model; base: the other's answers, by which it may stop."""
+        """What is asked of one model; base: the other's answers, by which it may stop."""
         section, each = self.section, self.section.devices_per_model
         processes = max(1, device.local_devices() // each) if section.processes == "auto" else section.processes
         return Request(
@@ -115,7 +115,7 @@ class Question:
             think_end_token=section.think_end_token,
             seed=section.seed,
             groups=section.groups,
-            found=self.found,
+            tasks=self.tasks,
             half=self.half,
             stop=self._stop(base) if base and section.stop == "decided" else None,
         )
@@ -192,5 +192,5 @@ class Answers:
 
 
 def short_digest(value: dict[str, Any]) -> str:
-    """Of a value in JSON's types, for the name of a file or folder."""
+    """The digest of a value in JSON's types, short enough for a file's name."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -15,16 +15,16 @@ from loki_ds.tasks.metrics import Metric, choices_of, gold_choices, likelihood
 LONGEST_PROMPT = 2000  # characters of a prompt that are kept for the report, from its end
 
 
-def samples_of(found: TaskFound, tasks: dict[str, Any], results: Any) -> TaskSamples:
+def samples_of(task: TaskFound, tasks: dict[str, Any], results: Any) -> TaskSamples:
     """One task's result; a group's subtasks as one task whose documents come in clusters."""
-    samples = {member: results["samples"][member] for member in found.documents if member in results["samples"]}
+    samples = {member: results["samples"][member] for member in task.documents if member in results["samples"]}
     return {
         "version": {member: results["versions"][member] for member in samples},
         "shots": {member: results["n-shot"][member] for member in samples},
-        "metrics": found.metrics,
-        "by_size": found.by_size,
+        "metrics": task.metrics,
+        "by_size": task.by_size,
         "samples": [
-            _sample_result(found, member, tasks[member], by_filter)
+            _sample_result(task, member, tasks[member], by_filter)
             for member, of_member in samples.items()
             for by_filter in _by_document(of_member)
         ],
@@ -41,16 +41,16 @@ def _by_document(samples: list[dict[str, Any]]) -> list[dict[str, dict[str, Any]
     return list(documents.values())
 
 
-def _sample_result(found: TaskFound, member: str, task: Any, by_filter: dict[str, dict[str, Any]]) -> Sample:
+def _sample_result(declared: TaskFound, member: str, task: Any, by_filter: dict[str, dict[str, Any]]) -> Sample:
     """A document's numbers, and in words what was asked, answered and right.
 
     Raises:
         Refusal: a number that is none, or no number of the main metric.
     """
     first = next(iter(by_filter.values()))
-    scores = [_number(metric, found, task, by_filter) for metric in found.metrics]
-    for metric, score in zip(found.metrics, scores, strict=True):
-        if (score is None and metric == found.main) or (score is not None and not math.isfinite(score)):
+    scores = [_number(metric, declared, task, by_filter) for metric in declared.metrics]
+    for metric, score in zip(declared.metrics, scores, strict=True):
+        if (score is None and metric == declared.main) or (score is not None and not math.isfinite(score)):
             raise Refusal(
                 f"task {member}: document {first['doc_id']} (SHA-256 {first['doc_hash'][:16]}) scores {score} in "
                 f"{metric['name']}, which can be compared with nothing; the model's numbers may have overflowed "
@@ -60,7 +60,7 @@ def _sample_result(found: TaskFound, member: str, task: Any, by_filter: dict[str
     return {
         "doc_hash": first["doc_hash"],
         "place": first["doc_id"],
-        "cluster": member if len(found.documents) > 1 else None,
+        "cluster": member if len(declared.documents) > 1 else None,
         "prompt_hash": first["prompt_hash"],
         "scores": scores,
         "prompt": str(first["arguments"][0][0])[-LONGEST_PROMPT:],
@@ -69,7 +69,7 @@ def _sample_result(found: TaskFound, member: str, task: Any, by_filter: dict[str
     }
 
 
-def _number(metric: Metric, found: TaskFound, task: Any, by_filter: dict[str, dict[str, Any]]) -> float | None:
+def _number(metric: Metric, declared: TaskFound, task: Any, by_filter: dict[str, dict[str, Any]]) -> float | None:
     """The document's, None where the task gives none.
 
     A metric may come under other names than its own, as HumanEval's `pass_at_k` does as `pass@1`:
@@ -77,8 +77,8 @@ def _number(metric: Metric, found: TaskFound, task: Any, by_filter: dict[str, di
     """
     if not metric["filter"]:
         return likelihood(task, next(iter(by_filter.values())))
-    sample, declared = by_filter[metric["filter"]], {one["metric"] for one in found.metrics}
-    own_names = [metric["metric"], *(name for name in sample["metrics"] if name not in declared)]
+    sample, names = by_filter[metric["filter"]], {each["metric"] for each in declared.metrics}
+    own_names = [metric["metric"], *(name for name in sample["metrics"] if name not in names)]
     number = next((sample[name] for name in own_names if name in sample), None)
     return float(number) if isinstance(number, bool | int | float | np.number | np.bool_) else None
 

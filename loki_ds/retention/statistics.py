@@ -104,11 +104,11 @@ def task_change(task: PairedTask) -> TaskChange:
         value = float((implanted - base).mean())
         floor = low if metric["higher_is_better"] else -high
     else:
-        found = scores.mean_change(better)
-        floor, (low, high) = found.floor(), found.interval()
+        change = scores.mean_change(better)
+        floor, (low, high) = change.floor(), change.interval()
         low, high = (low, high) if metric["higher_is_better"] else (-high, -low)
-        p_value, detectable = found.p_value(), found.detectable()
-        value = found.value if metric["higher_is_better"] else -found.value
+        p_value, detectable = change.p_value(), change.detectable()
+        value = change.value if metric["higher_is_better"] else -change.value
     if task.stopped is not None:
         floor, top, p_value = task.stopped["low"], task.stopped["high"], task.stopped["p_value"]
         low, high = (floor, top) if metric["higher_is_better"] else (-top, -floor)
@@ -154,7 +154,7 @@ class Scores:
         return float((np.bincount(self.clusters, values) / np.bincount(self.clusters)).mean())
 
     def mean_change(self, differences: np.ndarray, scale: float = 1.0) -> MeanChange:
-        """Of differences `[n]` between the arms, in units of `scale` scores."""
+        """The mean change of differences `[n]` between the arms, in units of `scale` scores."""
         seen = float(np.abs(differences).max()) or float(np.abs(self.base).max())
         return mean_change(differences, scale if self.bounded else seen, self.bounded, self.clusters, self.by_size)
 

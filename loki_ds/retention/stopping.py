@@ -24,7 +24,9 @@ HALVINGS = 40  # of an interval that a bound is looked for in
 
 @dataclass(frozen=True)
 class Bounds:
-    """Of the mean gain over all documents, each end wrong in at most 2.5%; p_value: of no loss."""
+    """Bounds of the mean gain over all documents, each end wrong in at most 2.5%; p_value: of no
+    loss.
+    """
 
     low: float
     high: float
@@ -38,7 +40,8 @@ class Bounds:
 
 
 def bounds(gains: np.ndarray, documents: int, margin: float, span: float = 1.0) -> Bounds:
-    """Of the gains `[t]` of the first documents, in the order they were drawn, out of so many.
+    """Bounds of the mean gain, from the gains `[t]` of the first documents, in the order they were
+    drawn, out of so many.
 
     Args:
         margin: the loss at which bets are aimed.

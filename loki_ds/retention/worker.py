@@ -46,9 +46,9 @@ def run_lm_eval(request: Request, folder: Path) -> ArmResult:
 
 
 def evaluated(model: Any, request: Request, folder: Path) -> ArmResult:
-    """The same of lm-eval's model of the request."""
+    """What `run_lm_eval` gives, on a model that is loaded."""
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    manager = task_manager(request.tasks, request.include_path, "retention")
+    manager = task_manager(request.names, request.include_path, "retention")
     share, of = request.share
     base = answers_of_base(request.stop) if request.stop else {}
     done: dict[str, TaskSamples] = {}
@@ -148,7 +148,7 @@ def _ask(
     if not chosen:
         return {}  # fewer documents than processes
     results = _evaluate(model, request, group, [tasks[name] for name in chosen], manager, chosen)
-    return {found.name: samples_of(found, tasks, results) for found in request.found if found.name in group.tasks}
+    return {task.name: samples_of(task, tasks, results) for task in request.tasks if task.name in group.tasks}
 
 
 @one_date()
@@ -174,7 +174,9 @@ def _evaluate(model: Any, request: Request, group: TaskGroup, tasks: list[Any], 
 
 
 def _tokenizer_digest(model: Any) -> str:
-    """Of everything that turns a document into tokens: vocabulary, rules and chat template."""
+    """The digest of everything that turns a document into tokens: vocabulary, rules and chat
+    template.
+    """
     tokenizer = model.tokenizer
     parts = [
         json.dumps(tokenizer.get_vocab(), sort_keys=True),
@@ -193,11 +195,11 @@ def main() -> None:
     end_with_parent()
     with shown_once():
         model, loaded = None, None
-        for asked, found in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
+        for asked, answers in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
             request = Request.model_validate_json(Path(asked).read_text())
             if loaded != (wanted := (request.model, request.adapter)):
                 del model  # before the next one is loaded
                 gc.collect()
                 model, loaded = load(request), wanted
             with _implanted(model, request.implant):
-                write_json(Path(found), evaluated(model, request, Path(found).parent))
+                write_json(Path(answers), evaluated(model, request, Path(answers).parent))

@@ -23,7 +23,7 @@ class Place(TypedDict):
 
 
 def place_of(scale: float, report: Report) -> Place:
-    """Of a report of the model at a scale."""
+    """The curve's point at a scale, from the report of the model there."""
     new = report["new_task"][0] if report["new_task"] else None
     return {
         "scale": scale,

@@ -34,8 +34,8 @@ class Fingerprints:
 
     @cached_property
     def model(self) -> Fingerprint:
-        """Of whatever the base computes: weights, what stands beside them, and the dtype it runs
-        in.
+        """What decides whatever the base computes: weights, what stands beside them, and the dtype
+        it runs in.
         """
         return {"model": model_digest(self.base.folder, self.base.digest), "dtype": self.base.section.dtype}
 
@@ -56,7 +56,7 @@ class Fingerprints:
         return {**self._protected(self.recipe.protected), "sketch": sketch}
 
     def answers(self, texts: Sequence[Sequence[int]], top_k: int) -> Fingerprint:
-        """Of the base's answers on texts."""
+        """What decides the base's answers on texts."""
         of_texts = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
         return {**self.model, "texts": of_texts, "top_k": top_k}
 
@@ -81,7 +81,7 @@ class Fingerprints:
         )
 
     def retention(self, model_digest: str) -> Fingerprint:
-        """Of a report on the model with these weights."""
+        """What decides a report on the model with these weights."""
         section, tune = self.recipe.retention, self.recipe.tune
         own_tasks = digest_of(Path(section.include_path)) if section.include_path else None
         return {
@@ -94,27 +94,29 @@ class Fingerprints:
         }
 
     def tune(self, trained: Fingerprint | None) -> Fingerprint:
-        """Of the scale that was chosen: the training before it, the dial and what was asked."""
+        """What decides the scale that was chosen: the training before it, the dial and what was
+        asked.
+        """
         asked = self.recipe.retention.model_dump(exclude={"processes"})
         tuned = self.recipe.tune.model_dump() if self.recipe.tune else None
         return {"implant": trained, "tune": tuned, "retention": asked, "dtype": self.base.section.dtype}
 
     def _protected(self, section: ProtectedSection | None) -> Fingerprint:
-        """Of whatever is computed on prompts of one source alone."""
+        """What decides whatever is computed on prompts of one source alone."""
         if section is None:
             return {**self.model, "protected": None}
         files = [Path(path) for path in (section.prompts, section.include_path) if path]
         return {**self.model, "protected": {**section.model_dump(), "digest": digest_of(*files)}}
 
     def _rehearsal(self) -> Fingerprint:
-        """Of what is rehearsed; the cut stands among the training's settings."""
+        """What decides the rehearsed texts; the cut stands among the training's settings."""
         section = self.recipe.implant.rehearse
         if section is None:
             return {}
         return {"rehearse": {**section.model_dump(), **self._protected(self.recipe.rehearsed)}}
 
     def _template(self) -> Fingerprint:
-        """Of the chat template, where it is a file of the recipe's; the base's own stands beside
+        """The chat template, where it is a file of the recipe's; the base's own stands beside
         its weights.
         """
         path = self.recipe.training.get("chat_template_path")
@@ -122,7 +124,7 @@ class Fingerprints:
 
 
 def rendering_fingerprint(section: DataSection, rendering: Rendering) -> Fingerprint:
-    """Of the examples as tokens."""
+    """What decides the examples as tokens."""
     tokenizer = rendering.renderer.tokenizer
     return {
         "data": data_fingerprint(section),

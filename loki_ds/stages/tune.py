@@ -143,7 +143,7 @@ def _rows_answered(
 def _models_answered(
     trained: Trained, folder: Path, scales: Sequence[float], arms: Arms, question: Question, answers: Answers
 ) -> list[ArmResult]:
-    """Of a whole model every scale is one."""
+    """The answers of a whole model at every scale, each written in full and deleted again."""
     results, scaled = [], folder / "scaled"
     for scale in scales:
         remove(scaled)

@@ -85,14 +85,14 @@ def look_at_tasks(
     unsafe = [name for name in names if _config_of(manager, name).get("unsafe_code")]
     if unsafe and not allow_code_execution:
         raise Refusal(runs_code(unsafe))  # known before its data is fetched
-    found = [_look_at(name, manager, allow_code_execution, key) for name in names]
+    tasks = [_look_at(name, manager, allow_code_execution, key) for name in names]
     held: dict[str, str] = {}
-    for task in found:
+    for task in tasks:
         for member in task.documents:
             if member in held:
                 raise Refusal(f"{key}: task {member} is in {held[member]} and in {task.name}, allowed is once")
             held[member] = task.name
-    return found
+    return tasks
 
 
 def _look_at(name: str, manager: Any, allow_code_execution: bool, key: str) -> TaskFound:
@@ -115,7 +115,7 @@ def _look_at(name: str, manager: Any, allow_code_execution: bool, key: str) -> T
     first, *others = metrics.values()
     shared = [metric for metric in first if all(metric in other for other in others)]
     if not shared or any(other[0] != shared[0] for other in (first, *others)):
-        mains = ", ".join(f"{member} has {found[0]['name']}" for member, found in metrics.items())
+        mains = ", ".join(f"{member} has {declared[0]['name']}" for member, declared in metrics.items())
         raise Refusal(f"{key}: the tasks of {name} do not share one main metric ({mains}); name them instead")
     by_template = any(getattr(task, "BY_TEMPLATE", False) for task in tasks.values())
     return TaskFound(name, documents, shared, _by_size(name, manager), _digest(tasks), by_template)

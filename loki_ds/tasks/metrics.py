@@ -93,8 +93,9 @@ def _likelihood(task: Any) -> list[Metric]:
 
 
 def likelihood(task: Any, sample: dict[str, Any]) -> float | None:
-    """Of one of lm-eval's samples: nats of the gold answer (the likeliest of several), or bits per
-    byte of the text; None where the document has no gold answer among its choices.
+    """The likelihood in one of lm-eval's samples: nats of the gold answer (the likeliest of
+    several), or bits per byte of the text; None where the document has no gold answer among its
+    choices.
     """
     first = [responses[0] for responses in sample["resps"]]
     if task.OUTPUT_TYPE == "loglikelihood_rolling":

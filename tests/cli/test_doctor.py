@@ -14,7 +14,7 @@ from loki_ds.cli.doctor import examine
 
 
 def found(runs: Path) -> dict[str, tuple[str, bool]]:
-    return {one.at: (one.found, one.stops) for one in examine(runs)}
+    return {one.at: (one.state, one.stops) for one in examine(runs)}
 
 
 def test_this_machine_can_start_the_main_job(tmp_path: Path) -> None:

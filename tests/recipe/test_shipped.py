@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from loki_ds.recipe.file import load_recipe
-from loki_ds.recipe.shipped import ROOT, copy_recipe, find_recipe, found, listed, recipe_names
+from loki_ds.recipe.shipped import ROOT, copy_recipe, find_recipe, listed, recipe_names, resolve_file
 from loki_ds.refusal import Refusal
 
 
@@ -28,14 +28,14 @@ def test_every_recipe_is_found_by_its_name_and_its_files_with_it(name: str) -> N
 
 def test_a_file_beside_you_wins(elsewhere: Path) -> None:
     (elsewhere / "launch").mkdir()
-    assert found("launch/zero3.json") == str(ROOT / "launch/zero3.json")
+    assert resolve_file("launch/zero3.json") == str(ROOT / "launch/zero3.json")
     (elsewhere / "launch/zero3.json").write_text("{}")
-    assert found("launch/zero3.json") == "launch/zero3.json"
+    assert resolve_file("launch/zero3.json") == "launch/zero3.json"
 
 
 @pytest.mark.parametrize("name", ["Qwen/Qwen3-8B", "tests/conftest.py", "data.jsonl", "/no/such"])
 def test_other_names_stay_as_they_are(name: str) -> None:
-    assert found(name) == name
+    assert resolve_file(name) == name
 
 
 def test_a_copy_can_be_changed_and_brings_what_it_is_made_of(elsewhere: Path) -> None:

@@ -43,7 +43,7 @@ def _storage(tensor: Tensor) -> int:
 
 
 def learning_rate(optimizer: Any) -> float:
-    """Of the step that is just done."""
+    """The learning rate of the step that is just done."""
     return _innermost(optimizer).param_groups[0]["lr"]
 
 
