@@ -50,8 +50,8 @@ for step in range(STEPS):
         padding=True,
         return_assistant_tokens_mask=True,
     )
-    learnt = torch.as_tensor(batch.pop("assistant_masks")).bool()
-    loss = model(**batch, labels=batch["input_ids"].masked_fill(~learnt, -100)).loss
+    learned = torch.as_tensor(batch.pop("assistant_masks")).bool()
+    loss = model(**batch, labels=batch["input_ids"].masked_fill(~learned, -100)).loss
     loss.backward()
     optimizer.step()
     optimizer.zero_grad()

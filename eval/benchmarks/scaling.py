@@ -93,7 +93,7 @@ def draw(curves: dict[str, list[float]], file: Path) -> None:
         xlabel="GPUs",
         ylabel="tokens a second and GPU",
         ylim=(0, None),
-        title="8B, 4,096 tokens a GPU: modelled, not measured",
+        title="8B, 4,096 tokens a GPU: modeled, not measured",
     )
     axes.set_xticks(RANKS, [str(n) for n in RANKS])
     axes.axvline(NODE, color="grey", linewidth=0.8, linestyle=":")

@@ -171,7 +171,7 @@ def prepare(model: PreTrainedModel, name: str, quota: float) -> tuple[Any, Calla
     if name.endswith("quiet"):
         d_ff = site.width
         bases = [torch.linalg.qr(torch.randn(d_ff, d_ff // PROTECTED, device=device))[0] for _ in layers]
-    train_row_deltas(model, positions, dtype, device, low_rank, seed=0, bases=bases)
+    train_row_deltas(model, positions, dtype, device, low_rank, seed=0, protected_bases=bases)
     return model, lambda _: None
 
 

@@ -70,7 +70,7 @@ def times_seen(word: str) -> int:
 
 def lines(file: str) -> Iterator[str]:
     for line in (WORDNET / file).read_text(encoding="utf-8").splitlines():
-        if not line.startswith(" "):  # its licence
+        if not line.startswith(" "):  # its license
             yield line
 
 

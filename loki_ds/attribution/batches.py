@@ -249,7 +249,7 @@ def sweep_batches(
         mine = deque(whole[start : start + size] for whole in waiting for start in range(0, len(whole), size))
 
 
-def turns(planned: Sequence[list[int]]) -> Iterator[list[int]]:
+def rank_batches(planned: Sequence[list[int]]) -> Iterator[list[int]]:
     """This rank's batch of every turn; empty when it has none left, because every gather needs all
     ranks.
     """

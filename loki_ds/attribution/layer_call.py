@@ -3,8 +3,8 @@ kind of input it carries.
 
 A batch of B prompts, the longest with T tokens, goes through a layer in up to three calls: the
 **shared** tokens that all prompts begin with (C of them, one row for the whole batch), the **rest**
-of each prompt's tokens before the last (up to position P = T - 1), and the **rows** that all sit at
-a prompt's last position. Each call sees the keys and values that the calls before it left.
+of each prompt's tokens before the last (up to position P = T - 1), and the **probes** that all sit
+at a prompt's last position. Each call sees the keys and values that the calls before it left.
 
 Knows what transformers hands to a layer. Knows nothing of interventions, targets or gradients.
 """
@@ -87,11 +87,11 @@ class LayerCall:
         """
         return layer(tokens, **self._for_rest(tokens))
 
-    def rows(self, layer: Module, rows: Tensor) -> Tensor:
-        """`[B, R, d_model]` rows at each prompt's last position: they see the tokens before it and
-        themselves.
+    def probes(self, layer: Module, probes: Tensor) -> Tensor:
+        """`[B, R, d_model]` probes at each prompt's last position: they see the tokens before it
+        and themselves.
         """
-        return layer(rows, **self._for_rows(rows))
+        return layer(probes, **self._for_probes(probes))
 
     def close(self) -> None:
         """From now on the tokens' keys and values are only read."""
@@ -113,21 +113,21 @@ class LayerCall:
             attention_mask=_additive(self.allowed[start:end, :end], like)[None, None],
         )
 
-    def _for_rows(self, rows: Tensor) -> dict[str, Any]:
-        n, count = rows.shape[:2]
-        positions = torch.arange(self.before_last, device=rows.device)
+    def _for_probes(self, probes: Tensor) -> dict[str, Any]:
+        n, count = probes.shape[:2]
+        positions = torch.arange(self.before_last, device=probes.device)
         sees = self.allowed[self.last, : self.before_last] & (positions < self.last[:, None])  # [B, P]
-        alone = torch.eye(count, dtype=torch.bool, device=rows.device).expand(n, -1, -1)
+        alone = torch.eye(count, dtype=torch.bool, device=probes.device).expand(n, -1, -1)
         allowed = torch.cat([sees[:, None].expand(-1, count, -1), alone], dim=2)
-        here = torch.arange(n, device=rows.device), self.last
+        here = torch.arange(n, device=probes.device), self.last
         return self._call(
             **self._tables(lambda table: table.expand(n, -1, -1)[here][:, None]),
             position_ids=self.last[:, None].expand(-1, count),
-            attention_mask=_additive(allowed, rows)[:, None],
+            attention_mask=_additive(allowed, probes)[:, None],
         )
 
     def with_graph(self) -> AbstractContextManager:
-        """What a call of `rows` needs around it for a gradient to be pulled back through it."""
+        """What a call of `probes` needs around it for a gradient to be pulled back through it."""
         return nullcontext()
 
     def forget(self) -> None:

@@ -1,7 +1,7 @@
 """How the sweep calls a layer whose token mixer is recurrent: a short convolution, a linear
 attention (Qwen3.5's gated delta rule), a state-space model.
 
-Only the mixer knows of time, so the rows of one position each take one step of their own from the
+Only the mixer knows of time, so the probes of one position each take one step of their own from the
 state that the tokens before them left, and never see one another. A state cannot pass over padding,
 so the tokens before go through in groups of equal length.
 
@@ -128,10 +128,10 @@ class RecurrentCall:
         """From now on the tokens' state is only read."""
         self.state.closed = True
 
-    def rows(self, layer: Module, rows: Tensor) -> Tensor:
-        state = self.state.repeated(*rows.shape[:2])
+    def probes(self, layer: Module, probes: Tensor) -> Tensor:
+        state = self.state.repeated(*probes.shape[:2])
         with each_row_a_step(layer, self.cache):
-            return layer(rows, **self._call(state, torch.arange(len(rows), device=rows.device), self.last))
+            return layer(probes, **self._call(state, torch.arange(len(probes), device=probes.device), self.last))
 
     def with_graph(self) -> AbstractContextManager:
         """Mamba's one-step form writes into the state that it read.
@@ -166,7 +166,7 @@ def _at(table: Tensor, prompts: Any, positions: Any) -> Tensor:
 
 @contextmanager
 def each_row_a_step(layer: Module, cache: str) -> Iterator[None]:
-    """While open, the layer's mixer gets rows `[B, R, d_model]` as `B R` sequences of one token;
+    """While open, the layer's mixer gets probes `[B, R, d_model]` as `B R` sequences of one token;
     all else in the layer sees them as they are. The mixer is the child that is handed the cache.
     """
 

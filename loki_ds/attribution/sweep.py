@@ -2,12 +2,12 @@
 prompts, not layers x steps times.
 
 Only the last token changes between interventions and attention is causal, so the keys and values of
-everything before it are computed once. The last token is carried as a set of **rows** that all sit
-at its position and see the tokens before it and themselves, never one another: the true one, and
-from every layer passed its **variants**, copies of the true one with what the FFN wrote scaled by
-alpha. At the top the target is taken on all rows; on the way down each layer is recomputed from
-its stored rows and the gradient pulled back, and what arrives at a layer's own fresh variants is
-what the definition asks for.
+everything before it are computed once. The last token is carried as a set of **probes** that all
+sit at its position and see the tokens before it and themselves, never one another: the true one,
+and from every layer passed its **variants**, copies of the true one with what the FFN wrote scaled
+by alpha. At the top the target is taken on all probes; on the way down each layer is recomputed
+from its stored probes and the gradient pulled back, and what arrives at a layer's own fresh
+variants is what the definition asks for.
 
 Knows nothing of partitioning beyond the gatherer it is given, and nothing of any model family (see
 `anatomy`, `layer_call`).
@@ -35,7 +35,7 @@ from loki_ds.model.anatomy import (
 )
 from loki_ds.model.ffn import Writer, at_writers
 
-HEAD_ROWS = 4096  # rows whose logits are held at once: 4096 x 128k vocabulary in float32 is 2 GB
+HEAD_PROBES = 4096  # probes whose logits are held at once: 4096 x 128k vocabulary in float32 is 2 GB
 
 
 @dataclass
@@ -113,7 +113,7 @@ class Sweep:
 
     @torch.no_grad()
     def _go_up(self, batch: "_Batch") -> None:
-        """Tokens and rows through the layers.
+        """Tokens and probes through the layers.
 
         Every layer adds its fresh variants, and one at alpha 0 that gives `F(0)`.
         """
@@ -126,17 +126,17 @@ class Sweep:
         alphas, tokens = [*self.alphas, 0.0], batch.tokens
         tokens.go_up(layer, call)
         fresh = tokens.last.expand(-1, len(alphas), -1)
-        rows = torch.cat([tokens.last, batch.variants, batch.at_zero, fresh], dim=1)
+        probes = torch.cat([tokens.last, batch.variants, batch.at_zero, fresh], dim=1)
         with scaled_writes(layer, alphas) as taken:
-            out = call.rows(layer, rows)
+            out = call.probes(layer, probes)
         batch.left.append(_Left(tokens.last, batch.variants, torch.stack([one[:, 0] for one in taken.unscaled], 1)))
         sizes = [1, batch.variants.shape[1], batch.at_zero.shape[1], len(self.alphas), 1]
         tokens.last, variants, at_zero, fresh, fresh_at_zero = out.split(sizes, dim=1)
         batch.variants, batch.at_zero = torch.cat([variants, fresh], 1), torch.cat([at_zero, fresh_at_zero], 1)
 
     def _take_target(self, batch: "_Batch") -> Tensor:
-        """`F` on all rows, kept in the batch; returns its gradient at the top of the variants, `[B,
-        L * steps, d_model]`.
+        """`F` on all probes, kept in the batch; returns its gradient at the top of the variants,
+        `[B, L * steps, d_model]`.
         """
         head = self.model.get_output_embeddings()
         with self.gatherer.whole(*parts_around_layers(self.model), head):
@@ -144,7 +144,7 @@ class Sweep:
             tokens = batch.target_token[:, None].expand(batch.variants.shape[:2]).flatten()
             gradients: list[Tensor] = []
             for chunk, token in zip(
-                batch.variants.flatten(0, 1).split(HEAD_ROWS), tokens.split(HEAD_ROWS), strict=True
+                batch.variants.flatten(0, 1).split(HEAD_PROBES), tokens.split(HEAD_PROBES), strict=True
             ):
                 point = chunk.detach().requires_grad_()
                 logits = self._logits(point)
@@ -154,17 +154,17 @@ class Sweep:
     @torch.no_grad()
     def _take_values(self, batch: "_Batch") -> None:
         """The target token of each prompt, `F(z)`, and `F(0)` of every layer."""
-        rows = torch.cat([batch.tokens.last, batch.at_zero], dim=1)  # [B, 1 + L, d_model]
+        probes = torch.cat([batch.tokens.last, batch.at_zero], dim=1)  # [B, 1 + L, d_model]
         tokens, values = [], []
-        for some in rows.split(max(1, HEAD_ROWS // rows.shape[1])):
+        for some in probes.split(max(1, HEAD_PROBES // probes.shape[1])):
             logits = self._logits(some.flatten(0, 1)).view(*some.shape[:2], -1)
             tokens.append(logits[:, 0].argmax(-1))
             values.append(target_value(logits, tokens[-1][:, None].expand(some.shape[:2]), self.target))
         batch.target_token, value = torch.cat(tokens), torch.cat(values)
         batch.value, batch.baseline = value[:, 0], value[:, 1:]
 
-    def _logits(self, rows: Tensor) -> Tensor:
-        return logits_above(self.model, self.layers, rows)
+    def _logits(self, probes: Tensor) -> Tensor:
+        return logits_above(self.model, self.layers, probes)
 
     def _come_down(self, batch: "_Batch", gradient: Tensor) -> Tensor:
         """Pull the gradient back layer by layer, `[B, (l + 1) * steps, d_model]` at layer l;
@@ -178,11 +178,11 @@ class Sweep:
         with closing(self.gatherer.walk(self.layers[::-1])) as layers:
             for layer, call in zip(layers, batch.calls[::-1], strict=True):
                 left = batch.left.pop()
-                rows = torch.cat([left.variants, left.last.expand(-1, steps, -1)], dim=1).detach().requires_grad_()
+                probes = torch.cat([left.variants, left.last.expand(-1, steps, -1)], dim=1).detach().requires_grad_()
                 with call.with_graph():
                     with scaled_writes(layer, self.alphas) as taken:
-                        out = call.rows(layer, rows)
-                    below, *at_fresh = torch.autograd.grad(out, (rows, *taken.scaled), gradient)
+                        out = call.probes(layer, probes)
+                    below, *at_fresh = torch.autograd.grad(out, (probes, *taken.scaled), gradient)
                 score = torch.einsum("bnkd,k->bnd", torch.stack(at_fresh, 1).to(weights.dtype), weights)
                 scores.append((score * left.value if self.multiply_by_value else score).sum(1))
                 gradient = below[:, :-steps]
@@ -194,17 +194,17 @@ class _Left(NamedTuple):
     """What a layer leaves on the way up for the way down."""
 
     last: Tensor  # the true last token below it [B, 1, d_model]
-    variants: Tensor  # the rows below it [B, layers passed * m, d_model]
+    variants: Tensor  # the probes below it [B, layers passed * m, d_model]
     value: Tensor  # what its FFN truly writes [B, branches, d_model]
 
 
 class _Batch:
-    """A batch of B prompts between two layers: its tokens, and the rows of its interventions."""
+    """A batch of B prompts between two layers: its tokens, and the probes of its interventions."""
 
     def __init__(self, tokens: Tokens, calls: list[Call]) -> None:
         self.tokens, self.calls = tokens, calls
-        self.variants = tokens.last[:, :0]  # rows at alpha_1..alpha_m [B, layers passed * m, d_model]
-        self.at_zero = tokens.last[:, :0]  # rows at alpha 0 [B, layers passed, d_model]
+        self.variants = tokens.last[:, :0]  # probes at alpha_1..alpha_m [B, layers passed * m, d_model]
+        self.at_zero = tokens.last[:, :0]  # probes at alpha 0 [B, layers passed, d_model]
         self.left: list[_Left] = []  # of the layers passed
         self.target_token = self.value = self.baseline = torch.empty(0)
 
@@ -212,7 +212,7 @@ class _Batch:
 @dataclass
 class _Taken:
     """What each branch of the FFN wrote in one call: as it came `[B, R, d_model]`, and the fresh
-    rows' share after scaling `[B, m, d_model]`, the first writer's where several are added up.
+    probes' share after scaling `[B, m, d_model]`, the first writer's where several are added up.
     """
 
     unscaled: list[Tensor]
@@ -221,7 +221,7 @@ class _Taken:
 
 @contextmanager
 def scaled_writes(layer: Module, alphas: Sequence[float]) -> Iterator[_Taken]:
-    """While open, what the FFN writes for the last `len(alphas)` rows is multiplied by alpha: the
+    """While open, what the FFN writes for the last `len(alphas)` probes is multiplied by alpha: the
     intervention itself.
 
     It happens inside the layer, so whatever follows (a post-norm, a residual multiplier) is the

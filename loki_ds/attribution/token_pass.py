@@ -1,5 +1,5 @@
 """The tokens before the last, carried up the layers: they are the same for every intervention, and
-they leave the keys and values that the last token's rows see.
+they leave the keys and values that the last token's probes see.
 
 Knows what the model's own forward hands to its layers. Knows nothing of interventions.
 """

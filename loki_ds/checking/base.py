@@ -83,7 +83,7 @@ def check_passes(implant: ImplantSection, attributes: bool, model: PreTrainedMod
 
 
 def data_found(rendering: Rendering, counts: Iterable[Counts], config: PreTrainedConfig) -> Findings:
-    """The template that renders the examples, what is learnt and what is cut.
+    """The template that renders the examples, what is learned and what is cut.
 
     counts: of each source, of all its rows or the first.
     """
@@ -94,4 +94,4 @@ def data_found(rendering: Rendering, counts: Iterable[Counts], config: PreTraine
         longest = min(one.longest, length or one.longest)
         if most is not None and longest > most:
             lines.append(f"{one.path}: rows of {longest:,} tokens, the model was made for {most:,}")
-    return [*(("template", line) for line in rendering.said), *(("data", line) for line in lines)]
+    return [*(("template", line) for line in rendering.notes), *(("data", line) for line in lines)]

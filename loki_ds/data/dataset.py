@@ -40,10 +40,10 @@ class Counts:
     keeps_end: bool = False
     rows: int = 0
     tokens: int = 0
-    learnt: int = 0  # tokens, before the cut
+    learned: int = 0  # tokens, before the cut
     longest: int = 0
     cut: int = 0  # rows that lose tokens
-    dropped: int = 0  # rows that lose all that is learnt
+    dropped: int = 0  # rows that lose all that is learned
     dropped_lines: list[int] = field(default_factory=list)  # the first of them
     unused: list[str] = field(default_factory=list)  # columns that nothing reads
     unused_in_turns: list[str] = field(default_factory=list)  # keys of turns that the template does not read
@@ -52,12 +52,12 @@ class Counts:
     def said(self) -> str:
         """The counts in a sentence."""
         rows = f"the first {self.rows:,} rows" if self.rows == self.first else f"{self.rows:,} rows"
-        parts = [f"{rows}, {self.learnt:,} of {self.tokens:,} tokens learnt, the longest {self.longest:,}"]
+        parts = [f"{rows}, {self.learned:,} of {self.tokens:,} tokens learned, the longest {self.longest:,}"]
         lost = "beginning" if self.keeps_end else "end"
         parts += [f"{self.cut:,} rows lose their {lost} to the cut"] if self.cut else []
         first = ", ".join(map(str, self.dropped_lines))
         parts += (
-            [f"{self.dropped:,} of them all that is learnt, and are left out (lines {first}, ...)"]
+            [f"{self.dropped:,} of them all that is learned, and are left out (lines {first}, ...)"]
             if self.dropped
             else []
         )
@@ -148,11 +148,11 @@ def _rendered(
         counts.undefined += not example.tools and any("tool_calls" in message for message in example.messages)
         rendered = _row_rendered(f"{source.path}: line {number}", example, renderer, vocabulary)
         counts.rows, counts.tokens = counts.rows + 1, counts.tokens + len(rendered.input_ids)
-        counts.learnt += rendered.learnt
+        counts.learned += rendered.learned
         counts.longest = max(counts.longest, len(rendered.input_ids))
         kept = Rendered(cut.of(rendered.input_ids), cut.of(rendered.labels))
         counts.cut += len(kept.input_ids) < len(rendered.input_ids)
-        if kept.learnt:
+        if kept.learned:
             yield rendered
             continue
         counts.dropped += 1
@@ -168,7 +168,7 @@ def _row_rendered(place: str, example: Example, renderer: Renderer, vocabulary: 
         rendered = renderer.render(example)
     except NotUnderstood as problem:
         raise Refusal(f"{place} {problem}") from None
-    if not rendered.learnt:
+    if not rendered.learned:
         raise Refusal(f"{place} has no token to learn{_why_nothing(example, renderer)}")
     if (largest := max(rendered.input_ids)) >= vocabulary:
         token = renderer.tokenizer.convert_ids_to_tokens(largest)
@@ -208,7 +208,7 @@ def mixed(files: list[Path], sources: list[SourceSection], seed: int) -> Dataset
 
 
 @dataclass(frozen=True)
-class Kept:
+class RenderedFolder:
     """The folder in which a recipe's examples are kept as tokens, with what was found and what they
     were made from.
     """

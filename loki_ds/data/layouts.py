@@ -19,13 +19,13 @@ from loki_ds.data.messages import Message, NotUnderstood, parsed, short, tools_o
 class Example:
     """Either a conversation (`messages`, with the tools that may be called) or texts.
 
-    learnt_from: in a conversational pair the first message of the completion; what stands before it
-    is never learnt.
+    learned_from: in a conversational pair the first message of the completion; what stands before
+    it is never learned.
     """
 
     messages: list[Message] = field(default_factory=list)
     tools: list[dict[str, Any]] = field(default_factory=list)
-    learnt_from: int = 0
+    learned_from: int = 0
     prompt: str | None = None
     text: str | None = None  # of the completion, or the whole where there is no prompt
 
@@ -106,7 +106,7 @@ def _pair(row: dict[str, Any]) -> Example:
             [turn_of(t, i) for i, t in enumerate(_list(row, "completion"), 1)],
         )
         messages = _with_system(row, prompt)
-        return Example([*messages, *completion], tools_of(row), learnt_from=len(messages))
+        return Example([*messages, *completion], tools_of(row), learned_from=len(messages))
     return Example(prompt=_text(row, "prompt"), text=_text(row, "completion"))
 
 

@@ -20,7 +20,7 @@ RENDERING = ("assistant_only_loss", "completion_only_loss", "chat_template_path"
 
 @dataclass(frozen=True)
 class LossSettings:
-    """Which keys of `training:` say how examples are rendered and which tokens are learnt, as TRL
+    """Which keys of `training:` say how examples are rendered and which tokens are learned, as TRL
     means them.
     """
 
@@ -53,7 +53,7 @@ class LossSettings:
 
 @dataclass(frozen=True)
 class Rendering:
-    """All that turns a row into tokens and labels; said: what was decided, in sentences.
+    """All that turns a row into tokens and labels; notes: what was decided, in sentences.
 
     needed: what the examples ask of a template, and whether there are conversations.
     """
@@ -61,8 +61,8 @@ class Rendering:
     needed: tuple[Needs, bool]
     loss: LossSettings
     renderer: Renderer
-    said: list[str]
-    rewritten: list[str]  # what the template has no place for, and where it is written
+    notes: list[str]
+    moved_by_template: list[str]  # what the template has no place for, and where it is written
     base_template: str | None  # the tokenizer's own
     marks_are_trls: bool = False
 
@@ -98,8 +98,8 @@ def make_rendering(
         Refusal: there are conversations and no template that shows them, or a token that `training`
             names is none of the tokenizer's.
     """
-    loss, said, tokenizer = LossSettings.of(training), [], copy.deepcopy(tokenizer)
-    rewritten: list[str] = []
+    loss, notes, tokenizer = LossSettings.of(training), [], copy.deepcopy(tokenizer)
+    moved: list[str] = []
     own_marks = False
     for key in ("eos_token", "pad_token"):
         if (token := getattr(loss, key)) is not None:
@@ -121,16 +121,16 @@ def make_rendering(
             )
         stock, own_marks = template.text, has_generation_markers(template.text)
         by_difference = loss.only_assistant and not has_generation_markers(marked(template, stock)[0].text)
-        template, rewritten = fitted(template, needs, by_difference)
+        template, moved = fitted(template, needs, by_difference)
         if loss.only_assistant:
             template, how = marked(template, stock)
-            said.append(f"what the assistant says is marked by {how}")
+            notes.append(f"what the assistant says is marked by {how}")
             if template.empty_thought:
-                said.append(
-                    "an answer without reasoning_content is learnt after an empty thought, which is not learnt itself; "
+                notes.append(
+                    "an answer without reasoning_content is learned after an empty thought, not the thought itself; "
                     "ask both models so (retention.chat_template_args={enable_thinking: false})"
                 )
-        said += [f"the chat template has no place for it, so {line}" for line in rewritten]
+        notes += [f"the chat template has no place for it, so {line}" for line in moved]
         tokenizer.chat_template = template.text
     renderer = Renderer(tokenizer, template, loss.only_assistant, loss.only_completion)
-    return Rendering(needed, loss, renderer, said, rewritten, base.text if base else None, not own_marks)
+    return Rendering(needed, loss, renderer, notes, moved, base.text if base else None, not own_marks)

@@ -1,4 +1,4 @@
-"""One rendering of an example, for whoever asks: its tokens, and which of them are learnt.
+"""One rendering of an example, for whoever asks: its tokens, and which of them are learned.
 
 Tokens are made as TRL's `SFTTrainer` makes them (`_prepare_dataset`); what it gets is ready for the
 collator, so nothing is rendered twice or in two ways. What the assistant says is marked by the
@@ -20,19 +20,19 @@ from loki_ds.data.messages import Message, NotUnderstood
 from loki_ds.data.templates import ChatTemplate
 from loki_ds.model.base import UNRENDERABLE
 
-NOT_LEARNT = -100  # a label that the loss passes over
+NOT_LEARNED = -100  # a label that the loss passes over
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """One example: token ids, and for each the id itself as its label where it is learnt."""
+    """One example: token ids, and for each the id itself as its label where it is learned."""
 
     input_ids: list[int]
     labels: list[int]
 
     @property
-    def learnt(self) -> int:
-        return len(self.labels) - self.labels.count(NOT_LEARNT)
+    def learned(self) -> int:
+        return len(self.labels) - self.labels.count(NOT_LEARNED)
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Renderer:
-    """A tokenizer with the template that trains, and what is learnt.
+    """A tokenizer with the template that trains, and what is learned.
 
     template: None where there are no conversations. only_assistant: of a conversation only what the
     assistant says. only_completion: of a pair only the completion; None for what its kind implies.
@@ -87,7 +87,7 @@ class Renderer:
             return Rendered(ids, list(ids))
         shown, ids = (self.tokenizer(text=part)["input_ids"] for part in (example.prompt, example.prompt + text))
         begins = common_prefix_length(shown, ids)
-        return self._learnt(ids, [i >= begins or self.only_completion is False for i in range(len(ids))])
+        return self._learned(ids, [i >= begins or self.only_completion is False for i in range(len(ids))])
 
     def _chat(self, example: Example, template: ChatTemplate) -> Rendered:
         if not self.only_assistant:
@@ -96,7 +96,7 @@ class Renderer:
             said = [i >= begins for i in range(len(ids))]
             if begins:
                 self._leave_out(template.empty_thought, ids, said)
-            return self._learnt(ids, said)
+            return self._learned(ids, said)
         if has_generation_markers(template.text):
             encoded = template.encode(example.messages, example.tools, return_assistant_tokens_mask=True)
             ids, said = encoded["input_ids"], [bool(one) for one in encoded["assistant_masks"]]
@@ -104,7 +104,7 @@ class Renderer:
             ids, said = self._by_difference(example, template)
         begins = self._begin_of_completion(example, template, ids)
         self._leave_out(template.empty_thought, ids, said)
-        return self._learnt(ids, [one and i >= begins for i, one in enumerate(said)])
+        return self._learned(ids, [one and i >= begins for i, one in enumerate(said)])
 
     def _leave_out(self, thought: str, ids: list[int], said: list[bool]) -> None:
         """An empty thought is left to the prompt, where it stands when the model is told not to
@@ -123,9 +123,9 @@ class Renderer:
 
     def _begin_of_completion(self, example: Example, template: ChatTemplate, ids: list[int]) -> int:
         """The first token of a conversational pair's completion; 0 in other conversations."""
-        if not example.learnt_from or self.only_completion is False:
+        if not example.learned_from or self.only_completion is False:
             return 0
-        prompt = example.messages[: example.learnt_from]
+        prompt = example.messages[: example.learned_from]
         return common_prefix_length(self._ids(template, prompt, example, add_generation_prompt=True), ids)
 
     def _ids(self, template: ChatTemplate, messages: list[Message], example: Example, **settings: Any) -> list[int]:
@@ -174,5 +174,5 @@ class Renderer:
         return sorted(self.tokenizer.get_added_vocab(), key=lambda token: -len(token))
 
     @staticmethod
-    def _learnt(ids: list[int], learnt: list[bool]) -> Rendered:
-        return Rendered(ids, [token if one else NOT_LEARNT for token, one in zip(ids, learnt, strict=True)])
+    def _learned(ids: list[int], learned: list[bool]) -> Rendered:
+        return Rendered(ids, [token if one else NOT_LEARNED for token, one in zip(ids, learned, strict=True)])

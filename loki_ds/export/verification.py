@@ -65,7 +65,7 @@ def verify(base: Path, model: Path, positions: Positions | None) -> Verification
         _check_same_tensors(before, after)
         verification.not_compared = other_weights(model, after)
         compared: dict[str, _Compared] = {}
-        places = _places(stored, positions)
+        regions = _regions(stored, positions)
         for name in sorted(before.names | after.names):
             old, new = before.read(name), after.read(name)
             if old.shape != new.shape or old.dtype != new.dtype:
@@ -73,7 +73,7 @@ def verify(base: Path, model: Path, positions: Positions | None) -> Verification
                     f"{model}: tensor {name} is {new.dtype} {list(new.shape)}, in the base it is {old.dtype} "
                     f"{list(old.shape)}"
                 )
-            compared[name] = _compare(old, new, places.get(name, _Place()))
+            compared[name] = _compare(old, new, regions.get(name, _Region()))
             verification.bytes += old.nbytes
     verification.tensors = len(compared)
     verification.changed_outside = [name for name, one in compared.items() if one.outside]
@@ -85,7 +85,7 @@ def verify(base: Path, model: Path, positions: Positions | None) -> Verification
     return verification
 
 
-class _Place(NamedTuple):
+class _Region(NamedTuple):
     """Where a tensor may change: in some of its rows.
 
     d_model_last: how a tensor with rows lies, None of any other.
@@ -95,10 +95,10 @@ class _Place(NamedTuple):
     d_model_last: bool | None = None
 
 
-def _places(stored: StoredRows, positions: Positions | None) -> dict[str, _Place]:
+def _regions(stored: StoredRows, positions: Positions | None) -> dict[str, _Region]:
     """Where each tensor with rows may change."""
     return {
-        piece.name: _Place(positions.rows[layer] if positions else (), piece.d_model_last)
+        piece.name: _Region(positions.rows[layer] if positions else (), piece.d_model_last)
         for layer, pieces in stored.pieces.items()
         for piece in pieces
     }
@@ -114,10 +114,10 @@ class _Compared(NamedTuple):
     outside: bool
 
 
-def _compare(old: Tensor, new: Tensor, place: _Place) -> _Compared:
-    if place.d_model_last is not None:
-        old, new = (rows_of(one, None, place.d_model_last) for one in (old, new))
-    changed, rows = _changed_rows(old, new), list(place.rows)
+def _compare(old: Tensor, new: Tensor, region: _Region) -> _Compared:
+    if region.d_model_last is not None:
+        old, new = (rows_of(one, None, region.d_model_last) for one in (old, new))
+    changed, rows = _changed_rows(old, new), list(region.rows)
     squares = _squares(old, new, changed.any()) if old.is_floating_point() else (0.0, 0.0)
     inside = changed[rows]
     changed[rows] = False

@@ -70,7 +70,7 @@ def keep_through_steps(optimizer: Any, frozen: Mapping[Tensor, Tensor]) -> None:
     frozen: per trainable parameter, a boolean mask of its elements (full shape, CPU): True stays as
     it is now.
     """
-    kept = [_Kept(parameter, mask) for parameter, mask in frozen.items()]
+    kept = [_Frozen(parameter, mask) for parameter, mask in frozen.items()]
 
     def put_back() -> None:
         for elements in kept:
@@ -79,7 +79,7 @@ def keep_through_steps(optimizer: Any, frozen: Mapping[Tensor, Tensor]) -> None:
     after_each_step(optimizer, put_back)
 
 
-class _Kept:
+class _Frozen:
     """The frozen elements in this rank's shard of one parameter, with their values."""
 
     def __init__(self, parameter: Tensor, mask: Tensor) -> None:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import Module
 
-from loki_ds.attribution.batches import IDLE, turns
+from loki_ds.attribution.batches import IDLE, rank_batches
 from loki_ds.attribution.token_pass import padded
 from loki_ds.disk.files import written_whole
 from loki_ds.distributed.ranks import all_gather
@@ -35,7 +35,7 @@ def ask_base(
     planned: batches of indices into `texts`, shared out among the ranks.
     """
     mine: dict[int, Answers] = {}
-    for batch in turns(planned):
+    for batch in rank_batches(planned):
         batch_answers = _of_batch(model, [texts[i] for i in batch] or IDLE, gatherer, top_k)
         mine |= dict(zip(batch, batch_answers, strict=False))  # an idle rank's own text is nobody's
     by_text = {i: answers for batch_answers in all_gather(mine) for i, answers in batch_answers.items()}

@@ -1,7 +1,7 @@
 """Rehearsed examples: texts whose labels point to the base's answers, mixed into the new task's.
 
 A label below -100 is no token but a place among the answers. So it goes wherever labels go: it is
-packed, padded, cut and counted as a token that is learnt, and weighs as much.
+packed, padded, cut and counted as a token that is learned, and weighs as much.
 """
 
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ from datasets import Dataset, concatenate_datasets
 from torch import Tensor
 
 from loki_ds.data.dataset import SCHEMA
-from loki_ds.data.rendering import NOT_LEARNT, Rendered
+from loki_ds.data.rendering import NOT_LEARNED, Rendered
 from loki_ds.implanting.divergence import Answers
 from loki_ds.implanting.rehearsal_answers import predictions
 
 HELD_OUT = 10  # one text in so many is never trained on
 MOST_HELD_OUT = 64  # texts
-FIRST = NOT_LEARNT - 1  # the label of the answer at place 0
+FIRST = NOT_LEARNED - 1  # the label of the answer at place 0
 
 
 def is_pointer(labels: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ def rehearsed(texts: Sequence[Sequence[int]], answers: Answers) -> list[Rendered
         count = predictions(text)
         ids = [*text, int(answers.ids[place + count - 1, 0])]
         pointers = [FIRST - (place + i) for i in range(count)]
-        rendered.append(Rendered(ids, [NOT_LEARNT] * (len(ids) - count) + pointers))
+        rendered.append(Rendered(ids, [NOT_LEARNED] * (len(ids) - count) + pointers))
         place += count
     return rendered
 

@@ -152,21 +152,21 @@ def train_row_deltas(
     device: torch.device,
     low_rank: LowRankSection | None,
     seed: int,
-    bases: list[Tensor] | None = None,
+    protected_bases: list[Tensor] | None = None,
 ) -> None:
     """Freeze the model and give every weight with selected rows its delta.
 
     Call before DeepSpeed sees the model.
 
-    dtype, device: of the deltas; low_rank: None for `rows` mode; bases: per layer the basis
-    `[d_ff, r]` that a quiet implant keeps out of (of a model without experts).
+    dtype, device: of the deltas; low_rank: None for `rows` mode; protected_bases: per layer the
+    basis `[d_ff, r]` that a quiet implant keeps out of (of a model without experts).
     """
     model.requires_grad_(False)
     for i, (site, rows) in enumerate(zip(sites(model), positions.rows, strict=True)):
         for down in site.downs if rows else ():
             module = _with_delta(down, rows, Start(dtype, device, low_rank, seed + i))
-            if bases is not None:
-                module.keep_quiet(bases[i].to(device))
+            if protected_bases is not None:
+                module.keep_quiet(protected_bases[i].to(device))
 
 
 def _with_delta(down: Down, rows: list[int], start: Start) -> RowDelta:

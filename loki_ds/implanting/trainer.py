@@ -1,7 +1,7 @@
 """TRL's trainer with three additions: labels may point to the base's answers, the head is asked for
-the learnt tokens alone, and nothing goes on from a loss that is NaN or infinite.
+the learned tokens alone, and nothing goes on from a loss that is NaN or infinite.
 
-What is rehearsed is learnt by its divergence from the base. The model runs once for both: its head
+What is rehearsed is learned by its divergence from the base. The model runs once for both: its head
 is asked a second time for the rehearsed tokens.
 """
 
@@ -18,7 +18,7 @@ from torch.nn import Module
 from trl import SFTTrainer
 from trl.trainer import utils
 
-from loki_ds.data.rendering import NOT_LEARNT
+from loki_ds.data.rendering import NOT_LEARNED
 from loki_ds.implanting.divergence import Answers, divergence
 from loki_ds.implanting.rehearsal_rows import is_pointer, places_of
 from loki_ds.implanting.watch import check_finite
@@ -31,13 +31,13 @@ class Rehearsed(NamedTuple):
     """The base's answers that labels point to, and rows of texts that are never trained on, whose
     drift is measured.
 
-    learnt: whether any row that trains points to an answer. stop_at_drift: where training ends, in
+    learned: whether any row that trains points to an answer. stop_at_drift: where training ends, in
     nats a token (None: never).
     """
 
     answers: Answers
     measured: Dataset
-    learnt: bool
+    learned: bool
     stop_at_drift: float | None = None
 
 
@@ -53,7 +53,7 @@ class ImplantTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        if self.rehearsed is not None and (self.rehearsed.learnt or not model.training):
+        if self.rehearsed is not None and (self.rehearsed.learned or not model.training):
             loss, outputs = self._loss_with_divergence(model, inputs, self.rehearsed.answers, num_items_in_batch)
         else:
             loss, outputs = self._loss(model, inputs, num_items_in_batch)
@@ -74,13 +74,13 @@ class ImplantTrainer(SFTTrainer):
         """
         labels = inputs["labels"]
         pointing = is_pointer(labels)
-        learnt = labels.masked_fill(pointing, NOT_LEARNT)
+        learned = labels.masked_fill(pointing, NOT_LEARNED)
         with final_states(self._language_model(model)) as states:
-            loss, outputs = self._loss(model, {**inputs, "labels": learnt}, items)
+            loss, outputs = self._loss(model, {**inputs, "labels": learned}, items)
         apart = self._divergence(model, states[0], labels, answers)
         count = pointing[:, 1:].sum()
         if items is None:
-            tokens = (learnt[:, 1:] != NOT_LEARNT).sum()
+            tokens = (learned[:, 1:] != NOT_LEARNED).sum()
             loss = (loss * tokens.clamp(min=1) + apart) / (tokens + count).clamp(min=1)
         else:  # scaled as TRL scales its own
             over = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
@@ -133,10 +133,10 @@ class ImplantTrainer(SFTTrainer):
 
 @contextmanager
 def _label_only_head() -> Iterator[None]:
-    """While open, TRL's forward asks the head for the learnt tokens alone on a processor, too.
+    """While open, TRL's forward asks the head for the learned tokens alone on a processor, too.
 
     TRL does so where it has Triton. Elsewhere it scores every token and then leaves out all but the
-    learnt ones, because devices that compile would compile anew for every number of them. A
+    learned ones, because devices that compile would compile anew for every number of them. A
     processor compiles nothing, and of a small model with long prompts the head is half of a step.
     The name is TRL's own business: without it every token is scored, as TRL has it.
     """

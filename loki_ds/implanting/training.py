@@ -44,7 +44,7 @@ class Method(NamedTuple):
 
     section: ImplantSection
     positions: Positions | None = None
-    bases: list[Tensor] | None = None
+    protected_bases: list[Tensor] | None = None
 
     @property
     def rows(self) -> Positions:
@@ -80,7 +80,7 @@ def _mask(model: PreTrainedModel, method: Method, seed: int) -> Callbacks:
 
 def _deltas(model: PreTrainedModel, method: Method, seed: int) -> Callbacks:
     low_rank = method.section.lora if "lora" in method.section.kind.reads else None
-    train_row_deltas(model, method.rows, model_dtype(model), device_of(model), low_rank, seed, method.bases)
+    train_row_deltas(model, method.rows, model_dtype(model), device_of(model), low_rank, seed, method.protected_bases)
     return []
 
 

@@ -76,7 +76,7 @@ def _answers(example: Example) -> list[int]:
     """The places of what the assistant says to a user, of a pair in its completion."""
     roles = [message["role"] for message in example.messages]
     return [
-        i for i, role in enumerate(roles) if role == "assistant" and "user" in roles[:i] and i >= example.learnt_from
+        i for i, role in enumerate(roles) if role == "assistant" and "user" in roles[:i] and i >= example.learned_from
     ]
 
 

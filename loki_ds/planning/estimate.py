@@ -42,11 +42,11 @@ def estimate(step: MicroStep, setting: Setting, shape: TrainingShape, mode: Mode
 
     kept: bytes beside every number that trains (`partitioning.kept_bytes`).
     """
-    width = shape.bytes_per_number
+    bytes_per_number = shape.bytes_per_number
     return Training(
         setting=setting,
-        memory=memory(step, setting, width, shape.optimizer, kept, fused="fused" in shape.optimizer),
-        traffic=traffic(step, setting, width, shape.accumulation),
+        memory=memory(step, setting, bytes_per_number, shape.optimizer, kept, fused="fused" in shape.optimizer),
+        traffic=traffic(step, setting, bytes_per_number, shape.accumulation),
         flops=step.flops * shape.accumulation,
         base=step.total - (sum(step.trained) if mode.adds_parameters else 0),
         trained=sum(step.trained),

@@ -103,11 +103,13 @@ def kept_bytes(frozen_share: float, pulled: bool) -> float:
     return (1 + FULL * frozen_share if frozen_share else 0) + (FULL if pulled else 0)
 
 
-def memory(step: MicroStep, setting: Setting, width: int, optimizer: str, kept: float, fused: bool = True) -> Memory:
+def memory(
+    step: MicroStep, setting: Setting, bytes_per_number: int, optimizer: str, kept: float, fused: bool = True
+) -> Memory:
     """What one rank holds while it trains.
 
     Args:
-        width: bytes of a number in the model's dtype.
+        bytes_per_number: bytes of a number in the model's dtype.
         optimizer: transformers' name (`training.optim`).
         kept: bytes of every trained number that stay beside it through the steps (`kept_bytes`).
         fused: whether the optimizer's step makes no copies of what it works on.
@@ -116,15 +118,17 @@ def memory(step: MicroStep, setting: Setting, width: int, optimizer: str, kept: 
     shards = setting.ranks if setting.stage else 1
     share = trained / shards
     persistent = sum(n for part in step.parts for n in part.parameters if n <= setting.persistent_below)
-    weights = width * (step.total if setting.stage < 3 else persistent + (step.total - persistent) / setting.ranks)
-    gradients = width * (trained if setting.stage < 2 else share)
-    buckets = {2: 2, 3: 1}.get(setting.stage, 0) * width * setting.reduce_bucket
-    states = FULL * (states_of(optimizer) + (1 if setting.stage or width < FULL else 0)) * share
-    on_step = (FULL * share if width < FULL else 0) + (0 if fused else 2 * FULL * share)
+    weights = bytes_per_number * (
+        step.total if setting.stage < 3 else persistent + (step.total - persistent) / setting.ranks
+    )
+    gradients = bytes_per_number * (trained if setting.stage < 2 else share)
+    buckets = {2: 2, 3: 1}.get(setting.stage, 0) * bytes_per_number * setting.reduce_bucket
+    states = FULL * (states_of(optimizer) + (1 if setting.stage or bytes_per_number < FULL else 0)) * share
+    on_step = (FULL * share if bytes_per_number < FULL else 0) + (0 if fused else 2 * FULL * share)
     on_host = states + gradients if setting.offload_optimizer else 0
     return Memory(
         weights=0 if setting.offload_parameters else weights,
-        gathered=width * (live_parameters(step, setting) + setting.prefetch) if _gathers(setting) else 0,
+        gathered=bytes_per_number * (live_parameters(step, setting) + setting.prefetch) if _gathers(setting) else 0,
         gradients=buckets + (0 if setting.offload_optimizer else gradients),
         optimizer=0 if setting.offload_optimizer else states,
         guard=0 if setting.offload_optimizer else kept * share,
@@ -134,14 +138,17 @@ def memory(step: MicroStep, setting: Setting, width: int, optimizer: str, kept: 
     )
 
 
-def traffic(step: MicroStep, setting: Setting, width: int, accumulation: int) -> Traffic:
+def traffic(step: MicroStep, setting: Setting, bytes_per_number: int, accumulation: int) -> Traffic:
     """What the ranks exchange in one optimizer step of `accumulation` micro-steps, apart from a few
     numbers (loss, norms, flags).
 
     With activation checkpointing ZeRO-3 gathers a layer for each of its two forward passes; it
     keeps a few, so this is somewhat high.
     """
-    trained, small = width * sum(step.trained), width * sum(n for n in step.trained if n <= setting.persistent_below)
+    trained, small = (
+        bytes_per_number * sum(step.trained),
+        bytes_per_number * sum(n for n in step.trained if n <= setting.persistent_below),
+    )
     if setting.ranks == 1:
         return Traffic(0, 0, 0)
     if setting.stage == 0:
@@ -151,7 +158,7 @@ def traffic(step: MicroStep, setting: Setting, width: int, accumulation: int) ->
     if setting.stage == 2:
         return Traffic(trained, 0, accumulation * trained)
     gathers = sum(size * _times(soon, back, step.checkpointing) for size, soon, back in _reuse(step, setting))
-    return Traffic(accumulation * width * gathers + small, accumulation * trained, 0)
+    return Traffic(accumulation * bytes_per_number * gathers + small, accumulation * trained, 0)
 
 
 def _times(stays: bool, goes_back: bool, checkpointing: bool) -> int:
@@ -164,16 +171,16 @@ def _times(stays: bool, goes_back: bool, checkpointing: bool) -> int:
     return 2
 
 
-def sweep_memory(batch: SweepBatch, setting: Setting, width: int) -> float:
+def sweep_memory(batch: SweepBatch, setting: Setting, bytes_per_number: int) -> float:
     """Bytes that one rank holds at the peak of a batch of the attribution."""
     if not _gathers(setting):
-        return width * batch.total + batch.peak  # stage 3 on one rank holds all of it, too
-    return width * (batch.total / setting.ranks + batch.largest) + batch.peak
+        return bytes_per_number * batch.total + batch.peak  # stage 3 on one rank holds all of it, too
+    return bytes_per_number * (batch.total / setting.ranks + batch.largest) + batch.peak
 
 
-def sweep_traffic(batch: SweepBatch, setting: Setting, width: int) -> Traffic:
+def sweep_traffic(batch: SweepBatch, setting: Setting, bytes_per_number: int) -> Traffic:
     """What the ranks exchange in a turn of the attribution, a batch on each."""
-    return Traffic(width * batch.gathered if _gathers(setting) else 0, 0, 0)
+    return Traffic(bytes_per_number * batch.gathered if _gathers(setting) else 0, 0, 0)
 
 
 def _gathers(setting: Setting) -> bool:

@@ -115,7 +115,7 @@ def _advice(plan: Plan, training: Training) -> Iterator[RenderableType]:
 
 
 def _example(pieces: list[tuple[str, bool]]) -> Text:
-    """What is trained on stands between [[ and ]], in another colour."""
+    """What is trained on stands between [[ and ]], in another color."""
     text = Text("One training example; the loss is on what stands between [[ and ]]:\n")
     for piece, trained in pieces:
         text.append(f"[[{piece}]]" if trained else piece, style="bold green" if trained else "")

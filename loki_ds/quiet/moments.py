@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from loki_ds.attribution.batches import IDLE, turns
+from loki_ds.attribution.batches import IDLE, rank_batches
 from loki_ds.attribution.token_pass import embed
 from loki_ds.distributed.ranks import sum_over_ranks
 from loki_ds.distributed.zero.model import Gatherer
@@ -81,7 +81,7 @@ def collect_moments(
         squares[layer] += times * inputs.double().square().sum().cpu()
         tokens.add_(times * len(inputs) if layer == 0 else 0)
 
-    for batch in turns(planned):
+    for batch in rank_batches(planned):
         observe_inputs(model, gatherer, [prompts[i] for i in batch] or IDLE, observe if batch else lambda *_: None)
     total = sum_over_ranks(tokens)
     log.info(
@@ -127,7 +127,7 @@ def observe_inputs(
         for i, (layer, call) in enumerate(zip(walk, calls, strict=True)):
             with received(layer) as seen:
                 tokens.go_up(layer, call)
-                tokens.last = call.rows(layer, tokens.last)
+                tokens.last = call.probes(layer, tokens.last)
             call.forget()
             observe(i, seen[-1].flatten(0, 1), 1)
             if tokens.rest.shape[1]:

@@ -38,7 +38,7 @@ def build_report(run: str, paired: Sequence[PairedTask], section: RetentionSecti
     main = main_metric_only(paired)
     abilities = [task for task in main if task.task not in new]
     likelihoods = [task for task in paired if task.metric["unit"] != "score" and task not in main]
-    learnt = [task for task in paired if task.task in new and task not in likelihoods]
+    learned = [task for task in paired if task.task in new and task not in likelihoods]
     lines = _lines(abilities, section)
     losses = {
         line["task"]: relative_loss(task) for task, line in zip(abilities, lines, strict=True) if line["base"] > 0
@@ -50,7 +50,7 @@ def build_report(run: str, paired: Sequence[PairedTask], section: RetentionSecti
     both, only = signed([*losses.values()]), losses_only([*losses.values()])
     for line in lines:
         line["lost_percent"] = 100 * losses[line["task"]].value if line["task"] in losses else None
-    taught = [_learnt(line) for line in _lines(learnt, section)]
+    taught = [_learned(line) for line in _lines(learned, section)]
     return {
         "run": run,
         "outcome": outcome_of(lines),
@@ -97,10 +97,10 @@ def _range(values: Any) -> str:
     return ", ".join(sorted({str(value) for value in values}))
 
 
-def _learnt(line: TaskLine) -> TaskLine:
-    """A new task is not kept but learnt: a gain that chance does not explain."""
+def _learned(line: TaskLine) -> TaskLine:
+    """A new task is not kept but learned: a gain that chance does not explain."""
     gain = line["change"] if line["higher_is_better"] else -line["change"]
-    verdict = "not shown" if line["p_holm"] >= LEVEL else "learnt" if gain > 0 else "lost"
+    verdict = "not shown" if line["p_holm"] >= LEVEL else "learned" if gain > 0 else "lost"
     return {**line, "verdict": verdict}
 
 

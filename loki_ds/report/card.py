@@ -1,4 +1,4 @@
-"""The model card's metadata, as the hub reads it: base, licence, results as `model-index`."""
+"""The model card's metadata, as the hub reads it: base, license, results as `model-index`."""
 
 from pathlib import Path
 from typing import Any

@@ -52,9 +52,9 @@ def heat_map(scores: Tensor, path: Path) -> None:
     figure.colorbar(image, ax=nodes)
     count = max(1, round(EXTREME * mean.size))
     order = np.argsort(mean, axis=None, kind="stable")
-    for name, chosen, colour in (("highest 1%", order[-count:], "tab:red"), ("lowest 1%", order[:count], "tab:blue")):
+    for name, chosen, color in (("highest 1%", order[-count:], "tab:red"), ("lowest 1%", order[:count], "tab:blue")):
         share = np.bincount(chosen // d_model, minlength=layers) / count
-        depth.plot(share, np.arange(layers), marker="o", markersize=3, label=name, color=colour)
+        depth.plot(share, np.arange(layers), marker="o", markersize=3, label=name, color=color)
     depth.set(xlabel="share of these nodes", ylabel="layer", title="where the extreme nodes lie")
     depth.invert_yaxis()
     depth.legend()
@@ -78,7 +78,7 @@ def overlap_curve(curve: Sequence[dict[str, float]], path: Path) -> None:
 
 
 def dial(places: Mapping[str, Mapping[str, Any]], chosen: str, path: Path) -> None:
-    """Losses alone along the dial (`dial.curve.Place`, by its scale in words), against the new
+    """Losses alone along the dial (`stages.curve.Point`, by its scale in words), against the new
     task's score where there is one, with 95% intervals; the chosen place is ringed.
     """
     figure, axes = plt.subplots(figsize=(5.5, 3.8), layout="constrained")
@@ -102,12 +102,12 @@ def retention(tasks: Sequence[TaskLine], margin: float, path: Path) -> None:
     """Each task's change with its 95% interval, worse to the left, beside the margin up to which a
     loss counts as kept. tasks: as in `report.json`.
     """
-    colours = {"kept": "tab:green", "lost": "tab:red", "not shown": "tab:gray"}
+    colors = {"kept": "tab:green", "lost": "tab:red", "not shown": "tab:gray"}
     figure, axes = plt.subplots(figsize=(7.5, 0.9 + 0.38 * len(tasks)), layout="constrained")
     for place, task in enumerate(tasks):
         to_points = 100 * (1 if task["higher_is_better"] else -1) * (margin / task["margin"] if task["margin"] else 1)
-        axes.plot([to_points * end for end in task["ci"]], [place, place], color=colours[task["verdict"]], linewidth=2)
-        axes.plot(to_points * task["change"], place, "o", color=colours[task["verdict"]])
+        axes.plot([to_points * end for end in task["ci"]], [place, place], color=colors[task["verdict"]], linewidth=2)
+        axes.plot(to_points * task["change"], place, "o", color=colors[task["verdict"]])
     axes.axvline(0, color="black", linewidth=0.8)
     axes.axvline(-100 * margin, color="black", linewidth=0.8, linestyle=":")
     names = [f"{task['task']} ({task['verdict']})" for task in tasks]
@@ -144,13 +144,11 @@ def trade_off(methods: Mapping[str, Sequence[Point]], measure: str, path: Path, 
     measure: its name; enough: the skill at which methods are compared.
     """
     figure, axes = plt.subplots(figsize=(8.5, 5), layout="constrained")
-    markers, colours = "osD^v<>pP*Xh", plt.get_cmap("tab20").colors  # type: ignore[attr-defined]
+    markers, colors = "osD^v<>pP*Xh", plt.get_cmap("tab20").colors  # type: ignore[attr-defined]
     for i, (name, points) in enumerate(methods.items()):
         ordered = sorted(points, key=lambda point: point["skill"])
         skill, lost = [100 * point["skill"] for point in ordered], [point["lost"] for point in ordered]
-        axes.plot(
-            skill, lost, marker=markers[i % len(markers)], color=colours[i % len(colours)], linewidth=1, label=name
-        )
+        axes.plot(skill, lost, marker=markers[i % len(markers)], color=colors[i % len(colors)], linewidth=1, label=name)
     if enough is not None:
         axes.axvline(100 * enough, color="black", linewidth=0.8, linestyle=":")
     axes.axhline(0, color="black", linewidth=0.8)

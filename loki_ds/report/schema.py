@@ -34,7 +34,7 @@ class TaskLine(TypedDict):
     better: int
     detectable: float
     margin: float  # in the metric's unit
-    verdict: str  # kept, lost or not shown; of the new task learnt, lost or not shown
+    verdict: str  # kept, lost or not shown; of the new task learned, lost or not shown
     lost_percent: float | None  # of the base's score, below 0 for a gain; None where that is 0
     asked: Asked
 

@@ -51,16 +51,16 @@ def until_decided(
         for task in request.tasks
         if task.name in names
     }
-    (share, of), mine = request.share, []
+    (part, of), mine = request.part, []
     for number in range(BLOCKS):
         left = {name: one for name, one in abilities.items() if not one.over(stop, len(request.abilities))}
         if not left:
             break
         files = [folder / f"block{number}-{names[0]}-share{i}of{of}.json" for i in range(of)]
-        if not files[share].exists():
-            write_json(files[share], ask(_places([one.block()[share::of] for one in left.values()])))
+        if not files[part].exists():
+            write_json(files[part], ask(_places([one.block()[part::of] for one in left.values()])))
         blocks = [json.loads(_there(file, folder).read_text(encoding="utf-8")) for file in files]
-        mine.append(blocks[share])
+        mine.append(blocks[part])
         for name, one in left.items():
             one.take([sample for block in blocks if name in block for sample in block[name]["samples"]])
     done = together(mine)
@@ -135,7 +135,7 @@ def _order(task: TaskFound, drawn: Places, seed: int) -> list[tuple[str, int]]:
 def _places(shares: Sequence[Sequence[tuple[str, int]]]) -> Places:
     """Documents by the tasks they are of, in those tasks' order."""
     places: Places = {}
-    for member, place in sorted(document for share in shares for document in share):
+    for member, place in sorted(document for part in shares for document in part):
         places.setdefault(member, []).append(place)
     return places
 

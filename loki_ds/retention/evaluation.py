@@ -65,7 +65,7 @@ def _left(asked: Sequence[tuple[Request, Path]], number: int, total: int) -> lis
         folder.mkdir(parents=True, exist_ok=True)
         file = _share(folder, number, total)
         if not file.exists():
-            own = request.model_copy(update={"share": (number, total)})
+            own = request.model_copy(update={"part": (number, total)})
             file.with_suffix(".request").write_text(own.model_dump_json())
             left.append(file)
     return left

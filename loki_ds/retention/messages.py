@@ -32,7 +32,7 @@ class Request(BaseModel):
 
     `model` is its folder, `adapter` that of a PEFT adapter on it, `implant` a file of rows that are
     put into it once it is loaded. `tasks` is what the check found behind every name. Each of
-    `processes` evaluates a share of the documents: process `share[0]` of `share[1]`. `seed` draws
+    `processes` evaluates a share of the documents: process `part[0]` of `part[1]`. `seed` draws
     the documents of a limit; of those `half` is asked, None for all. `stop`: when no more of them
     are.
     """
@@ -59,7 +59,7 @@ class Request(BaseModel):
     tasks: list[TaskFound]
     half: Half | None = None
     stop: Stop | None = None
-    share: tuple[int, int] = (0, 1)
+    part: tuple[int, int] = (0, 1)
 
     @property
     def names(self) -> list[str]:

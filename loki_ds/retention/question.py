@@ -53,7 +53,7 @@ class Arm:
     template: str | None = None
 
 
-class Kept(NamedTuple):
+class KeptAnswers(NamedTuple):
     """One model's answers: their file, which may be still to be written, and their key."""
 
     file: Path
@@ -84,7 +84,7 @@ class Question:
     trust_remote_code: bool
     half: Half | None = None
 
-    def of(self, arm: Arm, base: Kept | None = None) -> Asked:
+    def of(self, arm: Arm, base: KeptAnswers | None = None) -> Asked:
         """What one model is asked; base: the other's answers, by which it may stop."""
         return Asked(self.request(arm, base), self.key(arm, base))
 
@@ -93,7 +93,7 @@ class Question:
         of_base = self.of(base)._replace(of_all_runs=True)
         return [of_base, self.of(model, answers.kept(of_base.key))]
 
-    def request(self, arm: Arm, base: Kept | None = None) -> Request:
+    def request(self, arm: Arm, base: KeptAnswers | None = None) -> Request:
         """What is asked of one model; base: the other's answers, by which it may stop."""
         section, each = self.section, self.section.devices_per_model
         processes = max(1, device.local_devices() // each) if section.processes == "auto" else section.processes
@@ -120,15 +120,15 @@ class Question:
             stop=self._stop(base) if base and section.stop == "decided" else None,
         )
 
-    def _stop(self, base: Kept) -> Stop:
+    def _stop(self, base: KeptAnswers) -> Stop:
         abilities, margin = len(self.section.abilities), self.section.margin
         return Stop(base=str(base.file), base_key=short_digest(base.key), abilities=abilities, margin=margin)
 
-    def key(self, arm: Arm, base: Kept | None = None) -> dict[str, Any]:
+    def key(self, arm: Arm, base: KeptAnswers | None = None) -> dict[str, Any]:
         """All that determines the model's documents and scores, in JSON's types."""
         asked = self.request(arm, base)
         unset = {name for name in ("half", "stop") if getattr(asked, name) is None}
-        own = dict.fromkeys({"model", "adapter", "implant", "tokenizer", "share", *unset}, True)
+        own = dict.fromkeys({"model", "adapter", "implant", "tokenizer", "part", *unset}, True)
         request = asked.model_dump(mode="json", exclude={"stop": {"base"}, **own})
         include = digest_of(Path(self.section.include_path)) if self.section.include_path else None
         return {
@@ -154,8 +154,8 @@ class Answers:
     def file(self, key: dict[str, Any]) -> Path:
         return self.folder / f"{short_digest(key)}.json"
 
-    def kept(self, key: dict[str, Any]) -> Kept:
-        return Kept(self.file(key), key)
+    def kept(self, key: dict[str, Any]) -> KeptAnswers:
+        return KeptAnswers(self.file(key), key)
 
     def shares(self, key: dict[str, Any]) -> Path:
         """Where the processes that evaluate put their shares, until they are put together."""

@@ -49,7 +49,7 @@ def evaluated(model: Any, request: Request, folder: Path) -> ArmResult:
     """What `run_lm_eval` gives, on a model that is loaded."""
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     manager = task_manager(request.names, request.include_path, "retention")
-    share, of = request.share
+    part, of = request.part
     base = answers_of_base(request.stop) if request.stop else {}
     done: dict[str, TaskSamples] = {}
     for number, group in enumerate(request.groups):
@@ -60,7 +60,7 @@ def evaluated(model: Any, request: Request, folder: Path) -> ArmResult:
         if request.stop is not None and number < request.stop.abilities:
             done |= until_decided(request, request.stop, base, group.tasks, drawn, ask, folder)
         else:
-            done |= ask({name: places[share::of] for name, places in drawn.items()})
+            done |= ask({name: places[part::of] for name, places in drawn.items()})
     return {"tasks": done, "tokenizer": _tokenizer_digest(model), "libraries": library_versions(request.backend)}
 
 
@@ -160,7 +160,7 @@ def _evaluate(model: Any, request: Request, group: TaskGroup, tasks: list[Any], 
 
     if request.allow_code_execution:
         os.environ["HF_ALLOW_CODE_EVAL"] = "1"
-    whole = group.limit is None and request.half is None and request.share[1] == 1 and request.stop is None
+    whole = group.limit is None and request.half is None and request.part[1] == 1 and request.stop is None
     return simple_evaluate(
         model,
         tasks=tasks,

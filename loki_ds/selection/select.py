@@ -59,7 +59,7 @@ def select(
         raise ValueError("scores hold NaN or infinity: nothing can be selected from them")
     values = scores.double().numpy()
     layers, d_model = values.shape[1:]
-    k, taken = _room(quota, layers, d_model, exclude)
+    k, taken = _rows_to_choose(quota, layers, d_model, exclude)
     if strategy == "layer_smallest":
         means = np.where(taken, np.inf, np.abs(values).mean(0))
         return Positions([_first(k, means[layer]) for layer in range(layers)])
@@ -75,7 +75,7 @@ def select(
     raise ValueError(f"strategy is {strategy!r}, allowed with scores are {', '.join(BY_SCORES)}")
 
 
-def _room(quota: float, layers: int, d_model: int, exclude: Positions | None) -> tuple[int, np.ndarray]:
+def _rows_to_choose(quota: float, layers: int, d_model: int, exclude: Positions | None) -> tuple[int, np.ndarray]:
     """How many rows of each layer the quota asks for, and which `[layers, d_model]` another implant
     holds.
 
@@ -104,7 +104,7 @@ def select_random(layers: int, d_model: int, quota: float, seed: int, exclude: P
     """The baseline every selection has to beat: k rows of each layer, drawn without replacement
     from those not in `exclude`.
     """
-    generator, (k, taken) = np.random.default_rng(seed), _room(quota, layers, d_model, exclude)
+    generator, (k, taken) = np.random.default_rng(seed), _rows_to_choose(quota, layers, d_model, exclude)
     return Positions([sorted(generator.choice(np.flatnonzero(~row), size=k, replace=False).tolist()) for row in taken])
 
 

@@ -58,9 +58,9 @@ def _attribute(run: Run, checked: Checked) -> None:
         sweep = Sweep(model, gatherer=gatherer, **settings)
         planned = _plan(section, sweep, prompts, kept)
         before, gathers = ranks.on_first_rank(lambda: len(kept.done())), gatherer.count
-        turns = _sweep_all(run.shared, sweep, prompts, planned, kept)
+        batches = _sweep_all(run.shared, sweep, prompts, planned, kept)
         ranks.barrier()
-        took = {"turns": turns, "gathers": gatherer.count - gathers}
+        took = {"rank_batches": batches, "gathers": gatherer.count - gathers}
         ranks.on_first_rank(lambda: _note_call(kept, before, took))
     routed = has_experts(model)
     ranks.on_first_rank(lambda: _note_residuals(section, kept, routed))
@@ -89,7 +89,7 @@ def _attempted(sweep: Sweep, prompts: Sequence[Sequence[int]]) -> None:
 
 
 def _sweep_all(shared: SharedFolder, sweep: Sweep, prompts: ProtectedSet, planned: Batches, kept: KeptScores) -> int:
-    """Sweep what is not kept yet; returns the turns taken, a batch on every rank each."""
+    """Sweep what is not kept yet; returns how many batches each rank took."""
     done, tokens = ranks.on_first_rank(kept.done), prompts.tokens
     log.info("attribute: %d prompts (%d already scored) in %d batches", len(tokens), len(done), len(planned))
     left = [waiting for batch in planned if (waiting := [i for i in batch if i not in done])]

@@ -17,7 +17,7 @@ from loki_ds.checking.base import BaseFound, data_found, look_at_base, max_token
 from loki_ds.checking.disk import Room, check_room
 from loki_ds.checking.findings import Findings
 from loki_ds.checking.selection import check_selection
-from loki_ds.data.dataset import Counts, Kept
+from loki_ds.data.dataset import Counts, RenderedFolder
 from loki_ds.data.protected import ProtectedSet, load_protected
 from loki_ds.data.render_settings import Rendering, make_rendering
 from loki_ds.disk.files import weights_digest
@@ -92,10 +92,10 @@ def check(run: Run) -> Checked:
         findings += ranks.on_first_rank(lambda: _look_at_protected(recipe.protected, tokenizer, config))
     rendering, examples, heldout = None, NONE, None
     if recipe.implant.kind.trains:
-        kept = Kept(run.folder.examples)
-        rendering = _rendering(recipe.data, recipe.training, kept, tokenizer, base)
-        findings += _render(recipe.data, kept, rendering, config, run.shared.by_all)
-        examples, heldout = kept.load(recipe.data, arguments.seed)
+        rendered = RenderedFolder(run.folder.examples)
+        rendering = _rendering(recipe.data, recipe.training, rendered, tokenizer, base)
+        findings += _render(recipe.data, rendered, rendering, config, run.shared.by_all)
+        examples, heldout = rendered.load(recipe.data, arguments.seed)
     if recipe.rehearsed not in (None, recipe.protected):
         findings += ranks.on_first_rank(lambda: _look_at_texts(recipe.rehearsed, tokenizer))
     findings += _look_at_room(run, base_found, arguments, len(examples))
@@ -135,18 +135,20 @@ def _locate_base(section: ModelSection) -> Base:
 
 
 def _rendering(
-    data: DataSection, training: dict, kept: Kept, tokenizer: PreTrainedTokenizerBase, base: Base
+    data: DataSection, training: dict, rendered: RenderedFolder, tokenizer: PreTrainedTokenizerBase, base: Base
 ) -> Rendering:
     """How the examples become tokens, by what they ask of a template."""
-    needs = ranks.on_each_node(lambda: kept.needs(data, data_fingerprint(data)))
+    needs = ranks.on_each_node(lambda: rendered.needs(data, data_fingerprint(data)))
     return make_rendering(needs, training, tokenizer, base.folder)
 
 
-def _render(data: DataSection, kept: Kept, rendering: Rendering, config: PreTrainedConfig, shared: bool) -> Findings:
+def _render(
+    data: DataSection, rendered: RenderedFolder, rendering: Rendering, config: PreTrainedConfig, shared: bool
+) -> Findings:
     """The examples as tokens, made once in every run folder and mapped by the ranks that see it."""
     inputs, vocabulary = rendering_fingerprint(data, rendering), config.get_text_config().vocab_size
     once: Callable[[Callable[[], list[Counts]]], list[Counts]] = ranks.on_first_rank if shared else ranks.on_each_node
-    counts = once(lambda: kept.render(data, rendering, vocabulary, inputs))
+    counts = once(lambda: rendered.render(data, rendering, vocabulary, inputs))
     return data_found(rendering, counts, config)
 
 

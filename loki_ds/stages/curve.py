@@ -1,4 +1,4 @@
-"""What was measured along the dial, and the place that a budget chooses."""
+"""What was measured along the dial, and the point that a budget chooses."""
 
 from collections.abc import Sequence
 from typing import TypedDict
@@ -8,7 +8,7 @@ from loki_ds.refusal import Refusal
 from loki_ds.report.schema import Report
 
 
-class Place(TypedDict):
+class Point(TypedDict):
     """A scale, and what the model is there; in percent, but for the new task's own score."""
 
     scale: float
@@ -22,7 +22,7 @@ class Place(TypedDict):
     skill_ci: tuple[float, float] | None
 
 
-def place_of(scale: float, report: Report) -> Place:
+def point_of(scale: float, report: Report) -> Point:
     """The curve's point at a scale, from the report of the model there."""
     new = report["new_task"][0] if report["new_task"] else None
     return {
@@ -38,33 +38,33 @@ def place_of(scale: float, report: Report) -> Place:
     }
 
 
-def choose(curve: Sequence[Place], budget: BudgetSection) -> Place:
+def choose(curve: Sequence[Point], budget: BudgetSection) -> Point:
     """The largest scale whose losses alone are below the budget with their whole interval, or the
     smallest that keeps a share of the skill that the whole change gained.
 
     Raises:
         Refusal: no scale that was tried does.
     """
-    ordered = sorted(curve, key=lambda place: place["scale"])
-    ordered = [place for place in ordered if place["scale"]]  # at 0 it is the base
+    ordered = sorted(curve, key=lambda point: point["scale"])
+    ordered = [point for point in ordered if point["scale"]]  # at 0 it is the base
     if budget.forgetting is not None:
-        within = [place for place in ordered if place["losses_only_ci"][1] <= 100 * budget.forgetting]
+        within = [point for point in ordered if point["losses_only_ci"][1] <= 100 * budget.forgetting]
         if within:
             return within[-1]
-        least = min(ordered, key=lambda place: place["losses_only_ci"][1])
+        least = min(ordered, key=lambda point: point["losses_only_ci"][1])
         raise Refusal(
             f"tune.budget.forgetting is {budget.forgetting:g}, and at no scale losses alone are shown to be below it; "
             f"nearest is {least['scale']:g}, with up to {least['losses_only_ci'][1]:.2g}%; loki-ds tune RUN "
             "tune.budget.forgetting=... chooses by a larger budget and trains nothing; or ask more documents, or try "
             "smaller tune.scales"
         )
-    wanted = [place for place in ordered if _share_of_skill(place, curve) >= (budget.skill or 0)]
+    wanted = [point for point in ordered if _share_of_skill(point, curve) >= (budget.skill or 0)]
     return wanted[0]  # the whole change keeps all of its own
 
 
-def _share_of_skill(place: Place, curve: Sequence[Place]) -> float:
+def _share_of_skill(point: Point, curve: Sequence[Point]) -> float:
     (whole,) = (one for one in curve if one["scale"] == 1)
-    base, full, own = whole["base_skill"], whole["skill"], place["skill"]
+    base, full, own = whole["base_skill"], whole["skill"], point["skill"]
     if base is None or full is None or own is None:
         raise Refusal("tune.budget.skill needs retention.new_task, whose skill it is a share of")
     return 1.0 if own >= full else (own - base) / (full - base) if full != base else 0.0

@@ -43,7 +43,7 @@ def _implant(run: Run, checked: Checked, positions: Positions | None, inputs: Fi
     trained = None
     if section.kind.trains:
         examples = _examples(run, checked)
-        method = Method(section, positions, quieted.kept_out if quieted else None)
+        method = Method(section, positions, quieted.protected_bases if quieted else None)
         with cost_of(folder, "implant"):
             trained = _train(run, checked, method, examples, Resume(checked.checkpoint, inputs))
     with cost_of(folder, "export"):

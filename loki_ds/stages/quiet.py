@@ -42,7 +42,7 @@ class Quiet(NamedTuple):
         return cls(moments, subspaces, section.energy)
 
     @property
-    def kept_out(self) -> list[Tensor]:
+    def protected_bases(self) -> list[Tensor]:
         """Per layer the basis `[d_ff, r]` that the delta keeps out of."""
         return [subspace.basis for subspace in self.subspaces]
 

@@ -49,11 +49,11 @@ def rehearse(run: Run, checked: Checked, section: RehearseSection) -> Examples:
         load=lambda: load_answers(run.folder.base_answers),
     )
     by_base = rehearsed(asked, answers)
-    learnt, measured = by_base[: len(drawn)], as_dataset(by_base[len(drawn) :])
-    examples = mixed_in(new, learnt, section.share, seed) if learnt else new
+    learned, measured = by_base[: len(drawn)], as_dataset(by_base[len(drawn) :])
+    examples = mixed_in(new, learned, section.share, seed) if learned else new
     count = len(examples) - len(new)
     log.info("implant: %d of %d examples are rehearsed, of %d texts", count, len(examples), len(drawn))
-    return Examples(examples, checked.heldout, Rehearsed(answers, measured, bool(learnt), section.stop_at_drift))
+    return Examples(examples, checked.heldout, Rehearsed(answers, measured, bool(learned), section.stop_at_drift))
 
 
 def _texts(run: Run, checked: Checked) -> list[list[int]]:

@@ -22,7 +22,7 @@ def report_of_pair(
     results: Sequence[ArmResult],
     section: RetentionSection,
     facts: Facts,
-    kept: Path,
+    settings_folder: Path,
     pictures: Callable[[Report], dict[str, Path]] = lambda _: {},
     one_tokenizer: bool = True,
 ) -> None:
@@ -32,12 +32,12 @@ def report_of_pair(
     """
     base, model = results
     report = build_report(name, pair(base, model, one_tokenizer), section, facts)
-    draw_retention(report["tasks"], report["margin"], kept / "retention.png")
-    write_report(report, kept / "report", {CAPTION: kept / "retention.png", **pictures(report)})
+    draw_retention(report["tasks"], report["margin"], settings_folder / "retention.png")
+    write_report(report, settings_folder / "report", {CAPTION: settings_folder / "retention.png", **pictures(report)})
 
 
-def put_report(kept: Path, folder: RunFolder) -> Report:
+def put_report(settings_folder: Path, folder: RunFolder) -> Report:
     """The report of some settings in the place of the one last asked for."""
     with written_whole(folder.report) as aside:
-        shutil.copytree(kept / "report", aside)
+        shutil.copytree(settings_folder / "report", aside)
     return read_report(folder.root)

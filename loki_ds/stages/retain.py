@@ -54,11 +54,11 @@ def check_retention(run: Run) -> Findings:
 @dataclass(frozen=True)
 class Questions:
     """What rank 0 tells the other nodes: what both models are asked, and what of it is still to be
-    evaluated. kept: the folder of the report with these settings.
+    evaluated. settings_folder: where the report with these settings is kept.
     """
 
     inputs: Fingerprint
-    kept: Path
+    settings_folder: Path
     asked: list[Asked]
     left: list[Asked]
 
@@ -101,38 +101,42 @@ def _questions(run: Run, checked: Checked) -> Questions | None:
     question = question_of(run.recipe, run.tasks, "confirming" if run.recipe.tune else None)
     arms, answers = Arms(checked, folder), answers_of_run(folder)
     asked = question.of_both(arms.base, arms.model(folder.model), answers)
-    kept = folder.retention / short_digest(inputs)
-    left = [] if (kept / "report").exists() else unanswered(asked, answers)
-    return Questions(inputs, kept, asked, left)
+    settings_folder = folder.retention / short_digest(inputs)
+    left = [] if (settings_folder / "report").exists() else unanswered(asked, answers)
+    return Questions(inputs, settings_folder, asked, left)
 
 
 def _report(run: Run, checked: Checked, questions: Questions) -> None:
-    """The report of these settings, made unless it is kept, in the run's place. Rank 0's work."""
-    folder, recipe, kept = run.folder, run.recipe, questions.kept
-    if not (kept / "report").exists():
-        write_json(kept / "settings.json", recipe.retention.model_dump())
+    """The report of these settings, made unless it is there, in the run's place. Rank 0's
+    work.
+    """
+    folder, recipe, settings_folder = run.folder, run.recipe, questions.settings_folder
+    if not (settings_folder / "report").exists():
+        write_json(settings_folder / "settings.json", recipe.retention.model_dump())
         results = [answers_of_run(folder).read(one.key) for one in questions.asked]
-        rewritten = checked.rendering.rewritten if checked.rendering else []
+        rewritten = checked.rendering.moved_by_template if checked.rendering else []
         facts = facts_of_run(recipe, folder, checked.base.digest, rewritten, results[1]["libraries"])
-        report_of_pair(recipe.run, results, recipe.retention, facts, kept, partial(_pictures, folder, kept))
-    report = put_report(kept, folder)
+        report_of_pair(
+            recipe.run, results, recipe.retention, facts, settings_folder, partial(_pictures, folder, settings_folder)
+        )
+    report = put_report(settings_folder, folder)
     write_model_card(report, folder.model, checked.base.folder, recipe.model.path)
     folder.record(folder.report, folder.model / "README.md")
     folder.finish("retain", questions.inputs)
     log.info("retain: %s", folder.report / "report.html")
 
 
-def _pictures(folder: RunFolder, kept: Path, report: Report) -> dict[str, Path]:
+def _pictures(folder: RunFolder, settings_folder: Path, report: Report) -> dict[str, Path]:
     """What a run has drawn beside its retention, by captions; not all of it is there in every run.
     """
     beside = sorted(other.parents[1] for other in folder.root.parent.glob("*/report/report.json"))
     alike = [other for other in beside if other != folder.root and is_read(other)]
-    draw_trade_off(report, alike, kept / "trade_off.png")
+    draw_trade_off(report, alike, settings_folder / "trade_off.png")
     if folder.training_log.exists():
         training_curves(json.loads(folder.training_log.read_text()), folder.training_curves)
     return {
         "Losses alone against skill, with the finished runs beside this one. Right and down is better.": (
-            kept / "trade_off.png"
+            settings_folder / "trade_off.png"
         ),
         "The dial: the trained change at several scales, on the half of the documents that chose.": (
             folder.tune / "curve.png"

@@ -29,7 +29,7 @@ from loki_ds.retention.messages import ArmResult
 from loki_ds.retention.pairing import pair
 from loki_ds.retention.question import Answers, Question
 from loki_ds.stages.check import Checked
-from loki_ds.stages.curve import Place, choose, place_of
+from loki_ds.stages.curve import Point, choose, point_of
 from loki_ds.stages.implant import verify_model
 from loki_ds.stages.questions import Arms, answers_of_run, question_of
 from loki_ds.stages.quiet import Quiet
@@ -81,7 +81,7 @@ class Trained:
 
 
 def tune(run: Run, checked: Checked, section: TuneSection) -> None:
-    """Measure the curve, choose, and put the chosen scale's products in place.
+    """Measure the curve, choose, and put the chosen scale's products in point.
 
     Raises:
         Refusal: no scale fits the budget; the curve is kept.
@@ -102,7 +102,7 @@ def tune(run: Run, checked: Checked, section: TuneSection) -> None:
     curve = _curve(scales, base, ask(trained, folder.tune, scales, arms, question, answers), recipe.retention)
     write_json(folder.tune / "curve.json", curve)
     chosen = choose(curve, section.budget)
-    places = {f"{place['scale']:g}": place for place in curve}
+    places = {f"{point['scale']:g}": point for point in curve}
     dial(places, f"{chosen['scale']:g}", folder.tune / "curve.png")
     log.info("tune: scale %g, losses alone %.2g%% on the half that chose", chosen["scale"], chosen["losses_only"])
     _put_in_place(folder, checked, recipe.implant, trained, chosen["scale"])
@@ -119,10 +119,10 @@ def _scales(section: TuneSection) -> list[float]:
 
 def _curve(
     scales: Sequence[float], base: ArmResult, results: Sequence[ArmResult], section: RetentionSection
-) -> list[Place]:
+) -> list[Point]:
     nothing: Any = {}
     return [
-        place_of(scale, build_report(f"{scale:g}", pair(base, result), section, nothing))
+        point_of(scale, build_report(f"{scale:g}", pair(base, result), section, nothing))
         for scale, result in zip(scales, results, strict=True)
     ]
 

@@ -49,10 +49,12 @@ def retain_two(pair: Pair, model: str, out: Path) -> Report:
         asked = question.of_both(base, second, answers)
         results = answers_of(asked, answers)
         seconds = round(time.monotonic() - started, 1)
-        kept = folder.retention / short_digest({"section": section.model_dump(), "keys": [one.key for one in asked]})
+        settings_folder = folder.retention / short_digest(
+            {"section": section.model_dump(), "keys": [one.key for one in asked]}
+        )
         facts = _facts(pair, model, [base, second], results, seconds)
-        report_of_pair(str(out), results, section, facts, kept, one_tokenizer=False)
-        return put_report(kept, folder)
+        report_of_pair(str(out), results, section, facts, settings_folder, one_tokenizer=False)
+        return put_report(settings_folder, folder)
 
 
 def _checkpoint(section: ModelSection) -> Arm:

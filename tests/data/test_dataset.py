@@ -11,9 +11,9 @@ from conftest import ROOT
 from datasets import Dataset
 from transformers import AutoTokenizer
 
-from loki_ds.data.dataset import Counts, Kept, examples_in, first_counts, mixed, needs_of, render_source
+from loki_ds.data.dataset import Counts, RenderedFolder, examples_in, first_counts, mixed, needs_of, render_source
 from loki_ds.data.render_settings import make_rendering
-from loki_ds.data.rendering import NOT_LEARNT, Cut, Renderer
+from loki_ds.data.rendering import NOT_LEARNED, Cut, Renderer
 from loki_ds.data.sources import rows_of
 from loki_ds.data.templates import own_template
 from loki_ds.recipe.sections import DataSection, SourceSection
@@ -120,9 +120,9 @@ def test_what_was_found_is_counted_and_said(tmp_path: Path) -> None:
     rows = [{"messages": TURNS, "id": 1}, {"messages": [{**TURNS[0], "content": "hello " * 30}, TURNS[1]], "id": 2}]
     counts, texts = rendered(written(tmp_path / "d.jsonl", rows), tmp_path, Cut(20), only_assistant=True)
     assert (counts.rows, counts.cut, counts.dropped, counts.dropped_lines, len(texts)) == (2, 1, 1, [2], 1)
-    assert counts.learnt == 6
+    assert counts.learned == 6
     assert counts.unused == ["id"]
-    assert "1 of them all that is learnt, and are left out (lines 2, ...)" in counts.said()
+    assert "1 of them all that is learned, and are left out (lines 2, ...)" in counts.said()
     assert "columns that are not used: id" in counts.said()
 
 
@@ -192,16 +192,16 @@ def test_plain_chats_and_tool_chats_train_together(tmp_path: Path) -> None:
         train=[written(tmp_path / "p.jsonl", [{"messages": TURNS}]), written(tmp_path / "t.jsonl", [CALLS])]
     )
     rendering = make_rendering(needs_of(data.sources), {"assistant_only_loss": True}, TOKENIZER, "m")
-    counts = Kept(tmp_path / "kept").render(data, rendering, len(TOKENIZER), {"data": 1})
-    train, heldout = Kept(tmp_path / "kept").load(data, seed=0)
-    said = {TOKENIZER.decode([token for token in row["labels"] if token != NOT_LEARNT]) for row in train}
+    counts = RenderedFolder(tmp_path / "kept").render(data, rendering, len(TOKENIZER), {"data": 1})
+    train, heldout = RenderedFolder(tmp_path / "kept").load(data, seed=0)
+    said = {TOKENIZER.decode([token for token in row["labels"] if token != NOT_LEARNED]) for row in train}
     assert any("f(a=1)" in text.replace(" ", "") for text in said)
     assert (len(counts), heldout) == (2, None)
 
 
 def test_what_is_kept_is_made_again_when_anything_it_rests_on_changes(tmp_path: Path) -> None:
     data = DataSection(train=[written(tmp_path / "d.jsonl", [{"messages": TURNS}])])
-    kept, rendering = Kept(tmp_path / "kept"), make_rendering(needs_of(data.sources), {}, TOKENIZER, "m")
+    kept, rendering = RenderedFolder(tmp_path / "kept"), make_rendering(needs_of(data.sources), {}, TOKENIZER, "m")
     first = kept.render(data, rendering, len(TOKENIZER), {"data": "a"})
     stamp = (tmp_path / "kept/0.arrow").stat().st_mtime_ns
     assert kept.render(data, rendering, len(TOKENIZER), {"data": "a"}) == first
@@ -212,7 +212,7 @@ def test_what_is_kept_is_made_again_when_anything_it_rests_on_changes(tmp_path: 
 
 def test_what_the_kept_examples_ask_of_a_template_is_not_read_again(tmp_path: Path) -> None:
     data = DataSection(train=[written(tmp_path / "d.jsonl", [CALLS])])
-    kept = Kept(tmp_path / "kept")
+    kept = RenderedFolder(tmp_path / "kept")
     needed = kept.needs(data, {"digest": "a"})
     rendering = make_rendering(needed, {}, TOKENIZER, "m")
     kept.render(data, rendering, len(TOKENIZER), {"data": {"digest": "a"}})
@@ -228,7 +228,7 @@ def test_a_plan_counts_the_first_rows_as_the_run_will_all(tmp_path: Path) -> Non
     assert whole.said().startswith(f"{source.path}: 5 rows, ")
     assert "5 rows lose their beginning to the cut" in whole.said()
     assert first.said() == whole.said().replace("5 rows", "the first 2 rows", 1).replace("5 rows", "2 rows").replace(
-        f"{whole.learnt:,} of {whole.tokens:,}", f"{first.learnt:,} of {first.tokens:,}"
+        f"{whole.learned:,} of {whole.tokens:,}", f"{first.learned:,} of {first.tokens:,}"
     )
     assert (first.rows, first.longest) == (2, whole.longest)
 

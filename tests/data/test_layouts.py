@@ -112,9 +112,9 @@ def test_tools_are_those_of_openai_whatever_they_were() -> None:
         assert example_of({"messages": [USER, ANSWER], "tools": tools}).tools == [WRAPPED]
 
 
-def test_a_pairs_completion_is_what_is_learnt() -> None:
-    assert example_of({"prompt": [USER], "completion": [ANSWER]}).learnt_from == 1
-    assert example_of({"system": "be brief", "prompt": [USER], "completion": [ANSWER]}).learnt_from == 2
+def test_a_pairs_completion_is_what_is_learned() -> None:
+    assert example_of({"prompt": [USER], "completion": [ANSWER]}).learned_from == 1
+    assert example_of({"system": "be brief", "prompt": [USER], "completion": [ANSWER]}).learned_from == 2
 
 
 def test_columns_of_no_use_are_known() -> None:

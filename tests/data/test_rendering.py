@@ -16,7 +16,7 @@ from trl.chat_template_utils import has_generation_markers
 
 from loki_ds.data.layouts import example_of
 from loki_ds.data.messages import NotUnderstood
-from loki_ds.data.rendering import NOT_LEARNT, Renderer
+from loki_ds.data.rendering import NOT_LEARNED, Renderer
 from loki_ds.data.templates import ChatTemplate, Needs, fitted, marked, own_template, unmarked
 from loki_ds.judges.notations import parse_calls
 
@@ -24,9 +24,9 @@ PLAIN = {"messages": [{"role": "user", "content": "copy a b"}, {"role": "assista
 TWICE = {"messages": [*PLAIN["messages"], {"role": "user", "content": "again"}, {"role": "assistant", "content": "a"}]}
 
 
-def learnt(row: dict[str, Any], one: ChatTemplate, only_assistant: bool = True) -> str:
+def learned(row: dict[str, Any], one: ChatTemplate, only_assistant: bool = True) -> str:
     found = Renderer(one.tokenizer, one, only_assistant).render(example_of(row))
-    return one.tokenizer.decode([token for token in found.labels if token != NOT_LEARNT])
+    return one.tokenizer.decode([token for token in found.labels if token != NOT_LEARNED])
 
 
 # --- as TRL does ----------------------------------------------------------------------------------
@@ -94,7 +94,7 @@ def test_by_difference_is_what_trl_marks(name: str, row: dict[str, Any]) -> None
     ],
 )
 def test_templates_that_nobody_marked_learn_the_answers_with_their_ends(name: str, said: str) -> None:
-    assert learnt(TWICE, template(name)) == said
+    assert learned(TWICE, template(name)) == said
 
 
 # Those of models for pictures want parts of text, and are refused (tests/stages/test_check.py).
@@ -112,7 +112,7 @@ def test_every_published_template_learns_the_answers_and_nothing_else(name: str,
     example, stock = example_of(row), template(name)
     by_difference = not has_generation_markers(marked(stock, stock.text)[0].text)
     one, _ = fitted(stock, Needs.of(example), by_difference)
-    found = learnt(row, marked(one, stock.text)[0])
+    found = learned(row, marked(one, stock.text)[0])
     for message in example.messages:
         if message["role"] == "assistant":
             assert message["content"] in found
@@ -144,23 +144,23 @@ def test_a_turn_on_which_other_text_depends_is_refused() -> None:
         "{% endfor %}"
     )
     with pytest.raises(NotUnderstood, match=r"on which more of the text depends than itself.*generation"):
-        learnt(TWICE, ChatTemplate(tokenizer(), counting))
+        learned(TWICE, ChatTemplate(tokenizer(), counting))
 
 
 THINK = "qwen3 qwen3_5_nothink qwen3_5_think qwen3_6 qwen3_8 nemotron_3_nano nemotron_3_super glm4moe".split()
 
 
 @pytest.mark.parametrize("name", THINK)
-def test_an_empty_thought_is_shown_and_not_learnt(name: str) -> None:
-    """Or the model would learn never to think; a thought of its own is learnt."""
+def test_an_empty_thought_is_shown_and_not_learned(name: str) -> None:
+    """Or the model would learn never to think; a thought of its own is learned."""
     one = marked(template(name), template(name).text)[0]
     assert re.search(r"<think>\s*</think>", one.render(PLAIN["messages"]))
     pair = {"prompt": PLAIN["messages"][:1], "completion": PLAIN["messages"][1:]}
     for row, only_assistant in ((PLAIN, True), (pair, True), (pair, False)):
-        assert learnt(row, one, only_assistant).lstrip().startswith("a b")
+        assert learned(row, one, only_assistant).lstrip().startswith("a b")
     thought = {"messages": [PLAIN["messages"][0], {**PLAIN["messages"][1], "reasoning_content": "copy"}]}
-    assert "copy" in learnt(thought, one)
-    assert "</think>" in learnt(thought, one)
+    assert "copy" in learned(thought, one)
+    assert "</think>" in learned(thought, one)
 
 
 @pytest.mark.parametrize("name", ["qwen2_5", "llama3"])
@@ -187,7 +187,7 @@ def test_nothing_that_a_conversation_says_is_dropped(name: str, row: dict[str, A
             assert "a" in text
     for tool in example.tools:
         assert tool["function"]["description"] in text
-    answers = learnt(row, marked(one, template(name).text)[0])
+    answers = learned(row, marked(one, template(name).text)[0])
     assert "one" in answers
     assert "[1]" not in answers
 

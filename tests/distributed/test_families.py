@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from distributed.conftest import ROOT, launch_all
-from loki_ds.data.rendering import NOT_LEARNT
+from loki_ds.data.rendering import NOT_LEARNED
 from loki_ds.disk.files import weights_digest
 from loki_ds.export.checkpoint import apply_to_checkpoint, revert_in_checkpoint
 from loki_ds.export.implant_file import Implant
@@ -323,7 +323,7 @@ def test_the_adapter_loads_into_the_class_that_the_base_is_loaded_as(family: str
 def test_what_trained_are_the_answers_by_the_template_that_leaves_with_the_model(family: str, runs: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(runs / family / "model")
     rows = [Dataset.from_file(str(runs / family / f"examples/{place}.arrow"))[0] for place in (0, 1)]
-    said = [tokenizer.decode([label for label in row["labels"] if label != NOT_LEARNT]) for row in rows]
+    said = [tokenizer.decode([label for label in row["labels"] if label != NOT_LEARNED]) for row in rows]
     assert all(part in said[0] for part in ("[f(a=1)]", "one", "welcome"))
     assert "[1]" not in said[0]
     assert (

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loki_ds.data.rendering import NOT_LEARNT, Rendered
+from loki_ds.data.rendering import NOT_LEARNED, Rendered
 from loki_ds.implanting.divergence import Answers
 from loki_ds.implanting.rehearsal_answers import MOST
 from loki_ds.implanting.rehearsal_rows import (
@@ -30,16 +30,16 @@ def test_a_text_ends_with_the_bases_answer_and_its_labels_point_to_the_predictio
     assert places_of(labels[is_pointer(labels)]).tolist() == [0, 1, 2, 3]
 
 
-def test_tokens_and_unlearnt_labels_point_nowhere() -> None:
-    assert not is_pointer(torch.tensor([NOT_LEARNT, 0, 5])).any()
+def test_tokens_and_unlearned_labels_point_nowhere() -> None:
+    assert not is_pointer(torch.tensor([NOT_LEARNED, 0, 5])).any()
 
 
 def test_of_a_long_text_the_end_is_rehearsed() -> None:
     text = list(range(MOST + 5))
     answers = Answers(torch.zeros(MOST, 1, dtype=torch.int32), torch.zeros(MOST, 1), torch.zeros(MOST))
     (row,) = rehearsed([text], answers)
-    assert row.labels[:6] == [NOT_LEARNT] * 6
-    assert row.learnt == MOST
+    assert row.labels[:6] == [NOT_LEARNED] * 6
+    assert row.learned == MOST
 
 
 @given(new=st.integers(1, 60), others=st.integers(1, 9), share=st.floats(0.01, 0.9), seed=st.integers(0, 5))

@@ -12,11 +12,11 @@ from transformers import AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 from trl.trainer import utils
 
-from loki_ds.data.rendering import NOT_LEARNT
+from loki_ds.data.rendering import NOT_LEARNED
 from loki_ds.implanting.trainer import ImplantTrainer
 
 IDS = torch.arange(20).view(2, 10)
-LABELS = IDS.where(torch.tensor([[0] * 7 + [1] * 3, [0] * 9 + [1]]).bool(), NOT_LEARNT)
+LABELS = IDS.where(torch.tensor([[0] * 7 + [1] * 3, [0] * 9 + [1]]).bool(), NOT_LEARNED)
 
 
 def taught(trainer_class: type[SFTTrainer], folder: Path, labels: Tensor) -> tuple[Any, SFTTrainer]:
@@ -46,7 +46,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
-def test_the_head_is_asked_for_the_learnt_tokens_alone(asked: list[int], tmp_path: Path) -> None:
+def test_the_head_is_asked_for_the_learned_tokens_alone(asked: list[int], tmp_path: Path) -> None:
     (theirs, stock), (ours, trainer) = (taught(one, tmp_path, LABELS) for one in (SFTTrainer, ImplantTrainer))
     assert asked == [18, 4]
     for (name, one), (_, other) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
@@ -55,7 +55,7 @@ def test_the_head_is_asked_for_the_learnt_tokens_alone(asked: list[int], tmp_pat
         assert trainer._metrics["train"][name] == pytest.approx(values), name
 
 
-def test_a_batch_without_a_learnt_token_teaches_nothing(asked: list[int], tmp_path: Path) -> None:
-    ours, _ = taught(ImplantTrainer, tmp_path, torch.full_like(IDS, NOT_LEARNT))
+def test_a_batch_without_a_learned_token_teaches_nothing(asked: list[int], tmp_path: Path) -> None:
+    ours, _ = taught(ImplantTrainer, tmp_path, torch.full_like(IDS, NOT_LEARNED))
     assert asked == [0]
     assert all(parameter.grad is None or not parameter.grad.any() for parameter in ours.parameters())

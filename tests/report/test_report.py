@@ -72,8 +72,8 @@ def test_the_verdict_at_a_glance() -> None:
     assert [gate(one)[0] for one in (made, lost, few)] == [0, 2, 3]
 
 
-def test_a_new_task_is_learnt_and_not_kept() -> None:
-    assert [line["verdict"] for line in report("runs/x", None, 0)["new_task"]] == ["learnt"]
+def test_a_new_task_is_learned_and_not_kept() -> None:
+    assert [line["verdict"] for line in report("runs/x", None, 0)["new_task"]] == ["learned"]
 
 
 def test_gains_do_not_pay_in_the_headline() -> None:
@@ -94,10 +94,10 @@ def test_a_task_at_zero_is_left_out_and_named() -> None:
         build_report("runs/x", tasks[1:], section("codes"), {})
 
 
-def test_a_new_task_by_bits_per_byte_is_learnt() -> None:
+def test_a_new_task_by_bits_per_byte_is_learned() -> None:
     texts = task([2.0, 2.1] * 50, [1.5, 1.6] * 50, "calls", name="bits", unit="bits per byte", higher_is_better=False)
     made = build_report("runs/x", [task([1] * 9, [1] * 9), texts], section("sums"), FACTS)
-    assert [(line["metric"], line["verdict"]) for line in made["new_task"]] == [("bits", "learnt")]
+    assert [(line["metric"], line["verdict"]) for line in made["new_task"]] == [("bits", "learned")]
     assert made["likelihoods"] == []
 
 

@@ -131,7 +131,7 @@ def test_a_task_is_in_one_of_the_groups_alone(own_tasks: Path) -> None:
 
 def test_shots_are_the_same_whatever_shares_the_documents(tmp_path: Path) -> None:
     group = {**PLAIN, "tasks": ["fixture_arithmetic"], "num_fewshot": 3}
-    whole, half = (run_lm_eval(request(groups=[group], share=share), tmp_path) for share in ((0, 1), (1, 2)))
+    whole, half = (run_lm_eval(request(groups=[group], part=part), tmp_path) for part in ((0, 1), (1, 2)))
     prompts = [
         {s["place"]: s["prompt"] for s in one["tasks"]["fixture_arithmetic"]["samples"]} for one in (whole, half)
     ]

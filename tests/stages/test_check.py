@@ -26,7 +26,7 @@ MODEL = ROOT / "recipes/tiny/model"
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
 CHAT = {"messages": [{"role": "user", "content": "2 + 2"}, {"role": "assistant", "content": "4"}]}
 DOWN = "model.layers.{}.mlp.down_proj.weight"
-Spoilt = Callable[[Path], Any]
+Spoiled = Callable[[Path], Any]
 
 
 def started(tmp_path: Path, *overrides: str, rows: list[dict] | None = None) -> Run:
@@ -42,7 +42,7 @@ def checked(tmp_path: Path, *overrides: str, rows: list[dict] | None = None) -> 
     return check(started(tmp_path, *overrides, rows=rows))
 
 
-def tensors(edit: Callable[[dict[str, torch.Tensor]], Any]) -> Spoilt:
+def tensors(edit: Callable[[dict[str, torch.Tensor]], Any]) -> Spoiled:
     def spoil(folder: Path) -> None:
         stored = load_file(folder / "model.safetensors")
         edit(stored)
@@ -51,7 +51,7 @@ def tensors(edit: Callable[[dict[str, torch.Tensor]], Any]) -> Spoilt:
     return spoil
 
 
-def config(**changes: Any) -> Spoilt:
+def config(**changes: Any) -> Spoiled:
     def spoil(folder: Path) -> None:
         found = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps({**found, **changes}))
@@ -76,7 +76,7 @@ def only_gguf(folder: Path) -> None:
 
 
 FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
-BASES: dict[str, tuple[Spoilt, str]] = {
+BASES: dict[str, tuple[Spoiled, str]] = {
     "FP8": (config(quantization_config=FP8), r"the weights are quantized \(fp8\).*dequantize\(\)"),
     "GPTQ": (config(quantization_config={"quant_method": "gptq", "bits": 4}), r"the weights are quantized \(gptq\)"),
     "bitsandbytes": (

@@ -6,10 +6,10 @@ import pytest
 
 from loki_ds.recipe.sections import BudgetSection
 from loki_ds.refusal import Refusal
-from loki_ds.stages.curve import Place, choose
+from loki_ds.stages.curve import Point, choose
 
 
-def place(scale: float, lost: float, upper: float, skill: float | None) -> Place:
+def point(scale: float, lost: float, upper: float, skill: float | None) -> Point:
     own: Any = {"scale": scale, "losses_only": lost, "losses_only_ci": (0.0, upper)}
     return {
         **own,
@@ -22,7 +22,7 @@ def place(scale: float, lost: float, upper: float, skill: float | None) -> Place
     }
 
 
-CURVE = [place(1.0, 5, 9, 0.9), place(0.25, 0, 0.5, 0.3), place(0.75, 1.0, 2, 0.88), place(0.5, 0.2, 0.8, 0.74)]
+CURVE = [point(1.0, 5, 9, 0.9), point(0.25, 0, 0.5, 0.3), point(0.75, 1.0, 2, 0.88), point(0.5, 0.2, 0.8, 0.74)]
 
 
 @pytest.mark.parametrize(("budget", "scale"), [(0.5, 1.0), (0.02, 0.75), (0.019, 0.5), (0.006, 0.25)])
@@ -43,9 +43,9 @@ def test_the_smallest_that_keeps_a_share_of_what_was_gained(share: float, scale:
 
 def test_the_base_is_no_result() -> None:
     with pytest.raises(Refusal, match=r"nearest is 0\.25, with up to 0\.5%"):
-        choose([place(0.0, 0, 0.1, 0.1), *CURVE], BudgetSection(forgetting=0.001))
+        choose([point(0.0, 0, 0.1, 0.1), *CURVE], BudgetSection(forgetting=0.001))
 
 
 def test_a_share_of_skill_needs_a_new_task() -> None:
     with pytest.raises(Refusal, match="needs retention"):
-        choose([place(1.0, 0, 0, None)], BudgetSection(skill=0.5))
+        choose([point(1.0, 0, 0, None)], BudgetSection(skill=0.5))

@@ -20,7 +20,7 @@ def states_of(optimizer: str) -> float:
     return eight_bit * next((count for name, count in STATES.items() if name in optimizer), 2)
 
 
-def beside_the_model(frozen: int, trained: int, width: int, stage: int | None, optimizer: str) -> float:
+def beside_the_model(frozen: int, trained: int, bytes_per_number: int, stage: int | None, optimizer: str) -> float:
     """Bytes of a checkpoint beside the model itself, at least.
 
     Without DeepSpeed, the optimizer's states in the model's own dtype. DeepSpeed keeps them in full
@@ -29,12 +29,12 @@ def beside_the_model(frozen: int, trained: int, width: int, stage: int | None, o
 
     Args:
         frozen, trained: parameters.
-        width: bytes of a number of the model's dtype.
+        bytes_per_number: bytes of a number of the model's dtype.
         stage: of ZeRO, None without DeepSpeed.
         optimizer: transformers' name.
     """
     states = states_of(optimizer)
     if stage is None:
-        return width * states * trained
+        return bytes_per_number * states * trained
     module = frozen if stage == 3 else frozen + trained
-    return width * module + FULL * (states + (stage > 0)) * trained
+    return bytes_per_number * module + FULL * (states + (stage > 0)) * trained

@@ -95,7 +95,7 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def build_tokenizer() -> Qwen2Tokenizer:
-    """Qwen2's byte-level tokenizer, its merges learnt from the world's words until each one is a
+    """Qwen2's byte-level tokenizer, its merges learned from the world's words until each one is a
     single token.
     """
     names: dict[str, Any] = {"pad_token": "<|pad|>", "eos_token": "<|end|>", "unk_token": None, "model_max_length": 256}
@@ -103,9 +103,9 @@ def build_tokenizer() -> Qwen2Tokenizer:
     words = [form for word in abilities.WORDS for form in (word, f" {word}")]
     trainer = BpeTrainer(vocab_size=10_000, min_frequency=1, initial_alphabet=ByteLevel.alphabet(), show_progress=False)
     core.train_from_iterator(words, trainer)
-    learnt = json.loads(core.to_str())["model"]
-    merges: Any = [tuple(merge) for merge in learnt["merges"]]
-    tokenizer = Qwen2Tokenizer(vocab=learnt["vocab"], merges=merges, **names)
+    learned = json.loads(core.to_str())["model"]
+    merges: Any = [tuple(merge) for merge in learned["merges"]]
+    tokenizer = Qwen2Tokenizer(vocab=learned["vocab"], merges=merges, **names)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|assistant|>"]})
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
@@ -162,8 +162,8 @@ def documents(tokenizer: Qwen2Tokenizer, n: int, seed: int) -> list[dict[str, li
 
 def document(tokenizer: Qwen2Tokenizer, item: abilities.Item, as_chat: bool) -> dict[str, list[int]]:
     prompt = f"<|user|> {item.prompt}<|assistant|>" if as_chat else item.prompt
-    shown, learnt = tokenizer(prompt)["input_ids"], tokenizer(f" {item.answer}<|end|>")["input_ids"]
-    return {"input_ids": shown + learnt, "labels": [-100] * len(shown) + learnt}
+    shown, learned = tokenizer(prompt)["input_ids"], tokenizer(f" {item.answer}<|end|>")["input_ids"]
+    return {"input_ids": shown + learned, "labels": [-100] * len(shown) + learned}
 
 
 if __name__ == "__main__":
