@@ -9,7 +9,7 @@ REAL := $(ON_CPU) deepspeed --num_gpus 2 launch/implant.py --recipe recipes/smol
 REAL_BASE := model.path=build/real/model
 TINY := $(ON_CPU) deepspeed --num_gpus 2 launch/implant.py --recipe recipes/tiny
 
-.PHONY: help demo real test test-skew lint docs audit bench study quiet-study dial-study scaling models reliability tiny-world learning-rates clean
+.PHONY: help demo real test test-skew lint schema docs audit bench study quiet-study dial-study scaling models reliability tiny-world learning-rates clean
 
 help:  ## list these targets
 	@awk '/^##@ /{printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## /{split($$0, part, ":.*## "); printf "  make %-15s %s\n", part[1], part[2]}' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ lint: $(READY)  ## format and lint in place
 	$(BIN)/ruff check --fix .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+schema: $(READY)  ## the JSON Schema that editors check recipes by, after a key has changed
+	$(BIN)/loki-ds schema > build/recipe.schema.json && mv build/recipe.schema.json recipes/recipe.schema.json
 
 docs: $(READY)  ## the documentation site, in build/site; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict

@@ -21,6 +21,7 @@ GATED: Arguments = [(GATE, {"action": "store_true", "help": "end with 0 when all
 RECIPE: Arguments = [("recipe", {"help": "file or name"}), *_overrides()]
 ARGUMENTS: dict[str, Arguments] = {
     "doctor": [],
+    "schema": [],
     "recipes": [("name", {"nargs": "?", "help": "one to copy, with those that it is made of, to recipes/"})],
     "check": RECIPE,
     "plan": [

@@ -57,6 +57,16 @@ def recipes(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def schema(arguments: argparse.Namespace) -> int:
+    """The JSON Schema of a recipe, for editors; the line at the head of the recipes names the copy
+    that travels with them.
+    """
+    from loki_ds.checking.schema import recipe_schema
+
+    print(json.dumps(recipe_schema(), indent=1))
+    return 0
+
+
 def check(arguments: argparse.Namespace) -> int:
     """What a run of a recipe would rest on: base, template, data, settings, tasks, disk; refused as
     the run would be. Needs no accelerator and reads no weights into memory.

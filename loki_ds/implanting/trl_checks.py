@@ -1,9 +1,10 @@
-"""The recipe's `training:` held against what TRL declares: types, ranges, and what has no place
-here.
+"""The recipe's `training:` held against what TRL declares: names, types, ranges, and what has no
+place here.
 
 TRL and transformers would take most of it and fail when the training begins, or when it ends.
 """
 
+from dataclasses import fields
 from enum import Enum
 from typing import Any, get_type_hints
 
@@ -13,6 +14,7 @@ from transformers.utils import is_liger_kernel_available
 from trl import SFTConfig
 
 from loki_ds.recipe.sections import Recipe
+from loki_ds.recipe.training_keys import RESERVED
 from loki_ds.refusal import Refusal, did_you_mean
 
 ABOVE_ZERO = (
@@ -28,11 +30,14 @@ ELSEWHERE = {
 
 def check_settings(recipe: Recipe) -> None:
     """Refuse the first setting that the training could not use."""
-    training, declared = recipe.training, get_type_hints(SFTConfig)
+    training, declared = recipe.training, declared_types()
     for key, value in training.items():
+        if key not in declared:
+            near = did_you_mean(key, declared)
+            raise Refusal(f"training.{key} is not a key of TRL's SFTConfig that a recipe may set{near}")
         if key in ELSEWHERE and value:
             raise Refusal(f"training.{key} is {value!r}, allowed is nothing; {ELSEWHERE[key]}")
-        if key in declared and not _fits(value, declared[key]):
+        if not _fits(value, declared[key]):
             raise Refusal(f"training.{key} is {value!r}, allowed is {_named(declared[key])}")
         if key in ABOVE_ZERO and value is not None and not value > 0:
             raise Refusal(f"training.{key} is {value!r}, allowed is more than 0")
@@ -51,6 +56,12 @@ def check_settings(recipe: Recipe) -> None:
         )
     if training.get("load_best_model_at_end") and training.get("eval_strategy", "no") == "no":
         raise Refusal("training.load_best_model_at_end needs training.eval_strategy, or no checkpoint is the best")
+
+
+def declared_types() -> dict[str, Any]:
+    """What `training:` may hold: the types of TRL's fields, less those that other sections set."""
+    types = get_type_hints(SFTConfig)
+    return {each.name: types[each.name] for each in fields(SFTConfig) if each.init and each.name not in RESERVED}
 
 
 def check_installed(training: dict[str, Any]) -> None:

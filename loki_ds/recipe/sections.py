@@ -13,38 +13,49 @@ from loki_ds.recipe.implant import ImplantSection
 from loki_ds.recipe.shipped import FileName
 from loki_ds.recipe.strategies import BY_SCORES, Strategy
 from loki_ds.recipe.strict import Section
-from loki_ds.recipe.training_keys import check_training_keys, with_no_as_a_word
+from loki_ds.recipe.training_keys import check_reserved, with_no_as_a_word
 
 
 class ModelSection(Section):
-    """The base model: a folder with a Hugging Face checkpoint in safetensors, or a hub id.
-
-    `attention` is what trains, by default what transformers takes for the class; attribution needs
-    masks of its own and computes with sdpa or eager.
-    """
+    """The base model."""
 
     path: FileName
+    """A folder with a Hugging Face checkpoint in safetensors, or a hub id."""
     revision: str | None = None
+    """Branch, tag or commit of a hub id; the newest of `main` when not given."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    """What the model computes in; the optimizer keeps float32 beside it."""
     attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] | None = None
+    """The attention that trains, transformers' choice when not given; attribution takes sdpa or
+    eager.
+    """
     trust_remote_code: bool = False
+    """Run the model's own Python files; only for a model whose code you have read."""
 
 
 class ProtectedSection(Section):
-    """The protected set: a JSONL file `prompts` of `{"prompt": text}` or `{"messages": [...]}` with
-    an optional `subject`, or lm-eval `tasks` (each task a subject). `token` is where attribution
-    looks, counted from the prompt's end.
+    """The protected set: prompts of what the model is to keep, from a file or from lm-eval's tasks.
     """
 
     prompts: FileName | None = None
+    """A JSONL file of `{"prompt": text}` or `{"messages": [...]}`, each with an optional `subject`.
+    """
     tasks: Annotated[list[str], Field(min_length=1)] | None = None
+    """lm-eval tasks instead of a file; each task is a subject."""
     include_path: FileName | None = None
+    """A folder of your own lm-eval tasks."""
     num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    """Solved examples before each question of a task; the task's own number when not given."""
     apply_chat_template: bool = False
+    """Ask as in a chat; for chat models whose tasks are evaluated so."""
     subjects: list[str] | None = None
+    """Only these subjects; all when not given."""
     per_subject: Annotated[int, Field(gt=0)] | None = None
+    """A random sample of so many prompts of each subject; all when not given."""
     seed: int = 0
+    """Seed of that sample."""
     token: Annotated[int, Field(lt=0)] = -1
+    """The token that attribution looks at, counted from the prompt's end: -1 is the last one."""
 
     @model_validator(mode="after")
     def _check_source(self) -> "ProtectedSection":
@@ -54,37 +65,48 @@ class ProtectedSection(Section):
 
 
 class AttributionSection(Section):
-    """Knowledge Vector Attribution (paper eq. 5): see `loki_ds.attribute`.
-
-    `batch_size` auto is what fits into `memory_gib` of each rank's device (80% of what is free when
-    not given), as measured.
-    """
+    """Knowledge Vector Attribution (paper eq. 5): see `loki_ds.attribute`."""
 
     steps: Annotated[int, Field(gt=0)] = 7
+    """Points on the path from 0 to what the FFN wrote; more where the log names large residuals."""
     rule: Literal["right", "left", "trapezoid", "gauss_legendre"] = "right"
+    """How the points are weighed: the paper's right Riemann sum, or a closer quadrature."""
     target: Literal["probability", "logit"] = "probability"
+    """What is attributed: the likeliest next token's probability (the paper's), or its logit."""
     multiply_by_value: bool = True
+    """Score gradient times value, as the paper does; false scores the gradient alone."""
     batch_size: Annotated[int, Field(gt=0)] | Literal["auto"] = "auto"
+    """Prompts at once on each rank; auto measures what fits into the memory."""
     memory_gib: Annotated[float, Field(gt=0)] | None = None
+    """GiB of each rank's device that `auto` may fill; 80% of what is free when not given."""
 
 
 class SelectionSection(Section):
-    """Which rows may train: by strategy, or a file; `exclude` names implants that keep theirs."""
+    """Which rows may train."""
 
     strategy: Strategy = "layer_balanced"
+    """How rows are chosen from the scores; `random` needs no scores and is the control."""
     quota: Annotated[float, Field(gt=0, lt=100)] = 10.0
+    """Percent of all rows that train: 5 to 30 in the paper; more learns more and changes more."""
     seed: int = 0
+    """Seed of the strategy `random`."""
     positions: str | None = None
+    """A positions file instead of a strategy, as `loki-ds select` writes it."""
     exclude: list[str] = Field(default=[])
+    """Implant files whose rows are not chosen again, so that both can be applied."""
 
 
 class SourceSection(Section):
-    """A local JSON, JSON Lines, Parquet or CSV file, or a hub id; `weight`: its share in a mix."""
+    """One source of examples; its path alone may stand for it."""
 
     path: FileName
+    """A local JSON, JSON Lines, Parquet or CSV file, or the hub id of a data set."""
     name: str | None = None
+    """The configuration of a hub id, where it has several."""
     split: str = "train"
+    """The split of a hub id."""
     weight: Annotated[float, Field(gt=0)] = 1.0
+    """Its share in a mix, relative to the other sources'."""
 
 
 def _one_or_more(value: Any) -> Any:
@@ -101,10 +123,12 @@ Source = Annotated[SourceSection, BeforeValidator(_named)]
 
 
 class DataSection(Section):
-    """The new task: chats, pairs or texts. A source may be given by its path alone."""
+    """The new task: chats, pairs or texts."""
 
     train: Annotated[list[Source], BeforeValidator(_one_or_more)] = Field(default=[])
+    """What is learned: a source, or a list of sources that are mixed by their weights."""
     heldout: Source | None = None
+    """Examples that are only looked at, for evaluation during the training."""
 
     @property
     def sources(self) -> list[SourceSection]:
@@ -113,12 +137,12 @@ class DataSection(Section):
 
 
 class BudgetSection(Section):
-    """What the scale is chosen by: `forgetting`, the most that losses alone may come to (0.01: one
-    percent of the base's scores), or `skill`, the share of the new skill that is to stay.
-    """
+    """What the scale is chosen by: one of the two."""
 
     forgetting: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """The most that losses alone may come to: 0.01 is one percent of the base's scores."""
     skill: Annotated[float, Field(gt=0, le=1)] | None = None
+    """The share of the new skill that is to stay; it needs `retention.new_task`."""
 
     @model_validator(mode="after")
     def _check_one(self) -> "BudgetSection":
@@ -131,14 +155,13 @@ Share = Annotated[float, Field(ge=0, le=1.25)]
 
 
 class TuneSection(Section):
-    """After training: how much of the change stays.
-
-    `scales` that are tried: shares of the whole change. The model with the one that fits the
-    `budget` is the run's result.
+    """After training: how much of the change stays. The scale that fits the budget is the result.
     """
 
     scales: Annotated[list[Share], Field(min_length=1)] = Field(default=[0.25, 0.5, 0.75, 1.0])
+    """Shares of the whole change that are tried; each is evaluated on half of the documents."""
     budget: BudgetSection
+    """What may be lost, or must stay."""
 
     @model_validator(mode="after")
     def _check_scales(self) -> "TuneSection":
@@ -151,41 +174,47 @@ class TaskGroup(Section):
     """lm-eval tasks that run under the same settings."""
 
     tasks: Annotated[list[str], Field(min_length=1)]
+    """Names of lm-eval tasks or groups of tasks, or of your own under `include_path`."""
     num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    """Solved examples before each question; the task's own number when not given."""
     limit: Annotated[int, Field(gt=0)] | None = None
+    """A random sample of so many documents of each task, by `retention.seed`; all when not given.
+    """
     apply_chat_template: bool = False
+    """Ask as in a chat; for chat models."""
 
 
 class RetentionSection(Section):
-    """What is measured on the base and on the implanted model, document by document.
-
-    `abilities` is a group of tasks or several; a recipe file may name a suite instead
-    (`recipe_file.load_suite`). `margin` is the loss of a task's score that still counts as kept
-    (0.01: one point). A group's `limit` is a random sample by `seed`. Each model is evaluated by
-    `processes` (auto: one for every `devices_per_model` devices of this node), which share the
-    documents. Tasks that run code the model wrote (HumanEval) need `allow_code_execution`: that
-    code could do anything the user may do.
-
-    `stop: decided` asks the implanted model each ability's documents in random order, and no more
-    of them once its loss is shown to be within the margin, or beyond it. The base is asked all.
-
-    `chat_template_args` (`enable_thinking: false`) and `think_end_token`, up to which an answer is
-    thought, are lm-eval's.
-    """
+    """What is measured on the base and on the implanted model, document by document."""
 
     abilities: Annotated[list[TaskGroup], BeforeValidator(_one_or_more), Field(min_length=1)]
+    """What is to be kept: a group of tasks, several, or the name of a suite (`quick`, `standard`,
+    ...).
+    """
     new_task: TaskGroup | None = None
+    """What is to be learned."""
     include_path: FileName | None = None
+    """A folder of your own lm-eval tasks."""
     backend: Literal["hf", "vllm"] = "hf"
+    """What runs the models: transformers, or vLLM."""
     processes: Annotated[int, Field(gt=0)] | Literal["auto"] = "auto"
+    """Processes that share a model's documents; auto is one for every `devices_per_model`."""
     devices_per_model: Annotated[int, Field(gt=0)] = 1
+    """Devices that one model needs; more than 1 for a model too large for one."""
     batch_size: Annotated[int, Field(gt=0)] = 8
+    """Documents at once in each process."""
     allow_code_execution: bool = False
+    """Run code that the model wrote (HumanEval): it can do anything that you may do."""
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    """The loss of a task's score that still counts as kept: 0.01 is one point."""
     stop: Literal["never", "decided"] = "never"
+    """`decided` asks no more of an ability's documents once its loss is shown to be in or out."""
     chat_template_args: dict[str, Any] = Field(default={})
+    """Handed to the chat template by lm-eval, such as `enable_thinking: false`."""
     think_end_token: str | None = None
+    """The token up to which an answer is thought and not judged."""
     seed: int = 0
+    """Seed of all random samples and shots."""
 
     @property
     def groups(self) -> list[TaskGroup]:
@@ -194,23 +223,32 @@ class RetentionSection(Section):
 
 
 class Recipe(Section):
-    """One run, resolved.
-
-    `run` is the run folder; `sequence_parallel` ranks share each sequence, for long ones.
-    """
+    """One run, resolved."""
 
     model: ModelSection
+    """The base model."""
     protected: ProtectedSection | None = None
+    """What the model is to keep; attribution, quiet implants and rehearsal read it."""
     attribution: AttributionSection = AttributionSection()
+    """How rows are scored."""
     selection: SelectionSection = SelectionSection()
+    """Which rows train."""
     implant: ImplantSection = ImplantSection()
+    """How they train."""
     data: DataSection = DataSection()
+    """What is learned."""
     training: Annotated[dict[str, Any], BeforeValidator(with_no_as_a_word)] = Field(default={})
+    """Any key of TRL's `SFTConfig`, less those that follow from the rest of the recipe."""
     deepspeed: FileName | None = None
+    """DeepSpeed's configuration, such as `launch/zero3.json`; without it each rank holds it all."""
     sequence_parallel: Annotated[int, Field(gt=0)] = 1
+    """Ranks that share each sequence, for sequences too long for one device."""
     tune: TuneSection | None = None
+    """How much of the change stays; all of it when not given."""
     retention: RetentionSection
+    """How base and result are compared."""
     run: str
+    """The run folder; from the recipe's name and its overrides when not given."""
 
     @property
     def changes_rows(self) -> bool:
@@ -259,5 +297,5 @@ class Recipe(Section):
             raise ValueError(f"tune scales what was trained, and implant.mode {self.implant.mode} trains nothing")
         if self.tune and self.tune.budget.skill and self.retention.new_task is None:
             raise ValueError("tune.budget.skill needs retention.new_task, whose skill it is a share of")
-        check_training_keys(self.training)
+        check_reserved(self.training)
         return self

@@ -18,6 +18,7 @@ PACKAGED = Path(__file__).parents[1] / "shipped_files"
 # From the project's folder (`pip install --editable .`) they are the project's own.
 ROOT = PACKAGED if PACKAGED.is_dir() else Path(__file__).parents[2]
 RECIPES = "recipes"
+SCHEMA = "recipes/recipe.schema.json"  # what editors check recipes by
 SHIPPED = (RECIPES, "launch", "eval/suites", "eval/tasks")  # as in setup.py
 
 
@@ -52,12 +53,18 @@ def recipe_names() -> list[str]:
 
 
 def listed() -> list[str]:
-    """Each with the first line of its head."""
-    return [f"{name:40} {find_recipe(name).open(encoding='utf-8').readline()[2:].strip()}" for name in recipe_names()]
+    """The names of all recipes, each with the line that says what it does."""
+    heads = {name: find_recipe(name).read_text(encoding="utf-8").splitlines() for name in recipe_names()}
+    said = {
+        name: next((line for line in lines if line[:2] == "# " and "$schema" not in line), "")
+        for name, lines in heads.items()
+    }
+    return [f"{name:40} {line[2:]}" for name, line in said.items()]
 
 
 def copy_recipe(name: str) -> list[Path]:
-    """Copy a recipe, and the recipes it is made of, to where they lie in the project.
+    """Copy a recipe, and the recipes it is made of, to where they lie in the project, with the
+    schema that editors check them by.
 
     Raises:
         Refusal: there is none of that name, or a file is in the way.
@@ -70,6 +77,7 @@ def copy_recipe(name: str) -> list[Path]:
     for file, copy in zip(files, copies, strict=True):
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, copy)
+    shutil.copyfile(ROOT / SCHEMA, SCHEMA)
     return copies
 
 

@@ -308,6 +308,7 @@ def test_a_template_that_shows_no_text_is_refused(tmp_path: Path) -> None:
 
 
 SETTINGS = {
+    "training.learning_rat=1": "training.learning_rat is not a key of TRL's SFTConfig .* did you mean 'learning_rate'?",
     "training.max_length=abc": "training.max_length is 'abc', allowed is a whole number or null",
     "training.max_length=0": "training.max_length is 0, allowed is more than 0",
     "training.max_length=-5": "training.max_length is -5, allowed is more than 0",
