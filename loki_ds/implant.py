@@ -32,9 +32,8 @@ def parse_arguments() -> argparse.Namespace:
         "--recipe", required=True, help="YAML file or name (loki-ds recipes), for example recipes/tiny/loki.yaml"
     )
     parser.add_argument("--until", choices=STAGES, default="retain", help="stop after this stage")
-    parser.add_argument(
-        "--local_rank", type=int, help=argparse.SUPPRESS
-    )  # the launcher passes it; the environment has it too
+    # The launcher passes it; the environment has it, too.
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted recipe keys to override")
     return parser.parse_intermixed_args()
 

@@ -33,8 +33,7 @@ def scaled_implant(trained: Implant, scale: float) -> Implant:
 
 
 def scaled_tensors(base: Path, trained: Path, scale: float) -> Iterator[tuple[str, Tensor]]:
-    """The changed tensors of a checkpoint, one at a time, each with the same share of its change.
-    """
+    """The changed tensors of a checkpoint one by one, each with the same share of its change."""
     with open_weights(base) as before, open_weights(trained) as after:
         for name in sorted(before.names):
             old, new = before.read(name), after.read(name)

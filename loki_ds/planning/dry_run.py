@@ -112,9 +112,8 @@ def model_without_data(
         model: Any = model_class(config).from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
         add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
         if adapter is not None:
-            model = get_peft_model(
-                model, peft_config(adapter.model_copy(update={"method": "lora"}))
-            )  # PiSSA starts from an SVD
+            as_lora = adapter.model_copy(update={"method": "lora"})  # PiSSA starts from an SVD
+            model = get_peft_model(model, peft_config(as_lora))
     with FakeTensorMode(allow_non_fake_inputs=True):
         _take_shapes(model)
         yield model
@@ -154,11 +153,10 @@ def micro_step(model: PreTrainedModel, method: Method, shape: TrainingShape) -> 
     for handle in handles:
         handle.remove()
     head = list(model.get_output_embeddings().parameters())
+    # TRL reads the head's weight, no hook sees it run.
+    order.append(Part(tuple(parameter.numel() for parameter in head), goes_back=True))
     return MicroStep(
-        parts=(
-            *order,
-            Part(tuple(parameter.numel() for parameter in head), goes_back=True),
-        ),  # TRL reads the weight, no hook sees it run
+        parts=tuple(order),
         tied=head[0] is model.get_input_embeddings().weight,
         total=sum(parameter.numel() for parameter in model.parameters()),
         trained=tuple(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
@@ -189,9 +187,8 @@ def sweep_batch(model: PreTrainedModel, section: AttributionSection, prompts: in
     return SweepBatch(
         total=_numel(model),
         gathered=_numel(torch.nn.ModuleList(around)) + top + 2 * sum(layers),
-        largest=max(
-            2 * top, 3 * max(layers)
-        ),  # what arrives is copied out of one buffer; the next layer's is in flight
+        # What arrives is copied out of one buffer; the next layer's is in flight.
+        largest=max(2 * top, 3 * max(layers)),
         peak=tally.peak,
         flops=tally.flops,
     )

@@ -130,8 +130,7 @@ def make_plan(recipe: Recipe, gpu: Gpu, ranks: int) -> Plan:
 
 @dataclass(frozen=True)
 class _Planned:
-    """What the plan's parts are worked out from. shapes: `[d_model, width]` of each layer's rows.
-    """
+    """What the plan's parts rest on. shapes: `[d_model, width]` of each layer's rows."""
 
     recipe: Recipe
     gpu: Gpu
@@ -184,8 +183,7 @@ class _Planned:
         return Passes(prompts, sweep, self.recipe.attribution, self.setting, self.shape.bytes_per_number, self.gpu)
 
     def trainings(self) -> tuple[Training, list[Alternative]]:
-        """The recipe's own setting, and every shipped one with activations kept and computed twice.
-        """
+        """The recipe's own setting, and every shipped one, with activations kept and made anew."""
         section = self.recipe.implant
         method = Method(section, self.positions)
         width = sum(d_model for d_model, _ in self.shapes)
@@ -204,8 +202,7 @@ class _Planned:
         return estimate(planned, self.setting, self.shape, section.kind, kept), others
 
     def rendering(self) -> Rendering:
-        """How the examples become tokens, by what the first rows of each source ask of a template.
-        """
+        """How examples become tokens, by what the first rows of each source ask of a template."""
         needs = needs_of(self.recipe.data.sources, LOOKED_AT)
         return make_rendering(needs, self.recipe.training, self.tokenizer, self.recipe.model.path)
 

@@ -19,10 +19,8 @@ from loki_ds.recipe.training_keys import changes_a_result
 from loki_ds.recipe.yaml import parsed, read_yaml, short
 from loki_ds.refusal import Refusal, did_you_mean
 
-NOTES = (
-    "versions",
-    "world_size",
-)  # what a run folder's copy of its recipe says beside it; such a copy can be run again
+# What a run folder's copy of its recipe says beside it; such a copy can be run again.
+NOTES = ("versions", "world_size")
 SUITES = "eval/suites"
 
 

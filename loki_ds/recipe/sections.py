@@ -34,8 +34,7 @@ class ModelSection(Section):
 
 
 class ProtectedSection(Section):
-    """The protected set: prompts of what the model is to keep, from a file or from lm-eval's tasks.
-    """
+    """The protected set: prompts of what the model is to keep, from a file or lm-eval's tasks."""
 
     prompts: FileName | None = None
     """A JSONL file of `{"prompt": text}` or `{"messages": [...]}`, each with an optional `subject`.
@@ -155,8 +154,7 @@ Share = Annotated[float, Field(ge=0, le=1.25)]
 
 
 class TuneSection(Section):
-    """After training: how much of the change stays. The scale that fits the budget is the result.
-    """
+    """How much of the change stays after training: the scale that fits the budget."""
 
     scales: Annotated[list[Share], Field(min_length=1)] = Field(default=[0.25, 0.5, 0.75, 1.0])
     """Shares of the whole change that are tried; each is evaluated on half of the documents."""

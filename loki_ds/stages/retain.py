@@ -127,8 +127,7 @@ def _report(run: Run, checked: Checked, questions: Questions) -> None:
 
 
 def _pictures(folder: RunFolder, settings_folder: Path, report: Report) -> dict[str, Path]:
-    """What a run has drawn beside its retention, by captions; not all of it is there in every run.
-    """
+    """What a run has drawn beside its retention, by captions; not every run has all of it."""
     beside = sorted(other.parents[1] for other in folder.root.parent.glob("*/report/report.json"))
     alike = [other for other in beside if other != folder.root and is_read(other)]
     draw_trade_off(report, alike, settings_folder / "trade_off.png")

@@ -73,8 +73,7 @@ def protected(tmp: Path, content: list | bytes, **section: Any) -> None:
 
 
 def checkpoint(tmp: Path, spoil: Callable[[Path], Any], use: Callable[[Path], Any] | None = None) -> None:
-    """A copy of the tiny model, spoiled, then compared with the model itself (or used otherwise).
-    """
+    """A copy of the tiny model, spoiled, then compared with the model (or used otherwise)."""
     shutil.copytree(MODEL, tmp / "model")
     spoil(tmp / "model")
     (use or (lambda folder: verify(MODEL, folder, None)))(tmp / "model")

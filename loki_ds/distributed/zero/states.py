@@ -1,6 +1,7 @@
 """What an optimizer keeps for each trained parameter, and DeepSpeed in its checkpoints."""
 
 FULL = 4  # bytes of a number in full precision
+# Numbers kept for each trained one.
 STATES = {
     "adamw": 2,
     "adam": 2,
@@ -9,7 +10,7 @@ STATES = {
     "lion": 1,
     "adagrad": 1,
     "rmsprop": 1,
-}  # numbers kept for each trained one
+}
 
 
 def states_of(optimizer: str) -> float:
