@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,6 +33,15 @@ def in_bfloat16(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(ROOT / "recipes/tiny/model", folder)
     AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(folder)
     return folder
+
+
+def asked_for(request: pytest.FixtureRequest, *names: str) -> list[Any]:
+    """The values of these parameters in the tests of the module that will run, without those that
+    are left out (`-m`, `-k`).
+    """
+    own = [item for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
+    values = [item.callspec.params for item in own if set(names) <= item.callspec.params.keys()]
+    return [params[names[0]] if len(names) == 1 else tuple(params[name] for name in names) for params in values]
 
 
 def write_configurations(folder: Path) -> None:

@@ -14,7 +14,17 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen3MoeConfig
 from trl import SFTConfig
 
-from distributed.conftest import BFLOAT16, ROOT, distance, kill, launch, launch_all, start, write_configurations
+from distributed.conftest import (
+    BFLOAT16,
+    ROOT,
+    asked_for,
+    distance,
+    kill,
+    launch,
+    launch_all,
+    start,
+    write_configurations,
+)
 from loki_ds.checking.base import look_at_base
 from loki_ds.checking.disk import Room
 from loki_ds.disk.files import digest_of
@@ -108,19 +118,29 @@ def saved(
 
 
 @pytest.fixture(scope="module")
-def taken_up(saved: tuple[Path, dict[str, list[str]]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def taken_up(
+    saved: tuple[Path, dict[str, list[str]]], tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Path:
     """The same runs, gone on with from halfway by other numbers of ranks."""
     folder, (before, cases) = tmp_path_factory.mktemp("taken_up"), saved
-    for ranks, name in GO_ON:
+    go_on = [each for each in GO_ON if each in asked_for(request, "ranks", "case")]
+    for ranks, name in go_on:
         shutil.copytree(
             before / name / "checkpoints/checkpoint-2", folder / str(ranks) / name / "checkpoints/checkpoint-2"
         )
     for ranks in (1, 3):
-        launch_all(folder / str(ranks), {name: cases[name] for by, name in GO_ON if by == ranks}, ranks=ranks)
+        launch_all(folder / str(ranks), {name: cases[name] for by, name in go_on if by == ranks}, ranks=ranks)
     return folder
 
 
-@pytest.mark.parametrize(("ranks", "case"), GO_ON)
+# One for each kind of thing that training leaves, and one with more ranks.
+OFTEN = [(1, "mask zero3"), (1, "rows zero2"), (1, "peft dora"), (1, "full zero2"), (3, "rows zero3")]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "case"),
+    [each if each in OFTEN else pytest.param(*each, marks=pytest.mark.slow) for each in GO_ON],
+)
 def test_other_ranks_go_on_and_end_with_the_same_weights(
     ranks: int, case: str, saved: tuple[Path, dict[str, list[str]]], taken_up: Path
 ) -> None:

@@ -84,7 +84,13 @@ def test_a_batch_of_the_attribution_is_the_real_one() -> None:
     assert dry.gathered == 2 * layers + 2 * (embedding + norm) + (0 if tied else embedding)
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, *HYBRIDS])
+OFTEN = ("llama", "qwen3.5")  # one of attention alone, one hybrid
+
+
+@pytest.mark.parametrize(
+    "family",
+    [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in [*FAMILIES, *HYBRIDS]],
+)
 def test_every_family_can_be_planned(family: str) -> None:
     name, own = (FAMILIES | HYBRIDS)[family]
     config = getattr(transformers, name)(**{**SMALL, **own})

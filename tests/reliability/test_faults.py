@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import ROOT, in_mode
-from distributed.conftest import kill, launch, launch_all, output_of, start
+from distributed.conftest import asked_for, kill, launch, launch_all, output_of, start
 
 from loki_ds.disk.files import digest_of
 
@@ -107,16 +107,19 @@ def outcome(run: Path) -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def outputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+def outputs(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> tuple[Path, dict[str, str]]:
     """Every fault has struck a run of its own, `folder/name`, and then one start has gone on with
     all of them: the folder, and what the broken ones said.
     """
     folder, said = tmp_path_factory.mktemp("broken"), {}
+    asked = asked_for(request, "name")
     for name, fault in FAULTS.items():
         job = start("launch/implant.py", "--recipe", TINY, *SETTINGS, *UNTIL, f"run={folder / name}")
         said[name] = strike(job, fault, folder / name)
         assert job.returncode != 0
     for name, place in WRITING.items():
+        if name not in asked:
+            continue
         script = ["tests/reliability/killed_at.py", *place, "--recipe", TINY, *SETTINGS, *UNTIL]
         said[name] = ended(start(*script, f"run={folder / name}"))
         halves = [file for file in (folder / name).glob("*.json") if not json.loads(file.read_text())]
@@ -126,7 +129,12 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, s
     return folder, said
 
 
-@pytest.mark.parametrize("name", [*FAULTS, *WRITING])
+OFTEN = ("the model's files", "the proof")  # the others are the same property under other names
+
+
+@pytest.mark.parametrize(
+    "name", [*FAULTS, *(name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in WRITING)]
+)
 def test_a_fault_ends_the_job_and_the_same_settings_make_good(
     name: str, unbroken: Path, outputs: tuple[Path, dict[str, str]]
 ) -> None:

@@ -3,6 +3,7 @@
 import gc
 
 import psutil
+import pytest
 import torch
 from conftest import build
 
@@ -18,6 +19,9 @@ def size() -> int:
     gc.collect()
     free_memory()
     return psutil.Process().memory_info().rss
+
+
+pytestmark = pytest.mark.slow
 
 
 def test_five_hundred_attribution_batches() -> None:
