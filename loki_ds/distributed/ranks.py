@@ -6,6 +6,7 @@ Knows torch.distributed. Knows nothing of models or of how they are partitioned.
 import atexit
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -40,7 +41,11 @@ def end_process() -> NoReturn:
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Join the launcher's ranks, or be the only one, and leave in any case."""
+    """Join the launcher's ranks, or be the only one, and leave together at the end.
+
+    A rank that fails says why and ends at once, without leaving: on NCCL leaving waits for the
+    others, who wait for this one in a collective. The launcher sees its status and ends them.
+    """
     take_place()
     check_builds()
     # Before the group is joined: DeepSpeed binds NCCL's group to this rank's GPU, and collectives
@@ -51,9 +56,22 @@ def process_group() -> Iterator[None]:
     end_with_the_launcher()
     try:
         yield
-    finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+    except Refusal:
+        raise  # `shown_once` says it, and ends the process as well
+    except BaseException as error:  # noqa: BLE001 (whatever it is, the others must not wait for this rank)
+        _say_and_end(error)
+    if joined():
+        torch.distributed.destroy_process_group()
+
+
+def _say_and_end(error: BaseException) -> NoReturn:
+    """End a rank that failed, with its traceback, or the status that it wanted to exit with."""
+    status = error.code if isinstance(error, SystemExit) else 1
+    if not isinstance(error, SystemExit) or isinstance(status, str):
+        traceback.print_exception(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status if isinstance(status, int) else int(bool(status)))
 
 
 def _unname_shared_buffer() -> None:
