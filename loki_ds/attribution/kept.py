@@ -7,6 +7,7 @@ eleven bits where it matters, at the extremes.
 """
 
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from loki_ds.attribution.sweep import Swept
 from loki_ds.disk.files import write_json, written_whole
 from loki_ds.disk.run_folder import check_same_inputs
 from loki_ds.refusal import Refusal
+
+PATIENCE = 90.0  # seconds: NFS keeps what it knows of a folder for up to 60
 
 
 class KeptScores:
@@ -66,6 +69,23 @@ class KeptScores:
         for shard in self.shards():
             prompts.update(_read(shard, "prompt")["prompt"].tolist())
         return prompts
+
+    def wait_until_whole(self, patience: float = PATIENCE) -> None:
+        """Wait for every planned prompt's scores: over NFS another node's last file may be seen
+        a minute late, and rows chosen without it would be chosen from fewer prompts.
+
+        Raises:
+            Refusal: after `patience` seconds some are still not there.
+        """
+        planned = {i for batch in self.read().get("batches", []) for i in batch}
+        deadline = time.monotonic() + patience
+        while missing := planned - self.done():
+            if time.monotonic() > deadline:
+                raise Refusal(
+                    f"{self.folder}: the scores of {len(missing)} of {len(planned)} prompts are not there (of number "
+                    f"{min(missing)}, for one); bring their files back, or start anew in another run folder"
+                )
+            time.sleep(1)
 
     def add(self, indices: Sequence[int], swept: Swept) -> None:
         """Keep one batch; `indices` are its prompts' places in the protected set."""

@@ -111,7 +111,8 @@ def _sweep_all(shared: SharedFolder, sweep: Sweep, prompts: ProtectedSet, planne
 
 
 def _note_call(kept: KeptScores, before: int, took: dict[str, int]) -> None:
-    """What there is now, and what this call did of it."""
+    """Note what there is now, and what this call did of it."""
+    kept.wait_until_whole()
     done = len(kept.done())
     kept.note(prompts=done, last_call={"prompts": done - before, **took})
 

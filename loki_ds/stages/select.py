@@ -52,6 +52,7 @@ def _choose(section: SelectionSection, kept: KeptScores, shapes: list[tuple[int,
     try:
         if section.strategy == "random":
             return select_random(len(shapes), shapes[0][0], section.quota, section.seed, exclude)
+        kept.wait_until_whole()
         return select_by_scores(kept.scores(), section.quota, section.strategy, exclude)
     except ValueError as error:
         raise Refusal(f"selection: {error}") from None
