@@ -73,7 +73,7 @@ def attribute(
     split_over_ranks = is_sharded(model)
     planned = batches(prompts, batch_size, length_class(model.config))
     own = [
-        (i, score)
+        (i, score.clone())  # a view would be sent with its batch's whole storage
         for indices, swept in sweep_batches(sweep, prompts, planned, split_over_ranks)
         for i, score in zip(indices, swept.scores, strict=True)
     ]

@@ -49,8 +49,14 @@ def available_memory() -> int:
     """Bytes this rank may still take: what its device has free, or its share of what the host
     has.
     """
+    if on_cpu():
+        return available_host_memory()
     accelerator = deepspeed.get_accelerator()
-    return available_host_memory() if on_cpu() else accelerator.available_memory(accelerator.current_device())
+    if accelerator.device_name() != "cuda":
+        return accelerator.available_memory(accelerator.current_device())
+    # DeepSpeed asks pynvml by CUDA_VISIBLE_DEVICES, which may hold no numbers (MIG, Kubernetes).
+    free, _ = torch.cuda.mem_get_info()
+    return free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
 
 
 def available_host_memory() -> int:
