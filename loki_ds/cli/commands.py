@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loki_ds.cli.arguments import ARGUMENTS, GATE
+from loki_ds.distributed.launcher import be_no_rank
 from loki_ds.refusal import Refusal, shown_once
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ MISUSED = 1  # where 2 means that something was lost
 
 def main() -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a word
+    be_no_rank()
     refused = MISUSED if GATE in sys.argv else REFUSED
     try:
         with shown_once(refused):

@@ -79,6 +79,12 @@ def end_with_parent() -> None:
     _end_when(lambda: os.getppid() != parent, "the process that asked for this is gone")
 
 
+def be_no_rank() -> None:
+    """Forget what a launcher or container says of ranks: libraries would wait for the others."""
+    for name in os.environ.keys() - environment_of_one_process().keys():
+        del os.environ[name]
+
+
 def environment_of_one_process() -> dict[str, str]:
     """The environment without what the launcher put there, for a child that is no rank."""
     launcher = {*PLACE, "LOCAL_SIZE", "CROSS_RANK", "CROSS_SIZE"}

@@ -3,6 +3,7 @@ mistake.
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -224,3 +225,12 @@ def test_a_full_disk_is_one_sentence_in_any_command(tmp_path: Path) -> None:
     assert "no room to write" in said
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_command_is_no_rank_whatever_the_container_says(tmp_path: Path) -> None:
+    """Libraries would wait for the second rank of which the environment speaks."""
+    place = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29999"}
+    command = [sys.executable, "-m", "loki_ds.cli.commands", "check", "tiny/loki", f"run={tmp_path / 'run'}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, env={**os.environ, **place})
+    assert done.returncode == 0, done.stderr
+    assert "toolcalls" in done.stdout
