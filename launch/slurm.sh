@@ -9,9 +9,12 @@
 set -euo pipefail
 recipe=$1
 shift
+export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # srun takes one core a task unless it is told
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_ADDR
-# One launcher a node; each starts its own ranks (torchrun sets the same environment as the deepspeed launcher).
-srun torchrun --nnodes "$SLURM_NNODES" --nproc-per-node "$SLURM_GPUS_ON_NODE" \
-    --rdzv-backend c10d --rdzv-endpoint "$MASTER_ADDR:29500" --rdzv-id "$SLURM_JOB_ID" \
-    launch/implant.py --recipe "$recipe" "$@"
+# One launcher a node; each starts its own ranks (torchrun sets the same environment as the deepspeed launcher). The
+# node that SLURM counts first has rank 0 at every start, so a run goes on where its results lie.
+# shellcheck disable=SC2016  # each node's own number, as srun gives it there
+srun bash -c 'exec torchrun --nnodes "$SLURM_NNODES" --node-rank "$SLURM_NODEID" \
+    --nproc-per-node "$SLURM_GPUS_ON_NODE" --master-addr "$MASTER_ADDR" --master-port 29500 \
+    launch/implant.py --recipe "$@"' implant "$recipe" "$@"
