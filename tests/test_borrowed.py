@@ -16,7 +16,7 @@ import torch
 from accelerate.utils import memory
 from conftest import ROOT
 from deepspeed.runtime import bf16_optimizer
-from deepspeed.runtime.zero import partition_parameters, stage3
+from deepspeed.runtime.zero import parameter_offload, partition_parameters, stage3
 from deepspeed.utils import mixed_precision_linkage
 from lm_eval import evaluator, utils
 from lm_eval.models.huggingface import HFLM
@@ -51,6 +51,7 @@ BORROWED: dict[str, Callable[[], bool]] = {
     "deepspeed: _hp_mapping and its fragments": lambda: (
         says(mixed_precision_linkage, "_hp_mapping") and says(bf16_optimizer, "_hp_mapping")
     ),
+    "deepspeed: the stack of modules in flight": lambda: parameter_offload.FWD_MODULE_STACK == [],
     "transformers: the live DeepSpeed configuration": lambda: (
         hasattr(hf_deepspeed, "_hf_deepspeed_config_weak_ref") and hasattr(hf_deepspeed, "unset_hf_deepspeed_config")
     ),

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 from loki_ds.disk.files import write_json
 from loki_ds.disk.run_folder import RunFolder, check_same_inputs
 from loki_ds.distributed import ranks
+from loki_ds.distributed.zero.model import release_engine
 from loki_ds.export.checkpoint import with_template
 from loki_ds.export.collect import Trained, collect
 from loki_ds.export.products import export_template, save_implant, write_model
@@ -70,6 +71,7 @@ def _train(run: Run, checked: Checked, method: Method, examples: Examples, resum
     if ranks.rank() == 0:
         write_json(run.folder.training_log, trainer.state.log_history)
     trained = collect(trainer, model, method.section.kind, checked.base.folder, run.folder)
+    release_engine(trainer.accelerator)
     del trainer, model
     run.release_model()
     return trained

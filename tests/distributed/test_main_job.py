@@ -54,7 +54,7 @@ def test_a_finished_run_is_shown_and_not_redone(finished: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*.safetensors")}
     again = launch(*FEW, f"run={finished}")
     assert again.status == 0
-    assert again.output.count("already there") == 3
+    assert again.output.count("already there") == 4
     assert "new task and abilities" in again.output
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*.safetensors")} == before
 

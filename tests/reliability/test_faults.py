@@ -329,7 +329,7 @@ def test_locale_clock_and_few_examples_change_nothing(unbroken: Path, tmp_path: 
     for file in (tmp_path / "odd").rglob("*"):
         os.utime(file, (0, 2_000_000_000))
     again = launch(*SETTINGS, *UNTIL, f"run={tmp_path / 'odd'}")
-    assert again.output.count("already there") == 2
+    assert again.output.count("already there") == 3
     few = tmp_path / "few.jsonl"
     few.write_text(
         "".join((ROOT / "recipes/tiny/data/toolcalls/train.jsonl").read_text().splitlines(keepends=True)[:3])

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from deepspeed.runtime.zero import parameter_offload
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from torch import nn
 from torch.nn import Module
@@ -112,6 +114,14 @@ def _partitioned(module: Module) -> list[Any]:
 def is_partitioned(parameter: Any) -> bool:
     """Whether ZeRO-3 holds the parameter in parts."""
     return hasattr(parameter, "ds_id")
+
+
+def release_engine(accelerator: Accelerator) -> None:
+    """Have a trainer's DeepSpeed engine give back the devices' memory, once its caller lets go of
+    trainer and model: it keeps weights, master copy, optimizer and buckets until it is told.
+    """
+    accelerator.free_memory()
+    parameter_offload.FWD_MODULE_STACK.clear()  # DeepSpeed's hooks leave the model there
 
 
 @contextmanager
