@@ -98,10 +98,10 @@ def answers_of(asked: Sequence[Asked], answers: Answers) -> list[ArmResult]:
 
 
 def unanswered(asked: Sequence[Asked], answers: Answers) -> list[Asked]:
-    """What is still to be evaluated, with no marks of an attempt that failed; asked before any node
-    starts.
+    """What is still to be evaluated, each once (a model may be compared with itself), with no marks
+    of an attempt that failed; asked before any node starts.
     """
-    left = [one for one in asked if not answers.hold(one)]
+    left = list({answers.file(one.key): one for one in asked if not answers.hold(one)}.values())
     for one in left:
         forget_failures(answers.shares(one.key))
     return left

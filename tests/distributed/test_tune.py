@@ -68,9 +68,9 @@ def test_another_budget_of_the_same_run(tuned: RunFolder) -> None:
     command = [sys.executable, "-m", "loki_ds.cli.commands", "tune", str(tuned.root), "tune.budget={skill: 1.0}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert [place["scale"] for place in read(tuned.tune / "curve.json")] == [[0.5, 0.0], [1.0, 0.0]]
+    assert [point["scale"] for point in read(tuned.tune / "curve.json")] == [0.5, 1.0]
     trained, implant = Implant.load(tuned.tune / "trained.safetensors"), Implant.load(tuned.implant)
-    chosen = read(tuned.tune / "chosen.json")["scale"][0]
+    chosen = read(tuned.tune / "chosen.json")["scale"]
     assert all(
         rows.implanted.equal(torch.lerp(rows.base.double(), trained.layers[i].implanted.double(), chosen).float())
         for i, rows in implant.layers.items()

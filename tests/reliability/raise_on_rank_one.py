@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from loki_ds.distributed import ranks
-from loki_ds.implanting.watch import ImplantTrainer
+from loki_ds.implanting.trainer import ImplantTrainer
 from loki_ds.recipe.file import load_recipe
 from loki_ds.refusal import shown_once
 from loki_ds.stages.check import check
