@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from hypothesis import settings
 from torch import Tensor
 from torch.nn import Module
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -15,6 +16,8 @@ from loki_ds.model.anatomy import decoder_layers
 from loki_ds.model.ffn import dense_down
 
 ROOT = Path(__file__).parents[1]
+settings.register_profile("busy cores", deadline=None)  # a test beside another on two cores keeps no time
+settings.load_profile("busy cores")
 
 
 def in_mode(mode: str) -> list[str]:

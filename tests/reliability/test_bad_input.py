@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT, in_mode
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
@@ -323,7 +323,6 @@ def test_any_json_is_positions_or_refused(tmp_path_factory: pytest.TempPathFacto
 
 
 @given(st.binary(max_size=200), st.integers(0, 400))
-@settings(deadline=None)
 def test_any_damage_to_an_implant_file_is_refused_or_harmless(
     tmp_path_factory: pytest.TempPathFactory, damage: bytes, at: int
 ) -> None:
@@ -344,7 +343,6 @@ def test_any_json_is_a_manifest_or_refused(tmp_path_factory: pytest.TempPathFact
 
 
 @given(st.text(max_size=200))
-@settings(deadline=None)
 def test_any_text_is_a_recipe_or_refused(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     path = tmp_path_factory.mktemp("r") / "r.yaml"
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
