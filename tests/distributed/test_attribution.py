@@ -44,7 +44,7 @@ def test_ranks_do_not_change_scores_or_positions(ranks: int, on_two_ranks: Path,
 def test_each_layer_is_gathered_twice_per_batch(on_two_ranks: Path) -> None:
     manifest = json.loads((on_two_ranks / "attribution/manifest.json").read_text())
     around = 2  # embedding and norm at the bottom, norm and head at the top
-    assert manifest["last_call"]["turns"] == 2  # four batches on two ranks
+    assert manifest["last_call"]["rank_batches"] == 2  # four batches on two ranks
     assert manifest["last_call"]["gathers"] == 2 * (2 * LAYERS + around)
 
 

@@ -63,7 +63,7 @@ def request(**changes: Any) -> Request:
     asked = {**REQUEST, **changes}
     names = [name for group in asked["groups"] for name in group["tasks"]]
     found = look_at_tasks(names, asked["include_path"], True, "retention")
-    return Request.model_validate({**asked, "found": [asdict(one) for one in found]})
+    return Request.model_validate({**asked, "tasks": [asdict(task) for task in found]})
 
 
 @pytest.fixture(scope="module")

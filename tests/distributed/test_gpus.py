@@ -1,0 +1,70 @@
+"""The main job on two GPUs: this machine's, or pretended ones (`tests/pretended`)."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, in_mode
+from pretended.build_device import build_device
+
+from distributed.conftest import BFLOAT16, launch, output_of, start
+
+pytestmark = pytest.mark.gpus
+SHORT = ["selection.strategy=random", "training.max_steps=2"]
+KINDS = {
+    "rows zero3": [*in_mode("rows"), "deepspeed=launch/zero3.json"],
+    "mask zero2 bfloat16": [*in_mode("mask"), "deepspeed=launch/zero2.json", *BFLOAT16],
+    "full fade zero3": ["implant.mode=full", "implant.fade=0.5", "deepspeed=launch/zero3.json"],
+}
+
+
+@pytest.fixture(scope="module")
+def two_gpus() -> dict[str, str]:
+    """The environment of a job on two GPUs."""
+    if torch.cuda.is_available():
+        if torch.cuda.device_count() < 2:
+            pytest.skip("this machine has one GPU")
+        return {"DS_ACCELERATOR": "cuda"}
+    if torch.version.cuda is not None or shutil.which("c++") is None:
+        pytest.skip("pretended GPUs need a torch for processors and a C++ compiler")
+    build_device()
+    return {"DS_ACCELERATOR": "cuda", "FAKE_GPUS": "2", "PYTHONPATH": f"{ROOT / 'tests/pretended'}:{ROOT}"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_main_job_leaves_a_verified_model(
+    kind: str, two_gpus: dict[str, str], in_bfloat16: Path, tmp_path: Path
+) -> None:
+    settings = [
+        *SHORT,
+        *(part.format(bfloat16=in_bfloat16) for part in KINDS[kind]),
+        "--until",
+        "implant",
+        f"run={tmp_path / 'run'}",
+    ]
+    done = launch(*settings, environment=two_gpus, deadline=400)
+    assert done.status == 0, done.output
+    verified = json.loads((tmp_path / "run/verify.json").read_text())
+    assert verified["tensors"] > 0
+    assert "full" in kind or verified["changed_outside"] == []
+
+
+def test_an_exception_on_one_rank_ends_all_with_its_message(two_gpus: dict[str, str], tmp_path: Path) -> None:
+    """On NCCL leaving the group waits for the others, who wait for this rank in a collective."""
+    job = start("tests/reliability/raise_on_rank_one.py", str(tmp_path / "run"), environment=two_gpus)
+    output = output_of(job, 120)
+    assert job.returncode == 1
+    assert "RuntimeError: rank 1 breaks in a training step" in output
+
+
+def test_the_engine_lets_go_of_the_devices(two_gpus: dict[str, str], tmp_path: Path) -> None:
+    """The evaluation loads a whole model beside whatever is left there."""
+    job = start("tests/distributed/held_after_training.py", *SHORT, f"run={tmp_path / 'run'}", environment=two_gpus)
+    output = output_of(job, 300)
+    assert job.returncode == 0, output
+    held = [(int(held), int(peak)) for held, peak in re.findall(r"held (\d+) of (\d+) bytes", output)]
+    assert len(held) == 2
+    assert all(left < 0.15 * peak for left, peak in held), held
