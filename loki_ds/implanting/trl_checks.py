@@ -1,5 +1,5 @@
-"""The recipe's `training:` held against what TRL declares: names, types, ranges, and what has no
-place here.
+"""The recipe's `training:` held against what TRL declares: types, ranges, and what has no place
+here.
 
 TRL and transformers would take most of it and fail when the training begins, or when it ends.
 """
@@ -32,12 +32,9 @@ def check_settings(recipe: Recipe) -> None:
     """Refuse the first setting that the training could not use."""
     training, declared = recipe.training, declared_types()
     for key, value in training.items():
-        if key not in declared:
-            near = did_you_mean(key, declared)
-            raise Refusal(f"training.{key} is not a key of TRL's SFTConfig that a recipe may set{near}")
         if key in ELSEWHERE and value:
             raise Refusal(f"training.{key} is {value!r}, allowed is nothing; {ELSEWHERE[key]}")
-        if not _fits(value, declared[key]):
+        if key in declared and not _fits(value, declared[key]):
             raise Refusal(f"training.{key} is {value!r}, allowed is {_named(declared[key])}")
         if key in ABOVE_ZERO and value is not None and not value > 0:
             raise Refusal(f"training.{key} is {value!r}, allowed is more than 0")

@@ -13,11 +13,11 @@ from loki_ds.recipe.implant import ImplantSection
 from loki_ds.recipe.shipped import FileName
 from loki_ds.recipe.strategies import BY_SCORES, Strategy
 from loki_ds.recipe.strict import Section
-from loki_ds.recipe.training_keys import check_reserved, with_no_as_a_word
+from loki_ds.recipe.training_keys import check_training_keys, with_no_as_a_word
 
 
 class ModelSection(Section):
-    """The base model."""
+    """The base model: which, and how it computes."""
 
     path: FileName
     """A folder with a Hugging Face checkpoint in safetensors, or a hub id."""
@@ -224,7 +224,7 @@ class Recipe(Section):
     """One run, resolved."""
 
     model: ModelSection
-    """The base model."""
+    """The base model: which, and how it computes."""
     protected: ProtectedSection | None = None
     """What the model is to keep; attribution, quiet implants and rehearsal read it."""
     attribution: AttributionSection = AttributionSection()
@@ -295,5 +295,5 @@ class Recipe(Section):
             raise ValueError(f"tune scales what was trained, and implant.mode {self.implant.mode} trains nothing")
         if self.tune and self.tune.budget.skill and self.retention.new_task is None:
             raise ValueError("tune.budget.skill needs retention.new_task, whose skill it is a share of")
-        check_reserved(self.training)
+        check_training_keys(self.training)
         return self

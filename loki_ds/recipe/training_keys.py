@@ -1,12 +1,27 @@
-"""Keys of a recipe: which of TRL's other sections set, which change no result, which are secret.
+"""Keys of a recipe, and what each may be: which `training:` has, which change no result, which are
+secret.
 
-Which keys TRL has, and what each may be, is `implanting.trl_checks`'s: importing TRL takes seconds.
+`training:` takes the fields of TRL's `SFTConfig`, less those that other sections set. Their names
+are read from the libraries' source: importing TRL takes seconds, and a misspelt key is refused at
+once.
 """
 
+import ast
 import re
 from collections.abc import Iterable
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
+from loki_ds.refusal import did_you_mean
+
+# `SFTConfig` and the classes it inherits from, each in its package's file.
+CLASSES = (
+    ("transformers", "training_args.py", "TrainingArguments"),
+    ("trl", "trainer/base_config.py", "_BaseConfig"),
+    ("trl", "trainer/sft_config.py", "SFTConfig"),
+)
 RESERVED = {
     "output_dir": "the run folder",
     "deepspeed": "the recipe's own key 'deepspeed'",
@@ -23,6 +38,12 @@ ONLY_SEEN = (  # beginnings of keys: trackers, logs, the hub, and the processes 
 SECRET = re.compile(r"(^|_)(hub_token|auth_token|access_token|api_key|password|secret)$")
 
 
+@cache
+def training_keys() -> frozenset[str]:
+    """What `training:` may hold."""
+    return frozenset(key for place in CLASSES for key in _fields(*place)) - RESERVED.keys()
+
+
 def with_no_as_a_word(training: Any) -> Any:
     """YAML reads `no` as false, which none of the trainer's strategies is."""
     if not isinstance(training, dict):
@@ -30,11 +51,14 @@ def with_no_as_a_word(training: Any) -> Any:
     return {key: "no" if value is False and key.endswith("_strategy") else value for key, value in training.items()}
 
 
-def check_reserved(training: Iterable[str]) -> None:
-    """Raise a ValueError for the first key that other sections set."""
+def check_training_keys(training: Iterable[str]) -> None:
+    """Raise a ValueError for the first key that `training:` may not hold."""
     for key in training:
         if key in RESERVED:
             raise ValueError(f"training.{key} is not a key to set here: it follows from {RESERVED[key]}")
+        if key not in training_keys():
+            near = did_you_mean(key, training_keys())
+            raise ValueError(f"training.{key} is not a key of TRL's SFTConfig that a recipe may set{near}")
 
 
 def changes_a_result(key: str) -> bool:
@@ -55,3 +79,12 @@ def without_secrets(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: without_secrets(part) for key, part in value.items() if not SECRET.search(str(key))}
     return [without_secrets(part) for part in value] if isinstance(value, list) else value
+
+
+def _fields(package: str, file: str, name: str) -> list[str]:
+    """The annotated attributes of a class, as its package's source has them."""
+    spec = find_spec(package)
+    folder = (spec.submodule_search_locations if spec else None) or ["."]
+    tree = ast.parse(Path(folder[0], file).read_text(encoding="utf-8"))
+    (body,) = (node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+    return [line.target.id for line in body if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)]

@@ -177,6 +177,7 @@ def test_the_run_folder_can_be_named() -> None:
         ("selection.strategy=lowest", "selection.strategy is 'lowest', allowed is 'layer_balanced'"),
         ("attribution.steps=1.5", "attribution.steps is 1.5, allowed is a valid integer"),
         ("model.dtype=fp8", "model.dtype is 'fp8', allowed is 'float32', 'bfloat16' or 'float16'"),
+        ("training.learning_rat=1", "training.learning_rat is not a key .* did you mean 'learning_rate'?"),
         ("training.output_dir=x", "training.output_dir is not a key to set here: it follows from the run folder"),
         ("training.deepspeed=x", "it follows from the recipe's own key 'deepspeed'"),
         ("base=recipes/tiny/full.yaml", "base is not a key of a recipe"),

@@ -2,10 +2,16 @@
 recorded.
 """
 
-import pytest
+from dataclasses import fields
 
-from loki_ds.implanting.trl_checks import declared_types
-from loki_ds.recipe.training_keys import changes_a_result, without_secrets
+import pytest
+from trl import SFTConfig
+
+from loki_ds.recipe.training_keys import RESERVED, changes_a_result, training_keys, without_secrets
+
+
+def test_the_names_read_from_the_source_are_those_of_the_class() -> None:
+    assert training_keys() == {field.name for field in fields(SFTConfig) if field.init} - set(RESERVED)
 
 
 @pytest.mark.parametrize(
@@ -23,7 +29,7 @@ def test_everything_else_may(key: str) -> None:
 
 
 def test_every_key_that_is_only_seen_is_one_of_trls() -> None:
-    seen = sorted(key for key in declared_types() if not changes_a_result(f"training.{key}"))
+    seen = sorted(key for key in training_keys() if not changes_a_result(f"training.{key}"))
     assert {"report_to", "logging_steps", "hub_token", "run_name", "dataset_num_proc"} <= set(seen)
     assert not {"learning_rate", "max_length", "seed", "lr_scheduler_type", "loss_type"} & set(seen)
 

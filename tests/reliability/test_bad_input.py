@@ -202,6 +202,7 @@ CASES: dict[str, tuple[Callable[..., None], tuple, str]] = {
     "recipe: energy of one": (recipe, (TINY + "implant: {quiet: {energy: 1}}",), "implant.quiet.energy is 1, allowed is less than 1"),
     "recipe: quiet in full": (recipe, (TINY + "implant: {mode: full, quiet: {}}",), "implant.quiet needs implant.mode rows or lora"),
     "recipe: a pull where nothing trains": (recipe, (TINY + "implant: {mode: suppress, pull: 1}",), "implant.pull needs implant.mode mask, rows, lora, full or peft"),
+    "recipe: an unknown training key": (recipe, (TINY + "training: {learning_rat: 1}",), "did you mean 'learning_rate'"),
     "recipe: a reserved training key": (recipe, (TINY + "training: {output_dir: x}",), "training.output_dir is not a key"),
     "recipe: a misspelt source key": (recipe, (TINY.replace("{train: d}", "{train: [{pth: d}]}"),), "data.train.0.pth is not a key of a recipe; did you mean 'path'?"),
     "recipe: a weight of zero": (recipe, (TINY.replace("{train: d}", "{train: [{path: d, weight: 0}]}"),), "data.train.0.weight is 0"),
