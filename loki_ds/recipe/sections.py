@@ -17,7 +17,7 @@ from loki_ds.recipe.training_keys import check_training_keys, with_no_as_a_word
 
 
 class ModelSection(Section):
-    """The base model: which, and how it computes."""
+    """The base model."""
 
     path: FileName
     """A folder with a Hugging Face checkpoint in safetensors, or a hub id."""
