@@ -122,7 +122,9 @@ def select(arguments: argparse.Namespace) -> int:
     from loki_ds.selection.select import select, select_random
 
     folder = RunFolder(arguments.run)
-    scores = KeptScores(folder.attribution).scores()
+    kept = KeptScores(folder.attribution)
+    scores = kept.scores()
+    kept.wait_until_whole(patience=0)
     if arguments.strategy == "random":
         _, layers, d_model = scores.shape
         chosen = select_random(layers, d_model, arguments.quota, arguments.seed)

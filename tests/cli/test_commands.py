@@ -234,3 +234,11 @@ def test_a_command_is_no_rank_whatever_the_container_says(tmp_path: Path) -> Non
     done = subprocess.run(command, capture_output=True, text=True, timeout=180, env={**os.environ, **place})
     assert done.returncode == 0, done.stderr
     assert "toolcalls" in done.stdout
+
+
+def test_select_refuses_an_attribution_that_is_not_whole(run: Path) -> None:
+    KeptScores(run / "attribution").note(batches=[[0, 1, 2, 3], [4]])
+    done = loki_ds("select", run, "--quota", 20, "--out", run / "p.json")
+    assert done.returncode == 2
+    assert "the scores of 1 of 5 prompts are not there" in done.stderr
+    assert not (run / "p.json").exists()
