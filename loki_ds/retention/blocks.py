@@ -135,7 +135,7 @@ def _order(task: TaskFound, drawn: Places, seed: int) -> list[tuple[str, int]]:
 def _places(shares: Sequence[Sequence[tuple[str, int]]]) -> Places:
     """Documents by the tasks they are of, in those tasks' order."""
     places: Places = {}
-    for member, place in sorted(document for part in shares for document in part):
+    for member, place in sorted(document for share in shares for document in share):
         places.setdefault(member, []).append(place)
     return places
 

@@ -13,7 +13,7 @@ from loki_ds.recipe.sections import RetentionSection
 from loki_ds.refusal import Refusal
 from loki_ds.retention.messages import ArmResult, Half, Request, Stop
 from loki_ds.retention.worker import library_versions
-from loki_ds.tasks.loading import TaskFound
+from loki_ds.tasks.loading import TaskFound, look_at_tasks
 
 PACKAGE = Path(__file__).parents[1]
 # What takes likelihoods and scores answers.
@@ -34,6 +34,12 @@ def check_backend(section: RetentionSection) -> None:
     """Refuse vLLM where it is not installed."""
     if section.backend == "vllm" and importlib.util.find_spec("vllm") is None:
         raise Refusal("retention.backend is vllm, and vllm is not installed; install lm-eval[vllm] or say hf")
+
+
+def tasks_of(section: RetentionSection) -> list[TaskFound]:
+    """All tasks of a recipe's retention, in their order, looked at as `look_at_tasks` does."""
+    names = [name for group in section.groups for name in group.tasks]
+    return look_at_tasks(names, section.include_path, section.allow_code_execution, "retention")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from loki_ds.distributed.shared_folder import SharedFolder
 from loki_ds.model.base import Base, load_model
 from loki_ds.recipe.sections import Recipe
 from loki_ds.recipe.training_keys import without_secrets
-from loki_ds.tasks.loading import TaskFound, look_at_tasks
+from loki_ds.retention.question import tasks_of
+from loki_ds.tasks.loading import TaskFound
 
 log = logging.getLogger(__name__)
 LIBRARIES = ("loki-ds", "torch", "deepspeed", "transformers", "trl", "lm-eval")
@@ -54,9 +55,7 @@ class Run:
     @cached_property
     def tasks(self) -> list[TaskFound]:
         """The retention tasks, in their order. Rank 0's work: lm-eval loads their documents."""
-        section = self.recipe.retention
-        names = [name for group in section.groups for name in group.tasks]
-        return look_at_tasks(names, section.include_path, section.allow_code_execution, "retention")
+        return tasks_of(self.recipe.retention)
 
     @overload
     def once(self, stage: str, inputs: dict[str, Any], make: Callable[[], None]) -> None: ...

@@ -81,7 +81,7 @@ class Trained:
 
 
 def tune(run: Run, checked: Checked, section: TuneSection) -> None:
-    """Measure the curve, choose, and put the chosen scale's products in point.
+    """Measure the curve, choose, and put the chosen scale's products in place.
 
     Raises:
         Refusal: no scale fits the budget; the curve is kept.

@@ -19,9 +19,8 @@ from loki_ds.report.build import settings_in_words
 from loki_ds.report.schema import Facts, Report
 from loki_ds.retention.evaluation import answers_of
 from loki_ds.retention.messages import ArmResult
-from loki_ds.retention.question import Answers, Arm, Question, check_backend, model_digest, short_digest
+from loki_ds.retention.question import Answers, Arm, Question, check_backend, model_digest, short_digest, tasks_of
 from loki_ds.stages.report import put_report, report_of_pair
-from loki_ds.tasks.loading import look_at_tasks
 
 ADAPTER = "adapter_config.json"
 
@@ -41,9 +40,7 @@ def retain_two(pair: Pair, model: str, out: Path) -> Report:
     check_backend(section)
     base = _checkpoint(pair.model)
     second = _second(pair, model, base)
-    names = [name for group in section.groups for name in group.tasks]
-    tasks = look_at_tasks(names, section.include_path, section.allow_code_execution, "retention")
-    question = Question(section, tasks, pair.model.dtype, pair.model.trust_remote_code)
+    question = Question(section, tasks_of(section), pair.model.dtype, pair.model.trust_remote_code)
     with folder.lock():
         started, answers = time.monotonic(), Answers(folder.retention / "answers")
         asked = question.of_both(base, second, answers)
