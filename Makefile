@@ -62,7 +62,7 @@ lint: $(READY)  ## format and lint in place
 	$(BIN)/lint-imports --no-logo
 
 schema: $(READY)  ## the JSON Schema that editors check recipes by, after a key has changed
-	$(BIN)/loki-ds schema > build/recipe.schema.json && mv build/recipe.schema.json recipes/recipe.schema.json
+	mkdir -p build && $(BIN)/loki-ds schema > build/recipe.schema.json && mv build/recipe.schema.json recipes/recipe.schema.json
 
 docs: $(READY)  ## the documentation site, in build/site; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict

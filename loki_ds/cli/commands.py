@@ -84,8 +84,7 @@ def check(arguments: argparse.Namespace) -> int:
     from loki_ds.stages.retain import check_retention
     from loki_ds.stages.run import Run
 
-    # One process stands for all; how they would share a sequence, only the launcher knows.
-    run = Run(recipe.model_copy(update={"sequence_parallel": 1}))
+    run = Run(recipe)
     Console().print(as_table(check_run(run).findings + check_retention(run)))
     return 0
 
@@ -218,7 +217,7 @@ def tune(arguments: argparse.Namespace) -> int:
     from loki_ds.stages.retain import retain as retain_run
     from loki_ds.stages.run import Run
 
-    run = Run(recipe.model_copy(update={"sequence_parallel": 1}))
+    run = Run(recipe)
     if not run.folder.has("implant"):
         raise Refusal(f"{arguments.run}: nothing is trained there yet; run the recipe first")
     retain_run(run, check_run(run))

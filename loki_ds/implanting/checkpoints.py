@@ -30,13 +30,8 @@ class Checkpoint:
         """Whether another number of ranks than these wrote it."""
         return self.ranks != world_size()
 
-    def check_resumable(self, settings: dict[str, Any], ranks_per_sequence: int) -> None:
+    def check_resumable(self, settings: dict[str, Any]) -> None:
         """Refuse trainings that cannot resume from here. settings: as the recipe has them."""
-        if ranks_per_sequence > 1 and not settings.get("ignore_data_skip"):
-            raise Refusal(
-                f"{self.folder}: with sequence_parallel no training resumes (accelerate cannot skip the batches it has "
-                f"seen); delete {self.folder.parent}, attribution and selection stay"
-            )
         if self.other_world_size and settings.get("load_best_model_at_end"):
             raise Refusal(
                 f"{self.folder}: written by {self.ranks} ranks, this run has {world_size()}; with "

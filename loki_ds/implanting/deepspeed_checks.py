@@ -11,8 +11,6 @@ import torch
 from accelerate.utils import parse_flag_from_env
 from trl import SFTConfig
 
-from loki_ds.distributed.device import on_cpu
-from loki_ds.distributed.ranks import world_size
 from loki_ds.distributed.zero.configuration import check_zero
 from loki_ds.model.files import open_weights
 from loki_ds.model.stored_rows import StoredRows
@@ -73,12 +71,12 @@ def check_full_precision(config: dict[str, Any] | None, dtype: str, implant: Imp
     )
 
 
-def check_deepspeed_values(config: dict[str, Any], file: str, arguments: SFTConfig, groups: int | None) -> None:
+def check_deepspeed_values(config: dict[str, Any], file: str, arguments: SFTConfig, ranks: int | None) -> None:
     """Hold DeepSpeed's file against the recipe, value by value: what it says must be `auto` or the
     same.
 
-    arguments: TRL's settings as the recipe makes them. groups: ranks that take examples of their
-    own; None where nobody knows yet, as in a check by hand.
+    arguments: TRL's settings as the recipe makes them. ranks: None where nobody knows yet, as in a
+    check by hand.
     """
     if parse_flag_from_env("ACCELERATE_USE_CPU"):  # accelerate launch --cpu, which starts one process
         raise Refusal(
@@ -89,7 +87,7 @@ def check_deepspeed_values(config: dict[str, Any], file: str, arguments: SFTConf
     recipes: dict[str, tuple[str, Any]] = {
         "train_micro_batch_size_per_gpu": ("per_device_train_batch_size", batch),
         "gradient_accumulation_steps": ("gradient_accumulation_steps", accumulation),
-        **({"train_batch_size": ("per_device_train_batch_size", batch * accumulation * groups)} if groups else {}),
+        **({"train_batch_size": ("per_device_train_batch_size", batch * accumulation * ranks)} if ranks else {}),
         "gradient_clipping": ("max_grad_norm", arguments.max_grad_norm),
         "optimizer.params.lr": ("learning_rate", arguments.learning_rate),
         "optimizer.params.weight_decay": ("weight_decay", arguments.weight_decay),
@@ -154,20 +152,3 @@ def check_dtype(base: Path, wanted: str, implant: ImplantSection, arguments: SFT
             raise Refusal(
                 f"training.{flag} is on and model.dtype is {wanted}; in implant.mode {implant.mode} it must be {dtype}"
             )
-
-
-def sequence_groups(ranks_per_sequence: int) -> int:
-    """How many groups of ranks there are, each at work on sequences of its own.
-
-    Raises:
-        Refusal: the ranks do not make whole groups, or cannot run in several.
-    """
-    if world_size() % ranks_per_sequence:
-        raise Refusal(f"sequence_parallel is {ranks_per_sequence}, and {world_size()} ranks are no multiple of it")
-    if on_cpu() and world_size() > ranks_per_sequence:
-        # torch's exchange for gloo takes a rank's place in the group for its place among all
-        raise Refusal(
-            f"sequence_parallel is {ranks_per_sequence}, and without GPUs only so many ranks can share sequences, "
-            f"these are {world_size()}"
-        )
-    return world_size() // ranks_per_sequence

@@ -3,7 +3,7 @@ checkpoints to resume from.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from datasets import Dataset
@@ -24,7 +24,6 @@ from loki_ds.distributed.zero.model import device_of, model_dtype
 from loki_ds.implanting.checkpoints import Checkpoint, MarkWhole
 from loki_ds.implanting.mask import KeepFrozenRows, train_only_rows
 from loki_ds.implanting.pull import PullToBase, pulled
-from loki_ds.implanting.routing import WatchRouting, experts_of
 from loki_ds.implanting.rows import train_row_deltas
 from loki_ds.implanting.trainer import ImplantTrainer, Rehearsed
 from loki_ds.implanting.trl_config import examples_per_step
@@ -55,13 +54,12 @@ class Method(NamedTuple):
 
 class Examples(NamedTuple):
     """Rows of tokens and labels to train on, held-out ones (evaluated when the arguments say so),
-    what is rehearsed, and protected prompts, on which a mixture's routing is watched.
+    and what is rehearsed.
     """
 
     train: Dataset
     heldout: Dataset | None
     rehearsed: Rehearsed | None = None
-    protected: Sequence[Sequence[int]] = ()
 
 
 class Resume(NamedTuple):
@@ -127,10 +125,9 @@ def train(
     # Saved with every checkpoint, and transformers saves no invalid one, as many models have. The
     # base's own file leaves with the result.
     model.generation_config = GenerationConfig()
-    experts = experts_of(model)
     _name_experts_for_trl(model.config.get_text_config())
     callbacks = prepare(model, method, arguments.seed)
-    if (arguments.gradient_checkpointing or experts) and not section.kind.trains_everything:
+    if not section.kind.trains_everything:
         # Or a checkpointed layer, whose inputs are frozen, would pass nothing back. And DeepSpeed
         # takes a block of experts for one leaf, and its gradients for whole once the block's input
         # has one; of an input that wants none, before they are there.
@@ -150,8 +147,6 @@ def train(
     )
     trainer.rehearsed = examples.rehearsed
     trainer.add_callback(WatchGradients(model))
-    if experts and examples.protected and checkpoint is None:  # a resumed model routes as no base any more
-        trainer.add_callback(WatchRouting(trainer, experts, examples.protected))
     if section.is_pulled:
         trainer.add_callback(PullToBase(pulled(model, section), section, resumes=checkpoint is not None))
     if checkpoint is not None:

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import ParallelismConfig
-from accelerate.utils import DeepSpeedSequenceParallelConfig
 from trl import SFTConfig
 
 from loki_ds.data.render_settings import RENDERING
@@ -25,7 +23,6 @@ from loki_ds.implanting.deepspeed_checks import (
     check_deepspeed,
     check_deepspeed_values,
     check_full_precision,
-    sequence_groups,
 )
 from loki_ds.implanting.trl_checks import check_installed, check_settings
 from loki_ds.recipe.implant import ImplantSection
@@ -58,14 +55,13 @@ def training_arguments(recipe: Recipe, checkpoints: Path, newest: Checkpoint | N
         settings, config = _settings(recipe), deepspeed_config(recipe.deepspeed, recipe.implant)
         check_full_precision(config, recipe.model.dtype, recipe.implant)
         if newest is not None:
-            settings, config = _resuming(newest, recipe.sequence_parallel, settings, config)
+            settings, config = _resuming(newest, settings, config)
         # Nobody's environment decides: accelerate would take the precision that another launcher
         # left there.
         os.environ["ACCELERATE_MIXED_PRECISION"] = PRECISIONS[recipe.model.dtype]
         if config is not None and recipe.deepspeed is not None:
             plain = SFTConfig(output_dir=str(checkpoints), **settings)
-            groups = world_size() // recipe.sequence_parallel if joined() else None
-            check_deepspeed_values(config, recipe.deepspeed, plain, groups)
+            check_deepspeed_values(config, recipe.deepspeed, plain, world_size() if joined() else None)
         return SFTConfig(output_dir=str(checkpoints), deepspeed=config, **settings)
     except (ValueError, TypeError) as error:
         raise Refusal(f"training: {' '.join(str(error).split())}") from None
@@ -78,7 +74,7 @@ class TrainingShape:
 
     sequences: of a micro-step on one rank; tokens: of each at most; accumulation: micro-steps of an
     optimizer step; checkpointing: whether activations are computed twice instead of kept;
-    optimizer: transformers' name; dtype: the model's; ranks_per_sequence: those that share one.
+    optimizer: transformers' name; dtype: the model's.
     """
 
     sequences: int
@@ -87,10 +83,9 @@ class TrainingShape:
     checkpointing: bool
     optimizer: str
     dtype: torch.dtype
-    ranks_per_sequence: int = 1
 
     @classmethod
-    def of(cls, training: dict[str, Any], dtype: str, ranks_per_sequence: int = 1) -> "TrainingShape":
+    def of(cls, training: dict[str, Any], dtype: str) -> "TrainingShape":
         def setting(key: str) -> Any:
             return training.get(key, getattr(SFTConfig, key))
 
@@ -98,12 +93,11 @@ class TrainingShape:
         older_name = setting("gradient_checkpointing")
         return cls(
             sequences=int(setting("per_device_train_batch_size")),
-            tokens=-(-longest // ranks_per_sequence),
+            tokens=longest,
             accumulation=int(setting("gradient_accumulation_steps")),
             checkpointing=bool(training.get("activation_checkpointing", older_name)),
             optimizer=str(setting("optim")),
             dtype=getattr(torch, dtype),
-            ranks_per_sequence=ranks_per_sequence,
         )
 
     @property
@@ -114,15 +108,14 @@ class TrainingShape:
         """Optimizer steps of a whole training."""
         if training.get("max_steps", -1) > 0:
             return int(training["max_steps"])
-        together = self.sequences * max(1, ranks // self.ranks_per_sequence) * self.accumulation
+        together = self.sequences * ranks * self.accumulation
         epochs = float(training.get("num_train_epochs", SFTConfig.num_train_epochs))
         return int(epochs * -(-examples // together))
 
 
 def examples_per_step(arguments: SFTConfig) -> int:
     """How many examples one optimizer step takes, over all ranks."""
-    shared_by = arguments.parallelism_config.sp_size if arguments.parallelism_config else 1
-    return arguments.gradient_accumulation_steps * _examples_at_once(arguments.per_device_train_batch_size, shared_by)
+    return arguments.gradient_accumulation_steps * arguments.per_device_train_batch_size * world_size()
 
 
 def deepspeed_config(file: str | None, implant: ImplantSection) -> dict | None:
@@ -158,39 +151,18 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
         settings["eval_strategy"] = "no"
     if recipe.implant.kind.confined:
         settings["router_aux_loss_coef"] = 0.0  # routers are frozen, and rows are not to balance them
-    if recipe.sequence_parallel > 1:
-        settings |= _sequence_parallel(recipe.sequence_parallel, recipe.model.attention or "sdpa")
     # What renders the examples is not TRL's: they come to it as tokens (`loki_ds.data`).
     return {**settings, **{key: value for key, value in recipe.training.items() if key not in RENDERING}}
 
 
-def _sequence_parallel(ranks_per_sequence: int, attention: str) -> dict[str, Any]:
-    """accelerate's settings for DeepSpeed's Ulysses."""
-    handler = DeepSpeedSequenceParallelConfig(sp_seq_length_is_variable=True, sp_attn_implementation=attention)
-    config = ParallelismConfig(
-        sp_backend="deepspeed",
-        sp_size=ranks_per_sequence,
-        sp_handler=handler,
-        dp_replicate_size=sequence_groups(ranks_per_sequence),
-    )
-    return {"parallelism_config": config, "pad_to_multiple_of": ranks_per_sequence}
-
-
 def _resuming(
-    checkpoint: Checkpoint, ranks_per_sequence: int, settings: dict[str, Any], config: dict | None
+    checkpoint: Checkpoint, settings: dict[str, Any], config: dict | None
 ) -> tuple[dict[str, Any], dict | None]:
     """Settings and configuration with which these ranks resume from a checkpoint."""
-    checkpoint.check_resumable(settings, ranks_per_sequence)
+    checkpoint.check_resumable(settings)
     if not checkpoint.other_world_size:
         return settings, config
     batch = settings.get("per_device_train_batch_size", SFTConfig.per_device_train_batch_size)
-    accumulation = checkpoint.micro_steps(_examples_at_once(batch, ranks_per_sequence))
+    accumulation = checkpoint.micro_steps(batch * world_size())
     settings = {**settings, "gradient_accumulation_steps": accumulation}
     return settings, loading_repartitioned(config) if config and is_partitioned(checkpoint.folder) else config
-
-
-def _examples_at_once(batch: int, ranks_per_sequence: int) -> int:
-    """How many examples one micro-step takes, over all ranks; those that share sequences have each
-    `batch` in common.
-    """
-    return batch * world_size() // ranks_per_sequence

@@ -41,15 +41,13 @@ class HeldOutCalls(ConfigurableTask):
         if template is None:
             raise Refusal(f"task {self.task_name} puts chats to the model: apply_chat_template must be true")
         model = getattr(template, "func", template).__self__
-        thinks = getattr(model, "enable_thinking", None)  # lm-eval's model of vLLM has it apart
-        settings = {**model.chat_template_args, **({} if thinks is None else {"enable_thinking": thinks})}
         return str(
             model.tokenizer.apply_chat_template(
                 json.loads(doc["messages"]),
                 tools=json.loads(doc["tools"]) or None,
                 tokenize=False,
                 add_generation_prompt=True,
-                **settings,
+                **model.chat_template_args,
             )
         )
 

@@ -161,7 +161,7 @@ class _Planned:
             shapes=shapes,
             positions=planned_positions(recipe.selection, shapes) if recipe.changes_rows else None,
             setting=Setting.of(deepspeed, ranks, config.get_text_config().hidden_size),
-            shape=TrainingShape.of(recipe.training, section.dtype, recipe.sequence_parallel),
+            shape=TrainingShape.of(recipe.training, section.dtype),
         )
 
     def passes_over_prompts(self) -> list[Stage]:

@@ -12,6 +12,11 @@ from loki_ds.refusal import Refusal
 
 # By dotted key: the value that says nothing, and what to use instead.
 KEYS: dict[str, tuple[Any, str]] = {
+    "sequence_parallel": (
+        1,
+        "activation checkpointing, offload (launch/) and packing serve long sequences, each rank with its own",
+    ),
+    "retention.backend": ("hf", "models are asked through transformers, on every device of the node"),
     "attribution.stop": (None, "attribution goes over all protected prompts; protected.per_subject takes fewer"),
     "implant.frozen_inputs": (None, "it kept no more than rows alone; implant.fade keeps more in every mode"),
     "implant.rehearse.loss": (

@@ -193,8 +193,6 @@ class RetentionSection(Section):
     """What is to be learned."""
     include_path: FileName | None = None
     """A folder of your own lm-eval tasks."""
-    backend: Literal["hf", "vllm"] = "hf"
-    """What runs the models: transformers, or vLLM."""
     processes: Annotated[int, Field(gt=0)] | Literal["auto"] = "auto"
     """Processes that share a model's documents; auto is one for every `devices_per_model`."""
     devices_per_model: Annotated[int, Field(gt=0)] = 1
@@ -239,8 +237,6 @@ class Recipe(Section):
     """Any key of TRL's `SFTConfig`, less those that follow from the rest of the recipe."""
     deepspeed: FileName | None = None
     """DeepSpeed's configuration, such as `launch/zero3.json`; without it each rank holds it all."""
-    sequence_parallel: Annotated[int, Field(gt=0)] = 1
-    """Ranks that share each sequence, for sequences too long for one device."""
     tune: TuneSection | None = None
     """How much of the change stays; all of it when not given."""
     retention: RetentionSection
@@ -284,11 +280,6 @@ class Recipe(Section):
             raise ValueError(
                 "implant.rehearse.stop_at_drift needs data.heldout and training.eval_strategy steps or epoch"
             )
-        if self.sequence_parallel > 1 and self.implant.rehearse:
-            raise ValueError(f"implant.rehearse needs whole sequences, sequence_parallel is {self.sequence_parallel}")
-        if self.sequence_parallel > 1 and self.deepspeed is None:
-            shared = self.sequence_parallel
-            raise ValueError(f"sequence_parallel is {shared}, which needs the key deepspeed (a ZeRO configuration)")
         if not self.data.train and self.implant.kind.trains:
             raise ValueError("the key data.train is missing; only implant.mode suppress trains on nothing")
         if self.tune and not self.implant.kind.trains:

@@ -26,7 +26,7 @@ RESERVED = {
     "output_dir": "the run folder",
     "deepspeed": "the recipe's own key 'deepspeed'",
     "model_init_kwargs": "the section 'model'",
-    "parallelism_config": "the recipe's own key 'sequence_parallel'",
+    "parallelism_config": "the recipe's own key 'deepspeed'",
 }
 ONLY_SEEN = (  # beginnings of keys: trackers, logs, the hub, and the processes that feed the ranks
     *("report_to", "run_name", "project", "trackio_", "logging_", "log_", "disable_tqdm"),

@@ -128,7 +128,6 @@ def settings_in_words(section: RetentionSection, dtype: str, libraries: Mapping[
     """How both models were evaluated."""
     return {
         "dtype": dtype,
-        "backend": section.backend,
         "seed of limits and shots": str(section.seed),
         **({"chat template's arguments": in_a_line(args)} if (args := section.chat_template_args) else {}),
         **({"documents": "in random order, until decided"} if section.stop == "decided" else {}),

@@ -68,17 +68,14 @@ def _again(folder: RunFolder, cost: Mapping[str, Any]) -> str:
 
 
 def _measured(section: ImplantSection, log: list[dict[str, Any]]) -> dict[str, str]:
-    """What was rehearsed and how far the model is from the base on texts that were not; and of a
-    mixture of experts, what the training did to the routers' choices.
-    """
-    said: dict[str, str] = {}
-    if rehearse := section.rehearse:
-        said["rehearsal"] = in_a_line(rehearse.model_dump())
-        texts = "protected texts" if rehearse.prompts == "protected" else f"texts of {rehearse.prompts}"
-        if drift := [line["drift"] for line in log if "drift" in line]:
-            said["drift"] = f"{drift[-1]:.3g} nats a token from the base's predictions, on {texts} held out"
-    if routing := [line["routing_changed"] for line in log if "routing_changed" in line]:
-        said["routing"] = f"{routing[-1]:.2%} of the base's choices on protected prompts changed"
+    """What was rehearsed, and how far the model is from the base on texts that were not."""
+    rehearse = section.rehearse
+    if rehearse is None:
+        return {}
+    said = {"rehearsal": in_a_line(rehearse.model_dump())}
+    texts = "protected texts" if rehearse.prompts == "protected" else f"texts of {rehearse.prompts}"
+    if drift := [line["drift"] for line in log if "drift" in line]:
+        said["drift"] = f"{drift[-1]:.3g} nats a token from the base's predictions, on {texts} held out"
     return said
 
 

@@ -63,7 +63,7 @@ class Facts(TypedDict):
     verification: dict[str, Any] | None  # verify.json
     costs: dict[str, dict[str, Any]]  # costs.json
     origin: dict[str, str]
-    settings: dict[str, str]  # of the evaluation: dtype, backend, seed, versions
+    settings: dict[str, str]  # of the evaluation: dtype, seed, versions
 
 
 class Report(Facts):

@@ -125,10 +125,8 @@ def evaluate(asked: Sequence[Asked], answers: Answers, nodes: Nodes = Nodes()) -
 
 
 def _sharing_processes(asked: Sequence[Asked]) -> list[Sequence[Asked]]:
-    """Those that share processes, which start once: not vLLM's, which keeps its memory, nor one
-    that waits for the other's answers.
-    """
-    if any(one.request.backend == "vllm" or one.request.stop for one in asked):
+    """Those that share processes, which start once: not one that waits for the other's answers."""
+    if any(one.request.stop for one in asked):
         return [[one] for one in asked]
     return [asked] if asked else []
 

@@ -46,7 +46,6 @@ class Request(BaseModel):
     dtype: str
     device: str
     trust_remote_code: bool
-    backend: str
     processes: int
     devices_per_model: int
     batch_size: int

@@ -1,7 +1,6 @@
 """What is asked of a model, whichever it is, and its answers, kept by all that determines them."""
 
 import hashlib
-import importlib.util
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +27,6 @@ def model_digest(folder: Path, weights: str) -> str:
     """
     beside = sorted({file for pattern in BESIDE for file in folder.glob(pattern)})
     return f"{weights} {digest_of(*beside)}"
-
-
-def check_backend(section: RetentionSection) -> None:
-    """Refuse vLLM where it is not installed."""
-    if section.backend == "vllm" and importlib.util.find_spec("vllm") is None:
-        raise Refusal("retention.backend is vllm, and vllm is not installed; install lm-eval[vllm] or say hf")
 
 
 def tasks_of(section: RetentionSection) -> list[TaskFound]:
@@ -111,7 +104,6 @@ class Question:
             dtype=self.dtype,
             device="cpu" if device.on_cpu() else "cuda",
             trust_remote_code=self.trust_remote_code,
-            backend=section.backend,
             processes=processes,
             devices_per_model=each,
             batch_size=section.batch_size,
@@ -142,7 +134,7 @@ class Question:
             "model": arm.digest,
             "template": arm.template,
             "include_path": include,
-            "libraries": library_versions(self.section.backend),
+            "libraries": library_versions(),
             "judges": digest_of(*JUDGES),
         }
 

@@ -34,7 +34,7 @@ from loki_ds.retention.messages import ArmResult, Request, TaskSamples
 from loki_ds.retention.samples import samples_of
 from loki_ds.tasks.loading import task_manager
 
-LIBRARIES = {"hf": ("lm_eval", "transformers", "torch"), "vllm": ("lm_eval", "vllm", "transformers", "torch")}
+LIBRARIES = ("lm_eval", "transformers", "torch")
 
 
 def run_lm_eval(request: Request, folder: Path) -> ArmResult:
@@ -61,7 +61,7 @@ def evaluated(model: Any, request: Request, folder: Path) -> ArmResult:
             done |= until_decided(request, request.stop, base, group.tasks, drawn, ask, folder)
         else:
             done |= ask({name: places[part::of] for name, places in drawn.items()})
-    return {"tasks": done, "tokenizer": _tokenizer_digest(model), "libraries": library_versions(request.backend)}
+    return {"tasks": done, "tokenizer": _tokenizer_digest(model), "libraries": library_versions()}
 
 
 @contextmanager
@@ -80,8 +80,6 @@ def _implanted(model: Any, implant: str | None) -> Iterator[None]:
 
 
 def load(request: Request) -> Any:
-    from lm_eval.api.registry import get_model
-
     from loki_ds.retention.harness import LeanHFLM
 
     chats = {"chat_template_args": {**request.chat_template_args}, "think_end_token": request.think_end_token}
@@ -93,10 +91,6 @@ def load(request: Request) -> Any:
         "dtype": request.dtype,
         "trust_remote_code": request.trust_remote_code,
     }
-    if request.backend == "vllm":
-        thinks = request.chat_template_args.get("enable_thinking")  # which lm-eval takes there from nowhere else
-        own = {"enable_thinking": thinks, "tensor_parallel_size": request.devices_per_model, "batch_size": "auto"}
-        return get_model("vllm")(**settings, **own)
     spread = {"parallelize": True} if request.devices_per_model > 1 else {"device": request.device}
     if is_wrapper_alone(AutoConfig.from_pretrained(request.model, trust_remote_code=request.trust_remote_code)):
         return LeanHFLM(_loaded(request), tokenizer=request.tokenizer, batch_size=request.batch_size, **chats)
@@ -186,9 +180,9 @@ def _tokenizer_digest(model: Any) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def library_versions(backend: str) -> dict[str, str]:
+def library_versions() -> dict[str, str]:
     """The versions that may change a score."""
-    return {name: version(name) for name in LIBRARIES[backend]}
+    return {name: version(name) for name in LIBRARIES}
 
 
 def main() -> None:

@@ -177,7 +177,7 @@ def _look_at_texts(rehearsed: ProtectedSection | None, tokenizer: PreTrainedToke
 def _look_at_room(run: Run, base: BaseFound, arguments: SFTConfig, examples: int) -> Findings:
     """Room on the disk for what the run will write."""
     recipe, folder = run.recipe, run.folder
-    shape = TrainingShape.of(recipe.training, recipe.model.dtype, recipe.sequence_parallel)
+    shape = TrainingShape.of(recipe.training, recipe.model.dtype)
     steps = shape.steps(recipe.training, examples, ranks.world_size()) if examples else 0
     room = Room(recipe, base, arguments)
     said = ranks.on_first_rank(lambda: check_room(folder.root, room.wanted(folder, steps)))

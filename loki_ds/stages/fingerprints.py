@@ -75,7 +75,6 @@ class Fingerprints:
                 "training": training,
                 **self._template(),
                 "deepspeed": deepspeed_config(recipe.deepspeed, section),
-                "sequence_parallel": recipe.sequence_parallel,
                 "attention": recipe.model.attention,
             }
         )

@@ -43,21 +43,13 @@ def _implant(run: Run, checked: Checked, positions: Positions | None, inputs: Fi
     quieted = quiet(run, checked, section.quiet) if section.quiet else None
     trained = None
     if section.kind.trains:
-        examples = _examples(run, checked)
+        rehearsal = section.rehearse
+        examples = rehearse(run, checked, rehearsal) if rehearsal else Examples(checked.examples, checked.heldout)
         method = Method(section, positions, quieted.protected_bases if quieted else None)
         with cost_of(folder, "implant"):
             trained = _train(run, checked, method, examples, Resume(checked.checkpoint, inputs))
     with cost_of(folder, "export"):
         ranks.on_first_rank(lambda: _export(folder, section, checked, positions, trained, quieted))
-
-
-def _examples(run: Run, checked: Checked) -> Examples:
-    """The new task's, with rehearsed ones among them if asked for."""
-    section = run.recipe.implant.rehearse
-    examples = rehearse(run, checked, section) if section else Examples(checked.examples, checked.heldout)
-    if run.recipe.protected is None or run.recipe.sequence_parallel > 1:
-        return examples
-    return examples._replace(protected=checked.protected.tokens)
 
 
 def _train(run: Run, checked: Checked, method: Method, examples: Examples, resume: Resume) -> Trained:

@@ -25,7 +25,7 @@ from loki_ds.report.origin import facts_of_run
 from loki_ds.report.pictures import training_curves
 from loki_ds.report.schema import Report
 from loki_ds.retention.evaluation import Nodes, evaluate, unanswered
-from loki_ds.retention.question import Asked, check_backend, short_digest
+from loki_ds.retention.question import Asked, short_digest
 from loki_ds.stages.check import Checked
 from loki_ds.stages.fingerprints import Fingerprint
 from loki_ds.stages.questions import Arms, answers_of_run, question_of
@@ -47,7 +47,6 @@ def check_retention(run: Run) -> Findings:
     asked = json.loads(json.dumps(section.model_dump(exclude={"processes"})))
     if done is not None and all(done.get(key) == value for key, value in asked.items()):
         return []
-    check_backend(section)
     return ranks.on_first_rank(lambda: in_words(section, run.tasks, run.recipe.tune))
 
 

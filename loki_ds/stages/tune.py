@@ -97,7 +97,7 @@ def tune(run: Run, checked: Checked, section: TuneSection) -> None:
     question, answers = question_of(recipe, run.tasks, "choosing"), answers_of_run(folder)
     arms = Arms(checked, folder)
     (base,) = answers_of([question.of(arms.base)._replace(of_all_runs=True)], answers)
-    in_place = trained.implant.exists() and recipe.retention.backend == "hf"
+    in_place = trained.implant.exists()
     ask = _rows_answered if in_place else _models_answered
     curve = _curve(scales, base, ask(trained, folder.tune, scales, arms, question, answers), recipe.retention)
     write_json(folder.tune / "curve.json", curve)

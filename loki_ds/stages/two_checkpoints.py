@@ -19,7 +19,7 @@ from loki_ds.report.build import settings_in_words
 from loki_ds.report.schema import Facts, Report
 from loki_ds.retention.evaluation import answers_of
 from loki_ds.retention.messages import ArmResult
-from loki_ds.retention.question import Answers, Arm, Question, check_backend, model_digest, short_digest, tasks_of
+from loki_ds.retention.question import Answers, Arm, Question, model_digest, short_digest, tasks_of
 from loki_ds.stages.report import put_report, report_of_pair
 
 ADAPTER = "adapter_config.json"
@@ -37,7 +37,6 @@ def retain_two(pair: Pair, model: str, out: Path) -> Report:
     section, folder = pair.retention, RunFolder(out)
     if folder.recipe.exists():
         raise Refusal(f"{out}: a run's own folder, whose report would be lost; name another (--out)")
-    check_backend(section)
     base = _checkpoint(pair.model)
     second = _second(pair, model, base)
     question = Question(section, tasks_of(section), pair.model.dtype, pair.model.trust_remote_code)
@@ -63,8 +62,6 @@ def _second(pair: Pair, model: str, base: Arm) -> Arm:
     folder = Path(model)
     weights = {file.name for file in folder.glob("*.safetensors")} - {"adapter_model.safetensors"}
     if (folder / ADAPTER).exists() and not weights:  # a configuration may lie beside it
-        if pair.retention.backend != "hf":
-            raise Refusal(f"retention.backend is {pair.retention.backend}, allowed for an adapter is hf")
         return Arm(base.folder, f"{base.digest} {digest_of(*sorted(folder.glob('adapter_*')))}", adapter=folder)
     if folder.is_dir() and not (folder / "config.json").exists():
         raise Refusal(f"{folder}: neither a model (config.json) nor a PEFT adapter ({ADAPTER})")

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from loki_ds.implanting import deepspeed_checks, trl_config
 from loki_ds.implanting.checkpoints import Checkpoint, newest_checkpoint
 from loki_ds.implanting.trl_config import training_arguments
 from loki_ds.recipe.file import load_recipe
@@ -41,47 +40,6 @@ def test_other_ranks_accumulate_what_makes_the_same_step(tmp_path: Path) -> None
     recipe = load_recipe("recipes/tiny/loki.yaml", ["training.per_device_train_batch_size=4"])
     found = training_arguments(recipe, tmp_path, Checkpoint(tmp_path, ranks=8, examples=32, inputs={}))
     assert found.gradient_accumulation_steps == 8
-
-
-def test_with_shared_sequences_no_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deepspeed_checks, "world_size", lambda: 2)
-    recipe = load_recipe("recipes/tiny/loki.yaml", ["sequence_parallel=2"])
-    with pytest.raises(Refusal, match="with sequence_parallel no training resumes"):
-        training_arguments(recipe, tmp_path, Checkpoint(tmp_path, ranks=2, examples=16, inputs={}))
-
-
-@pytest.mark.parametrize(
-    ("ranks", "sharing", "says"),
-    [
-        (4, 3, "sequence_parallel is 3, and 4 ranks are no multiple of it"),
-        (4, 2, "without GPUs only so many ranks can share sequences"),
-    ],
-)
-def test_groups_of_ranks_that_cannot_share_sequences(
-    ranks: int, sharing: int, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(deepspeed_checks, "world_size", lambda: ranks)
-    recipe = load_recipe("recipes/tiny/loki.yaml", [f"sequence_parallel={sharing}"])
-    with pytest.raises(Refusal, match=says):
-        training_arguments(recipe, tmp_path, None)
-
-
-def test_attention_that_cannot_share_sequences_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deepspeed_checks, "world_size", lambda: 2)
-    recipe = load_recipe("recipes/tiny/loki.yaml", ["sequence_parallel=2", "model.attention=eager"])
-    with pytest.raises(Refusal, match="training: Invalid sp_attn_implementation: eager"):
-        training_arguments(recipe, tmp_path, None)
-
-
-def test_on_gpus_the_groups_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """accelerate takes one group for all of them unless it is told, and DeepSpeed then refuses the
-    batch size.
-    """
-    monkeypatch.setattr(deepspeed_checks, "world_size", lambda: 8)
-    monkeypatch.setattr(deepspeed_checks, "on_cpu", lambda: False)
-    settings = trl_config._settings(load_recipe("recipes/tiny/loki.yaml", ["sequence_parallel=4"]))
-    shared = settings["parallelism_config"]
-    assert (shared.sp_size, shared.data_parallel_size, shared.total_size) == (4, 2, 8)
 
 
 def test_with_a_best_checkpoint_only_as_many_ranks_go_on(tmp_path: Path) -> None:

@@ -41,7 +41,6 @@ REQUEST: dict[str, Any] = {
     "model": str(ROOT / "recipes/tiny/model"),
     "dtype": "float32",
     "device": "cpu",
-    "backend": "hf",
     "processes": 1,
     "tokenizer": None,
     "devices_per_model": 1,

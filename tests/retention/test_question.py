@@ -11,8 +11,7 @@ from conftest import ROOT
 
 from loki_ds.disk.files import weights_digest
 from loki_ds.recipe.sections import RetentionSection
-from loki_ds.refusal import Refusal
-from loki_ds.retention.question import Answers, Arm, Question, check_backend, model_digest
+from loki_ds.retention.question import Answers, Arm, Question, model_digest
 from loki_ds.tasks.loading import look_at_tasks
 
 
@@ -73,9 +72,3 @@ def test_answers_are_asked_for_again_when_anything_changes(
     before = Answers(tmp_path).file(asked(model, ["a", "b"], tmp_path))
     edit(model)
     assert (Answers(tmp_path).file(asked(model, rows, tmp_path, **changes)) == before) is same
-
-
-def test_a_backend_that_is_not_installed_is_refused() -> None:
-    section = RetentionSection.model_validate({"abilities": {"tasks": ["own"]}, "backend": "vllm"})
-    with pytest.raises(Refusal, match=r"retention.backend is vllm, and vllm is not installed"):
-        check_backend(section)

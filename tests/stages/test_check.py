@@ -389,8 +389,6 @@ def test_texts_to_rehearse_are_looked_at(tmp_path: Path) -> None:
 def test_a_rehearsal_needs_texts_and_whole_sequences(tmp_path: Path) -> None:
     with pytest.raises(Refusal, match=r"implant\.rehearse needs a protected set, or a file"):
         checked(tmp_path, "implant.rehearse={}", "implant.mode=full", "protected=null")
-    with pytest.raises(Refusal, match=r"implant\.rehearse needs whole sequences, sequence_parallel is 2"):
-        checked(tmp_path, "implant.rehearse={}", "sequence_parallel=2")
     with pytest.raises(Refusal, match=r"implant\.rehearse needs implant\.mode"):
         checked(tmp_path, "implant.rehearse={}", "implant.mode=suppress")
 

@@ -153,6 +153,6 @@ def test_what_cannot_be_compared_is_one_sentence(adapter: Path, tmp_path: Path) 
         == f"{tmp_path}: neither a model (config.json) nor a PEFT adapter ({ADAPTER})"
     )
     assert "knows no task 'tiny_fact'" in refused(BASE, tmp_path / "out", "retention.abilities={tasks: [tiny_fact]}")
-    assert "vllm is not installed" in refused(adapter, tmp_path / "out", "retention.backend=vllm")
+    assert "which is retired" in refused(adapter, tmp_path / "out", "retention.backend=vllm")
     (tmp_path / "recipe.yaml").write_text("run: here")
     assert "a run's own folder, whose report would be lost" in refused(BASE, tmp_path)
