@@ -6,7 +6,7 @@ Knows YAML and how pydantic words its errors. What the keys mean is `recipe`'s.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
 from pydantic import Field, ValidationError
@@ -22,6 +22,7 @@ from loki_ds.refusal import Refusal, did_you_mean
 # What a run folder's copy of its recipe says beside it; such a copy can be run again.
 NOTES = ("versions", "world_size")
 SUITES = "eval/suites"
+Whole = TypeVar("Whole", bound=Section)
 
 
 class Suite(Section):
@@ -51,14 +52,8 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         merged.values.pop(note, None)
     for override in overrides:
         merged.override(override)
-    raw = merged.values
-    drop_retired(raw, lambda key: merged.origin_of(key) or path)
-    _name_suite(raw)
-    raw.setdefault("run", str(Path("runs", path.parent.name, path.stem + _suffix(overrides))))
-    try:
-        return Recipe.model_validate(raw)
-    except ValidationError as error:
-        raise Refusal(_sentence(lambda key: merged.origin_of(key) or path, error, Recipe)) from None
+    merged.values.setdefault("run", str(Path("runs", path.parent.name, path.stem + _suffix(overrides))))
+    return _validated(merged, path, Recipe)
 
 
 class Pair(Section):
@@ -77,11 +72,21 @@ def load_pair(base: str, overrides: list[str]) -> Pair:
     merged = _Merged()
     for override in (f"model.path={base}", "retention.abilities=quick", *overrides):
         merged.override(override)
+    return _validated(merged, "loki-ds retain", Pair)
+
+
+def _validated(merged: "_Merged", origin: Path | str, kind: type[Whole]) -> Whole:
+    """What was merged as a recipe or a pair. origin: of values that neither file nor override gave."""
+
+    def origin_of(key: str) -> Path | str:
+        return merged.origin_of(key) or origin
+
+    drop_retired(merged.values, origin_of)
     _name_suite(merged.values)
     try:
-        return Pair.model_validate(merged.values)
+        return kind.model_validate(merged.values)
     except ValidationError as error:
-        raise Refusal(_sentence(lambda key: merged.origin_of(key) or "loki-ds retain", error, Pair)) from None
+        raise Refusal(_sentence(origin_of, error, kind)) from None
 
 
 def _suffix(overrides: list[str]) -> str:
