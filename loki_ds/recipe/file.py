@@ -76,7 +76,7 @@ def load_pair(base: str, overrides: list[str]) -> Pair:
 
 
 def _validated(merged: "_Merged", origin: Path | str, kind: type[Whole]) -> Whole:
-    """What was merged as a recipe or a pair. origin: of values that neither file nor override gave."""
+    """What was merged, as a recipe or a pair. origin: of values that nothing given wrote."""
 
     def origin_of(key: str) -> Path | str:
         return merged.origin_of(key) or origin
