@@ -216,11 +216,14 @@ def tune(arguments: argparse.Namespace) -> int:
     from loki_ds.stages.check import check as check_run
     from loki_ds.stages.retain import retain as retain_run
     from loki_ds.stages.run import Run
+    from loki_ds.stages.tune import tune as tune_run
 
     run = Run(recipe)
     if not run.folder.has("implant"):
         raise Refusal(f"{arguments.run}: nothing is trained there yet; run the recipe first")
-    retain_run(run, check_run(run))
+    checked = check_run(run)
+    tune_run(run, checked)
+    retain_run(run, checked)
     written = read_report(arguments.run)
     print(f"scale: {written['origin']['scale']}")
     print(written["headline"])

@@ -13,7 +13,8 @@ from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_rep
 from transformers.utils import is_liger_kernel_available
 from trl import SFTConfig
 
-from loki_ds.recipe.sections import Recipe
+from loki_ds.recipe.implant import ImplantSection
+from loki_ds.recipe.sections import DataSection
 from loki_ds.recipe.training_keys import RESERVED
 from loki_ds.refusal import Refusal, did_you_mean
 
@@ -28,9 +29,9 @@ ELSEWHERE = {
 }
 
 
-def check_settings(recipe: Recipe) -> None:
+def check_settings(training: dict[str, Any], implant: ImplantSection, data: DataSection) -> None:
     """Refuse the first setting that the training could not use."""
-    training, declared = recipe.training, declared_types()
+    declared = declared_types()
     for key, value in training.items():
         if key in ELSEWHERE and value:
             raise Refusal(f"training.{key} is {value!r}, allowed is nothing; {ELSEWHERE[key]}")
@@ -38,18 +39,18 @@ def check_settings(recipe: Recipe) -> None:
             raise Refusal(f"training.{key} is {value!r}, allowed is {_named(declared[key])}")
         if key in ABOVE_ZERO and value is not None and not value > 0:
             raise Refusal(f"training.{key} is {value!r}, allowed is more than 0")
-    if training.get("eval_strategy", "no") != "no" and recipe.data.heldout is None:
+    if training.get("eval_strategy", "no") != "no" and data.heldout is None:
         raise Refusal(f"training.eval_strategy is {training['eval_strategy']}, and there is no data.heldout")
-    if recipe.implant.fade and training.get("lr_scheduler_type") in UNFORESEEN:
+    if implant.fade and training.get("lr_scheduler_type") in UNFORESEEN:
         raise Refusal(
             f"training.lr_scheduler_type is {training['lr_scheduler_type']}, whose rates nobody knows beforehand, as "
             "implant.fade has to; give implant.pull"
         )
-    mode, decay = recipe.implant.mode, training.get("weight_decay", 0)
-    if recipe.implant.kind.leaves == "deltas" and decay:
+    decay = training.get("weight_decay", 0)
+    if implant.kind.leaves == "deltas" and decay:
         raise Refusal(
-            f"training.weight_decay is {decay}, allowed in implant.mode {mode} is 0: a delta would decay to the base, "
-            "which is implant.pull"
+            f"training.weight_decay is {decay}, allowed in implant.mode {implant.mode} is 0: a delta would decay to "
+            "the base, which is implant.pull"
         )
     if training.get("load_best_model_at_end") and training.get("eval_strategy", "no") == "no":
         raise Refusal("training.load_best_model_at_end needs training.eval_strategy, or no checkpoint is the best")

@@ -49,7 +49,7 @@ def training_arguments(recipe: Recipe, checkpoints: Path, newest: Checkpoint | N
         Refusal: a value that TRL or transformers does not take, a missing DeepSpeed configuration,
             or ranks that cannot resume.
     """
-    check_settings(recipe)
+    check_settings(recipe.training, recipe.implant, recipe.data)
     check_installed(recipe.training)
     try:
         settings, config = _settings(recipe), deepspeed_config(recipe.deepspeed, recipe.implant)

@@ -146,7 +146,7 @@ class _Planned:
     def of(cls, recipe: Recipe, gpu: Gpu, ranks: int) -> Self:
         section = recipe.model
         config = load_configuration(section.path, section.trust_remote_code)
-        check_settings(recipe)
+        check_settings(recipe.training, recipe.implant, recipe.data)
         findings, shapes = _look_at_base(section, recipe.implant, recipe.needs_attribution, config)
         tokenizer = load_tokenizer(section.path, section.trust_remote_code)
         if recipe.changes_rows:

@@ -10,7 +10,7 @@ from typing import Any
 from loki_ds.disk.files import digest_of
 from loki_ds.disk.run_folder import RunFolder
 from loki_ds.recipe.implant import ImplantSection
-from loki_ds.recipe.sections import Recipe, TuneSection
+from loki_ds.recipe.sections import Recipe, SelectionSection, TuneSection
 from loki_ds.recipe.training_keys import without_secrets
 from loki_ds.report.build import in_a_line, settings_in_words
 from loki_ds.report.schema import Facts
@@ -35,7 +35,7 @@ def facts_of_run(
         "costs": costs,
         "origin": {
             "base model": f"{recipe.model.path} (SHA-256 of weights {base_digest[:16]})",
-            **_rows(recipe, folder),
+            **_rows(recipe.selection if recipe.changes_rows else None, recipe.implant, folder),
             "training": in_a_line(without_secrets(recipe.training)),
             **_pull(recipe.implant),
             **_measured(recipe.implant, _training_log(folder)),
@@ -47,11 +47,12 @@ def facts_of_run(
     }
 
 
-def _rows(recipe: Recipe, folder: RunFolder) -> dict[str, str]:
-    if not recipe.changes_rows:
-        return {"positions": f"none ({recipe.implant.method})", "selection": "none"}
+def _rows(section: SelectionSection | None, implant: ImplantSection, folder: RunFolder) -> dict[str, str]:
+    """How rows were chosen. section: None for baselines."""
+    if section is None:
+        return {"positions": f"none ({implant.method})", "selection": "none"}
     digest = digest_of(folder.positions)[:16]
-    return {"positions": f"SHA-256 of file {digest}", "selection": in_a_line(recipe.selection.model_dump())}
+    return {"positions": f"SHA-256 of file {digest}", "selection": in_a_line(section.model_dump())}
 
 
 def _pull(section: ImplantSection) -> dict[str, str]:

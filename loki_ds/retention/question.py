@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from loki_ds.disk.files import digest_of, publish, write_json
 from loki_ds.distributed import device
-from loki_ds.recipe.sections import RetentionSection
+from loki_ds.recipe.sections import ModelSection, RetentionSection
 from loki_ds.refusal import Refusal
 from loki_ds.retention.messages import ArmResult, Half, Request, Stop
 from loki_ds.retention.worker import library_versions
@@ -74,13 +74,13 @@ class Asked(NamedTuple):
 class Question:
     """The tasks, and how they run; the same for both models.
 
-    tasks: what is behind their names; half: of the documents, where a scale is chosen.
+    model: how both are loaded; tasks: what is behind their names; half: of the documents, where a
+    scale is chosen.
     """
 
+    model: ModelSection
     section: RetentionSection
     tasks: list[TaskFound]
-    dtype: str
-    trust_remote_code: bool
     half: Half | None = None
 
     def of(self, arm: Arm, base: KeptAnswers | None = None) -> Asked:
@@ -101,9 +101,9 @@ class Question:
             adapter=str(arm.adapter) if arm.adapter else None,
             implant=str(arm.implant) if arm.implant else None,
             tokenizer=str(arm.tokenizer) if arm.tokenizer else None,
-            dtype=self.dtype,
+            dtype=self.model.dtype,
             device="cpu" if device.on_cpu() else "cuda",
-            trust_remote_code=self.trust_remote_code,
+            trust_remote_code=self.model.trust_remote_code,
             processes=processes,
             devices_per_model=each,
             batch_size=section.batch_size,

@@ -54,7 +54,9 @@ def _stages(run: Run, look_at_tasks: bool) -> Iterator[str]:
     yield "implant"
     from loki_ds.report.compare import compare_runs, comparison
     from loki_ds.stages.retain import retain
+    from loki_ds.stages.tune import tune
 
+    tune(run, checked)
     retain(run, checked)
     if ranks.rank() == 0:
         Console().print(comparison(compare_runs([run.folder.root])))

@@ -1,15 +1,12 @@
-"""What a run asks of models, and of which: questions, arms and where their answers are kept."""
+"""The models that a run asks, and where their answers are kept."""
 
 from dataclasses import replace
 from pathlib import Path
 
 from loki_ds.disk.files import digest_of, weights_digest
 from loki_ds.disk.run_folder import RunFolder
-from loki_ds.recipe.sections import Recipe
-from loki_ds.retention.messages import Half
-from loki_ds.retention.question import Answers, Arm, Question, model_digest
+from loki_ds.retention.question import Answers, Arm, model_digest
 from loki_ds.stages.check import Checked
-from loki_ds.tasks.loading import TaskFound
 
 
 class Arms:
@@ -31,13 +28,6 @@ class Arms:
 
     def _arm(self, folder: Path, weights: str) -> Arm:
         return Arm(folder, model_digest(folder, weights), tokenizer=self.tokenizer, template=self.template)
-
-
-def question_of(recipe: Recipe, tasks: list[TaskFound], half: Half | None) -> Question:
-    """The tasks as the recipe asks them. half: of the documents; with a dial one half chooses and
-    the other is reported.
-    """
-    return Question(recipe.retention, tasks, recipe.model.dtype, recipe.model.trust_remote_code, half)
 
 
 def answers_of_run(folder: RunFolder) -> Answers:

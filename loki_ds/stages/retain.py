@@ -25,13 +25,12 @@ from loki_ds.report.origin import facts_of_run
 from loki_ds.report.pictures import training_curves
 from loki_ds.report.schema import Report
 from loki_ds.retention.evaluation import Nodes, evaluate, unanswered
-from loki_ds.retention.question import Asked, short_digest
+from loki_ds.retention.question import Asked, Question, short_digest
 from loki_ds.stages.check import Checked
 from loki_ds.stages.fingerprints import Fingerprint
-from loki_ds.stages.questions import Arms, answers_of_run, question_of
+from loki_ds.stages.questions import Arms, answers_of_run
 from loki_ds.stages.report import put_report, report_of_pair
 from loki_ds.stages.run import Run
-from loki_ds.stages.tune import tune
 
 log = logging.getLogger(__name__)
 
@@ -64,20 +63,16 @@ class Questions:
 
 def retain(run: Run, checked: Checked) -> None:
     """Evaluate base and implanted model in processes of their own, pair the documents, write the
-    report; before it, with a dial, choose the scale of what was trained. All ranks call it; those
-    that have nothing to do are done at once.
+    report. All ranks call it; those that have nothing to do are done at once.
     """
-    if run.recipe.tune is None:
-        questions = ranks.on_first_rank(lambda: _questions(run, checked))
-    elif ranks.rank() > 0:
-        return  # nobody waits in a collective while the first rank goes along the dial
-    else:
-        tune(run, checked, run.recipe.tune)
-        questions = _questions(run, checked)
+    alone = run.recipe.tune is not None  # the first rank comes from the dial, where no other was
+    if alone and ranks.rank() > 0:
+        return
+    questions = _questions(run, checked) if alone else ranks.on_first_rank(lambda: _questions(run, checked))
     if questions is None:
         log.info("retain: already there, %s", run.folder.report)
         return
-    together = run.shared.by_all and run.recipe.tune is None
+    together = run.shared.by_all and not alone
     nodes = Nodes(ranks.rank() // local_size(), ranks.world_size() // local_size()) if together else Nodes()
     if local_rank() > 0 or (nodes.count == 1 and ranks.rank() > 0):
         return
@@ -93,11 +88,11 @@ def retain(run: Run, checked: Checked) -> None:
 
 def _questions(run: Run, checked: Checked) -> Questions | None:
     """What is to be evaluated; None where the report is there. Rank 0's work."""
-    folder = run.folder
+    folder, recipe = run.folder, run.recipe
     inputs = checked.fingerprints.retention(weights_digest(folder.model))
     if folder.made_from("retain", inputs):
         return None
-    question = question_of(run.recipe, run.tasks, "confirming" if run.recipe.tune else None)
+    question = Question(recipe.model, recipe.retention, run.tasks, "confirming" if recipe.tune else None)
     arms, answers = Arms(checked, folder), answers_of_run(folder)
     asked = question.of_both(arms.base, arms.model(folder.model), answers)
     settings_folder = folder.retention / short_digest(inputs)

@@ -2,8 +2,8 @@
 scales, the one that the budget chooses, and the run's products at that scale.
 
 Every scale is evaluated on one half of the documents, the chosen one in the report on the other: a
-winner's score on the documents that chose it is too good. Nothing trains. Rank 0's work, without
-the others. What was trained is kept in `tune/`, so that another budget can be asked.
+winner's score on the documents that chose it is too good. Nothing trains. What was trained is kept
+in `tune/`, so that another budget can be asked.
 """
 
 import logging
@@ -14,7 +14,7 @@ from typing import Any
 
 from loki_ds.disk.files import remove, write_json
 from loki_ds.disk.run_folder import RunFolder
-from loki_ds.distributed import device
+from loki_ds.distributed import device, ranks
 from loki_ds.export.checkpoint import apply_to_checkpoint, write_tensors
 from loki_ds.export.implant_file import Implant
 from loki_ds.export.products import export_template
@@ -31,7 +31,7 @@ from loki_ds.retention.question import Answers, Question
 from loki_ds.stages.check import Checked
 from loki_ds.stages.curve import Point, choose, point_of
 from loki_ds.stages.implant import verify_model
-from loki_ds.stages.questions import Arms, answers_of_run, question_of
+from loki_ds.stages.questions import Arms, answers_of_run
 from loki_ds.stages.quiet import Quiet
 from loki_ds.stages.run import Run
 
@@ -80,13 +80,16 @@ class Trained:
             log.info("tune: no adapter, one of %s cannot be scaled", section.method)
 
 
-def tune(run: Run, checked: Checked, section: TuneSection) -> None:
-    """Measure the curve, choose, and put the chosen scale's products in place.
+def tune(run: Run, checked: Checked) -> None:
+    """Measure the curve, choose, and put the chosen scale's products in place. Rank 0's work: the
+    others are done at once, so that nobody waits in a collective.
 
     Raises:
         Refusal: no scale fits the budget; the curve is kept.
     """
-    folder, recipe = run.folder, run.recipe
+    folder, recipe, section = run.folder, run.recipe, run.recipe.tune
+    if section is None or ranks.rank() > 0:
+        return
     inputs = checked.fingerprints.tune(folder.inputs_of("implant"))
     if folder.made_from("tune", inputs):
         log.info("tune: already there, %s", folder.tune)
@@ -94,8 +97,8 @@ def tune(run: Run, checked: Checked, section: TuneSection) -> None:
     started, trained = time.monotonic(), Trained(folder, checked.base.folder, checked.template)
     scales = _scales(section)
     log.info("tune: evaluating %s", ", ".join(f"scale {scale:g}" for scale in scales))
-    question, answers = question_of(recipe, run.tasks, "choosing"), answers_of_run(folder)
-    arms = Arms(checked, folder)
+    question = Question(recipe.model, recipe.retention, run.tasks, "choosing")
+    arms, answers = Arms(checked, folder), answers_of_run(folder)
     (base,) = answers_of([question.of(arms.base)._replace(of_all_runs=True)], answers)
     in_place = trained.implant.exists()
     ask = _rows_answered if in_place else _models_answered

@@ -39,7 +39,7 @@ def retain_two(pair: Pair, model: str, out: Path) -> Report:
         raise Refusal(f"{out}: a run's own folder, whose report would be lost; name another (--out)")
     base = _checkpoint(pair.model)
     second = _second(pair, model, base)
-    question = Question(section, tasks_of(section), pair.model.dtype, pair.model.trust_remote_code)
+    question = Question(pair.model, section, tasks_of(section))
     with folder.lock():
         started, answers = time.monotonic(), Answers(folder.retention / "answers")
         asked = question.of_both(base, second, answers)

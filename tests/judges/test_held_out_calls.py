@@ -13,12 +13,13 @@ from transformers import AutoTokenizer
 
 from loki_ds.checking.tasks import in_words
 from loki_ds.judges.held_out_calls import documents, judged
-from loki_ds.recipe.sections import RetentionSection
+from loki_ds.recipe.sections import ModelSection, RetentionSection
 from loki_ds.refusal import Refusal
 from loki_ds.retention.question import Arm, Question
 from loki_ds.retention.worker import run_lm_eval
 from loki_ds.tasks.loading import look_at_tasks
 
+MODEL = ModelSection(path=str(ROOT / "recipes/tiny/model"), dtype="float32")
 CALLED = [["f", {"a": 1}], ["g", {"a": 1}]]
 
 
@@ -74,7 +75,7 @@ def test_the_models_own_template_shows_the_functions(own: Path, tmp_path: Path) 
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     asked = section(own).model_copy(update={"chat_template_args": {"enable_thinking": False}})
     found = look_at_tasks(["my_calls"], str(own), False, "retention")
-    question = Question(asked.model_copy(update={"abilities": []}), found, "float32", False)
+    question = Question(MODEL, asked.model_copy(update={"abilities": []}), found)
     request = question.request(Arm(ROOT / "recipes/tiny/model", "tiny", tokenizer=tmp_path / "tokenizer"))
     task = run_lm_eval(request, tmp_path)["tasks"]["my_calls"]
     (first, *_) = task["samples"]
@@ -89,7 +90,7 @@ def test_without_a_template_it_is_refused_before_the_training(own: Path) -> None
     asked = section(own, apply_chat_template=False).model_copy(update={"abilities": []})
     with pytest.raises(Refusal, match="task my_calls puts chats to the model: apply_chat_template must be true"):
         in_words(asked, found)
-    question = Question(asked, found, "float32", False)
+    question = Question(MODEL, asked, found)
     with pytest.raises(Refusal, match="task my_calls puts chats to the model"):  # two checkpoints are asked unchecked
         run_lm_eval(question.request(Arm(ROOT / "recipes/tiny/model", "tiny")), own)
 

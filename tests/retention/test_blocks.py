@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 from safetensors.torch import load_file, save_file
 
-from loki_ds.recipe.sections import RetentionSection
+from loki_ds.recipe.sections import ModelSection, RetentionSection
 from loki_ds.retention.blocks import SMALLEST, Ability
 from loki_ds.retention.evaluation import answers_of
 from loki_ds.retention.messages import ArmResult, Stop
@@ -32,7 +32,11 @@ def question(processes: int = 1, **changes: Any) -> Question:
     own |= {"include_path": "eval/tasks/tiny", "processes": processes, **changes}
     section = RetentionSection.model_validate(own)
     names = [name for group in section.groups for name in group.tasks]
-    return Question(section, look_at_tasks(names, "eval/tasks/tiny", False, "retention"), "float32", False)
+    return Question(
+        ModelSection(path=str(BASE), dtype="float32"),
+        section,
+        look_at_tasks(names, "eval/tasks/tiny", False, "retention"),
+    )
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 
 from loki_ds.disk.files import weights_digest
-from loki_ds.recipe.sections import RetentionSection
+from loki_ds.recipe.sections import ModelSection, RetentionSection
 from loki_ds.retention.question import Answers, Arm, Question, model_digest
 from loki_ds.tasks.loading import look_at_tasks
 
@@ -33,7 +33,8 @@ def asked(model: Path, rows: list[str], folder: Path, **changes: Any) -> dict[st
     given = {"abilities": {"tasks": ["own"]}, "include_path": str(folder / "tasks"), **changes}
     section = RetentionSection.model_validate(given)
     found = look_at_tasks(["own"], section.include_path, False, "retention")
-    return Question(section, found, "float32", False).key(Arm(model, model_digest(model, weights_digest(model))))
+    question = Question(ModelSection(path=str(model), dtype="float32"), section, found)
+    return question.key(Arm(model, model_digest(model, weights_digest(model))))
 
 
 def nothing(model: Path) -> None:
