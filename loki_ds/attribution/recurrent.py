@@ -62,11 +62,11 @@ class State:
     def repeated(self, batch: int, times: int) -> "State":
         """`times` closed copies for each of the batch's prompts, one after the other."""
 
-        def copies(one: Tensor) -> Tensor:
-            each = one.expand(batch, *one.shape[1:])
+        def copies(cell: Tensor) -> Tensor:
+            each = cell.expand(batch, *cell.shape[1:])
             return each.repeat_interleave(times, dim=0)
 
-        repeats = State(*({i: copies(one) for i, one in kind.items()} for kind in (self.conv, self.recurrent)))
+        repeats = State(*({i: copies(cell) for i, cell in kind.items()} for kind in (self.conv, self.recurrent)))
         repeats.closed = True
         return repeats
 
@@ -84,11 +84,11 @@ def together(groups: list[tuple[Tensor, State]], batch: int) -> State:
     joined = State()
     for members, state in groups:
         for into, kind in ((joined.conv, state.conv), (joined.recurrent, state.recurrent)):
-            for i, one in kind.items():
-                known = into.get(i, one.new_zeros(batch, *one.shape[1:]))
-                width = max(known.shape[-1], one.shape[-1])
+            for i, cell in kind.items():
+                known = into.get(i, cell.new_zeros(batch, *cell.shape[1:]))
+                width = max(known.shape[-1], cell.shape[-1])
                 into[i] = pad(known, (width - known.shape[-1], 0))
-                into[i][members] = pad(one, (width - one.shape[-1], 0))
+                into[i][members] = pad(cell, (width - cell.shape[-1], 0))
     return joined
 
 
@@ -115,7 +115,7 @@ class RecurrentCall:
         out, groups = torch.zeros_like(tokens), []
         rest = [length - 1 - self.shared for length in self.lengths]
         for length in sorted(set(rest)):
-            members = torch.tensor([i for i, own in enumerate(rest) if own == length], device=tokens.device)
+            members = torch.tensor([i for i, left in enumerate(rest) if left == length], device=tokens.device)
             state = self.state.for_group(len(members))
             if length:
                 here = slice(self.shared, self.shared + length)

@@ -22,8 +22,8 @@ def length_class(config: PreTrainedConfig) -> LengthClass:
     """Prompts of equal class see the same tables, alone or together."""
     text = config.get_text_config()
     ropes = list(_ropes(getattr(text, "rope_parameters", None)))
-    ends = [(False, one["original_max_position_embeddings"]) for one in ropes if one["rope_type"] == "longrope"]
-    ends += [(True, text.max_position_embeddings) for one in ropes if "dynamic" in one["rope_type"]]
+    ends = [(False, rope["original_max_position_embeddings"]) for rope in ropes if rope["rope_type"] == "longrope"]
+    ends += [(True, text.max_position_embeddings) for rope in ropes if "dynamic" in rope["rope_type"]]
 
     def of(length: int) -> tuple[int, ...]:
         return tuple((length if stretches else end + 1) if length > end else 0 for stretches, end in ends)
@@ -37,5 +37,5 @@ def _ropes(parameters: Any) -> Iterator[dict[str, Any]]:
         if "rope_type" in parameters:
             yield parameters
         else:
-            for one in parameters.values():
-                yield from _ropes(one)
+            for rope in parameters.values():
+                yield from _ropes(rope)

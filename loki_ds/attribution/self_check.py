@@ -150,9 +150,9 @@ def tiny_config(config: Any) -> Any:
     four layers, all kinds of them.
     """
     stated = config.to_dict()
-    own = stated.get("per_layer_config") or {}
-    sizes = {**_tiny_sizes(stated), **_tiny_layers(stated, own)}
-    if own:
+    by_layer = stated.get("per_layer_config") or {}
+    sizes = {**_tiny_sizes(stated), **_tiny_layers(stated, by_layer)}
+    if by_layer:
         tiny = type(config).from_dict({**stated, **sizes})
     else:
         tiny = copy.deepcopy(config)
@@ -174,25 +174,27 @@ def _tiny_sizes(stated: dict[str, Any]) -> dict[str, int]:
     return tiny | {name: 0 for name in SPECIAL_TOKENS if stated.get(name) is not None}
 
 
-def _tiny_layers(stated: dict[str, Any], own: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """At most four layers, all kinds of them. own: what single layers have, by their numbers."""
+def _tiny_layers(stated: dict[str, Any], by_number: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """At most four layers, all kinds of them. by_number: what single layers have."""
     counted = next(name for name in LAYER_COUNTS if name in stated)
     total = stated[counted]
     count, layers = min(total, 4), {counted: min(total, 4)}
     # What is said of each layer, in lists of their length.
     said = {
-        name: one for name, one in stated.items() if isinstance(one, list) and len(one) == total and name != counted
+        name: values
+        for name, values in stated.items()
+        if isinstance(values, list) and len(values) == total and name != counted
     }
     first: dict[tuple, int] = {}
     for i in range(total):
-        first.setdefault(tuple(str(one[i]) for one in said.values()), i)
+        first.setdefault(tuple(str(values[i]) for values in said.values()), i)
     chosen = ([*first.values(), *range(total)] if len(first) > 1 else list(range(total)))[:count]
-    if own and "layer_types" in said:
+    if by_number and "layer_types" in said:
         chosen[-1] = total - 1
-    layers |= {name: [one[i] for i in chosen] for name, one in said.items()}
-    if own:
+    layers |= {name: [values[i] for i in chosen] for name, values in said.items()}
+    if by_number:
         kinds = stated["layer_types"]
-        of_kind = {kinds[int(number)]: settings for number, settings in own.items()}
+        of_kind = {kinds[int(number)]: settings for number, settings in by_number.items()}
         layers["per_layer_config"] = {
             i: {name: 2 * TINY[name] if name in TINY else value for name, value in of_kind[kind].items()}
             for i, kind in enumerate(layers["layer_types"])

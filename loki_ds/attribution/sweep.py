@@ -129,7 +129,7 @@ class Sweep:
         probes = torch.cat([tokens.last, batch.variants, batch.at_zero, fresh], dim=1)
         with scaled_writes(layer, alphas) as taken:
             out = call.probes(layer, probes)
-        batch.left.append(_Left(tokens.last, batch.variants, torch.stack([one[:, 0] for one in taken.unscaled], 1)))
+        batch.left.append(_Left(tokens.last, batch.variants, torch.stack([u[:, 0] for u in taken.unscaled], 1)))
         sizes = [1, batch.variants.shape[1], batch.at_zero.shape[1], len(self.alphas), 1]
         tokens.last, variants, at_zero, fresh, fresh_at_zero = out.split(sizes, dim=1)
         batch.variants, batch.at_zero = torch.cat([variants, fresh], 1), torch.cat([at_zero, fresh_at_zero], 1)

@@ -89,9 +89,9 @@ def data_found(rendering: Rendering, counts: Iterable[Counts], config: PreTraine
     """
     most = max_tokens(config)
     length = rendering.loss.cut.length
-    lines = [one.said() for one in counts]
-    for one in counts:
-        longest = min(one.longest, length or one.longest)
+    lines = [count.said() for count in counts]
+    for count in counts:
+        longest = min(count.longest, length or count.longest)
         if most is not None and longest > most:
-            lines.append(f"{one.path}: rows of {longest:,} tokens, the model was made for {most:,}")
+            lines.append(f"{count.path}: rows of {longest:,} tokens, the model was made for {most:,}")
     return [*(("template", line) for line in rendering.notes), *(("data", line) for line in lines)]

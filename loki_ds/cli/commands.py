@@ -46,7 +46,7 @@ def doctor(arguments: argparse.Namespace) -> int:
 
     looked = examine(Path("runs"))
     Console().print(as_table(looked))
-    return 1 if any(one.stops for one in looked) else 0
+    return 1 if any(look.stops for look in looked) else 0
 
 
 def recipes(arguments: argparse.Namespace) -> int:
@@ -286,10 +286,10 @@ def _parser() -> argparse.ArgumentParser:
     for name, arguments in ARGUMENTS.items():
         command = globals()[name]  # the function of that name in this file
         said = " ".join((command.__doc__ or "").split())
-        own = added.add_parser(name, help=said, description=said, allow_abbrev=False)
-        own.set_defaults(command=command)
+        subparser = added.add_parser(name, help=said, description=said, allow_abbrev=False)
+        subparser.set_defaults(command=command)
         for argument, settings in arguments:
-            own.add_argument(argument, **settings)
+            subparser.add_argument(argument, **settings)
     return parser
 
 

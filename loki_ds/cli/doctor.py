@@ -114,6 +114,6 @@ def as_table(looked: list[Looked]) -> Table:
     table = Table(title="this machine")
     for heading in ("", "found", "needed for"):
         table.add_column(heading)
-    for one in looked:
-        table.add_row(one.at, f"{one.state}{' (the main job cannot start)' if one.stops else ''}", one.needed_for)
+    for look in looked:
+        table.add_row(look.at, f"{look.state}{' (the main job cannot start)' if look.stops else ''}", look.needed_for)
     return table

@@ -111,7 +111,7 @@ def render_source(source: SourceSection, renderer: Renderer, cut: Cut, vocabular
     with written_whole(file) as aside, pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_stream(sink, SCHEMA) as writer:
         made = _rendered(source, renderer, cut, vocabulary, counts)
         while batch := list(islice(made, AT_ONCE)):
-            columns = [[one.input_ids for one in batch], [one.labels for one in batch]]
+            columns = [[example.input_ids for example in batch], [example.labels for example in batch]]
             writer.write_batch(pa.record_batch([pa.array(c, pa.list_(pa.int32())) for c in columns], schema=SCHEMA))
         if counts.dropped == counts.rows:
             raise Refusal(
@@ -229,14 +229,14 @@ class RenderedFolder:
         """Make them, unless they are there from the same inputs; the held-out ones come last."""
         counted = self._counted()
         if counted is not None and counted["inputs"] == json.loads(json.dumps(inputs)):
-            return [Counts(**one) for one in counted["counts"]]
+            return [Counts(**count) for count in counted["counts"]]
         remove(self.folder)
         counts = [
             render_source(source, rendering.renderer, rendering.loss.cut, vocabulary, self._file(i))
             for i, source in enumerate(data.sources)
         ]
         asked = {"needs": asdict(rendering.needed[0]), "chats": rendering.needed[1]}
-        counted = {"inputs": inputs, **asked, "counts": [asdict(one) for one in counts]}
+        counted = {"inputs": inputs, **asked, "counts": [asdict(count) for count in counts]}
         write_json(self.folder / "counts.json", counted)
         return counts
 

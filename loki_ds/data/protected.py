@@ -177,8 +177,10 @@ def _from_tasks(section: ProtectedSection, tokenizer: PreTrainedTokenizerBase) -
 
 def _task_tokens(task: Any, document: Any, section: ProtectedSection, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens of the prompt that lm-eval makes of a document when it evaluates the task."""
-    own = task.config.num_fewshot
-    shots = own or 0 if section.num_fewshot is None or own == 0 else section.num_fewshot  # a task's 0 is fixed
+    declared = task.config.num_fewshot
+    shots = (
+        declared or 0 if section.num_fewshot is None or declared == 0 else section.num_fewshot
+    )  # a task's 0 is fixed
     template = None
     if section.apply_chat_template:
 

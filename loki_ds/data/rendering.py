@@ -99,12 +99,12 @@ class Renderer:
             return self._learned(ids, said)
         if has_generation_markers(template.text):
             encoded = template.encode(example.messages, example.tools, return_assistant_tokens_mask=True)
-            ids, said = encoded["input_ids"], [bool(one) for one in encoded["assistant_masks"]]
+            ids, said = encoded["input_ids"], [bool(mask) for mask in encoded["assistant_masks"]]
         else:
             ids, said = self._by_difference(example, template)
         begins = self._begin_of_completion(example, template, ids)
         self._leave_out(template.empty_thought, ids, said)
-        return self._learned(ids, [one and i >= begins for i, one in enumerate(said)])
+        return self._learned(ids, [mask and i >= begins for i, mask in enumerate(said)])
 
     def _leave_out(self, thought: str, ids: list[int], said: list[bool]) -> None:
         """An empty thought is left to the prompt, where it stands when the model is told not to

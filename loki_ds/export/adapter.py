@@ -82,8 +82,9 @@ def save_adapter(factors: dict[Adapted, Factors], base_model: str, folder: Path,
         base_model_name_or_path=base_model,
         r=rank,
         lora_alpha=rank,
-        target_modules=sorted(one.module for one in factors if one.parameter is None),
-        target_parameters=sorted(f"{one.module}.{one.parameter}" for one in factors if one.parameter) or None,
+        target_modules=sorted(adapted.module for adapted in factors if adapted.parameter is None),
+        target_parameters=sorted(f"{adapted.module}.{adapted.parameter}" for adapted in factors if adapted.parameter)
+        or None,
         fan_in_fan_out=d_model_last,
         inference_mode=True,
     )

@@ -131,8 +131,8 @@ def with_template(implant: Implant, template: str | None, base: Path) -> Implant
     """
     if template is None:
         return implant
-    own = (base / TEMPLATE).read_bytes().decode() if (base / TEMPLATE).exists() else ""
-    return replace(implant, facts={**implant.facts, "chat_template": template, "base_chat_template": own})
+    of_base = (base / TEMPLATE).read_bytes().decode() if (base / TEMPLATE).exists() else ""
+    return replace(implant, facts={**implant.facts, "chat_template": template, "base_chat_template": of_base})
 
 
 def _put_template(file: Path, facts: dict[str, str], wanted: str) -> None:

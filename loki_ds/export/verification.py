@@ -76,12 +76,12 @@ def verify(base: Path, model: Path, positions: Positions | None) -> Verification
             compared[name] = _compare(old, new, regions.get(name, _Region()))
             verification.bytes += old.nbytes
     verification.tensors = len(compared)
-    verification.changed_outside = [name for name, one in compared.items() if one.outside]
-    verification.change = _relative(one.squares for one in compared.values())
+    verification.changed_outside = [name for name, comparison in compared.items() if comparison.outside]
+    verification.change = _relative(comparison.squares for comparison in compared.values())
     for pieces in stored.pieces.values():
         of_layer = [compared[piece.name] for piece in pieces]
-        verification.rows_changed += int(torch.stack([one.inside for one in of_layer]).any(0).sum())
-        verification.change_by_layer.append(_relative(one.squares for one in of_layer))
+        verification.rows_changed += int(torch.stack([comparison.inside for comparison in of_layer]).any(0).sum())
+        verification.change_by_layer.append(_relative(comparison.squares for comparison in of_layer))
     return verification
 
 
@@ -116,7 +116,7 @@ class _Compared(NamedTuple):
 
 def _compare(old: Tensor, new: Tensor, region: _Region) -> _Compared:
     if region.d_model_last is not None:
-        old, new = (rows_of(one, None, region.d_model_last) for one in (old, new))
+        old, new = (rows_of(weight, None, region.d_model_last) for weight in (old, new))
     changed, rows = _changed_rows(old, new), list(region.rows)
     squares = _squares(old, new, changed.any()) if old.is_floating_point() else (0.0, 0.0)
     inside = changed[rows]
@@ -126,16 +126,16 @@ def _compare(old: Tensor, new: Tensor, region: _Region) -> _Compared:
 
 def _squares(old: Tensor, new: Tensor, changed: Tensor) -> tuple[float, float]:
     """Summed squares of the change and of the base."""
-    moved = own = 0.0
+    moved = norm = 0.0
     for before, after in zip(old.flatten().split(AT_ONCE), new.flatten().split(AT_ONCE), strict=True):
-        own += float(before.double().square().nansum())
+        norm += float(before.double().square().nansum())
         moved += float((after.double() - before.double()).square().nansum()) if changed else 0.0
-    return moved, own
+    return moved, norm
 
 
 def _relative(squares: Iterable[tuple[float, float]]) -> float:
-    moved, own = map(sum, zip(*squares, strict=True))
-    return math.sqrt(moved / own) if own else 0.0
+    moved, norm = map(sum, zip(*squares, strict=True))
+    return math.sqrt(moved / norm) if norm else 0.0
 
 
 def _changed_rows(old: Tensor, new: Tensor) -> Tensor:

@@ -138,10 +138,10 @@ def check_dtype(base: Path, wanted: str, implant: ImplantSection, arguments: SFT
         return  # the base's own bytes are written, and its rows added to
     trained = getattr(torch, wanted)
     with open_weights(base) as weights:
-        own = StoredRows(weights).names
+        rows = StoredRows(weights).names
         for name in sorted(weights.names):
             stored = weights.dtype_of(name)
-            exact = stored == trained if name in own else torch.promote_types(stored, trained) == trained
+            exact = stored == trained if name in rows else torch.promote_types(stored, trained) == trained
             if not exact:
                 raise Refusal(
                     f"model.dtype is {wanted}, {base} stores {name} in {str(stored).removeprefix('torch.')}; in "

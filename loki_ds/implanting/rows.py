@@ -176,8 +176,8 @@ def _with_delta(down: Down, rows: list[int], start: Start) -> RowDelta:
         module = RowLinear(down.module, rows, start)
         setattr(holder, name, module)
         return module
-    inside, own, shape = down.module, type(down.module), list(down.shape)
-    inside.__class__ = _with_rows_inside(own)
+    inside, its_class, shape = down.module, type(down.module), list(down.shape)
+    inside.__class__ = _with_rows_inside(its_class)
     inside.attribute, inside.d_model_last = down.attribute, down.d_model_last
     if down.d_model_last:
         shape[-2:] = shape[:-3:-1]

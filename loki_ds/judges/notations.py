@@ -49,8 +49,8 @@ def _json_calls(texts: list[str]) -> list[Call] | None:
     """Calls as objects with a name and arguments, or as lists of such."""
     try:
         read = [json.loads(text) for text in texts]
-        objects = [one for value in read for one in (value if isinstance(value, list) else [value])]
-        return [_call(one) for one in objects]
+        objects = [call for value in read for call in (value if isinstance(value, list) else [value])]
+        return [_call(call) for call in objects]
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
         return None
 

@@ -113,19 +113,19 @@ def _sum(node: ast.expr) -> Any:
         case ast.UnaryOp(op=sign, operand=operand):
             return SIGNS[type(sign)](_sum(operand))
         case ast.BinOp(left=left, op=sign, right=right):
-            one, other = _sum(left), _sum(right)
-            if _is_large(sign, one, other):
+            first, second = _sum(left), _sum(right)
+            if _is_large(sign, first, second):
                 raise ValueError("too large")
-            return SUMS[type(sign)](one, other)
+            return SUMS[type(sign)](first, second)
     raise ValueError("no sum of constants")
 
 
-def _is_large(sign: ast.operator, one: Any, other: Any) -> bool:
+def _is_large(sign: ast.operator, first: Any, second: Any) -> bool:
     if isinstance(sign, ast.Pow):
-        return abs(other) > LARGEST_POWER or abs(one) > LARGEST_BASE
+        return abs(second) > LARGEST_POWER or abs(first) > LARGEST_BASE
     if isinstance(sign, ast.Mod):
-        return not isinstance(one, int | float)  # a text would be formatted
-    pairs = ((one, other), (other, one))
+        return not isinstance(first, int | float)  # a text would be formatted
+    pairs = ((first, second), (second, first))
     return isinstance(sign, ast.Mult) and any(
         isinstance(times, int) and hasattr(what, "__len__") and len(what) * abs(times) > LARGEST
         for times, what in pairs

@@ -55,8 +55,8 @@ def judge(
 def _all_made(calls: Sequence[Call], expected: Sequence[Mapping[str, Allowed]], declared: Mapping[str, Any]) -> bool:
     """Each expected call takes the first that fits it and is left, as BFCL does."""
     left = list(calls)
-    for one in expected:
-        ((name, allowed),) = one.items()
+    for call in expected:
+        ((name, allowed),) = call.items()
         fits = (i for i, call in enumerate(left) if call.function == name and _fits(call, allowed, declared[name]))
         place = next(fits, None)
         if place is None:
@@ -98,7 +98,7 @@ def _is_allowed(value: Any, options: Sequence[Any], declared: Mapping[str, Any])
     if wanted is list and item is dict:
         return any(_same_dicts(value, option) for option in options)
     if wanted is list:
-        return [_plain(one) for one in value] in [[_plain(one) for one in option] for option in options]
+        return [_plain(item) for item in value] in [[_plain(item) for item in option] for option in options]
     if wanted is str:
         return _plain(value) in [_plain(option) for option in options if isinstance(option, str)]
     return value in options
@@ -123,7 +123,7 @@ def _same_dict(value: Mapping[str, Any], option: Any) -> bool:
         return False
     if not all(key in value or OPTIONAL in values for key, values in option.items()):
         return False
-    return all(key in option and _plain(one) in [_plain(o) for o in option[key]] for key, one in value.items())
+    return all(key in option and _plain(item) in [_plain(o) for o in option[key]] for key, item in value.items())
 
 
 def _plain(value: Any) -> Any:

@@ -65,7 +65,7 @@ class StoredRows:
         by_layer = []
         for _, pieces in sorted(self.pieces.items()):
             stored = [(self.weights.shape_of(piece.name), piece.d_model_last) for piece in pieces]
-            by_layer.append((d_model_of(*stored[0]), sum(width_of(*one) for one in stored)))
+            by_layer.append((d_model_of(*stored[0]), sum(width_of(*shape) for shape in stored)))
         return by_layer
 
     def read(self, layer: int, rows: Tensor | None = None) -> Tensor:

@@ -223,12 +223,12 @@ def _watch_order(model: Module) -> tuple[list[Part], list[Any]]:
     seen: set[int] = set()
 
     def note(module: Module, inputs: Any, _: Any) -> None:
-        own = [parameter for parameter in module.parameters(recurse=False) if id(parameter) not in seen]
-        seen.update(map(id, own))
-        if own:
+        parameters = [parameter for parameter in module.parameters(recurse=False) if id(parameter) not in seen]
+        seen.update(map(id, parameters))
+        if parameters:
             reaches = [*tree_leaves(inputs), *module.parameters(recurse=False)]
             back = any(isinstance(value, Tensor) and value.requires_grad for value in reaches)
-            order.append(Part(tuple(parameter.numel() for parameter in own), back))
+            order.append(Part(tuple(parameter.numel() for parameter in parameters), back))
 
     handles = [
         module.register_forward_hook(note)

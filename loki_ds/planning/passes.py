@@ -70,9 +70,9 @@ class Passes:
     def attribution(self) -> Stage:
         if self.size < 1:
             return Stage("attribute", f"{self.prompts.total:,} prompts: one does not fit", None, None, None)
-        one, two, ranks = self.one, self.two, self.setting.ranks
-        flops = self.rank_batches * (one.flops + (self.size - 1) * (two.flops - one.flops))
-        sent = self.rank_batches * sweep_traffic(one, self.setting, self.bytes_per_number).wire(ranks)
+        ranks = self.setting.ranks
+        flops = self.rank_batches * (self.one.flops + (self.size - 1) * (self.two.flops - self.one.flops))
+        sent = self.rank_batches * sweep_traffic(self.one, self.setting, self.bytes_per_number).wire(ranks)
         assumed = " (assumed)" if self.prompts.assumed else ""
         amount = f"{self.prompts.total:,} prompts of {self.prompts.tokens:,} tokens{assumed}, {self.size} at once"
         return Stage("attribute", amount, flops, sent, self.gpu.seconds(flops, sent, ranks))

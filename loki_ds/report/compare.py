@@ -84,9 +84,11 @@ def draw_trade_off(report: Report, beside: Sequence[Path], path: Path) -> None:
     is drawn for a run alone.
     """
     reports = [report, *(read_report(run) for run in beside)]
-    alike = [one for one in reports if one["base_digest"] == report["base_digest"] and _taught(one) == _taught(report)]
+    alike = [
+        each for each in reports if each["base_digest"] == report["base_digest"] and _taught(each) == _taught(report)
+    ]
     if len(alike) > 1 and report["new_task"]:
-        trade_off(_points([_summary(one) for one in alike]), LOST, path)
+        trade_off(_points([_summary(each) for each in alike]), LOST, path)
 
 
 def _taught(report: Report) -> list[tuple[str, int]]:
@@ -152,7 +154,7 @@ def _against(report: Report, other: Report) -> str:
     ours = f"the selection by {report['selection']}"
     theirs = "random rows" if other["selection"] == "random" else f"the baseline {_name(other)}"
     figures = ", ".join(
-        f"{_name(one)} lost {one['losses_only']:.2f}% ({_range(one['losses_only_ci'])})" for one in (report, other)
+        f"{_name(each)} lost {each['losses_only']:.2f}% ({_range(each['losses_only_ci'])})" for each in (report, other)
     )
     if report["losses_only_ci"][1] < other["losses_only_ci"][0]:
         return f"{figures}: here {ours} lost less than {theirs} (one seed each)."

@@ -53,20 +53,20 @@ def until_decided(
     }
     (part, of), mine = request.part, []
     for number in range(BLOCKS):
-        left = {name: one for name, one in abilities.items() if not one.over(stop, len(request.abilities))}
+        left = {name: ability for name, ability in abilities.items() if not ability.over(stop, len(request.abilities))}
         if not left:
             break
         files = [folder / f"block{number}-{names[0]}-share{i}of{of}.json" for i in range(of)]
         if not files[part].exists():
-            write_json(files[part], ask(_places([one.block()[part::of] for one in left.values()])))
+            write_json(files[part], ask(_places([ability.block()[part::of] for ability in left.values()])))
         blocks = [json.loads(_there(file, folder).read_text(encoding="utf-8")) for file in files]
         mine.append(blocks[part])
-        for name, one in left.items():
-            one.take([sample for block in blocks if name in block for sample in block[name]["samples"]])
+        for name, ability in left.items():
+            ability.take([sample for block in blocks if name in block for sample in block[name]["samples"]])
     done = together(mine)
     for name, samples in done.items():
-        if (one := abilities[name]).bounds is not None and one.asked < one.documents:
-            samples["stopped"] = {"documents": one.documents, **asdict(one.bounds)}  # type: ignore[typeddict-item]
+        if (ability := abilities[name]).bounds is not None and ability.asked < ability.documents:
+            samples["stopped"] = {"documents": ability.documents, **asdict(ability.bounds)}  # type: ignore[typeddict-item]
     return done
 
 

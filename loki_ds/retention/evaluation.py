@@ -101,9 +101,9 @@ def unanswered(asked: Sequence[Asked], answers: Answers) -> list[Asked]:
     """What is still to be evaluated, each once (a model may be compared with itself), with no marks
     of an attempt that failed; asked before any node starts.
     """
-    left = list({answers.file(one.key): one for one in asked if not answers.hold(one)}.values())
-    for one in left:
-        forget_failures(answers.shares(one.key))
+    left = list({answers.file(unasked.key): unasked for unasked in asked if not answers.hold(unasked)}.values())
+    for unasked in left:
+        forget_failures(answers.shares(unasked.key))
     return left
 
 
@@ -118,10 +118,10 @@ def evaluate(asked: Sequence[Asked], answers: Answers, nodes: Nodes = Nodes()) -
     and keeps them.
     """
     for batch in _sharing_processes(asked):
-        log.info("evaluating %s", ", ".join(_name(one.request) for one in batch))
-        evaluate_shares([(one.request, answers.shares(one.key)) for one in batch], nodes)
-        for one in batch if nodes.this == 0 else ():
-            answers.write(one, gather_shares(one.request, answers.shares(one.key), nodes))
+        log.info("evaluating %s", ", ".join(_name(asking.request) for asking in batch))
+        evaluate_shares([(asking.request, answers.shares(asking.key)) for asking in batch], nodes)
+        for asking in batch if nodes.this == 0 else ():
+            answers.write(asking, gather_shares(asking.request, answers.shares(asking.key), nodes))
 
 
 def _sharing_processes(asked: Sequence[Asked]) -> list[Sequence[Asked]]:

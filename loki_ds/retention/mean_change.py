@@ -118,11 +118,11 @@ def _degrees(share: np.ndarray, spread: np.ndarray) -> float:
     """
     a, u = share**2 / (1 - share), share * spread
     c = float(share @ u)
-    own = c - 2 * u  # C's diagonal without `spread`
-    trace = float(a @ (spread + own))
+    diagonal = c - 2 * u  # C's diagonal without `spread`
+    trace = float(a @ (spread + diagonal))
     a0, a1, a2 = a.sum(), a @ u, a @ u**2
     squares = c**2 * a0**2 + 2 * a2 * a0 - 4 * c * a1 * a0 + 2 * a1**2
-    squares += 2 * (a**2 * spread * own).sum() + (a**2 * spread**2).sum()
+    squares += 2 * (a**2 * spread * diagonal).sum() + (a**2 * spread**2).sum()
     return float(trace**2 / squares)
 
 

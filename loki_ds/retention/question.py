@@ -126,8 +126,8 @@ class Question:
         """All that determines the model's documents and scores, in JSON's types."""
         asked = self.request(arm, base)
         unset = {name for name in ("half", "stop") if getattr(asked, name) is None}
-        own = dict.fromkeys({"model", "adapter", "implant", "tokenizer", "part", *unset}, True)
-        request = asked.model_dump(mode="json", exclude={"stop": {"base"}, **own})
+        left_out = dict.fromkeys({"model", "adapter", "implant", "tokenizer", "part", *unset}, True)
+        request = asked.model_dump(mode="json", exclude={"stop": {"base"}, **left_out})
         include = digest_of(Path(self.section.include_path)) if self.section.include_path else None
         return {
             **request,

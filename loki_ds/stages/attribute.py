@@ -77,7 +77,9 @@ def _plan(section: AttributionSection, sweep: Sweep, prompts: ProtectedSet, kept
     if planned is not None:
         return [batch[i : i + size] for batch in planned for i in range(0, len(batch), size)]
     planned = batches(prompts.tokens, size, together)
-    sample = [{"subject": one.subject, "line": one.line, "tokens": len(one.tokens)} for one in prompts.prompts]
+    sample = [
+        {"subject": prompt.subject, "line": prompt.line, "tokens": len(prompt.tokens)} for prompt in prompts.prompts
+    ]
     versions = {name: version(name) for name in LIBRARIES}
     ranks.on_first_rank(lambda: kept.note(batches=planned, sample=sample, versions=versions))
     return planned

@@ -107,7 +107,7 @@ def _report(run: Run, checked: Checked, questions: Questions) -> None:
     folder, recipe, settings_folder = run.folder, run.recipe, questions.settings_folder
     if not (settings_folder / "report").exists():
         write_json(settings_folder / "settings.json", recipe.retention.model_dump())
-        results = [answers_of_run(folder).read(one.key) for one in questions.asked]
+        results = [answers_of_run(folder).read(model.key) for model in questions.asked]
         rewritten = checked.rendering.moved_by_template if checked.rendering else []
         facts = facts_of_run(recipe, folder, checked.base.digest, rewritten, results[1]["libraries"])
         report_of_pair(

@@ -46,7 +46,7 @@ def retain_two(pair: Pair, model: str, out: Path) -> Report:
         results = answers_of(asked, answers)
         seconds = round(time.monotonic() - started, 1)
         settings_folder = folder.retention / short_digest(
-            {"section": section.model_dump(), "keys": [one.key for one in asked]}
+            {"section": section.model_dump(), "keys": [model.key for model in asked]}
         )
         facts = _facts(pair, model, [base, second], results, seconds)
         report_of_pair(str(out), results, section, facts, settings_folder, one_tokenizer=False)

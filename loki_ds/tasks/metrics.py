@@ -49,7 +49,7 @@ def metrics_of(task: Any) -> tuple[list[Metric], dict[str, str]]:
             shown = metric if name == filters[0] else f"{metric}, {name}"
             better = bool(higher.get(metric, True))  # as lm-eval takes what is not declared
             scores.append(_metric(shown, metric, name, "score", better))
-    scores.sort(key=lambda one: (filters.index(one["filter"]), not _says_right(one)))
+    scores.sort(key=lambda score: (filters.index(score["filter"]), not _says_right(score)))
     return scores + _likelihood(task), unpaired
 
 
@@ -82,8 +82,8 @@ def _is_mean(aggregation: Callable[[list[float]], float]) -> bool:
 def _likelihood(task: Any) -> list[Metric]:
     from lm_eval.api.task import ConfigurableTask
 
-    own = type(task).process_results is not ConfigurableTask.process_results or callable(task.config.process_results)
-    if own:
+    inherited = type(task).process_results is ConfigurableTask.process_results
+    if not inherited or callable(task.config.process_results):
         return []  # its requests may be anything
     if task.OUTPUT_TYPE == "loglikelihood_rolling":
         return [_metric(f"bits per byte of the {TEXTS}", TEXTS, "", "bits per byte", False)]
@@ -118,8 +118,9 @@ def gold_choices(task: Any, document: Any) -> list[int]:
         choices = choices_of(task, document)
     except (AttributeError, KeyError, TypeError, ValueError):
         return []
-    places = [choices.index(one) if one in choices else one for one in (gold if isinstance(gold, list) else [gold])]
-    return [int(one) for one in places if isinstance(one, int | np.integer) and 0 <= one < len(choices)]
+    golds = gold if isinstance(gold, list) else [gold]
+    places = [choices.index(choice) if choice in choices else choice for choice in golds]
+    return [int(choice) for choice in places if isinstance(choice, int | np.integer) and 0 <= choice < len(choices)]
 
 
 def choices_of(task: Any, document: Any) -> list[str]:
