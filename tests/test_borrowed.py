@@ -45,8 +45,9 @@ BORROWED: dict[str, Callable[[], bool]] = {
     "deepspeed: a partitioned parameter's ds_ names": lambda: says(
         partition_parameters, "ds_id", "ds_shape", "ds_status", "ds_tensor", "ds_numel"
     ),
-    "deepspeed: _z3_optimizer and its groups": lambda: says(
-        stage3, "._z3_optimizer", "fp32_partitioned_groups_flat", "grad_position", "def get_param_id"
+    "deepspeed: _z3_optimizer and its groups": lambda: (
+        says(stage3, "._z3_optimizer", "fp32_partitioned_groups_flat", "grad_position", "def get_param_id")
+        and says(stage3, "def _swappable_optimizer_subgroup")
     ),
     "deepspeed: _hp_mapping and its fragments": lambda: (
         says(mixed_precision_linkage, "_hp_mapping") and says(bf16_optimizer, "_hp_mapping")

@@ -230,7 +230,7 @@ def planned(case: dict[str, Any], folder: Path) -> dict[str, Any]:
         width = shape.bytes_per_number
         return {"peak": sweep_memory(batch, setting, width), **vars(sweep_traffic(batch, setting, width))}
     positions = planned_positions(recipe.selection, shapes_of(config)) if recipe.changes_rows else None
-    kept = kept_bytes(1 - recipe.selection.quota / 100 if mode.masks else 0.0, pulled=False)
+    kept = kept_bytes(mode.masks, pulled=False)
     step = dry_step(config, recipe.model, Method(recipe.implant, positions), shape)
     setting = Setting.of(deepspeed_config(recipe.deepspeed, recipe.implant), case["ranks"], config.hidden_size)
     found = estimate(step, setting, shape, mode, kept)

@@ -61,7 +61,7 @@ def trainings(mode: str, config: str) -> list[Training]:
     positions = planned_positions(SelectionSection(), shapes_of(LLAMA)) if implant.kind.confined else None
     step = dry_step(LLAMA, MODEL, Method(implant, positions), SHAPE)
     deepspeed = json.loads((ROOT / f"launch/{config}.json").read_text())
-    kept = kept_bytes(1 - SelectionSection().quota / 100 if implant.kind.masks else 0.0, pulled=False)
+    kept = kept_bytes(implant.kind.masks, pulled=False)
     settings = [Setting.of(deepspeed, ranks, LLAMA.hidden_size) for ranks in RANKS]
     return [estimate(step, setting, SHAPE, implant.kind, kept) for setting in settings]
 

@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 
 from loki_ds.attribution.rules import quadrature, target_gradient, target_value
 from loki_ds.attribution.token_pass import Call, Tokens, embed
+from loki_ds.distributed.device import free_memory
 from loki_ds.distributed.zero.model import Gatherer, is_sharded
 from loki_ds.model.anatomy import (
     check_attention,
@@ -90,6 +91,7 @@ class Sweep:
         except RuntimeError as error:
             if not should_reduce_batch_size(error):
                 raise
+        free_memory()  # the batch is gone with the error; the gathers to come need its room
         for modules in self._gathers()[self.gatherer.count - gathers :]:
             with self.gatherer.whole(*modules):
                 pass

@@ -49,7 +49,14 @@ def _trained(down: Down, rows: list[int]) -> Tensor:
 
 
 def _only(trained: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda gradient: gradient * trained.to(gradient.device)
+    """A gradient's hook that leaves what trains."""
+
+    def hook(gradient: Tensor) -> Tensor:
+        nonlocal trained
+        trained = trained.to(gradient.device)  # moves at the first step; a copy in each would stall the device
+        return gradient * trained
+
+    return hook
 
 
 class KeepFrozenRows(TrainerCallback):
@@ -80,15 +87,17 @@ def keep_through_steps(optimizer: Any, frozen: Mapping[Tensor, Tensor]) -> None:
 
 
 class _Frozen:
-    """The frozen elements in this rank's shard of one parameter, with their values."""
+    """Which elements of this rank's shard of one parameter are frozen, and the shard as it began;
+    both where the optimizer keeps the shard.
+    """
 
     def __init__(self, parameter: Tensor, mask: Tensor) -> None:
         self.shard = Shard(parameter)
         elements = self.shard.read()
         self.where = self.shard.mine(mask, padding=True).to(elements.device)
-        self.values = elements[self.where].clone()
+        self.values = elements.clone()
 
     def put_back(self) -> None:
         elements = self.shard.read()
-        elements[self.where] = self.values
+        torch.where(self.where, self.values, elements, out=elements)
         self.shard.write(elements)

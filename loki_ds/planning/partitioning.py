@@ -96,11 +96,11 @@ class Traffic:
         return (self.gathered + self.scattered + 2 * self.reduced) * (ranks - 1) / ranks
 
 
-def kept_bytes(frozen_share: float, pulled: bool) -> float:
+def kept_bytes(masks: bool, pulled: bool) -> int:
     """Bytes that are kept beside every number that trains: in `mask` mode what is put back after
-    each step, of `frozen_share` of them, and with a pull where it starts.
+    each step and where, with a pull where it starts.
     """
-    return (1 + FULL * frozen_share if frozen_share else 0) + (FULL if pulled else 0)
+    return (1 + FULL if masks else 0) + (FULL if pulled else 0)
 
 
 def memory(
@@ -125,7 +125,7 @@ def memory(
     buckets = {2: 2, 3: 1}.get(setting.stage, 0) * bytes_per_number * setting.reduce_bucket
     states = FULL * (states_of(optimizer) + (1 if setting.stage or bytes_per_number < FULL else 0)) * share
     on_step = (FULL * share if bytes_per_number < FULL else 0) + (0 if fused else 2 * FULL * share)
-    on_host = states + gradients if setting.offload_optimizer else 0
+    on_host = states + gradients + kept * share if setting.offload_optimizer else 0
     return Memory(
         weights=0 if setting.offload_parameters else weights,
         gathered=bytes_per_number * (live_parameters(step, setting) + setting.prefetch) if _gathers(setting) else 0,

@@ -186,9 +186,7 @@ class _Planned:
         """The recipe's own setting, and every shipped one, with activations kept and made anew."""
         section = self.recipe.implant
         method = Method(section, self.positions)
-        width = sum(d_model for d_model, _ in self.shapes)
-        frozen = 1 - self.positions.count / width if self.positions and section.kind.masks else 0.0
-        kept = kept_bytes(frozen, section.is_pulled)
+        kept = kept_bytes(section.kind.masks, section.is_pulled)
         steps = [
             dry_step(self.config, self.recipe.model, method, replace(self.shape, checkpointing=twice))
             for twice in (False, True)

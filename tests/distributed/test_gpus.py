@@ -60,6 +60,24 @@ def test_an_exception_on_one_rank_ends_all_with_its_message(two_gpus: dict[str, 
     assert "RuntimeError: rank 1 breaks in a training step" in output
 
 
+def test_a_rank_without_memory_for_a_gather_halves_the_batch(two_gpus: dict[str, str]) -> None:
+    """DeepSpeed leaves a failed gather in flight, and the other rank waits in it."""
+    job = start("tests/distributed/gather_out_of_memory.py", "0.5", environment=two_gpus)
+    output = output_of(job, 120)
+    assert job.returncode == 0, output
+    differences = re.findall(r"rank (\d): differs by (\S+), (-?\d+) bytes left", output)
+    assert {rank for rank, *_ in differences} == {"0", "1"}
+    assert all(float(difference) < 1e-6 and int(left) < 2**20 for _, difference, left in differences)
+    assert "out of memory at 4 prompts in a batch; going on with 2" in output
+
+
+def test_a_rank_without_memory_for_one_prompt_is_refused_on_all(two_gpus: dict[str, str]) -> None:
+    job = start("tests/distributed/gather_out_of_memory.py", "0.3", environment=two_gpus)
+    output = output_of(job, 120)
+    assert job.returncode == 2, output
+    assert output.count("attribution: a single prompt does not fit the device's memory") == 1
+
+
 def test_the_engine_lets_go_of_the_devices(two_gpus: dict[str, str], tmp_path: Path) -> None:
     """The evaluation loads a whole model beside whatever is left there."""
     job = start("tests/distributed/held_after_training.py", *SHORT, f"run={tmp_path / 'run'}", environment=two_gpus)

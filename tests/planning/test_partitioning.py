@@ -42,7 +42,7 @@ def test_offloading_moves_to_the_host_what_it_takes_from_the_device() -> None:
 
 
 def test_the_guard_of_mask_mode_is_what_is_put_back() -> None:
-    assert memory(STEP, Setting(ranks=2, stage=2), 4, "adamw", kept_bytes(0.9, False)).guard == pytest.approx(
+    assert memory(STEP, Setting(ranks=2, stage=2), 4, "adamw", kept_bytes(True, False)).guard == pytest.approx(
         (1 + 4 * 0.9) * 30
     )
 

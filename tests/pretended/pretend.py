@@ -148,6 +148,7 @@ cuda.empty_cache = lambda: None
 cuda.ipc_collect = lambda: None
 cuda.mem_get_info = lambda d=None: (MEMORY - fake_cuda.memory_allocated(_index(d)), MEMORY)
 for where in (cuda, cuda.memory):
+    where.set_per_process_memory_fraction = lambda share, d=None: fake_cuda.limit(_index(d), int(share * MEMORY))
     where.memory_allocated = lambda d=None: fake_cuda.memory_allocated(_index(d))
     where.memory_reserved = lambda d=None: fake_cuda.memory_allocated(_index(d))
     where.max_memory_allocated = lambda d=None: fake_cuda.max_memory_allocated(_index(d))

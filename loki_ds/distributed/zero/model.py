@@ -4,8 +4,8 @@ Knows ZeRO-3's partitioned parameters. Knows nothing of optimizers, and nothing 
 """
 
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -54,22 +54,24 @@ class Gatherer:
         All ranks must walk the same modules.
         """
         waiting = list(modules)
-        handle = self._start(waiting[0]) if waiting else None
+        gather = self._start(waiting[0]) if waiting else None
         for i, module in enumerate(waiting):
-            _finish(handle)
-            following = waiting[i + 1] if i + 1 < len(waiting) else None
-            handle = self._start(following) if following is not None and not _tied(module, following) else None
+            _finish(gather)
+            gather, following = None, waiting[i + 1] if i + 1 < len(waiting) else None
             try:
+                if following is not None and not _tied(module, following):
+                    gather = self._start(following)
                 yield module
             except GeneratorExit:
-                if handle is not None and following is not None:
-                    _finish(handle)
+                with suppress(torch.OutOfMemoryError):  # what came is dropped in any case
+                    _finish(gather)
+                if following is not None:
                     _release(following)
                 raise
             finally:
                 _release(module)
-            if following is not None and handle is None:
-                handle = self._start(following)
+            if following is not None and gather is None:
+                gather = self._start(following)
 
     @contextmanager
     def whole(self, *modules: Module) -> Iterator[None]:
@@ -81,23 +83,54 @@ class Gatherer:
         finally:
             _release(together)
 
-    def _start(self, module: Module) -> Any:
+    def _start(self, module: Module) -> "_Gather | None":
+        """Begin to gather a module; counted once this rank takes part, whatever becomes of it."""
         parameters = [p for p in _partitioned(module) if p.ds_status == ZeroParamStatus.NOT_AVAILABLE]
         if not parameters:
             return None
+        with _given_up_on_error(parameters):
+            handle = parameters[0].all_gather_coalesced(parameters)
         self.count += 1
-        return parameters[0].all_gather_coalesced(parameters)
+        return _Gather(handle, parameters)
 
 
-def _finish(handle: Any) -> None:
-    if handle is not None:
-        handle.wait()
+class _Gather(NamedTuple):
+    """A gather in flight: DeepSpeed's handle, and what will be whole."""
+
+    handle: Any
+    parameters: list[Any]
+
+
+def _finish(gather: _Gather | None) -> None:
+    if gather is not None:
+        with _given_up_on_error(gather.parameters):
+            gather.handle.wait()
+
+
+@contextmanager
+def _given_up_on_error(parameters: list[Any]) -> Iterator[None]:
+    """Where a gather fails half-way, as for want of memory, have it never begun: DeepSpeed leaves
+    its parameters in flight, and would gather them no more.
+    """
+    try:
+        yield
+    except RuntimeError:
+        for parameter in parameters:
+            if parameter.ds_status == ZeroParamStatus.INFLIGHT:
+                parameter.ds_status = ZeroParamStatus.NOT_AVAILABLE
+        _partition(parameters)
+        raise
 
 
 def _release(module: Module) -> None:
-    parameters = [p for p in _partitioned(module) if p.ds_status == ZeroParamStatus.AVAILABLE]
-    if parameters:
-        parameters[0].partition(param_list=parameters)
+    _partition(_partitioned(module))
+
+
+def _partition(parameters: list[Any]) -> None:
+    """Have of whole parameters this rank's part alone."""
+    whole = [p for p in parameters if p.ds_status == ZeroParamStatus.AVAILABLE]
+    if whole:
+        whole[0].partition(param_list=whole)
 
 
 def _tied(one: Module, other: Module) -> bool:

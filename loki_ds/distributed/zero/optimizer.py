@@ -66,11 +66,14 @@ class Shard:
         return is_partitioned(self.parameter) or hasattr(self.parameter, "_hp_mapping")
 
     def read(self) -> Tensor:
-        """The full-precision elements, flat: a view, or under ZeRO-3 with offload a copy; empty
-        when this rank holds none.
+        """The full-precision elements, flat, where the optimizer keeps them: a view, or a copy on
+        the device of what ZeRO-3 swaps out to a disk; empty when this rank holds none.
         """
         if is_partitioned(self.parameter):
-            return safe_get_local_fp32_param(self.parameter).detach().flatten()
+            zero, group, start, count = self._place()
+            if zero._swappable_optimizer_subgroup(group):
+                return safe_get_local_fp32_param(self.parameter).detach().flatten()
+            return zero.fp32_partitioned_groups_flat[group].detach()[start : start + count]
         if hasattr(self.parameter, "_hp_mapping"):
             mapping = self.parameter._hp_mapping
             return torch.empty(0) if mapping is None else mapping.hp_fragment.detach().view(-1)
@@ -84,10 +87,14 @@ class Shard:
     def lies_in(self, stepped: set[int]) -> bool:
         """Whether this rank's part is among what was `just_stepped`."""
         if is_partitioned(self.parameter):
-            zero = self.parameter._z3_optimizer
-            group, *_ = zero.grad_position[zero.get_param_id(self.parameter)]
+            zero, group, *_ = self._place()
             return _storage(zero.fp32_partitioned_groups_flat[group]) in stepped
         return _storage(self.read()) in stepped
+
+    def _place(self) -> tuple[Any, int, int, int]:
+        """ZeRO-3's optimizer, and where in its flat groups the part lies: group, start, count."""
+        zero = self.parameter._z3_optimizer
+        return zero, *zero.grad_position[zero.get_param_id(self.parameter)]
 
     def part_of(self, noted: "Noted") -> Tensor:
         """This rank's part of the noted values, in full precision."""
