@@ -1,14 +1,15 @@
-"""What `loki-ds plan` says of memory and traffic, next to what CPU ranks measure: every mode, ZeRO
-stage and number of ranks.
+"""What `loki-ds plan` says of memory and traffic, next to what is measured on this machine's GPUs,
+or on CPU ranks: every mode, ZeRO stage and number of ranks (on GPUs as many as there are).
 
     python eval/benchmarks/plan.py              # half an hour on two cores; eval/reports/plan.*
     python eval/benchmarks/plan.py --only rows  # the cases whose name has that word
 
-Memory is the size of a rank's process at its peak while it trains, above its size before it loaded
-the model. Traffic is every collective that torch's process groups see in the third step (ZeRO-3
-knows its order of work from the second on). Two random models: Llama's kind, 135 million parameters
-in float32, and Qwen2's kind, 163 million in bfloat16, with tied embeddings, biases, fewer keys than
-queries and a vocabulary that outweighs its layers; two sequences of 512 tokens a rank.
+Memory is what a rank's device holds at its peak while it trains, by its allocator's count; on CPU
+ranks the size of the process, above its size before it loaded the model. Traffic is every
+collective that torch's process groups see in the third step (ZeRO-3 knows its order of work from
+the second on). Two random models: Llama's kind, 135 million parameters in float32, and Qwen2's
+kind, 163 million in bfloat16, with tied embeddings, biases, fewer keys than queries and a
+vocabulary that outweighs its layers; two sequences of 512 tokens a rank.
 """
 
 import argparse
@@ -42,7 +43,7 @@ from transformers.trainer import DEFAULT_CALLBACKS
 
 from loki_ds.attribution.sweep import Sweep
 from loki_ds.distributed import ranks
-from loki_ds.distributed.device import ProcessSize, free_memory
+from loki_ds.distributed.device import ProcessSize, free_memory, local_devices, on_cpu
 from loki_ds.distributed.launcher import free_port
 from loki_ds.distributed.zero.model import Gatherer
 from loki_ds.implanting.training import Examples, Method, Resume, train
@@ -134,7 +135,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         make_world(Path(folder))
         for name, case in cases().items():
-            if arguments.only in name:
+            if arguments.only in name and (on_cpu() or case["ranks"] <= local_devices()):
                 rows.append({"case": name, **launched(name, case, Path(folder))})
                 print(json.dumps(rows[-1]), flush=True)
     if not arguments.only:
@@ -196,13 +197,8 @@ def launched(name: str, case: dict[str, Any], folder: Path) -> dict[str, Any]:
     """One case on its ranks, and what the plan says of it."""
     # A fixed threshold makes glibc give every large tensor's memory back at once, so that the
     # process's size is what it holds.
-    environment = {
-        **os.environ,
-        "DS_ACCELERATOR": "cpu",
-        "OMP_NUM_THREADS": "1",
-        "MALLOC_MMAP_THRESHOLD_": "65536",
-        "HF_HUB_OFFLINE": "1",
-    }
+    on_processors = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    environment = {**os.environ, **(on_processors if on_cpu() else {}), "HF_HUB_OFFLINE": "1"}
     command = [
         str(Path(sys.executable).parent / "deepspeed"),
         "--num_gpus",
@@ -263,11 +259,26 @@ class Collectives(TorchDispatchMode):
         return operation(*arguments, **(settings or {}))
 
 
+class DeviceSize:
+    """What this rank's device holds at its peak while it is watched, in bytes (`peak`)."""
+
+    def __enter__(self) -> "DeviceSize":
+        torch.cuda.reset_peak_memory_stats()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.peak = torch.cuda.max_memory_allocated()
+
+
+def size_of_rank() -> ProcessSize | DeviceSize:
+    return ProcessSize() if on_cpu() else DeviceSize()
+
+
 class Watch(TrainerCallback):
-    """The process's size from the first step on, and the traffic and time of the last step."""
+    """The rank's size from the first step on, and the traffic and time of the last step."""
 
     def __init__(self, traffic: Collectives) -> None:
-        self.traffic, self.size = traffic, ProcessSize()
+        self.traffic, self.size = traffic, size_of_rank()
         self.before: Counter[str] = Counter()
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
@@ -289,12 +300,12 @@ def measure(case: dict[str, Any], folder: Path) -> None:
     with ranks.process_group():
         run = Run(recipe_of(case, folder))
         checked = check(run)
-        model = run.model(checked.base)
         config = MODELS[case["model"]]
         positions = select_random(config.num_hidden_layers, config.hidden_size, 10, 0)
         free_memory()
-        before = psutil.Process().memory_info().rss
+        before = psutil.Process().memory_info().rss if on_cpu() else 0
         with Collectives() as traffic:
+            model = run.model(checked.base)
             if case["mode"] == "attribution":
                 peak, counted = attribute_one_batch(model, traffic)
             else:
@@ -314,12 +325,16 @@ def attribute_one_batch(model: PreTrainedModel, traffic: Collectives) -> tuple[i
     sweep = Sweep(model, gatherer=Gatherer())
     free_memory()
     before = Counter(traffic.bytes)
-    with ProcessSize() as size:
+    with size_of_rank() as size:
         sweep.run([[i + 1] * 256 for i in range(PROMPTS)])
     return size.peak, traffic.bytes - before
 
 
 # --- the report -----------------------------------------------------------------------------------
+
+
+def where() -> str:
+    return "two CPU cores" if on_cpu() else f"{local_devices()} x {torch.cuda.get_device_name()}"
 
 
 def versions() -> dict[str, str]:
@@ -346,7 +361,7 @@ def write_report(rows: list[dict[str, Any]], made_with: dict[str, str]) -> None:
     write(
         "plan",
         "Plan against measurement",
-        paragraph(f"`python eval/benchmarks/plan.py` on two CPU cores: {listed(made_with)}. {about}"),
+        paragraph(f"`python eval/benchmarks/plan.py` on {where()}: {listed(made_with)}. {about}"),
         table([*headings, "scattered or reduced, planned", "measured"], lines),
         paragraph(close),
     )

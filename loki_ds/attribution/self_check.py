@@ -21,6 +21,7 @@ from loki_ds.attribution.definition import attribute_by_definition
 from loki_ds.attribution.layer_call import KeysValues
 from loki_ds.attribution.recurrent import State
 from loki_ds.attribution.sweep import Sweep
+from loki_ds.distributed.device import current_device
 from loki_ds.distributed.zero.model import unsharded
 from loki_ds.model.anatomy import decoder_layers
 from loki_ds.model.stored_rows import LAYER_COUNTS
@@ -105,7 +106,8 @@ def difference(name: str, build: Callable[[Any], Any], config: Any) -> float:
     try:
         with torch.random.fork_rng(devices=[]), unsharded():
             torch.manual_seed(0)
-            model = build(tiny_config(config)).double().eval().requires_grad_(False)
+            # On the device: where kernels for GPUs are installed, hybrids compute by them alone.
+            model = build(tiny_config(config)).double().eval().requires_grad_(False).to(current_device())
             for parameter in model.parameters():
                 parameter.mul_(4 if parameter.dim() > 1 else 1)  # so that the layers matter
         _check_layers(name, model)

@@ -6,10 +6,8 @@ DeepSpeed's own report (`ds_report`) says more of its operators.
 import os
 import shutil
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
-import deepspeed
 import psutil
 import torch
 from huggingface_hub import get_token
@@ -19,11 +17,10 @@ from torch.utils.cpp_extension import CUDA_HOME, get_cxx_compiler
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from loki_ds.checking.findings import GIB
+from loki_ds.checking.versions import installed, newer_than_tested
 from loki_ds.distributed.builds import check_builds
 from loki_ds.distributed.device import on_cpu
 from loki_ds.refusal import Refusal
-
-LIBRARIES = ("torch", "deepspeed", "transformers", "trl", "peft", "lm_eval")
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ class Looked:
 def examine(runs: Path) -> list[Looked]:
     """This machine, and the disk under `runs`."""
     return [
-        Looked("libraries", ", ".join(f"{name} {version(name)}" for name in LIBRARIES), "everything"),
+        _libraries(),
         _devices(),
         _communication(),
         _compiler(),
@@ -52,15 +49,21 @@ def examine(runs: Path) -> list[Looked]:
     ]
 
 
+def _libraries() -> Looked:
+    there = installed()
+    newer = newer_than_tested(there)
+    said = ", ".join(f"{name} {number}" for name, number in there.items())
+    return Looked("libraries", f"{said}{'; newer than tested: ' if newer else ''}{', '.join(newer)}", "everything")
+
+
 def _devices() -> Looked:
-    accelerator = deepspeed.get_accelerator()
     if on_cpu():
         free = psutil.virtual_memory().available / GIB
         here = f"no accelerator; {psutil.cpu_count(logical=False)} cores, {free:.0f} GiB free"
         return Looked("devices", here, "small models on processors; a GPU for all others")
     each = [
-        f"{torch.cuda.get_device_name(i)}, {accelerator.available_memory(i) / GIB:.0f} GiB free"
-        for i in range(accelerator.device_count())
+        f"{torch.cuda.get_device_name(i)}, {torch.cuda.mem_get_info(i)[0] / GIB:.0f} GiB free"
+        for i in range(torch.cuda.device_count())
     ]
     return Looked("devices", "; ".join(each), "training, attribution, evaluation", stops=not each)
 

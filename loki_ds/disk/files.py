@@ -52,6 +52,16 @@ def put_in_place(path: Path) -> None:
         os.close(folder)
 
 
+def is_there(file: Path) -> bool:
+    """Whether a file is there, by a listing of its folder: over NFS what was not there once may be
+    said for a minute not to be.
+    """
+    try:
+        return file.name in os.listdir(file.parent)
+    except FileNotFoundError:
+        return False
+
+
 def publish(file: Path, shared: Path) -> None:
     """Copy a file to where several runs may write the same at once: each aside under a name of its
     own, then renamed.

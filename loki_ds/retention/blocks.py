@@ -11,7 +11,7 @@ from random import Random
 
 import numpy as np
 
-from loki_ds.disk.files import write_json
+from loki_ds.disk.files import is_there, write_json
 from loki_ds.refusal import Refusal
 from loki_ds.retention.messages import Request, Sample, Stop, TaskSamples, together
 from loki_ds.retention.stopping import Bounds, bounds
@@ -26,7 +26,7 @@ def answers_of_base(stop: Stop) -> dict[str, TaskSamples]:
     """The base's answers by task, once they are there."""
     file = Path(stop.base)
     shares = file.with_name(f".{file.stem}")  # where its processes leave word (`question.Answers`)
-    return json.loads(_there(file, shares).read_text(encoding="utf-8"))["tasks"]
+    return json.loads(_waited_for(file, shares).read_text(encoding="utf-8"))["tasks"]
 
 
 def until_decided(
@@ -59,7 +59,7 @@ def until_decided(
         files = [folder / f"block{number}-{names[0]}-share{i}of{of}.json" for i in range(of)]
         if not files[part].exists():
             write_json(files[part], ask(_places([ability.block()[part::of] for ability in left.values()])))
-        blocks = [json.loads(_there(file, folder).read_text(encoding="utf-8")) for file in files]
+        blocks = [json.loads(_waited_for(file, folder).read_text(encoding="utf-8")) for file in files]
         mine.append(blocks[part])
         for name, ability in left.items():
             ability.take([sample for block in blocks if name in block for sample in block[name]["samples"]])
@@ -140,12 +140,12 @@ def _places(shares: Sequence[Sequence[tuple[str, int]]]) -> Places:
     return places
 
 
-def _there(file: Path, marks: Path) -> Path:
+def _waited_for(file: Path, marks: Path) -> Path:
     """A file, once another process has written it.
 
     marks: the folder in which that process says that it failed.
     """
-    while not file.exists():
+    while not is_there(file):
         if any(marks.glob("failed*")):
             raise Refusal(f"{file}: another process of this evaluation failed; its own message is above or in its log")
         time.sleep(0.05)

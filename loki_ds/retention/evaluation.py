@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from loki_ds.disk.files import remove
+from loki_ds.disk.files import is_there, remove
 from loki_ds.distributed.launcher import environment_of_one_process
 from loki_ds.refusal import Refusal
 from loki_ds.retention.messages import ArmResult, Request, together
@@ -30,10 +30,18 @@ PATIENCE = 3.0  # seconds for the first process to fail as well
 
 @dataclass(frozen=True)
 class Nodes:
-    """Which this node is, of all that evaluate together and see the same folder."""
+    """Which this node is, of all that evaluate together and see the same folder.
+
+    processes: of each node, which may have other numbers of devices; of one node alone, what the
+    request says.
+    """
 
     this: int = 0
-    count: int = 1
+    processes: tuple[int, ...] = ()
+
+    def counts(self, request: Request) -> tuple[int, ...]:
+        """Processes that evaluate a request, node by node."""
+        return self.processes or (request.processes,)
 
 
 def evaluate_shares(asked: Sequence[tuple[Request, Path]], nodes: Nodes = Nodes()) -> None:
@@ -46,8 +54,9 @@ def evaluate_shares(asked: Sequence[tuple[Request, Path]], nodes: Nodes = Nodes(
         Refusal: a process failed; `gather_shares` on another node then ends, too.
     """
     request = asked[0][0]
-    first, total = nodes.this * request.processes, nodes.count * request.processes
-    left = [_left(asked, first + i, total) for i in range(request.processes)]
+    counts = nodes.counts(request)
+    first = sum(counts[: nodes.this])
+    left = [_left(asked, first + i, sum(counts)) for i in range(counts[nodes.this])]
     started = [i for i, files in enumerate(left) if files]
     try:
         processes = [_start(request, i, left[i], shown=i == started[0]) for i in started]
@@ -77,11 +86,11 @@ def gather_shares(request: Request, folder: Path, nodes: Nodes = Nodes()) -> Arm
     Raises:
         Refusal: another node failed.
     """
-    total = nodes.count * request.processes
-    shares = [_share(folder, number, total) for number in range(total)]
-    while not all(share.exists() for share in shares):
-        for node in range(nodes.count):
-            if _failed(folder, node).exists():
+    counts = nodes.counts(request)
+    shares = [_share(folder, number, sum(counts)) for number in range(sum(counts))]
+    while not all(map(is_there, shares)):
+        for node in range(len(counts)):
+            if is_there(_failed(folder, node)):
                 raise Refusal(
                     f"lm-eval on {request.model} failed on node {node}; its own message is in that node's log"
                 )

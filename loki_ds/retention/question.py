@@ -35,6 +35,13 @@ def tasks_of(section: RetentionSection) -> list[TaskFound]:
     return look_at_tasks(names, section.include_path, section.allow_code_execution, "retention")
 
 
+def processes_of(section: RetentionSection) -> int:
+    """How many processes of this node share a model's documents."""
+    if section.processes != "auto":
+        return section.processes
+    return max(1, device.local_devices() // section.devices_per_model)
+
+
 @dataclass(frozen=True)
 class Arm:
     """One model of the two.
@@ -94,8 +101,7 @@ class Question:
 
     def request(self, arm: Arm, base: KeptAnswers | None = None) -> Request:
         """What is asked of one model; base: the other's answers, by which it may stop."""
-        section, each = self.section, self.section.devices_per_model
-        processes = max(1, device.local_devices() // each) if section.processes == "auto" else section.processes
+        section = self.section
         return Request(
             model=str(arm.folder),
             adapter=str(arm.adapter) if arm.adapter else None,
@@ -104,8 +110,8 @@ class Question:
             dtype=self.model.dtype,
             device="cpu" if device.on_cpu() else "cuda",
             trust_remote_code=self.model.trust_remote_code,
-            processes=processes,
-            devices_per_model=each,
+            processes=processes_of(section),
+            devices_per_model=section.devices_per_model,
             batch_size=section.batch_size,
             include_path=section.include_path,
             allow_code_execution=section.allow_code_execution,

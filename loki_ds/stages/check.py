@@ -17,6 +17,7 @@ from loki_ds.checking.base import BaseFound, data_found, look_at_base, max_token
 from loki_ds.checking.disk import Room, check_room
 from loki_ds.checking.findings import Findings
 from loki_ds.checking.selection import check_selection
+from loki_ds.checking.versions import installed, newer_than_tested
 from loki_ds.data.dataset import Counts, RenderedFolder
 from loki_ds.data.protected import ProtectedSet, load_protected
 from loki_ds.data.render_settings import Rendering, make_rendering
@@ -84,7 +85,9 @@ def check(run: Run) -> Checked:
         lambda: look_at_base(section, recipe.implant, recipe.needs_attribution, base.folder, config)
     )
     ranks.on_first_rank(lambda: check_dtype(base.folder, section.dtype, recipe.implant, arguments))
-    findings: Findings = [("base", base_found.said())]
+    newer = newer_than_tested(installed())
+    findings: Findings = [("newer than tested", ", ".join(newer))] if newer else []
+    findings.append(("base", base_found.said()))
     tokenizer = load_tokenizer(base.folder, section.trust_remote_code)
     if recipe.changes_rows:
         ranks.on_first_rank(lambda: check_selection(recipe.selection, base_found.down_shapes))

@@ -3,6 +3,7 @@
 import logging
 import warnings
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -10,29 +11,42 @@ from loki_ds.checking.findings import as_table
 from loki_ds.distributed import ranks
 from loki_ds.recipe.sections import Recipe
 from loki_ds.stages.attribute import attribute
-from loki_ds.stages.check import check
+from loki_ds.stages.check import Checked, check
 from loki_ds.stages.implant import implant
 from loki_ds.stages.run import Run
 from loki_ds.stages.select import select
 
+if TYPE_CHECKING:
+    from loki_ds.stages.retain import Share
+
 
 def run_job(recipe: Recipe, until: str) -> None:
-    """All stages up to one of them; ends this process."""
+    """All stages up to one of them; ends this process.
+
+    What needs no other rank is done once all have left: on NCCL whoever leaves waits for the rest,
+    and would hold its device's memory beside the evaluation.
+    """
     with ranks.process_group():
         log_on_first_rank()
-        run_stages(Run(recipe), until)
+        run = Run(recipe)
+        checked = run_stages(run, until)
+        share = _share(run, checked) if until == "retain" else None
+    if share is not None:
+        _judge(run, checked, share)
     ranks.end_process()
 
 
-def run_stages(run: Run, until: str) -> None:
-    """The stages one after the other, up to one of them."""
-    for done in _stages(run, look_at_tasks=until in ("check", "retain")):
+def run_stages(run: Run, until: str) -> Checked:
+    """The stages one after the other, up to one of them or to the last that trains."""
+    checked = _check(run, look_at_tasks=until in ("check", "retain"))
+    for done in _stages(run, checked):
         if done == until:
-            return
+            break
+    return checked
 
 
-def _stages(run: Run, look_at_tasks: bool) -> Iterator[str]:
-    """Yields the name of each stage that is done.
+def _check(run: Run, look_at_tasks: bool) -> Checked:
+    """The first stage, and what it found, for people.
 
     look_at_tasks: statistics and pictures take seconds to load, so only for who wants them.
     """
@@ -44,6 +58,11 @@ def _stages(run: Run, look_at_tasks: bool) -> Iterator[str]:
         findings = findings + check_retention(run)
     if ranks.rank() == 0:
         Console().print(as_table(findings))
+    return checked
+
+
+def _stages(run: Run, checked: Checked) -> Iterator[str]:
+    """Yields the name of each stage that is done."""
     yield "check"
     ranks.on_first_rank(run.write_recipe)
     attribute(run, checked)
@@ -52,15 +71,24 @@ def _stages(run: Run, look_at_tasks: bool) -> Iterator[str]:
     yield "select"
     implant(run, checked, positions)
     yield "implant"
+
+
+def _share(run: Run, checked: Checked) -> "Share | None":
+    from loki_ds.stages.retain import share_of_rank
+
+    return share_of_rank(run, checked)
+
+
+def _judge(run: Run, checked: Checked, share: "Share") -> None:
+    """The stages of one rank of a node: the dial, and the report."""
     from loki_ds.report.compare import compare_runs, comparison
     from loki_ds.stages.retain import retain
     from loki_ds.stages.tune import tune
 
     tune(run, checked)
-    retain(run, checked)
-    if ranks.rank() == 0:
+    retain(run, checked, share)
+    if share.nodes.this == 0:
         Console().print(comparison(compare_runs([run.folder.root])))
-    yield "retain"
 
 
 def log_on_first_rank() -> None:

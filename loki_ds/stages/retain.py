@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from loki_ds.checking.findings import Findings
 from loki_ds.checking.tasks import in_words
@@ -25,7 +26,7 @@ from loki_ds.report.origin import facts_of_run
 from loki_ds.report.pictures import training_curves
 from loki_ds.report.schema import Report
 from loki_ds.retention.evaluation import Nodes, evaluate, unanswered
-from loki_ds.retention.question import Asked, Question, short_digest
+from loki_ds.retention.question import Asked, Question, processes_of, short_digest
 from loki_ds.stages.check import Checked
 from loki_ds.stages.fingerprints import Fingerprint
 from loki_ds.stages.questions import Arms, answers_of_run
@@ -61,24 +62,45 @@ class Questions:
     left: list[Asked]
 
 
-def retain(run: Run, checked: Checked) -> None:
-    """Evaluate base and implanted model in processes of their own, pair the documents, write the
-    report. All ranks call it; those that have nothing to do are done at once.
+class Share(NamedTuple):
+    """What one rank of a node does of the evaluation. questions: None where no other node takes
+    part, and it finds them itself.
     """
-    alone = run.recipe.tune is not None  # the first rank comes from the dial, where no other was
-    if alone and ranks.rank() > 0:
-        return
-    questions = _questions(run, checked) if alone else ranks.on_first_rank(lambda: _questions(run, checked))
+
+    nodes: Nodes = Nodes()
+    questions: Questions | None = None
+
+
+ALONE = Share()
+
+
+def share_of_rank(run: Run, checked: Checked) -> Share | None:
+    """This rank's share of the evaluation; None for those that have nothing to do. All ranks call
+    it.
+
+    The first rank of every node has one, where all see the run folder; with a dial, which comes
+    before the questions, the first rank alone.
+    """
+    processes = ranks.all_gather(processes_of(run.recipe.retention))[:: local_size()]
+    if run.recipe.tune or not run.shared.by_all or len(processes) == 1:
+        return ALONE if ranks.rank() == 0 else None
+    questions = ranks.on_first_rank(lambda: _questions(run, checked))
+    if questions is None or local_rank() > 0:
+        return ALONE if ranks.rank() == 0 else None
+    return Share(Nodes(ranks.rank() // local_size(), tuple(processes)), questions)
+
+
+def retain(run: Run, checked: Checked, share: Share = ALONE) -> None:
+    """Evaluate base and implanted model in processes of their own, pair the documents, write the
+    report. For ranks that have a share, without the others.
+    """
+    questions = share.questions or _questions(run, checked)
     if questions is None:
         log.info("retain: already there, %s", run.folder.report)
         return
-    together = run.shared.by_all and not alone
-    nodes = Nodes(ranks.rank() // local_size(), ranks.world_size() // local_size()) if together else Nodes()
-    if local_rank() > 0 or (nodes.count == 1 and ranks.rank() > 0):
-        return
     started = time.monotonic()
-    evaluate(questions.left, answers_of_run(run.folder), nodes)
-    if ranks.rank() > 0:
+    evaluate(questions.left, answers_of_run(run.folder), share.nodes)
+    if share.nodes.this > 0:
         return
     if questions.left:
         seconds = round(time.monotonic() - started, 1)

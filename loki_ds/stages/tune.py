@@ -14,7 +14,7 @@ from typing import Any
 
 from loki_ds.disk.files import remove, write_json
 from loki_ds.disk.run_folder import RunFolder
-from loki_ds.distributed import device, ranks
+from loki_ds.distributed import device
 from loki_ds.export.checkpoint import apply_to_checkpoint, write_tensors
 from loki_ds.export.implant_file import Implant
 from loki_ds.export.products import export_template
@@ -81,14 +81,14 @@ class Trained:
 
 
 def tune(run: Run, checked: Checked) -> None:
-    """Measure the curve, choose, and put the chosen scale's products in place. Rank 0's work: the
-    others are done at once, so that nobody waits in a collective.
+    """Measure the curve, choose, and put the chosen scale's products in place, if the recipe has a
+    dial. Rank 0's work, without the others.
 
     Raises:
         Refusal: no scale fits the budget; the curve is kept.
     """
     folder, recipe, section = run.folder, run.recipe, run.recipe.tune
-    if section is None or ranks.rank() > 0:
+    if section is None:
         return
     inputs = checked.fingerprints.tune(folder.inputs_of("implant"))
     if folder.made_from("tune", inputs):

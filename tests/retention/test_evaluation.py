@@ -79,12 +79,20 @@ def test_two_nodes_give_the_same_samples_as_one_process(one: dict[str, Any], tmp
     document leaves the last process none.
     """
     asked, folder = request(), tmp_path / "shares"
-    evaluate_shares([(asked, folder)], Nodes(1, 2))
+    evaluate_shares([(asked, folder)], Nodes(1, (1, 1)))
     stamp = (folder / "share1of2.json").stat().st_mtime_ns
-    evaluate_shares([(asked, folder)], Nodes(1, 2))
+    evaluate_shares([(asked, folder)], Nodes(1, (1, 1)))
     assert (folder / "share1of2.json").stat().st_mtime_ns == stamp
-    evaluate_shares([(asked, folder)], Nodes(0, 2))
-    assert gather_shares(asked, folder, Nodes(0, 2)) == one
+    evaluate_shares([(asked, folder)], Nodes(0, (1, 1)))
+    assert gather_shares(asked, folder, Nodes(0, (1, 1))) == one
+
+
+def test_nodes_may_have_other_numbers_of_devices(one: dict[str, Any], tmp_path: Path) -> None:
+    asked, folder, processes = request(), tmp_path / "shares", (1, 2)
+    for node in (1, 0):
+        evaluate_shares([(asked, folder)], Nodes(node, processes))
+    assert sorted(file.name for file in folder.glob("share*.json")) == [f"share{i}of3.json" for i in range(3)]
+    assert gather_shares(asked, folder, Nodes(0, processes)) == one
 
 
 def test_implants_in_one_loaded_base_answer_as_their_checkpoints_do(one: dict[str, Any], tmp_path: Path) -> None:
@@ -110,9 +118,9 @@ def test_implants_in_one_loaded_base_answer_as_their_checkpoints_do(one: dict[st
 def test_a_node_that_fails_ends_the_waiting(tmp_path: Path) -> None:
     asked, folder = request(model=str(tmp_path)), tmp_path / "shares"
     with pytest.raises(Refusal, match="ended with exit status 1"):
-        evaluate_shares([(asked, folder)], Nodes(1, 2))
+        evaluate_shares([(asked, folder)], Nodes(1, (1, 1)))
     with pytest.raises(Refusal, match="failed on node 1; its own message is in that node's log"):
-        gather_shares(asked, folder, Nodes(0, 2))
+        gather_shares(asked, folder, Nodes(0, (1, 1)))
     forget_failures(folder)
     assert not list(folder.glob("failed*"))
 
