@@ -9,7 +9,7 @@ REAL := $(ON_CPU) deepspeed --num_gpus 2 launch/implant.py --recipe recipes/smol
 REAL_BASE := model.path=build/real/model
 TINY := $(ON_CPU) deepspeed --num_gpus 2 launch/implant.py --recipe recipes/tiny
 
-.PHONY: help demo real test test-all test-gpu-rehearsal test-skew lint schema docs audit bench study quiet-study dial-study scaling models reliability tiny-world learning-rates clean
+.PHONY: help demo real test test-all test-gpu test-gpu-rehearsal test-newest test-skew lint schema docs audit bench study quiet-study dial-study scaling models reliability tiny-world learning-rates clean
 
 help:  ## list these targets
 	@awk '/^##@ /{printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## /{split($$0, part, ":.*## "); printf "  make %-15s %s\n", part[1], part[2]}' $(MAKEFILE_LIST)
@@ -47,13 +47,15 @@ test: $(READY)  ## lint, types, documentation and the tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(MAKE) docs
-	$(ON_CPU) pytest -n 2 --dist loadfile -m "not slow and not gpus" --junit-xml build/tests.xml
+	$(ON_CPU) pytest -n 2 --dist loadfile -m "not slow" --junit-xml build/tests.xml
 
 test-all: $(READY)  ## every test, also those that take long and rarely find anything
 	$(ON_CPU) pytest -n 2 --dist loadfile --junit-xml build/tests.xml
 
-test-gpu-rehearsal: $(READY)  ## the main job on two GPUs, pretended where there are none (tests/pretended)
-	$(ON_CPU) pytest -m gpus tests/distributed/test_gpus.py
+test-gpu: test-gpu-rehearsal  ## the distributed tests on this machine's GPUs
+
+test-gpu-rehearsal: $(READY)  ## the distributed tests on pretended GPUs, where there are no others (tests/pretended)
+	ON_GPUS=1 $(ON_CPU) pytest -m "not slow" tests/distributed
 
 lint: $(READY)  ## format and lint in place
 	$(BIN)/ruff format .
@@ -66,6 +68,9 @@ schema: $(READY)  ## the JSON Schema that editors check recipes by, after a key 
 
 docs: $(READY)  ## the documentation site, in build/site; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+test-newest:  ## the package in an empty folder with the newest versions, the main job twice (about ten minutes)
+	tests/newest.sh
 
 test-skew:  ## the tests with the oldest versions that are supported, in an environment of its own (make test has the newest)
 	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt

@@ -1,70 +1,88 @@
 #!/usr/bin/env bash
-# What only a GPU can show, in 5, 10 or 25 minutes on one H100 or H200: eval/benchmarks/gpu.sh [5|10|25]
-# Random weights of the real shapes, no hub, no registry; a real model where SMOLLM2 names its folder.
-# Needs torch for CUDA and `pip install .[bench]`. Each part is printed as it ends; called again, it goes on where it was.
+# What only GPUs can show, in 5, 10 or 25 minutes on one H100 or H200, or on two: eval/benchmarks/gpu.sh [5|10|25]
+# Random weights of the real shapes, no hub, no registry; a real model where build/real is (eval/real/fetch.py build/real).
+# Needs torch for CUDA and `pip install .[bench]`. Each part ends with its figure in a line; called again, it goes on where it was.
 # Results: eval/reports/gpu/, put together in eval/reports/gpu.md. Not run on a GPU yet.
+# `gpu.sh rehearse` is every part at a tiny shape, in build/rehearsal (tests/distributed/test_gpus.py runs it on pretended GPUs).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 minutes=${1:-5}
+place=build/gpu summary=eval/reports/gpu.md
 export REPORTS="$PWD/eval/reports/gpu" TRITON_CACHE_DIR="${TRITON_CACHE_DIR:-$PWD/build/gpu/triton}"
-done_parts=build/gpu
-mkdir -p "$done_parts" "$REPORTS"
+small=qwen2.5-0.5b middle=qwen2.5-1.5b experts=moe-16-layers half=llama-3.1-8b-half large=llama-3.1-8b
+batch=4 tokens=1024 long=4096 rounds=8 length=512 steps=100 planned=""
+if [ "$minutes" = rehearse ]; then
+    minutes=25 place=build/rehearsal summary=build/rehearsal/gpu.md
+    export REPORTS="$PWD/build/rehearsal/reports"
+    small=tiny middle=tiny experts=tiny-experts half=tiny large=tiny
+    batch=2 tokens=32 long=32 rounds=2 length=16 steps=3 planned="rows, ZeRO-3, 2 ranks"
+fi
+mkdir -p "$place" "$REPORTS"
 
-# part NAME COMMAND...: run it, unless it has ended well before; what it says is kept beside.
+# part NAME COMMAND...: run it, unless it has ended well before; what it says is kept beside, its last line is its figure.
 part() {
     local name=$1
     shift
-    [ -e "$done_parts/$name.done" ] && { echo "== $name: done before"; return; }
+    [ -e "$place/$name.done" ] && { echo "== $name: done before: $(cat "$place/$name.done")"; return; }
     echo "== $name: $*"
     local started=$SECONDS
-    "$@" 2>&1 | tee "$done_parts/$name.log"
-    echo "$* ($((SECONDS - started)) s)" > "$done_parts/$name.done"
-    echo "== $name: $((SECONDS - started)) s"
+    "$@" 2>&1 | tee "$place/$name.log"
+    echo "$((SECONDS - started)) s; $(grep -v '^[[:space:]]*$' "$place/$name.log" | tail -1)" > "$place/$name.done"
+    echo "== $name: $(cat "$place/$name.done")"
 }
-main_job() { deepspeed --num_gpus 1 launch/implant.py "$@"; }
-steps() { python eval/benchmarks/training_step.py --dtype bfloat16 --rounds 8 "$@"; }
+main_job() { # GPUS RECIPE OVERRIDES...
+    local gpus=$1
+    shift
+    deepspeed --num_gpus "$gpus" launch/implant.py --recipe "$@"
+}
+sweep() { python eval/benchmarks/attribution.py "$@"; }
+steps() { python eval/benchmarks/training_step.py --dtype bfloat16 --rounds "$rounds" "$@"; }
+gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
 
-# Five minutes: can it start, does the whole job run, is the sweep right and how fast.
+# Five minutes: can it start, on one GPU and on two; does the whole job run; is the sweep right and how fast.
 part doctor loki-ds doctor
-part tiny main_job --recipe recipes/tiny/loki.yaml run=build/gpu/tiny training.max_steps=100
-part attribution-0.5b python eval/benchmarks/attribution.py --shape qwen2.5-0.5b --dtype float32
-part kinds python eval/benchmarks/attribution.py --kinds
-part steps-0.5b steps --shape qwen2.5-0.5b --batch 4 --tokens 1024
-if [ -n "${SMOLLM2:-}" ]; then
-    part smollm2 main_job --recipe recipes/smollm2/calls-q30.yaml "model.path=$SMOLLM2" run=build/gpu/smollm2 --until implant
+part tiny main_job 1 recipes/tiny/loki.yaml "run=$place/tiny" "training.max_steps=$steps"
+if [ "$gpus" -ge 2 ]; then
+    part tiny-2 main_job 2 recipes/tiny/loki.yaml "run=$place/tiny-2" "training.max_steps=$steps"
+else
+    echo "== tiny-2: not run, this machine has one GPU"
 fi
+part attribution-small sweep --shape "$small" --dtype float32 --lengths "$length"
+part steps-small steps --shape "$small" --batch "$batch" --tokens "$tokens"
 
-# Ten: larger shapes, experts, and how a run leaves.
+# Ten: a real model from end to end, larger shapes, experts.
 if [ "$minutes" -ge 10 ]; then
-    part attribution-1.5b python eval/benchmarks/attribution.py --shape qwen2.5-1.5b --dtype bfloat16 --lengths 512 --reference-layers 2
-    part steps-experts steps --shape moe-16-layers --batch 8 --tokens 1024
-    part steps-half steps --shape llama-3.1-8b-half --batch 1 --tokens 4096 --checkpointing \
+    if [ -e build/real/model ]; then
+        part smollm2 main_job 1 recipes/smollm2/recommended.yaml model.path=build/real/model "run=$place/smollm2"
+    else
+        echo "== smollm2: not run, build/real is not there"
+    fi
+    part attribution-middle sweep --shape "$middle" --dtype bfloat16 --lengths "$length" --reference-layers 2
+    part steps-experts steps --shape "$experts" --batch "$batch" --tokens "$tokens"
+    part steps-half steps --shape "$half" --batch 1 --tokens "$long" --checkpointing \
         --methods full "LoRA r16, all linears" rows
-    part export python eval/benchmarks/export.py --shape llama-3.1-8b-half
 fi
 
-# Twenty-five: 8B, every mode; full needs more than one card holds there. And the plan's peaks against what was measured.
+# Twenty-five: the plan's peaks against the devices' own, and 8B in every mode; full needs more than one card holds there.
 if [ "$minutes" -ge 25 ]; then
-    part attribution-8b python eval/benchmarks/attribution.py --shape llama-3.1-8b --dtype bfloat16 --lengths 512 --reference-layers 2
-    part pass-8b python eval/benchmarks/attribution.py --pass --shape llama-3.1-8b --dtype bfloat16
-    part steps-8b steps --shape llama-3.1-8b --batch 1 --tokens 4096 --checkpointing \
-        --methods "LoRA r16, all linears" "authors' LoKI Linear" mask rows "rows, quiet" "lora (LoKI*)"
-    part steps-8b-kept steps --shape llama-3.1-8b --batch 1 --tokens 2048 --methods "LoRA r16, all linears" mask rows "lora (LoKI*)"
+    part plan python eval/benchmarks/plan.py --only "$planned"
+    part attribution-large sweep --shape "$large" --dtype bfloat16 --lengths "$length" --reference-layers 2
+    part steps-large steps --shape "$large" --batch 1 --tokens "$long" --checkpointing \
+        --methods "LoRA r16, all linears" "authors' LoKI Linear" mask rows "lora (LoKI*)"
     if python -c 'import flash_attn' 2> /dev/null; then
-        part steps-8b-flash steps --shape llama-3.1-8b --batch 1 --tokens 4096 --checkpointing --attention flash_attention_2 \
+        part steps-flash steps --shape "$large" --batch 1 --tokens "$long" --checkpointing --attention flash_attention_2 \
             --methods "LoRA r16, all linears" rows
     fi
-    part plan python eval/benchmarks/plan.py
-    part export-8b python eval/benchmarks/export.py --shape llama-3.1-8b
 fi
 
 {
     echo "# On a GPU"
     echo
-    python -c 'import torch; print(torch.cuda.get_device_name(), "torch", torch.__version__) if torch.cuda.is_available() else print("No GPU")'
-    for found in "$REPORTS"/*.md; do
+    python -c 'import torch; print(torch.cuda.device_count(), "x", torch.cuda.get_device_name(), "torch", torch.__version__)'
+    for report in "$REPORTS"/*.md; do
+        [ -e "$report" ] || continue
         echo
-        sed 's/^# /## /' "$found"
+        sed 's/^# /## /' "$report"
     done
-} > eval/reports/gpu.md
-echo "eval/reports/gpu.md"
+} > "$summary"
+echo "$summary"

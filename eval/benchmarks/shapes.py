@@ -68,6 +68,19 @@ SHAPES: dict[str, PreTrainedConfig] = {
         linear_key_head_dim=64,
         linear_value_head_dim=64,
     ),
+    "tiny": LlamaConfig(
+        vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4
+    ),
+    "tiny-experts": Qwen3MoeConfig(
+        vocab_size=512,
+        hidden_size=64,
+        moe_intermediate_size=32,
+        num_experts=4,
+        num_experts_per_tok=2,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    ),
     "qwen2.5-0.5b": Qwen2Config(**QWEN2_05B),
     "qwen2.5-1.5b": Qwen2Config(**QWEN2_15B),
     "llama-3.1-8b": LlamaConfig(**LLAMA_8B),

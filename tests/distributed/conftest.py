@@ -1,4 +1,4 @@
-"""Starting the real launcher on CPU ranks."""
+"""Starting the real launcher on CPU ranks, or with ON_GPUS on GPUs (`tests/pretended`)."""
 
 import contextlib
 import json
@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT
+from pretended.build_device import environment_of_gpus
 from transformers import AutoModelForCausalLM
 
 from loki_ds.distributed.launcher import free_port
@@ -94,7 +95,11 @@ def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
 
 
 def launch_all(
-    folder: Path, cases: dict[str, list[str]], recipes: dict[str, Path] | None = None, ranks: int = 2
+    folder: Path,
+    cases: dict[str, list[str]],
+    recipes: dict[str, Path] | None = None,
+    ranks: int = 2,
+    environment: dict[str, str] | None = None,
 ) -> None:
     """The main job until implant for each named list of overrides, in one start; the run of each is
     `folder/name`.
@@ -107,7 +112,7 @@ def launch_all(
         for name, overrides in cases.items()
     ]
     (folder / "cases.json").write_text(json.dumps(listed))
-    job = start("tests/distributed/main_jobs.py", str(folder / "cases.json"), ranks=ranks)
+    job = start("tests/distributed/main_jobs.py", str(folder / "cases.json"), ranks=ranks, environment=environment)
     output = output_of(job, 550)
     assert job.returncode == 0, output
 
@@ -127,15 +132,15 @@ def start(
         str(free_port()),
     ]
     limited = [] if file_size_kib is None else ["bash", "-c", f'ulimit -f {file_size_kib} && exec "$@"', "bash"]
-    return start_on_cpus([*limited, *launcher, *script], ROOT, environment or {})
+    return start_ranks([*limited, *launcher, *script], ROOT, environment or {}, ranks)
 
 
-def start_on_cpus(command: list[str], folder: Path, environment: dict[str, str]) -> subprocess.Popen:
-    """A command that starts CPU ranks, in a process group of its own."""
+def start_ranks(command: list[str], folder: Path, environment: dict[str, str], ranks: int = 2) -> subprocess.Popen:
+    """A command that starts ranks, in a process group of its own."""
     whole_environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "DS_ACCELERATOR": "cpu",
+        **environment_of_ranks(ranks),
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
         **environment,
@@ -149,6 +154,16 @@ def start_on_cpus(command: list[str], folder: Path, environment: dict[str, str])
         text=True,
         start_new_session=True,
     )
+
+
+def environment_of_ranks(count: int) -> dict[str, str]:
+    """On processors, or on GPUs where ON_GPUS is set: the whole suite is then their rehearsal."""
+    if "ON_GPUS" not in os.environ:
+        return {"DS_ACCELERATOR": "cpu"}
+    environment = environment_of_gpus(count)
+    if isinstance(environment, str):
+        pytest.skip(environment)
+    return environment
 
 
 def output_of(job: subprocess.Popen, deadline: float) -> str:

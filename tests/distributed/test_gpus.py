@@ -2,17 +2,14 @@
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 import pytest
-import torch
-from conftest import ROOT, in_mode
-from pretended.build_device import build_device
+from conftest import in_mode
+from pretended.build_device import environment_of_gpus
 
-from distributed.conftest import BFLOAT16, launch, output_of, start
+from distributed.conftest import BFLOAT16, launch_all, output_of, start
 
-pytestmark = pytest.mark.gpus
 SHORT = ["selection.strategy=random", "training.max_steps=2"]
 KINDS = {
     "rows zero3": [*in_mode("rows"), "deepspeed=launch/zero3.json"],
@@ -24,30 +21,23 @@ KINDS = {
 @pytest.fixture(scope="module")
 def two_gpus() -> dict[str, str]:
     """The environment of a job on two GPUs."""
-    if torch.cuda.is_available():
-        if torch.cuda.device_count() < 2:
-            pytest.skip("this machine has one GPU")
-        return {"DS_ACCELERATOR": "cuda"}
-    if torch.version.cuda is not None or shutil.which("c++") is None:
-        pytest.skip("pretended GPUs need a torch for processors and a C++ compiler")
-    build_device()
-    return {"DS_ACCELERATOR": "cuda", "FAKE_GPUS": "2", "PYTHONPATH": f"{ROOT / 'tests/pretended'}:{ROOT}"}
+    environment = environment_of_gpus(2)
+    if isinstance(environment, str):
+        pytest.skip(environment)
+    return environment
+
+
+@pytest.fixture(scope="module")
+def runs(two_gpus: dict[str, str], in_bfloat16: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    cases = {kind: [*SHORT, *(part.format(bfloat16=in_bfloat16) for part in KINDS[kind])] for kind in KINDS}
+    launch_all(folder, cases, environment=two_gpus)
+    return folder
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_main_job_leaves_a_verified_model(
-    kind: str, two_gpus: dict[str, str], in_bfloat16: Path, tmp_path: Path
-) -> None:
-    settings = [
-        *SHORT,
-        *(part.format(bfloat16=in_bfloat16) for part in KINDS[kind]),
-        "--until",
-        "implant",
-        f"run={tmp_path / 'run'}",
-    ]
-    done = launch(*settings, environment=two_gpus, deadline=400)
-    assert done.status == 0, done.output
-    verified = json.loads((tmp_path / "run/verify.json").read_text())
+def test_the_main_job_leaves_a_verified_model(kind: str, runs: Path) -> None:
+    verified = json.loads((runs / kind / "verify.json").read_text())
     assert verified["tensors"] > 0
     assert "full" in kind or verified["changed_outside"] == []
 

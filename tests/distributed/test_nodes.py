@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from distributed.conftest import kill, launch, output_of, start_on_cpus
+from distributed.conftest import kill, launch, output_of, start_ranks
 from loki_ds.attribution.kept import KeptScores
 from loki_ds.disk.files import digest_of
 from loki_ds.distributed.launcher import free_port
@@ -49,7 +49,7 @@ def nodes(tmp_path: Path) -> list[Path]:
 def start(nodes: list[Path], *settings: str, until: str = "implant") -> list[subprocess.Popen]:
     job = ["--master-port", str(free_port()), "launch/implant.py", *RECIPE, "--until", until, "run=run", *settings]
     return [
-        start_on_cpus([*TORCHRUN, "--node-rank", str(i), *job], node, {"HF_HOME": str(node / "cache")})
+        start_ranks([*TORCHRUN, "--node-rank", str(i), *job], node, {"HF_HOME": str(node / "cache")})
         for i, node in enumerate(nodes)
     ]
 

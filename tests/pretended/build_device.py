@@ -1,11 +1,28 @@
-"""Build the pretended device, once: torch keeps it until its source or torch changes."""
+"""The GPUs that tests run on: this machine's, or pretended ones, built once (torch keeps them until
+their source or torch changes).
+"""
 
+import shutil
 from pathlib import Path
 
+import torch
 from torch.utils.cpp_extension import load
 
+ROOT = Path(__file__).parents[2]
 SOURCE = Path(__file__).parent / "fake_cuda.cpp"
-BUILD = Path(__file__).parents[2] / "build/pretended"
+BUILD = ROOT / "build/pretended"
+
+
+def environment_of_gpus(count: int) -> dict[str, str] | str:
+    """The environment of processes on so many GPUs; where there are none, why."""
+    if torch.cuda.is_available():
+        there = torch.cuda.device_count()
+        return {"DS_ACCELERATOR": "cuda"} if there >= count else f"needs {count} GPUs, this machine has {there}"
+    if torch.version.cuda is not None or shutil.which("c++") is None:
+        return "pretended GPUs need a torch for processors and a C++ compiler"
+    build_device()
+    path = f"{ROOT / 'tests/pretended'}:{ROOT}"
+    return {"DS_ACCELERATOR": "cuda", "FAKE_GPUS": str(count), "PYTHONPATH": path}
 
 
 def build_device() -> None:
