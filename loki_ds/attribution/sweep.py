@@ -119,13 +119,14 @@ class Sweep:
 
         Every layer adds its fresh variants, and one at alpha 0 that gives `F(0)`.
         """
+        alphas = _on_device([*self.alphas, 0.0], batch.tokens.last)
         with closing(self.gatherer.walk(self.layers)) as layers:
             for layer, call in zip(layers, batch.calls, strict=True):
-                self._layer_up(layer, call, batch)
+                self._layer_up(layer, call, batch, alphas)
         batch.tokens.forget()
 
-    def _layer_up(self, layer: Module, call: Call, batch: "_Batch") -> None:
-        alphas, tokens = [*self.alphas, 0.0], batch.tokens
+    def _layer_up(self, layer: Module, call: Call, batch: "_Batch", alphas: Tensor) -> None:
+        tokens = batch.tokens
         tokens.go_up(layer, call)
         fresh = tokens.last.expand(-1, len(alphas), -1)
         probes = torch.cat([tokens.last, batch.variants, batch.at_zero, fresh], dim=1)
@@ -176,13 +177,13 @@ class Sweep:
         weights = torch.tensor(
             self.weights, device=gradient.device, dtype=torch.promote_types(gradient.dtype, torch.float32)
         )
-        scores = []
+        alphas, scores = _on_device(self.alphas, gradient), []
         with closing(self.gatherer.walk(self.layers[::-1])) as layers:
             for layer, call in zip(layers, batch.calls[::-1], strict=True):
                 left = batch.left.pop()
                 probes = torch.cat([left.variants, left.last.expand(-1, steps, -1)], dim=1).detach().requires_grad_()
                 with call.with_graph():
-                    with scaled_writes(layer, self.alphas) as taken:
+                    with scaled_writes(layer, alphas) as taken:
                         out = call.probes(layer, probes)
                     below, *at_fresh = torch.autograd.grad(out, (probes, *taken.scaled), gradient)
                 score = torch.einsum("bnkd,k->bnd", torch.stack(at_fresh, 1).to(weights.dtype), weights)
@@ -221,8 +222,13 @@ class _Taken:
     scaled: list[Tensor]
 
 
+def _on_device(alphas: Sequence[float], beside: Tensor) -> Tensor:
+    """Alphas `[m]`, float64, once for all layers: each copy from the host makes the device wait."""
+    return torch.tensor(alphas, dtype=torch.float64, device=beside.device)
+
+
 @contextmanager
-def scaled_writes(layer: Module, alphas: Sequence[float]) -> Iterator[_Taken]:
+def scaled_writes(layer: Module, alphas: Tensor) -> Iterator[_Taken]:
     """While open, what the FFN writes for the last `len(alphas)` probes is multiplied by alpha: the
     intervention itself.
 
@@ -233,7 +239,7 @@ def scaled_writes(layer: Module, alphas: Sequence[float]) -> Iterator[_Taken]:
     taken = _Taken([], [])
 
     def scale(writer: Writer, output: Tensor) -> Tensor:
-        factors = torch.tensor(alphas, dtype=output.dtype, device=output.device)
+        factors = alphas.to(output.dtype)
         old, fresh = output[:, : -len(alphas)], output[:, -len(alphas) :]
         scaled = fresh * factors[:, None]
         if writer.adds:

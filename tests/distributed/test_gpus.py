@@ -2,13 +2,14 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
-from conftest import in_mode
+from conftest import ROOT, in_mode
 from pretended.build_device import environment_of_gpus
 
-from distributed.conftest import BFLOAT16, launch_all, output_of, start
+from distributed.conftest import BFLOAT16, launch_all, output_of, start, start_ranks
 
 SHORT = ["selection.strategy=random", "training.max_steps=2"]
 KINDS = {
@@ -76,3 +77,18 @@ def test_the_engine_lets_go_of_the_devices(two_gpus: dict[str, str], tmp_path: P
     held = [(int(held), int(peak)) for held, peak in re.findall(r"held (\d+) of (\d+) bytes", output)]
     assert len(held) == 2
     assert all(left < 0.15 * peak for left, peak in held), held
+
+
+def test_a_layer_costs_few_launches_and_no_wait(two_gpus: dict[str, str]) -> None:
+    """Neither in the sweep nor in a step of `mask` does the host wait for the device at a layer."""
+    if "FAKE_GPUS" not in two_gpus:
+        pytest.skip("pretended GPUs count; real ones need a profiler")
+    job = start_ranks([sys.executable, "tests/distributed/count_launches.py"], ROOT, two_gpus)
+    output = output_of(job, 120)
+    counted = re.findall(r"(\w+): (\S+) launches, (\S+) waits a layer", output)
+    costs = {name: (float(launches), float(waits)) for name, launches, waits in counted}
+    assert costs.keys() == {"sweep", "mask"}, output
+    assert costs["sweep"][0] <= 400
+    assert costs["sweep"][1] == 0
+    assert costs["mask"][0] <= 170
+    assert costs["mask"][1] == 0
