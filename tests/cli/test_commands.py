@@ -15,6 +15,7 @@ from conftest import ROOT, build
 
 from loki_ds.attribution.kept import KeptScores
 from loki_ds.attribution.sweep import Swept
+from loki_ds.cli import commands
 from loki_ds.disk.files import digest_of
 from loki_ds.export.checkpoint import read_rows
 from loki_ds.export.implant_file import Implant, LayerRows
@@ -157,11 +158,10 @@ def test_mistakes_are_one_sentence(run: Path, arguments: list[str], says: str) -
     ],
     ids=" ".join,
 )
-def test_overrides_stand_before_or_after_options(arguments: list[str]) -> None:
-    done = loki_ds("plan", ROOT / "recipes/tiny/loki.yaml", *arguments)
-    assert done.returncode == 0, done.stderr
-    assert "150 (25 in layer 0)" in done.stdout
-    assert "2 x " in done.stdout
+def test_overrides_stand_before_or_after_options(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["loki-ds", "plan", "recipe.yaml", *arguments])
+    read = commands._arguments()
+    assert (read.overrides, read.ranks) == (["selection.quota=20"], 2)
 
 
 def test_plan_is_refused_for_quantized_weights(tmp_path: Path) -> None:

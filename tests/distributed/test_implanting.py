@@ -13,7 +13,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from distributed.conftest import BFLOAT16, ROOT, STAGES, distance, launch, launch_all, write_configurations
+from distributed.conftest import BFLOAT16, ROOT, STAGES, asked_for, distance, launch, launch_all, write_configurations
 from loki_ds import Positions, apply_implant
 from loki_ds.quiet.kept import load_moments
 
@@ -100,9 +100,27 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"selection.positions={path}"
 
 
+# Elsewhere a row of the middle stages, or of another optimizer, has never found anything.
+OFTEN = {
+    "mask zero0 adamw",
+    "mask zero2 adamw",
+    "mask zero3 adamw",
+    "mask zero3 adafactor",
+    "mask zero3 sgd",
+    "rows zero0 adamw",
+    "rows zero2 adamw",
+    "rows zero3 adamw",
+    "rows zero3 sgd",
+    "lora zero2 adamw",
+    "lora zero3 adamw",
+}
+
+
 @pytest.fixture(scope="module")
-def runs(rows: str, in_bfloat16: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of every case, on two ranks."""
+def runs(
+    rows: str, in_bfloat16: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Path:
+    """A finished run of every case that is asked for, on two ranks."""
     folder = tmp_path_factory.mktemp("runs")
     write_configurations(folder)
     cases = {
@@ -114,6 +132,8 @@ def runs(rows: str, in_bfloat16: Path, tmp_path_factory: pytest.TempPathFactory)
         ]
         for mode, stage, optimizer in product(MODES, STAGES, OPTIMIZERS)
     }
+    asked = {*OFTEN, *asked_for(request, "case")}
+    cases = {name: overrides for name, overrides in cases.items() if name in asked}
     cases |= {
         name: [
             override.replace("{bfloat16}", str(in_bfloat16)).replace("{folder}", str(folder)) for override in overrides
@@ -135,8 +155,9 @@ def merged(run: Path) -> torch.nn.Module:
     return PeftModel.from_pretrained(base, str(run / "adapter")).merge_and_unload()
 
 
+COMBINED = [f"{mode} zero{stage} {optimizer}" for mode, stage, optimizer in product(MODES, STAGES, OPTIMIZERS)]
 CONFINED = [
-    *(f"{mode} zero{stage} {optimizer}" for mode, stage, optimizer in product(MODES, STAGES, OPTIMIZERS)),
+    *(name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in COMBINED),
     *SPECIAL,
     *PLAIN,
     *QUIET,

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from conftest import ROOT, in_mode
 from transformers import AutoModelForCausalLM
@@ -19,6 +20,7 @@ SHORT = [
 ]
 
 
+@pytest.mark.slow
 def test_eight_thousand_tokens_packed(tmp_path: Path) -> None:
     settings = [
         "training.max_length=8192",
