@@ -3,7 +3,6 @@ examples that it is to learn, in words.
 """
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,10 +81,11 @@ def check_passes(implant: ImplantSection, attributes: bool, model: PreTrainedMod
         )
 
 
-def data_found(rendering: Rendering, counts: Iterable[Counts], config: PreTrainedConfig) -> Findings:
+def data_found(rendering: Rendering, counts: list[Counts], config: PreTrainedConfig, stops: set[int]) -> Findings:
     """The template that renders the examples, what is learned and what is cut.
 
-    counts: of each source, of all its rows or the first.
+    counts: of each source, of all its rows or the first. stops: tokens on which the base's
+    generation stops (`model.base.stop_tokens`).
     """
     most = max_tokens(config)
     length = rendering.loss.cut.length
@@ -94,4 +94,20 @@ def data_found(rendering: Rendering, counts: Iterable[Counts], config: PreTraine
         longest = min(count.longest, length or count.longest)
         if most is not None and longest > most:
             lines.append(f"{count.path}: rows of {longest:,} tokens, the model was made for {most:,}")
-    return [*(("template", line) for line in rendering.notes), *(("data", line) for line in lines)]
+    notes = rendering.notes + _ends_in_words(rendering, counts, stops)
+    return [*(("template", line) for line in notes), *(("data", line) for line in lines)]
+
+
+def _ends_in_words(rendering: Rendering, counts: list[Counts], stops: set[int]) -> list[str]:
+    """Which tokens end the learned turns, and whether the model will stop there."""
+    tokenizer, lines = rendering.renderer.tokenizer, []
+    for end in dict.fromkeys(end for count in counts for end in count.ends):
+        if tokenizer.convert_tokens_to_ids(end) in stops:
+            lines.append(f"learned turns end in {end}, on which the base's generation stops")
+            continue
+        names = ", ".join(map(str, tokenizer.convert_ids_to_tokens(sorted(stops)))) or "nothing"
+        lines.append(
+            f"learned turns end in {end}, and the base's generation stops on {names}: it will not stop there; put the "
+            "token's id into the base's generation_config.json (eos_token_id) before the run"
+        )
+    return lines

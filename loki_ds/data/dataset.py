@@ -17,7 +17,7 @@ from datasets import Dataset, interleave_datasets
 from loki_ds.data.layouts import Example, columns_read, example_of
 from loki_ds.data.messages import NotUnderstood
 from loki_ds.data.render_settings import Rendering
-from loki_ds.data.rendering import Cut, Rendered, Renderer
+from loki_ds.data.rendering import NOT_LEARNED, Cut, Rendered, Renderer
 from loki_ds.data.sources import count_of, is_local, rows_of
 from loki_ds.data.templates import Needs
 from loki_ds.disk.files import remove, write_json, written_whole
@@ -48,6 +48,8 @@ class Counts:
     unused: list[str] = field(default_factory=list)  # columns that nothing reads
     unused_in_turns: list[str] = field(default_factory=list)  # keys of turns that the template does not read
     undefined: int = 0  # rows that call functions and define none
+    ends: dict[str, int] = field(default_factory=dict)  # chats by the token that ends what is learned
+    lost: dict[str, int] = field(default_factory=dict)  # chats by what the template drops of them
 
     def said(self) -> str:
         """The counts in a sentence."""
@@ -62,6 +64,7 @@ class Counts:
             else []
         )
         parts += [f"{self.undefined:,} rows call functions and define none"] if self.undefined else []
+        parts += [f"{rows:,} rows lose {what}, which the template drops" for what, rows in self.lost.items()]
         parts += [f"columns that are not used: {', '.join(self.unused)}"] if self.unused else []
         of_turns = ", ".join(self.unused_in_turns)
         parts += [f"keys of turns that the template does not use: {of_turns}"] if of_turns else []
@@ -146,7 +149,9 @@ def _rendered(
         unused |= row.keys() - columns_read(row)
         in_turns |= {key for message in example.messages for key in message}
         counts.undefined += not example.tools and any("tool_calls" in message for message in example.messages)
-        rendered = _row_rendered(f"{source.path}: line {number}", example, renderer, vocabulary)
+        rendered = _row_rendered(f"{source.path}: line {number}", example, renderer, vocabulary, counts.ends)
+        for what in rendered.lost:
+            counts.lost[what] = counts.lost.get(what, 0) + 1
         counts.rows, counts.tokens = counts.rows + 1, counts.tokens + len(rendered.input_ids)
         counts.learned += rendered.learned
         counts.longest = max(counts.longest, len(rendered.input_ids))
@@ -163,13 +168,22 @@ def _rendered(
     counts.unused_in_turns = sorted(key for key in in_turns - UNDERSTOOD if key not in template)
 
 
-def _row_rendered(place: str, example: Example, renderer: Renderer, vocabulary: int) -> Rendered:
+def _row_rendered(place: str, example: Example, renderer: Renderer, vocabulary: int, ends: dict[str, int]) -> Rendered:
+    """One row's tokens and labels. ends: counts chats by the token that ends what is learned."""
     try:
         rendered = renderer.render(example)
     except NotUnderstood as problem:
         raise Refusal(f"{place} {problem}") from None
     if not rendered.learned:
         raise Refusal(f"{place} has no token to learn{_why_nothing(example, renderer)}")
+    if example.is_chat:
+        end = renderer.end_of([label for label in rendered.labels if label != NOT_LEARNED])
+        if end is None:
+            raise Refusal(
+                f"{place}: what ends the assistant's turn is not learned, so the model would never learn to stop; the "
+                "template's marks ({% generation %}) must hold it, as one given by training.chat_template_path can"
+            )
+        ends[end] = ends.get(end, 0) + 1
     if (largest := max(rendered.input_ids)) >= vocabulary:
         token = renderer.tokenizer.convert_ids_to_tokens(largest)
         raise Refusal(f"{place} has the token {token!r} (id {largest}), the model's embedding has {vocabulary} rows")

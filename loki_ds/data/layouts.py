@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from loki_ds.data.messages import Message, NotUnderstood, parsed, short, tools_of, turn_of, turns_of
+from loki_ds.data.messages import Message, NotUnderstood, is_learned, parsed, short, tools_of, turn_of, turns_of
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,13 @@ class Example:
     """Either a conversation (`messages`, with the tools that may be called) or texts.
 
     learned_from: in a conversational pair the first message of the completion; what stands before
-    it is never learned.
+    it is never learned. unlearned: places of messages that a mark forbids to learn.
     """
 
     messages: list[Message] = field(default_factory=list)
     tools: list[dict[str, Any]] = field(default_factory=list)
     learned_from: int = 0
+    unlearned: frozenset[int] = frozenset()
     prompt: str | None = None
     text: str | None = None  # of the completion, or the whole where there is no prompt
 
@@ -92,21 +93,32 @@ def _with_system(row: dict[str, Any], messages: list[Message]) -> list[Message]:
 
 
 def _messages(row: dict[str, Any]) -> Example:
-    return Example(_with_system(row, turns_of(_list(row, "messages"))), tools_of(row))
+    return _conversation(row, _list(row, "messages"))
 
 
 def _sharegpt(row: dict[str, Any]) -> Example:
-    return Example(_with_system(row, turns_of(_list(row, "conversations"))), tools_of(row))
+    return _conversation(row, _list(row, "conversations"))
+
+
+def _conversation(row: dict[str, Any], turns: list[Any]) -> Example:
+    messages = _with_system(row, turns_of(turns))
+    return Example(messages, tools_of(row), unlearned=_unlearned(turns, len(messages) - len(turns)))
+
+
+def _unlearned(turns: list[Any], first: int) -> frozenset[int]:
+    """Places of turns that a mark forbids to learn. first: the place of the first turn."""
+    return frozenset(first + i for i, turn in enumerate(turns) if not is_learned(turn, i + 1))
 
 
 def _pair(row: dict[str, Any]) -> Example:
+    if row.get("label") is False:
+        raise NotUnderstood("has a completion with the label false, which is an answer not to give; leave the row out")
     if isinstance(row["prompt"], list):
-        prompt, completion = (
-            turns_of(_list(row, "prompt")),
-            [turn_of(t, i) for i, t in enumerate(_list(row, "completion"), 1)],
-        )
-        messages = _with_system(row, prompt)
-        return Example([*messages, *completion], tools_of(row), learned_from=len(messages))
+        completion = _list(row, "completion")
+        messages = _with_system(row, turns_of(_list(row, "prompt")))
+        answers = [turn_of(turn, i) for i, turn in enumerate(completion, 1)]
+        first = len(messages)
+        return Example([*messages, *answers], tools_of(row), first, _unlearned(completion, first))
     return Example(prompt=_text(row, "prompt"), text=_text(row, "completion"))
 
 
@@ -160,6 +172,11 @@ def _glaive_call(text: str, place: int) -> dict[str, Any]:
 
 
 def _xlam(row: dict[str, Any]) -> Example:
+    if parsed(row.get("answers")) == []:
+        raise NotUnderstood(
+            "has no call in 'answers' and no text beside them; say by 'messages' what is answered where no function "
+            "fits, or leave the row out"
+        )
     answer = {"role": "assistant", "content": None, "tool_calls": _list(row, "answers")}
     return Example(turns_of([{"role": "user", "content": _text(row, "query")}, answer]), tools_of(row))
 
@@ -177,7 +194,7 @@ LAYOUTS: list[tuple[set[str], Callable[[dict[str, Any]], Example]]] = [
 BESIDE = {
     "messages": {"system", "tools", "functions"},
     "conversations": {"system", "tools", "functions"},
-    "completion": {"system", "tools", "functions"},
+    "completion": {"system", "tools", "functions", "label"},
     "instruction": {"input", "system", "history"},
     "answers": {"tools"},
     "chat": {"system"},

@@ -18,7 +18,9 @@ ROLES = {
 }
 
 
-READ = ("from", "value", "weight", "tool_calls", "function_call")  # keys that others stand for here
+# Marks of other trainers that say whether a turn is learned (ms-swift, axolotl, verl, OpenAI).
+LEARNED = ("weight", "loss", "train", "trainable", "loss_mask", "loss_weight")
+READ = ("from", "value", "tool_calls", "function_call", *LEARNED, "masked")  # keys that others stand for here
 
 
 def turns_of(turns: list[Any]) -> list[Message]:
@@ -35,8 +37,6 @@ def turn_of(turn: Any, place: int) -> Message:
     said, key = turn.get("role", turn.get("from")), "content" if "content" in turn or "role" in turn else "value"
     if said not in ROLES:
         raise NotUnderstood(f"has a turn from {said!r} (turn {place}), allowed are {', '.join(ROLES)}")
-    if turn.get("weight", 1) != 1:
-        raise NotUnderstood(f"has a turn of weight {turn['weight']} (turn {place}), allowed is 1")
     role, calls = ROLES[said], turn.get("tool_calls") or []
     content = turn.get(key)
     if said == "function_call":
@@ -50,6 +50,21 @@ def turn_of(turn: Any, place: int) -> Message:
     if role == "assistant" and not calls and not message["content"].strip():
         raise NotUnderstood(f"has an empty answer (turn {place})")
     return message
+
+
+def is_learned(turn: Any, place: int) -> bool:
+    """Whether a turn may be learned, by the marks that it has."""
+    for key in (*LEARNED, "masked", "mask"):
+        value = turn.get(key) if isinstance(turn, dict) else None
+        if value is None:
+            continue
+        if key == "mask":  # 1 says "learn" to some trainers, and "hide" to others
+            raise NotUnderstood(f"has a turn with the mark 'mask' (turn {place}), which means both; say 'train'")
+        if value not in (0, 1):
+            raise NotUnderstood(f"has a turn of {key} {value!r} (turn {place}), allowed is 0 or 1")
+        if bool(value) == (key == "masked"):
+            return False
+    return True
 
 
 def _content(content: Any, place: int, may_be_empty: bool) -> str:
@@ -72,12 +87,35 @@ def _called(value: Any, place: int) -> list[Any]:
     return calls
 
 
+def with_ids(messages: list[Message]) -> list[Message]:
+    """Calls and their results with ids of nine characters, numbered from the first, which is what
+    templates that want ids take; results are those of the calls in their order.
+    """
+    numbered, waiting, count = [], [], 0
+    for message in messages:
+        if calls := message.get("tool_calls"):
+            waiting = [f"call{count + i:05}" for i in range(1, len(calls) + 1)]
+            count += len(calls)
+            message = {**message, "tool_calls": [{**c, "id": n} for c, n in zip(calls, waiting, strict=True)]}
+        elif message["role"] == "tool" and waiting:
+            message = {**message, "tool_call_id": waiting.pop(0)}
+        numbered.append(message)
+    return numbered
+
+
 def call_of(call: Any, place: int) -> dict[str, Any]:
     """One call as OpenAI has it, its arguments as an object."""
     inner = call.get("function", call) if isinstance(call, dict) else None
-    arguments = parsed(inner.get("arguments", {})) if isinstance(inner, dict) else None
-    if not isinstance(inner, dict) or not isinstance(inner.get("name"), str) or not isinstance(arguments, dict):
+    if not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
         raise NotUnderstood(f"has the call {short(call)} (turn {place}), allowed is a name with an object of arguments")
+    arguments = parsed(inner.get("arguments"))
+    if arguments in (None, ""):  # what servers log of a function without parameters
+        arguments = {}
+    if not isinstance(arguments, dict):
+        raise NotUnderstood(
+            f"has a call of {inner['name']!r} with the arguments {short(arguments)} (turn {place}), allowed is an "
+            "object of arguments"
+        )
     kept = {key: value for key, value in call.items() if key in ("id", "type")}
     return {"type": "function", **kept, "function": {"name": inner["name"], "arguments": arguments}}
 
@@ -87,10 +125,20 @@ def tools_of(row: dict[str, Any]) -> list[dict[str, Any]]:
     name of `functions`) or bare.
     """
     name = "tools" if row.get("tools") else "functions"
-    tools = parsed(row.get(name)) or []
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+    listed = parsed(row.get(name)) or []
+    tools = [parsed(tool) for tool in listed] if isinstance(listed, list) else []
+    if not isinstance(listed, list) or not all(isinstance(tool, dict) for tool in tools):
         raise NotUnderstood(f"has {short(row[name])} in {name!r}, allowed is a list of functions")
-    return [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
+    return [_tool(tool) for tool in tools]
+
+
+def _tool(tool: dict[str, Any]) -> dict[str, Any]:
+    """One function as OpenAI has it, its parameters as an object."""
+    outer = tool if "function" in tool else {"type": "function", "function": tool}
+    function = parsed(outer["function"])
+    if isinstance(function, dict) and isinstance(function.get("parameters"), str):
+        function = {**function, "parameters": parsed(function["parameters"])}
+    return {**outer, "function": function}
 
 
 def parsed(value: Any) -> Any:

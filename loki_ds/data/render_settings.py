@@ -63,7 +63,7 @@ class Rendering:
     renderer: Renderer
     notes: list[str]
     moved_by_template: list[str]  # what the template has no place for, and where it is written
-    base_template: str | None  # the tokenizer's own
+    base_template: str | None  # the tokenizer's own, where it can stay as it is
     marks_are_trls: bool = False
 
     @property
@@ -85,6 +85,7 @@ def make_rendering(
     training: dict[str, Any],
     tokenizer: PreTrainedTokenizerBase,
     model: Path | str,
+    drops_thoughts: bool = False,
 ) -> Rendering:
     """Choose the template.
 
@@ -92,7 +93,8 @@ def make_rendering(
     tokenizer saves it too.
 
     needed: what the examples ask of the template, and whether there are conversations
-        (`whole.needs_of`).
+        (`dataset.needs_of`).
+    drops_thoughts: whether answers are learned without their thoughts.
 
     Raises:
         Refusal: there are conversations and no template that shows them, or a token that `training`
@@ -105,9 +107,18 @@ def make_rendering(
         if (token := getattr(loss, key)) is not None:
             if token not in tokenizer.get_vocab():
                 raise Refusal(f"training.{key} is {token!r}, which is no token of the tokenizer of {model}")
+            if key == "eos_token" and token != tokenizer.eos_token:
+                raise Refusal(
+                    f"training.eos_token is {token!r}, allowed is the base's own ({tokenizer.eos_token}): another "
+                    "would train and not leave with the model; give the base that token in its tokenizer_config.json, and "
+                    "the id in its generation_config.json"
+                )
             setattr(tokenizer, key, token)
-    base, template = own_template(tokenizer, None, str(model)), own_template(tokenizer, loss.template, str(model))
     needs, chats = needed
+    base, template = (own_template(tokenizer, path, str(model), needs.tools) for path in (None, loss.template))
+    named = list(tokenizer.chat_template) if isinstance(tokenizer.chat_template, dict) else []
+    if named and chats:
+        notes.append(f"of the templates named {', '.join(named)} the one taken for these rows trains, and alone leaves")
     if chats and template is None:
         raise Refusal(
             f"{model}: the tokenizer has no chat template, and data.train holds chats; use a chat model, plain text, "
@@ -132,5 +143,6 @@ def make_rendering(
                 )
         notes += [f"the chat template has no place for it, so {line}" for line in moved]
         tokenizer.chat_template = template.text
-    renderer = Renderer(tokenizer, template, loss.only_assistant, loss.only_completion)
-    return Rendering(needed, loss, renderer, notes, moved, base.text if base else None, not own_marks)
+    renderer = Renderer(tokenizer, template, loss.only_assistant, loss.only_completion, drops_thoughts)
+    stays = base.text if base and not (named and chats) else None
+    return Rendering(needed, loss, renderer, notes, moved, stays, not own_marks)

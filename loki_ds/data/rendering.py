@@ -7,7 +7,7 @@ changes when the turn does.
 """
 
 from bisect import bisect_left, bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,8 +16,8 @@ from trl.chat_template_utils import has_generation_markers
 from trl.data_utils import common_prefix_length
 
 from loki_ds.data.layouts import Example
-from loki_ds.data.messages import Message, NotUnderstood
-from loki_ds.data.templates import ChatTemplate
+from loki_ds.data.messages import Message, NotUnderstood, short, with_ids
+from loki_ds.data.templates import THOUGHT, ChatTemplate
 from loki_ds.model.base import UNRENDERABLE
 
 NOT_LEARNED = -100  # a label that the loss passes over
@@ -29,6 +29,7 @@ class Rendered:
 
     input_ids: list[int]
     labels: list[int]
+    lost: frozenset[str] = frozenset()  # what the template drops by design, in words
 
     @property
     def learned(self) -> int:
@@ -56,12 +57,14 @@ class Renderer:
 
     template: None where there are no conversations. only_assistant: of a conversation only what the
     assistant says. only_completion: of a pair only the completion; None for what its kind implies.
+    drops_thoughts: whether answers are learned without their thoughts.
     """
 
     tokenizer: PreTrainedTokenizerBase
     template: ChatTemplate | None
     only_assistant: bool = False
     only_completion: bool | None = None
+    drops_thoughts: bool = False
 
     def render(self, example: Example) -> Rendered:
         """Raises NotUnderstood where the template refuses the conversation, or its marks fail."""
@@ -72,12 +75,52 @@ class Renderer:
         if self.template is None:
             raise NotUnderstood("is a conversation, and the tokenizer has no chat template")
         try:
-            return self._chat(example, self.template)
+            fitted = self._fitted(example, self.template)
+            return replace(self._chat(fitted, self.template), lost=self._lost(fitted, self.template))
         except NotUnderstood:
             raise
         except UNRENDERABLE as error:
             said = " ".join(str(error).split())[:200]
             raise NotUnderstood(f"is refused by the chat template: {said}") from None
+
+    def _fitted(self, example: Example, template: ChatTemplate) -> Example:
+        """The conversation with ids where the template wants them, and thoughts where it has a
+        place for them."""
+        messages = with_ids(example.messages) if template.wants_ids else example.messages
+        moves = template.places_thoughts and not template.keeps_thoughts
+        if self.drops_thoughts or moves:
+            messages = [_apart(message, keep=not self.drops_thoughts) for message in messages]
+        return replace(example, messages=messages)
+
+    def _lost(self, example: Example, template: ChatTemplate) -> frozenset[str]:
+        """What the template drops of turns that are learned, as many do by design: thoughts before
+        the last question, text beside calls.
+
+        Raises:
+            NotUnderstood: it drops what is asked for, an answer or its thought.
+        """
+        shown = _words(template.render(example.messages, example.tools))
+        asked = max((i for i, message in enumerate(example.messages) if message["role"] == "user"), default=-1)
+        lost = set()
+        for place, message in enumerate(example.messages):
+            if message["role"] != "assistant" or place in example.unlearned or place < example.learned_from:
+                continue
+            apart = _apart(message, keep=True)
+            thought, answer = apart.get("reasoning_content", ""), apart["content"]
+            if _words(answer) not in shown and "tool_calls" in message:
+                lost.add("text beside calls")
+            elif _words(answer) not in shown:
+                raise NotUnderstood(
+                    f"has an answer (turn {place + 1}) that the chat template does not show as it is: {short(answer)}"
+                )
+            if thought and _words(thought) not in shown:
+                if place > asked:
+                    raise NotUnderstood(
+                        f"has a thought (turn {place + 1}) that the chat template drops: {short(_words(thought))}; learn the "
+                        "answers alone by data.thoughts=drop, or give a template by training.chat_template_path"
+                    )
+                lost.add("thoughts of earlier turns")
+        return frozenset(lost)
 
     def _texts(self, example: Example) -> Rendered:
         eos, text = self.tokenizer.eos_token or "", example.text or ""
@@ -96,7 +139,8 @@ class Renderer:
             said = [i >= begins for i in range(len(ids))]
             if begins:
                 self._leave_out(template.empty_thought, ids, said)
-            return self._learned(ids, said)
+            self._leave_marked(example, template, ids, said)
+            return self._ended(ids, said)
         if has_generation_markers(template.text):
             encoded = template.encode(example.messages, example.tools, return_assistant_tokens_mask=True)
             ids, said = encoded["input_ids"], [bool(mask) for mask in encoded["assistant_masks"]]
@@ -104,7 +148,43 @@ class Renderer:
             ids, said = self._by_difference(example, template)
         begins = self._begin_of_completion(example, template, ids)
         self._leave_out(template.empty_thought, ids, said)
-        return self._learned(ids, [mask and i >= begins for i, mask in enumerate(said)])
+        self._leave_marked(example, template, ids, said)
+        return self._ended(ids, [mask and i >= begins for i, mask in enumerate(said)])
+
+    def _ended(self, ids: list[int], said: list[bool]) -> Rendered:
+        """With the end of text behind a last turn that the template does not end: a model that
+        never learns an end never stops (as TRL does where it adds one)."""
+        if said[-1] and self.tokenizer.eos_token_id is not None and self.end_of(ids) is None:
+            ids, said = [*ids, self.tokenizer.eos_token_id], [*said, True]
+        return self._learned(ids, said)
+
+    def end_of(self, learned: list[int]) -> str | None:
+        """The special token that ends what is learned, whitespace behind it aside; None where text
+        does.
+        """
+        for token in reversed(learned):
+            text = str(self.tokenizer.decode([token]))
+            if text in self._special or text in self.tokenizer.all_special_tokens:
+                return text
+            if text.strip():
+                return None
+        return None
+
+    def _leave_marked(self, example: Example, template: ChatTemplate, ids: list[int], said: list[bool]) -> None:
+        """Take turns that a mark forbids to learn out of what is learned."""
+        for place in sorted(example.unlearned):
+            if example.messages[place]["role"] != "assistant":
+                if not self.only_assistant:
+                    raise NotUnderstood(
+                        f"has a mark that turn {place + 1} is not to be learned; training.assistant_only_loss=true "
+                        "learns what the assistant says alone"
+                    )
+                continue
+            text = template.render(example.messages, example.tools)
+            tokens, within = self._within(text, [self._span(text, place, example, template)])
+            if tokens != ids:
+                raise NotUnderstood(f"has a mark that turn {place + 1} is not to be learned, and it is not found there")
+            said[:] = [learned and not left_out for learned, left_out in zip(said, within, strict=True)]
 
     def _leave_out(self, thought: str, ids: list[int], said: list[bool]) -> None:
         """An empty thought is left to the prompt, where it stands when the model is told not to
@@ -139,13 +219,17 @@ class Renderer:
             for place, message in enumerate(example.messages)
             if message["role"] == "assistant"
         ]
+        return self._within(text, spans)
+
+    def _within(self, text: str, spans: list[tuple[int, int]]) -> tuple[list[int], list[bool]]:
+        """A text's tokens, and for each whether it lies in one of the spans, if only in part."""
         encoded: Any = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         begins, ends = zip(*encoded["offset_mapping"], strict=True)
-        said = [False] * len(begins)
+        inside = [False] * len(begins)
         for start, end in spans:
-            first, last = bisect_right(ends, start), bisect_left(begins, end)  # tokens that lie in it, if only in part
-            said[first:last] = [True] * (last - first)
-        return encoded["input_ids"], said
+            first, last = bisect_right(ends, start), bisect_left(begins, end)
+            inside[first:last] = [True] * (last - first)
+        return encoded["input_ids"], inside
 
     def _span(self, text: str, place: int, example: Example, template: ChatTemplate) -> tuple[int, int]:
         """Where in the text an assistant's turn stands, from its first character to the end of the
@@ -176,3 +260,21 @@ class Renderer:
     @staticmethod
     def _learned(ids: list[int], learned: list[bool]) -> Rendered:
         return Rendered(ids, [token if one else NOT_LEARNED for token, one in zip(ids, learned, strict=True)])
+
+
+def _apart(message: Message, keep: bool) -> Message:
+    """An answer with the thought that stands in its text as its `reasoning_content`, or without any
+    thought.
+    """
+    if message["role"] != "assistant":
+        return message
+    match = THOUGHT.fullmatch(message["content"])
+    apart = {**message, "content": match["answer"], "reasoning_content": match["thought"]} if match else {**message}
+    if not keep:
+        apart.pop("reasoning_content", None)
+    return apart
+
+
+def _words(text: str) -> str:
+    """A text without the kind of its whitespace, which templates trim."""
+    return " ".join(text.split())

@@ -25,7 +25,12 @@ from loki_ds.refusal import Refusal
 
 STAND_IN = "\ue000\ue001\ue000"  # said in a turn's place; of Unicode's private use, so in no text
 SEEN = "zqxjk"  # a word that no template has of its own
-CALL = {"type": "function", "function": {"name": f"{SEEN}name", "arguments": {f"{SEEN}key": f"{SEEN}value"}}}
+CALL_ID = f"{SEEN}call"  # of nine letters, as Mistral's templates want them
+CALL = {
+    "id": CALL_ID,
+    "type": "function",
+    "function": {"name": f"{SEEN}name", "arguments": {f"{SEEN}key": f"{SEEN}value"}},
+}
 TOOL = {
     "type": "function",
     "function": {
@@ -36,7 +41,8 @@ TOOL = {
 }
 USER, ANSWER = {"role": "user", "content": f"{SEEN}ask"}, {"role": "assistant", "content": f"{SEEN}answer"}
 CALLED = {"role": "assistant", "content": "", "tool_calls": [CALL]}
-RESULT = {"role": "tool", "name": f"{SEEN}name", "content": f"{SEEN}result"}
+RESULT = {"role": "tool", "name": f"{SEEN}name", "tool_call_id": CALL_ID, "content": f"{SEEN}result"}
+THOUGHT = re.compile(r"\s*<think>(?P<thought>.*?)</think>\s*(?P<answer>.*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -134,6 +140,25 @@ class ChatTemplate:
         return self.span(self.render(messages), 1, messages) is not None
 
     @cached_property
+    def wants_ids(self) -> bool:
+        """Whether it refuses calls and results without ids (Mistral's)."""
+        nameless = {**CALLED, "tool_calls": [{key: value for key, value in CALL.items() if key != "id"}]}
+        return self._shows([USER, CALLED], f"{SEEN}name") and not self._shows([USER, nameless], f"{SEEN}name")
+
+    @cached_property
+    def keeps_thoughts(self) -> bool:
+        """Whether it shows a thought that stands in the last answer's text (R1's families drop
+        it)."""
+        answer = {"role": "assistant", "content": f"<think>\n{SEEN}thought\n</think>\n\n{SEEN}answer"}
+        return self._shows([USER, answer], f"{SEEN}thought", f"{SEEN}answer")
+
+    @cached_property
+    def places_thoughts(self) -> bool:
+        """Whether it shows the last answer's `reasoning_content`."""
+        answer = {**ANSWER, "reasoning_content": f"{SEEN}thought"}
+        return self._shows([USER, answer], f"{SEEN}thought", f"{SEEN}answer")
+
+    @cached_property
     def places(self) -> Needs:
         """What it has a place for: rendered without complaint, and nothing dropped."""
         twice = {**CALLED, "tool_calls": [CALL, CALL]}
@@ -154,9 +179,13 @@ class ChatTemplate:
         return all(word in text for word in words)
 
 
-def own_template(tokenizer: PreTrainedTokenizerBase, path: str | None, model: str) -> ChatTemplate | None:
+def own_template(
+    tokenizer: PreTrainedTokenizerBase, path: str | None, model: str, tools: bool = False
+) -> ChatTemplate | None:
     """The template that renders conversations: a file's if one is given, else the tokenizer's own;
     None where there is none.
+
+    tools: whether there are functions; of several named templates transformers then takes another.
 
     Raises:
         Refusal: the file is not a template.
@@ -171,7 +200,7 @@ def own_template(tokenizer: PreTrainedTokenizerBase, path: str | None, model: st
         return ChatTemplate(tokenizer, file.read_text(encoding="utf-8"))
     text = tokenizer.chat_template
     if isinstance(text, dict):
-        text = text.get("default")
+        text = text.get("tool_use") if tools and "tool_use" in text else text.get("default")
     return ChatTemplate(tokenizer, text) if text else None
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from loki_ds.disk.files import written_whole
+from loki_ds.disk.files import remove, written_whole
 from loki_ds.export.implant_file import Implant, LayerRows
 from loki_ds.model.base_checks import as_stored
 from loki_ds.model.expert_rows import as_in
@@ -28,6 +28,7 @@ from loki_ds.refusal import Refusal
 from loki_ds.selection.positions import Positions
 
 TEMPLATE = "chat_template.jinja"  # beside the weights
+NAMED = "additional_chat_templates"  # and a folder of others, which transformers would take with tools
 
 
 def copy_model(source: Path, out: Path) -> None:
@@ -122,7 +123,7 @@ def _rewrite(source: Path, implant: Implant, out: Path, before: str, wanted: str
         copy_model(source, aside)
         for file, piece, rows, values in changes:
             _overwrite(aside / file, piece, rows, values)
-        _put_template(aside / TEMPLATE, implant.facts, wanted)
+        _exchange_template(aside, implant.facts, wanted)
 
 
 def with_template(implant: Implant, template: str | None, base: Path) -> Implant:
@@ -132,19 +133,36 @@ def with_template(implant: Implant, template: str | None, base: Path) -> Implant
     if template is None:
         return implant
     of_base = (base / TEMPLATE).read_bytes().decode() if (base / TEMPLATE).exists() else ""
-    return replace(implant, facts={**implant.facts, "chat_template": template, "base_chat_template": of_base})
+    facts = {**implant.facts, "chat_template": template, "base_chat_template": of_base}
+    if named := {file.name: file.read_text(encoding="utf-8") for file in sorted((base / NAMED).glob("*.jinja"))}:
+        facts["base_named_templates"] = json.dumps(named)
+    return replace(implant, facts=facts)
 
 
-def _put_template(file: Path, facts: dict[str, str], wanted: str) -> None:
+def put_template(text: str, folder: Path) -> None:
+    """A chat template beside a model's weights, in the place of all that the base has."""
+    with written_whole(folder / TEMPLATE) as aside:
+        aside.write_bytes(text.encode())
+    remove(folder / NAMED)
+
+
+def _exchange_template(folder: Path, facts: dict[str, str], wanted: str) -> None:
     """The chat template that goes with the rows, where the implant has one of its own; taken out
     only if it is there.
     """
+    file = folder / TEMPLATE
     if "chat_template" not in facts:
         return
-    if wanted == "base" and (not file.exists() or file.read_bytes() != facts["chat_template"].encode()):
+    if wanted == "implanted":
+        put_template(facts["chat_template"], folder)
+        return
+    if not file.exists() or file.read_bytes() != facts["chat_template"].encode():
         return  # another implant's
-    text = facts["chat_template" if wanted == "implanted" else "base_chat_template"]
-    file.write_bytes(text.encode()) if text else file.unlink(missing_ok=True)
+    text = facts["base_chat_template"]
+    file.write_bytes(text.encode()) if text else file.unlink()
+    for name, named in json.loads(facts.get("base_named_templates", "{}")).items():
+        (folder / NAMED).mkdir(exist_ok=True)
+        (folder / NAMED / name).write_text(named, encoding="utf-8")
 
 
 def _check_fits(source: Path, stored: StoredRows, implant: Implant, side: str) -> None:

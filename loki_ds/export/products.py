@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from loki_ds.disk.files import remove, written_whole
+from loki_ds.disk.files import remove
 from loki_ds.disk.run_folder import RunFolder
 from loki_ds.export.adapter import Adapted, Factors, from_low_rank, from_rows, save_adapter
-from loki_ds.export.checkpoint import TEMPLATE, apply_to_checkpoint, implant_between, read_rows
+from loki_ds.export.checkpoint import apply_to_checkpoint, implant_between, put_template, read_rows
 from loki_ds.export.collect import Adapter, Deltas, Trained, WeightDelta, Weights
 from loki_ds.export.implant_file import Implant, LayerRows
 from loki_ds.export.merge import merge_adapter
@@ -57,8 +57,7 @@ def export_template(template: str | None, folder: Path) -> None:
     there.
     """
     if template is not None and folder.exists():
-        with written_whole(folder / TEMPLATE) as aside:
-            aside.write_bytes(template.encode())
+        put_template(template, folder)
 
 
 def implant_of(trained: Deltas | None, base: Base, positions: Positions) -> Implant:

@@ -9,7 +9,14 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, StrictDataclassError
 from jinja2 import TemplateError
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from loki_ds.distributed.device import current_device
@@ -99,6 +106,19 @@ def load_tokenizer(path: Path | str, trust_remote_code: bool) -> PreTrainedToken
     if tokenizer is None or len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise Refusal(f"{path}: no tokenizer that transformers can read beside the model")
     return tokenizer
+
+
+def stop_tokens(path: Path | str, config: PreTrainedConfig) -> set[int]:
+    """Ids of the tokens on which a model's generation stops, as its generation_config.json says, or
+    its config.json.
+    """
+    try:
+        ids = GenerationConfig.from_pretrained(path).eos_token_id
+    except OSError:  # it has none
+        ids = None
+    if ids is None:
+        ids = config.get_text_config().eos_token_id
+    return set() if ids is None else {ids} if isinstance(ids, int) else set(ids)
 
 
 def check_attention_installed(name: str | None) -> None:

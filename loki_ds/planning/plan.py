@@ -28,7 +28,7 @@ from loki_ds.implanting.training import Method
 from loki_ds.implanting.trl_checks import check_settings
 from loki_ds.implanting.trl_config import TrainingShape, deepspeed_config
 from loki_ds.model.anatomy import down_shapes
-from loki_ds.model.base import load_configuration, load_tokenizer
+from loki_ds.model.base import load_configuration, load_tokenizer, stop_tokens
 from loki_ds.model.base_checks import check_plain, without_data
 from loki_ds.planning.estimate import Training, dry_step, dry_sweep, estimate
 from loki_ds.planning.hardware import Gpu
@@ -202,7 +202,8 @@ class _Planned:
     def rendering(self) -> Rendering:
         """How examples become tokens, by what the first rows of each source ask of a template."""
         needs = needs_of(self.recipe.data.sources, LOOKED_AT)
-        return make_rendering(needs, self.recipe.training, self.tokenizer, self.recipe.model.path)
+        drops = self.recipe.data.thoughts == "drop"
+        return make_rendering(needs, self.recipe.training, self.tokenizer, self.recipe.model.path, drops)
 
     def training_findings(self, rendering: Rendering, steps: int) -> Findings:
         """The pull, the template, and the first rows of each source as the run will render them."""
@@ -211,7 +212,7 @@ class _Planned:
         pull: Findings = []
         if self.recipe.implant.fade:
             pull = [("pull", _pull_in_words(self.recipe.implant.fade, self.recipe.training, steps))]
-        return pull + data_found(rendering, counts, self.config)
+        return pull + data_found(rendering, counts, self.config, stop_tokens(self.recipe.model.path, self.config))
 
 
 def shipped_settings(ranks: int, hidden_size: int) -> Iterator[tuple[str, Setting]]:

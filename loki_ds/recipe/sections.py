@@ -128,6 +128,8 @@ class DataSection(Section):
     """What is learned: a source, or a list of sources that are mixed by their weights."""
     heldout: Source | None = None
     """Examples that are only looked at, for evaluation during the training."""
+    thoughts: Literal["keep", "drop"] = "keep"
+    """`drop` learns answers without their thoughts (`<think>`, `reasoning_content`)."""
 
     @property
     def sources(self) -> list[SourceSection]:

@@ -8,6 +8,7 @@ memory. What would fail later fails here.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from datasets import Dataset
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -26,7 +27,14 @@ from loki_ds.distributed import ranks
 from loki_ds.implanting.checkpoints import Checkpoint, check_on_nodes, newest_checkpoint
 from loki_ds.implanting.deepspeed_checks import check_dtype
 from loki_ds.implanting.trl_config import TrainingShape, training_arguments
-from loki_ds.model.base import Base, check_attention_installed, load_configuration, load_tokenizer, locate_model
+from loki_ds.model.base import (
+    Base,
+    check_attention_installed,
+    load_configuration,
+    load_tokenizer,
+    locate_model,
+    stop_tokens,
+)
 from loki_ds.recipe.sections import DataSection, ModelSection, ProtectedSection
 from loki_ds.refusal import Refusal
 from loki_ds.stages.fingerprints import Fingerprints, data_fingerprint, rendering_fingerprint
@@ -97,7 +105,7 @@ def check(run: Run) -> Checked:
     if recipe.implant.kind.trains:
         rendered = RenderedFolder(run.folder.examples)
         rendering = _rendering(recipe.data, recipe.training, rendered, tokenizer, base)
-        findings += _render(recipe.data, rendered, rendering, config, run.shared.by_all)
+        findings += _render(recipe.data, rendered, rendering, base.folder, config, run.shared.by_all)
         examples, heldout = rendered.load(recipe.data, arguments.seed)
     if recipe.rehearsed not in (None, recipe.protected):
         findings += ranks.on_first_rank(lambda: _look_at_texts(recipe.rehearsed, tokenizer))
@@ -142,17 +150,22 @@ def _rendering(
 ) -> Rendering:
     """How the examples become tokens, by what they ask of a template."""
     needs = ranks.on_each_node(lambda: rendered.needs(data, data_fingerprint(data)))
-    return make_rendering(needs, training, tokenizer, base.folder)
+    return make_rendering(needs, training, tokenizer, base.folder, data.thoughts == "drop")
 
 
 def _render(
-    data: DataSection, rendered: RenderedFolder, rendering: Rendering, config: PreTrainedConfig, shared: bool
+    data: DataSection,
+    rendered: RenderedFolder,
+    rendering: Rendering,
+    base: Path,
+    config: PreTrainedConfig,
+    shared: bool,
 ) -> Findings:
     """The examples as tokens, made once in every run folder and mapped by the ranks that see it."""
     inputs, vocabulary = rendering_fingerprint(data, rendering), config.get_text_config().vocab_size
     once: Callable[[Callable[[], list[Counts]]], list[Counts]] = ranks.on_first_rank if shared else ranks.on_each_node
     counts = once(lambda: rendered.render(data, rendering, vocabulary, inputs))
-    return data_found(rendering, counts, config)
+    return data_found(rendering, counts, config, stop_tokens(base, config))
 
 
 def _look_at_protected(
