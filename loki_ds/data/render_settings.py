@@ -108,10 +108,11 @@ def make_rendering(
             if token not in tokenizer.get_vocab():
                 raise Refusal(f"training.{key} is {token!r}, which is no token of the tokenizer of {model}")
             if key == "eos_token" and token != tokenizer.eos_token:
+                own = tokenizer.eos_token
                 raise Refusal(
-                    f"training.eos_token is {token!r}, allowed is the base's own ({tokenizer.eos_token}): another "
-                    "would train and not leave with the model; give the base that token in its tokenizer_config.json, and "
-                    "the id in its generation_config.json"
+                    f"training.eos_token is {token!r}, allowed is the base's own ({own}): another would train and not "
+                    "leave with the model; give the base that token in its tokenizer_config.json, and the id in its "
+                    "generation_config.json"
                 )
             setattr(tokenizer, key, token)
     needs, chats = needed

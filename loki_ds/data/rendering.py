@@ -116,8 +116,9 @@ class Renderer:
             if thought and _words(thought) not in shown:
                 if place > asked:
                     raise NotUnderstood(
-                        f"has a thought (turn {place + 1}) that the chat template drops: {short(_words(thought))}; learn the "
-                        "answers alone by data.thoughts=drop, or give a template by training.chat_template_path"
+                        f"has a thought (turn {place + 1}) that the chat template drops: {short(_words(thought))}; "
+                        "learn the answers alone by data.thoughts=drop, or give a template by "
+                        "training.chat_template_path"
                     )
                 lost.add("thoughts of earlier turns")
         return frozenset(lost)
