@@ -142,6 +142,7 @@ def _rendered(
     """The examples of a source that have something to learn after the cut, whole; counts is kept
     up.
     """
+    _check_padding(source, renderer, vocabulary)
     unused: set[str] = set()
     in_turns: set[str] = set()
     for number, row in islice(rows_of(source), counts.first):
@@ -166,6 +167,16 @@ def _rendered(
     counts.unused = sorted(unused)
     template = renderer.template.text if renderer.template else ""
     counts.unused_in_turns = sorted(key for key in in_turns - UNDERSTOOD if key not in template)
+
+
+def _check_padding(source: SourceSection, renderer: Renderer, vocabulary: int) -> None:
+    pad = renderer.tokenizer.pad_token_id
+    if pad is not None and pad >= vocabulary:
+        token = renderer.tokenizer.pad_token
+        raise Refusal(
+            f"{source.path}: batches would be filled up by {token!r} (id {pad}), and the model's embedding has "
+            f"{vocabulary} rows; name another token by training.pad_token"
+        )
 
 
 def _row_rendered(place: str, example: Example, renderer: Renderer, vocabulary: int, ends: dict[str, int]) -> Rendered:

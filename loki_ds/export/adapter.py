@@ -71,15 +71,22 @@ class Adapted(NamedTuple):
     parameter: str | None = None
 
 
-def save_adapter(factors: dict[Adapted, Factors], base_model: str, folder: Path, d_model_last: bool = False) -> None:
+def save_adapter(
+    factors: dict[Adapted, Factors],
+    base_model: str,
+    folder: Path,
+    d_model_last: bool = False,
+    revision: str | None = None,
+) -> None:
     """Write `adapter_config.json` and `adapter_model.safetensors`.
 
-    d_model_last: whether linear layers lie that way (GPT-2's).
-    """
+    revision: of the base on the hub, where it is not the newest. d_model_last: whether linear
+    layers lie that way (GPT-2's)."""
     rank = max(factor.rank for factor in factors.values())
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         base_model_name_or_path=base_model,
+        revision=revision,
         r=rank,
         lora_alpha=rank,
         target_modules=sorted(adapted.module for adapted in factors if adapted.parameter is None),

@@ -73,7 +73,13 @@ def implant_of(trained: Deltas | None, base: Base, positions: Positions) -> Impl
 
 def facts(base: Base, positions: Positions) -> dict[str, str]:
     """What an implant file says of where it comes from."""
-    return {"base_model": base.section.path, "base_digest": base.digest, "positions_digest": positions.digest}
+    revision = {"base_revision": base.section.revision} if base.section.revision else {}
+    return {
+        "base_model": base.section.path,
+        **revision,
+        "base_digest": base.digest,
+        "positions_digest": positions.digest,
+    }
 
 
 def save_implant(implant: Implant, trained: Trained | None, base: Base, folder: RunFolder) -> None:
@@ -94,7 +100,7 @@ def save_implant(implant: Implant, trained: Trained | None, base: Base, folder: 
                 rows.rows, delta, site.d_model
             )
     lie_that_way = not experts and layers[0].downs[0].d_model_last
-    save_adapter(factors, base.section.path, folder.adapter, lie_that_way)
+    save_adapter(factors, base.section.path, folder.adapter, lie_that_way, base.section.revision)
 
 
 def _differences(rows: LayerRows, site: Site) -> list[WeightDelta]:

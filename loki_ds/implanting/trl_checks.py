@@ -8,8 +8,11 @@ from dataclasses import fields
 from enum import Enum
 from typing import Any, get_type_hints
 
+import torch
 from pydantic import TypeAdapter, ValidationError
+from transformers import Trainer
 from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+from transformers.training_args import OptimizerNames
 from transformers.utils import is_liger_kernel_available
 from trl import SFTConfig
 
@@ -23,6 +26,7 @@ ABOVE_ZERO = (
     "save_steps eval_steps logging_steps save_total_limit"
 ).split()
 UNFORESEEN = ("reduce_lr_on_plateau", "greedy")
+METRICS = ("loss", "mean_token_accuracy", "entropy")  # that SFTTrainer's evaluation gives, by the name with eval_, too
 ELSEWHERE = {
     "push_to_hub": "publish model/ once it is verified (hf upload)",
     "fsdp": "DeepSpeed's file says how the model is sharded",
@@ -52,8 +56,23 @@ def check_settings(training: dict[str, Any], implant: ImplantSection, data: Data
             f"training.weight_decay is {decay}, allowed in implant.mode {implant.mode} is 0: a delta would decay to "
             "the base, which is implant.pull"
         )
+    metric = training.get("metric_for_best_model")
+    if metric is not None and str(metric).removeprefix("eval_") not in METRICS:
+        raise Refusal(f"training.metric_for_best_model is {metric!r}, allowed is {' or '.join(METRICS)}")
     if training.get("load_best_model_at_end") and training.get("eval_strategy", "no") == "no":
         raise Refusal("training.load_best_model_at_end needs training.eval_strategy, or no checkpoint is the best")
+
+
+def check_optimizer(arguments: SFTConfig) -> None:
+    """Refuse an optimizer whose package is not installed, or whose settings it does not take, by
+    having transformers look for it as it will.
+    """
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(arguments, torch.nn.Linear(1, 1))  # type: ignore[arg-type]  # of no matter
+    except (ImportError, ValueError) as error:
+        raise Refusal(
+            f"training.optim is {OptimizerNames(arguments.optim).value}: {' '.join(str(error).split())}"
+        ) from None
 
 
 def declared_types() -> dict[str, Any]:

@@ -24,7 +24,7 @@ from loki_ds.implanting.deepspeed_checks import (
     check_deepspeed_values,
     check_full_precision,
 )
-from loki_ds.implanting.trl_checks import check_installed, check_settings
+from loki_ds.implanting.trl_checks import check_installed, check_optimizer, check_settings
 from loki_ds.recipe.implant import ImplantSection
 from loki_ds.recipe.sections import Recipe
 from loki_ds.refusal import Refusal
@@ -62,9 +62,12 @@ def training_arguments(recipe: Recipe, checkpoints: Path, newest: Checkpoint | N
         if config is not None and recipe.deepspeed is not None:
             plain = SFTConfig(output_dir=str(checkpoints), **settings)
             check_deepspeed_values(config, recipe.deepspeed, plain, world_size() if joined() else None)
-        return SFTConfig(output_dir=str(checkpoints), deepspeed=config, **settings)
+        arguments = SFTConfig(output_dir=str(checkpoints), deepspeed=config, **settings)
     except (ValueError, TypeError) as error:
         raise Refusal(f"training: {' '.join(str(error).split())}") from None
+    if config is None or "optimizer" not in config:
+        check_optimizer(arguments)
+    return arguments
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from loki_ds.distributed.zero.model import unsharded
 from loki_ds.model.anatomy import down_shapes, sites
 from loki_ds.model.classes import model_class
-from loki_ds.model.files import WeightFiles, open_weights
+from loki_ds.model.files import EMBEDDINGS, HEADS, WeightFiles, open_weights
 from loki_ds.model.stored_rows import StoredRows
 from loki_ds.recipe.sections import ModelSection
 from loki_ds.refusal import Refusal
@@ -63,6 +63,7 @@ def check_usable(folder: Path, config: PreTrainedConfig, section: ModelSection, 
         model = without_data(folder, config, section.trust_remote_code)
         _check_attention(model, section.attention)
         _check_shapes(folder, weights, model)
+        _check_ties(folder, weights, config)
         if wanted.rows:
             _check_rows(weights, model)
         if wanted.everything:
@@ -128,6 +129,21 @@ def _check_shapes(folder: Path, weights: WeightFiles, model: Module) -> None:
         if name in weights.names and weights.shape_of(name) != tuple(parameter.shape):
             stored = list(weights.shape_of(name))
             raise Refusal(f"{folder}: tensor {name} is {stored}, config.json asks for {list(parameter.shape)}")
+
+
+def _check_ties(folder: Path, weights: WeightFiles, config: PreTrainedConfig) -> None:
+    """Refuse a head that stands in the files beside the embedding that the configuration ties it
+    to, and is another: sharded it would be tied, whole it would not. Reads these two tensors.
+    """
+    if not getattr(config, "tie_word_embeddings", False):
+        return
+    for head in sorted(name for name in weights.names if name.endswith(HEADS)):
+        embedding = next((name for name in sorted(weights.names) if name.endswith(EMBEDDINGS)), None)
+        if embedding and not torch.equal(weights.read(head), weights.read(embedding)):
+            raise Refusal(
+                f"{folder}: config.json ties the head to the embedding (tie_word_embeddings), and {head} is another "
+                f"than {embedding}; say false there if the head is the model's own, or take it out of the files"
+            )
 
 
 def _check_rows(weights: WeightFiles, model: Module) -> None:

@@ -208,3 +208,11 @@ def test_another_end_of_text_than_the_bases_is_refused(tmp_path: Path) -> None:
 
 def test_dropping_thoughts_is_a_key_of_the_data() -> None:
     assert DataSection().thoughts == "keep"
+
+
+def test_padding_beyond_the_embedding_is_refused(tmp_path: Path) -> None:
+    rendering = rendering_of([{"messages": [USER, ANSWER]}], ALL, tmp_path)
+    rendering.renderer.tokenizer.add_special_tokens({"pad_token": "<|beyond|>"})
+    source = SourceSection(path=str(tmp_path / "rows.jsonl"))
+    with pytest.raises(Refusal, match=r"filled up by '<\|beyond\|>' \(id \d+\), and the model's"):
+        first_counts(source, rendering.renderer, rendering.loss.cut, len(TOKENIZER), 5)

@@ -81,3 +81,13 @@ def test_any_engine_reads_it(tmp_path: Path) -> None:
         expected = torch.zeros(32, 48)
         expected[ROWS[layer]] = delta
         assert (b @ a).equal(expected)
+
+
+def test_the_adapter_names_the_revision_of_its_base(tmp_path: Path) -> None:
+    base = build("qwen2", torch.float32)
+    d_model, d_ff = down_weights(base)[0].shape
+    factors = {Adapted(NAME.format(0)): from_rows(ROWS[0], deltas(d_ff)[0], d_model)}
+    save_adapter(factors, "some-org/base", tmp_path / "pinned", revision="v1")
+    save_adapter(factors, "some-org/base", tmp_path / "newest")
+    said = [json.loads((tmp_path / name / "adapter_config.json").read_text()) for name in ("pinned", "newest")]
+    assert [config.get("revision") for config in said] == ["v1", None]

@@ -6,6 +6,7 @@ import pytest
 
 from loki_ds.implanting.trl_config import training_arguments
 from loki_ds.recipe.file import load_recipe
+from loki_ds.refusal import Refusal
 
 
 @pytest.mark.parametrize(
@@ -23,3 +24,25 @@ def test_frozen_routers_are_not_balanced_unless_it_is_asked_for(
 ) -> None:
     found = training_arguments(load_recipe(f"recipes/tiny/{recipe}.yaml", overrides), tmp_path, None)
     assert found.router_aux_loss_coef == expected
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["training.optim=adamw_bnb_8bit"], "training.optim is adamw_bnb_8bit: .*bitsandbytes"),
+        (["training.optim=lomo"], "training.optim is lomo: .*lomo"),
+        (
+            ["training.metric_for_best_model=eval_accuracy"],
+            "is 'eval_accuracy', allowed is loss or",
+        ),
+    ],
+)
+def test_what_the_trainer_would_say_late_is_said_at_once(overrides: list[str], says: str, tmp_path: Path) -> None:
+    with pytest.raises(Refusal, match=says):
+        training_arguments(load_recipe("recipes/tiny/full.yaml", overrides), tmp_path, None)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw_torch", "adafactor", "sgd", "adamw_torch_fused", "rmsprop"])
+def test_optimizers_that_are_there_are_taken(optimizer: str, tmp_path: Path) -> None:
+    recipe = load_recipe("recipes/tiny/full.yaml", [f"training.optim={optimizer}"])
+    assert training_arguments(recipe, tmp_path, None).optim == optimizer

@@ -2,10 +2,12 @@
 names.
 """
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import build
 from mixtures import mixture
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -63,3 +65,23 @@ def test_a_whole_model_is_written_under_the_names_of_the_files(fused: bool, tmp_
             name: weights.shape_of(name) for name in weights.names
         }
         assert all(one.equal(weights.read(name)) for name, one in found.items())
+
+
+@pytest.mark.parametrize(("ties", "same"), [(True, False), (True, True), (False, False)])
+def test_a_head_beside_the_embedding_that_it_is_tied_to_must_be_the_same(
+    ties: bool, same: bool, tmp_path: Path
+) -> None:
+    """Sharded it would be tied, whole it would not."""
+    folder = tmp_path / "model"
+    build("llama", torch.float32, tie_word_embeddings=False).save_pretrained(folder)
+    tensors = load_file(folder / "model.safetensors")
+    if same:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": ties}
+    (folder / "config.json").write_text(json.dumps(config))
+    if same or not ties:
+        check(folder)
+        return
+    with pytest.raises(Refusal, match=r"ties the head to the embedding .* and lm_head.weight is another"):
+        check(folder)
