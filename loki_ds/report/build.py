@@ -14,10 +14,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from loki_ds.disk.files import write_json, written_whole
 from loki_ds.recipe.sections import RetentionSection, TaskGroup
-from loki_ds.refusal import Refusal
 from loki_ds.report.card import came_by, card_data
 from loki_ds.report.schema import Asked, Facts, Flip, Report, TaskLine
-from loki_ds.report.verdict import headline, outcome_of, points, sentences
+from loki_ds.report.verdict import headline, learned_of, outcome_of, points, sentences
 from loki_ds.retention.forgetting import losses_only, relative_loss, signed
 from loki_ds.retention.mean_change import LEVEL
 from loki_ds.retention.pairing import PairedTask, main_metric_only
@@ -30,9 +29,6 @@ def build_report(run: str, paired: Sequence[PairedTask], section: RetentionSecti
     """The report of one run.
 
     paired: every task by every metric, the main one first; abilities count by that one.
-
-    Raises:
-        Refusal: the base scores 0 on every ability.
     """
     new = set(section.new_task.tasks) if section.new_task else set()
     main = main_metric_only(paired)
@@ -43,23 +39,20 @@ def build_report(run: str, paired: Sequence[PairedTask], section: RetentionSecti
     losses = {
         line["task"]: relative_loss(task) for task, line in zip(abilities, lines, strict=True) if line["base"] > 0
     }
-    if not losses:
-        raise Refusal(
-            "retention.abilities: the base scores 0 or less on every task, so there is no share of it to forget"
-        )
-    both, only = signed([*losses.values()]), losses_only([*losses.values()])
+    both, only = (signed([*losses.values()]), losses_only([*losses.values()])) if losses else (None, None)
     for line in lines:
         line["lost_percent"] = 100 * losses[line["task"]].value if line["task"] in losses else None
     taught = [_learned(line) for line in _lines(learned, section)]
     return {
         "run": run,
         "outcome": outcome_of(lines),
+        "learned": learned_of(taught),
         "headline": headline(lines, section.margin),
         "verdict": sentences(both, only, lines, taught, section.margin),
-        "forgetting": both.percent,
-        "forgetting_ci": both.ci,
-        "losses_only": only.percent,
-        "losses_only_ci": only.ci,
+        "forgetting": both.percent if both else None,
+        "forgetting_ci": both.ci if both else None,
+        "losses_only": only.percent if only else None,
+        "losses_only_ci": only.ci if only else None,
         "margin": section.margin,
         "tasks": lines,
         "likelihoods": _lines(likelihoods, section),

@@ -39,6 +39,7 @@ def _summary(report: Report) -> RunLine:
         "mode": report["mode"],
         "selection": report["selection"],
         "outcome": report["outcome"],
+        "learned": report["learned"],
         "losses_only": report["losses_only"],
         "losses_only_ci": report["losses_only_ci"],
         "forgetting": report["forgetting"],
@@ -99,7 +100,7 @@ def _points(runs: Sequence[RunLine]) -> dict[str, list[Point]]:
     """What `trade_off` draws: runs with a new task, by mode and selection."""
     points: dict[str, list[Point]] = {}
     for run in runs:
-        if run["skill"] is not None:
+        if run["skill"] is not None and run["losses_only"] is not None:
             name = " ".join(filter(None, (run["mode"], run["selection"])))
             points.setdefault(name, []).append({"skill": run["skill"], "lost": run["losses_only"]})
     return points
@@ -115,9 +116,11 @@ def comparison(compared: Comparison) -> Table:
     for run in compared["runs"]:
         table.add_column(run["name"], justify="right", overflow="fold")
     table.add_row("verdict", "-", *(run["outcome"] for run in compared["runs"]))
-    only = [f"{run['losses_only']:.2f}%\n({_range(run['losses_only_ci'])})" for run in compared["runs"]]
+    if any(run["learned"] for run in compared["runs"]):
+        table.add_row("new task", "-", *(run["learned"] or "-" for run in compared["runs"]))
+    only = [_percent(run["losses_only"], run["losses_only_ci"]) for run in compared["runs"]]
     table.add_row("losses alone\n(95% interval)", "-", *only)
-    scores = [f"{run['forgetting']:.2f}%\n({_range(run['forgetting_ci'])})" for run in compared["runs"]]
+    scores = [_percent(run["forgetting"], run["forgetting_ci"]) for run in compared["runs"]]
     table.add_row("forgetting\n(95% interval)", "-", *scores)
     sizes = [f"{100 * run['change']:.2g}%" if run["change"] is not None else "-" for run in compared["runs"]]
     table.add_row("size of the change", "-", *sizes, end_section=True)
@@ -128,6 +131,10 @@ def comparison(compared: Comparison) -> Table:
     return table
 
 
+def _percent(value: float | None, ci: tuple[float, float] | None) -> str:
+    return "-" if value is None or ci is None else f"{value:.2f}%\n({_range(ci)})"
+
+
 def _range(ci: tuple[float, float]) -> str:
     low, high = ci
     return f"{low:.1f} to {high:.1f}"
@@ -135,12 +142,17 @@ def _range(ci: tuple[float, float]) -> str:
 
 def _verdict(reports: Sequence[Report]) -> list[str]:
     """The runs in order of their losses alone, for which no gain elsewhere pays, and whether each
-    selection of rows beat random rows and the baselines. In plain words.
+    selection of rows beat random rows and the baselines. In plain words. What learned nothing, or
+    had nothing to lose, stands apart: to lose nothing is then no merit.
     """
-    reports = sorted(reports, key=lambda report: report["losses_only"])
-    sentences = [
-        "Least lost first: " + ", ".join(f"{_name(report)} {report['losses_only']:.2f}%" for report in reports) + "."
-    ]
+    apart = [report for report in reports if report["learned"] == "not learned" or report["losses_only"] is None]
+    lost = {_name(report): report["losses_only"] or 0.0 for report in reports}
+    reports = sorted((report for report in reports if report not in apart), key=lambda report: lost[_name(report)])
+    ranked = ", ".join(f"{_name(report)} {lost[_name(report)]:.2f}%" for report in reports)
+    sentences = [f"Least lost first: {ranked}."] if reports else []
+    for report in apart:
+        why = "the base has no scores to lose" if report["losses_only"] is None else "it has not learned the new task"
+        sentences.append(f"{_name(report)} is not ranked: {why}.")
     for report in reports:
         if report["selection"] not in (None, "random"):
             sentences += [_against(report, other) for other in reports if other["selection"] in (None, "random")]
@@ -154,13 +166,19 @@ def _against(report: Report, other: Report) -> str:
     ours = f"the selection by {report['selection']}"
     theirs = "random rows" if other["selection"] == "random" else f"the baseline {_name(other)}"
     figures = ", ".join(
-        f"{_name(each)} lost {each['losses_only']:.2f}% ({_range(each['losses_only_ci'])})" for each in (report, other)
+        f"{_name(each)} lost {each['losses_only']:.2f}% ({_range(_interval(each))})" for each in (report, other)
     )
-    if report["losses_only_ci"][1] < other["losses_only_ci"][0]:
+    (low, high), (their_low, their_high) = _interval(report), _interval(other)
+    if high < their_low:
         return f"{figures}: here {ours} lost less than {theirs} (one seed each)."
-    if report["losses_only_ci"][0] > other["losses_only_ci"][1]:
+    if low > their_high:
         return f"{figures}: here {theirs} lost less than {ours} (one seed each)."
     return f"{figures}: the intervals overlap, so here {ours} did not beat {theirs}."
+
+
+def _interval(report: Report) -> tuple[float, float]:
+    """That of a report's losses alone; of one without any, all there is."""
+    return report["losses_only_ci"] or (0.0, 100.0)
 
 
 def _name(report: Report) -> str:

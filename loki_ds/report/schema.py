@@ -71,12 +71,14 @@ class Report(Facts):
 
     run: str
     outcome: str  # kept, lost or not shown: of all abilities
+    learned: str | None  # learned or not learned: of all new tasks; None without any
     headline: str  # which, in one sentence
     verdict: str  # the sentences below it
-    forgetting: float  # the paper's signed average, percent
-    forgetting_ci: tuple[float, float]
-    losses_only: float  # percent, gains counted as 0
-    losses_only_ci: tuple[float, float]
+    # Percent; None where the base scores 0 on every ability, so that nothing is there to lose.
+    forgetting: float | None  # the paper's signed average
+    forgetting_ci: tuple[float, float] | None
+    losses_only: float | None  # gains counted as 0
+    losses_only_ci: tuple[float, float] | None
     margin: float
     tasks: list[TaskLine]
     likelihoods: list[TaskLine]  # of the same tasks' gold answers
@@ -91,10 +93,11 @@ class RunLine(TypedDict):
     mode: str
     selection: str | None
     outcome: str
-    losses_only: float
-    losses_only_ci: tuple[float, float]
-    forgetting: float
-    forgetting_ci: tuple[float, float]
+    learned: str | None
+    losses_only: float | None
+    losses_only_ci: tuple[float, float] | None
+    forgetting: float | None
+    forgetting_ci: tuple[float, float] | None
     skill: float | None
     identical_outside_rows: bool | None  # None where nobody compared
     change: float | None  # its size, as a share of the weights'

@@ -9,13 +9,34 @@ EXIT_STATUS = {"kept": 0, "lost": 2, "not shown": 3}  # of a gate
 
 
 def outcome_of(tasks: Sequence[TaskLine]) -> str:
-    """`lost` when any is, `kept` when all are, else `not shown`."""
+    """`lost` when any is, `kept` when all are, else `not shown`; and so where the base scores 0 on
+    all, and has nothing to lose.
+    """
+    if nothing_to_lose(tasks):
+        return "not shown"
     verdicts = {task["verdict"] for task in tasks}
     return "lost" if "lost" in verdicts else "kept" if verdicts == {"kept"} else "not shown"
 
 
+def nothing_to_lose(tasks: Sequence[TaskLine]) -> bool:
+    """Whether the base scores 0 on every ability."""
+    return all(task["unit"] == "score" and task["base"] <= 0 for task in tasks)
+
+
+def learned_of(new: Sequence[TaskLine]) -> str | None:
+    """`learned` when all new tasks are; None without any."""
+    if not new:
+        return None
+    return "learned" if all(task["verdict"] == "learned" for task in new) else "not learned"
+
+
 def headline(tasks: Sequence[TaskLine], margin: float) -> str:
     """Which tasks the outcome comes from, in one sentence."""
+    if nothing_to_lose(tasks):
+        return (
+            "Nothing can be shown: the base scores 0 on every ability, so there is nothing to lose; look at what it "
+            "answers, and whether a filter is missing."
+        )
     chosen = outcome_of(tasks)
     named = [task for task in tasks if task["verdict"] == chosen]
     if chosen == "lost":
@@ -28,13 +49,14 @@ def headline(tasks: Sequence[TaskLine], margin: float) -> str:
 
 
 def sentences(
-    signed: Forgotten, only: Forgotten, tasks: Sequence[TaskLine], new: Sequence[TaskLine], margin: float
+    signed: Forgotten | None, only: Forgotten | None, tasks: Sequence[TaskLine], new: Sequence[TaskLine], margin: float
 ) -> str:
     """The figures, and the tasks by their verdicts."""
-    said = [
-        f"Losses alone {_percent(only)}; with gains, the paper's average {_percent(signed)}, "
-        f"over {_tasks(sum(task['lost_percent'] is not None for task in tasks))}."
-    ]
+    said = ["Losses: none can be stated."]
+    if signed and only:
+        counted = _tasks(sum(task["lost_percent"] is not None for task in tasks))
+        gains = f"with gains, the paper's average {_percent(signed)}"
+        said = [f"Losses alone {_percent(only)}; {gains}, over {counted}."]
     for verdict, meaning in (
         ("kept", f"Kept within {points(margin)}"),
         ("lost", "Lost, more than chance explains"),
@@ -46,7 +68,10 @@ def sentences(
     said += [f"Decided before the last document; intervals speak of all: {', '.join(early)}."] if early else []
     unscored = [task["task"] for task in tasks if task["lost_percent"] is None]
     said += [f"Left out of both figures, because the base scores 0 or less: {', '.join(unscored)}."] if unscored else []
-    said += [f"New task: {task['task']} went from {task['base']:.3f} to {task['implanted']:.3f}." for task in new]
+    for task in new:
+        verdict = "" if task["verdict"] == "learned" else ": not learned, by what chance explains"
+        verdict = ": lost" if task["verdict"] == "lost" else verdict
+        said.append(f"New task: {task['task']} went from {task['base']:.3f} to {task['implanted']:.3f}{verdict}.")
     return " ".join(said)
 
 

@@ -25,12 +25,16 @@ class Point(TypedDict):
 def point_of(scale: float, report: Report) -> Point:
     """The curve's point at a scale, from the report of the model there."""
     new = report["new_task"][0] if report["new_task"] else None
+    lost, lost_ci = report["losses_only"], report["losses_only_ci"]
+    forgetting, forgetting_ci = report["forgetting"], report["forgetting_ci"]
+    if lost is None or lost_ci is None or forgetting is None or forgetting_ci is None:
+        raise Refusal("retention.abilities: the base scores 0 or less on every task, so no scale can be told by losses")
     return {
         "scale": scale,
-        "losses_only": report["losses_only"],
-        "losses_only_ci": report["losses_only_ci"],
-        "forgetting": report["forgetting"],
-        "forgetting_ci": report["forgetting_ci"],
+        "losses_only": lost,
+        "losses_only_ci": lost_ci,
+        "forgetting": forgetting,
+        "forgetting_ci": forgetting_ci,
         "outcome": report["outcome"],
         "base_skill": new["base"] if new else None,
         "skill": new["implanted"] if new else None,

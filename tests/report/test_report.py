@@ -90,8 +90,32 @@ def test_a_task_at_zero_is_left_out_and_named() -> None:
     made = build_report("runs/x", tasks, section("sums", "codes"), {})
     assert made["forgetting"] == 0
     assert "Left out of both figures, because the base scores 0 or less: codes." in made["verdict"]
-    with pytest.raises(Refusal, match="scores 0 or less on every task"):
-        build_report("runs/x", tasks[1:], section("codes"), {})
+
+
+def test_where_the_base_scores_nothing_there_is_a_report_and_it_says_so(tmp_path: Path) -> None:
+    """A finished training always gets one."""
+    dead = build_report("runs/dead", [task([0] * 50, [0] * 50, "codes")], section("codes"), FACTS)
+    assert (dead["outcome"], dead["losses_only"], dead["forgetting"]) == ("not shown", None, None)
+    assert dead["headline"].startswith("Nothing can be shown: the base scores 0 on every ability")
+    write_report(dead, tmp_path / "dead" / "report")
+    write_report(report("runs/loki", "layer_balanced", 1), tmp_path / "loki" / "report")
+    compared = compare_runs([tmp_path / "dead", tmp_path / "loki"])
+    assert "dead is not ranked: the base has no scores to lose." in compared["sentences"]
+    write_comparison(compared, tmp_path / "page")
+    assert gate(dead)[0] == 3
+
+
+def test_what_learned_nothing_says_so_and_is_not_ranked(tmp_path: Path) -> None:
+    for name, right in (("idle", [0] * 40), ("taught", [1] * 40)):
+        made = [task([1] * 40, [1] * 40), task([0] * 40, right, "calls")]
+        write_report(build_report(f"runs/{name}", made, section("sums"), FACTS), tmp_path / name / "report")
+    first, second = compare_runs([tmp_path / "idle", tmp_path / "taught"])["sentences"][:2]
+    assert first.startswith("Least lost first: taught ")
+    assert "idle" not in first
+    assert second == "idle is not ranked: it has not learned the new task."
+    page = (tmp_path / "idle/report/report.html").read_text()
+    assert '<span class="badge not-learned">not learned</span>' in page
+    assert "calls went from 0.000 to 0.000: not learned" in page
 
 
 def test_a_new_task_by_bits_per_byte_is_learned() -> None:
@@ -259,7 +283,7 @@ def test_comparison_says_whether_random_rows_and_baselines_were_beaten(tmp_path:
     found = compare_runs(runs)
     table = comparison(found)
     assert [column.header for column in table.columns] == ["", "base", "loki", "random", "full"]
-    assert table.row_count == 6  # verdict, both figures, size, the new task, one ability
+    assert table.row_count == 7  # verdict, learned, both figures, size, the new task, one ability
     sentences = found["sentences"]
     assert "full 80.00%" in sentences[0]
     assert len(sentences) == 3
