@@ -20,6 +20,7 @@ from deepspeed.runtime.zero import parameter_offload, partition_parameters, stag
 from deepspeed.utils import mixed_precision_linkage
 from lm_eval import evaluator, utils
 from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import _factory, _index
 from torch._subclasses import fake_tensor
 from torch.utils import _python_dispatch, _pytree, cpp_extension, flop_counter
 from transformers import PretrainedConfig, Trainer, core_model_loading
@@ -69,6 +70,10 @@ BORROWED: dict[str, Callable[[], bool]] = {
     ),
     "transformers: the date of chat templates": lambda: (
         chat_template_utils.datetime is datetime and says(chat_template_utils, "datetime.now()")
+    ),
+    # tasks
+    "lm-eval: a task's entry, and how its YAML is read": lambda: (
+        says(_index.Entry, "yaml_path", "cfg") and says(_factory.TaskFactory, "entry.cfg", "entry.yaml_path")
     ),
     # attribution, planning
     "torch: fake tensors": lambda: hasattr(fake_tensor, "FakeTensor") and hasattr(fake_tensor, "FakeTensorMode"),

@@ -85,7 +85,8 @@ def check(arguments: argparse.Namespace) -> int:
     from loki_ds.stages.run import Run
 
     run = Run(recipe)
-    Console().print(as_table(check_run(run).findings + check_retention(run)))
+    checked = check_run(run)
+    Console().print(as_table(checked.findings + check_retention(run, checked)))
     return 0
 
 

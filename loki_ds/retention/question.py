@@ -16,8 +16,8 @@ from loki_ds.tasks.loading import TaskFound, look_at_tasks
 
 PACKAGE = Path(__file__).parents[1]
 # What takes likelihoods and scores answers.
-JUDGING = ("tasks/metrics.py", "judges", *(f"retention/{name}.py" for name in "harness worker samples".split()))
-JUDGES = [PACKAGE / name for name in JUDGING]
+JUDGING = "tasks/metrics.py tasks/prompts.py judges retention/harness.py retention/worker.py retention/samples.py"
+JUDGES = [PACKAGE / name for name in JUDGING.split()]
 BESIDE = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py")  # what else decides a model's answers
 
 

@@ -33,6 +33,7 @@ from loki_ds.retention.blocks import Places, answers_of_base, until_decided
 from loki_ds.retention.messages import ArmResult, Request, TaskSamples
 from loki_ds.retention.samples import samples_of
 from loki_ds.tasks.loading import task_manager
+from loki_ds.tasks.prompts import draws_shots_by_document
 
 LIBRARIES = ("lm_eval", "transformers", "torch")
 
@@ -116,22 +117,6 @@ def _drawn(name: str, task: Any, limit: int | None, request: Request) -> list[in
     drawn = sorted(Random(f"{request.seed}-{name}").sample(range(count), min(limit or count, count)))
     halves = {None: drawn, "choosing": drawn[::2], "confirming": drawn[1::2]}
     return halves[request.half]
-
-
-def draws_shots_by_document(task: Any, seed: int) -> Any:
-    """The task, drawing each document's shots by the seed and the document alone.
-
-    lm-eval draws from one stream over all documents, so that the shots of each would depend on how
-    many processes share them.
-    """
-    stock = task.fewshot_context
-
-    def fewshot_context(doc: Any, *given: Any, **named: Any) -> Any:
-        task.set_fewshot_seed(f"{seed}-{json.dumps(doc, sort_keys=True, default=str)}")
-        return stock(doc, *given, **named)
-
-    task.fewshot_context = fewshot_context
-    return task
 
 
 def _ask(

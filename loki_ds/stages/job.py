@@ -55,7 +55,7 @@ def _check(run: Run, look_at_tasks: bool) -> Checked:
     if look_at_tasks:
         from loki_ds.stages.retain import check_retention
 
-        findings = findings + check_retention(run)
+        findings = findings + check_retention(run, checked)
     if ranks.rank() == 0:
         Console().print(as_table(findings))
     return checked

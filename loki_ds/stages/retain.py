@@ -14,7 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from loki_ds.checking.base import max_tokens
 from loki_ds.checking.findings import Findings
+from loki_ds.checking.prompts import prompts_in_words
 from loki_ds.checking.tasks import in_words
 from loki_ds.disk.files import weights_digest, write_json
 from loki_ds.disk.run_folder import RunFolder
@@ -36,18 +38,22 @@ from loki_ds.stages.run import Run
 log = logging.getLogger(__name__)
 
 
-def check_retention(run: Run) -> Findings:
-    """Look at the tasks, unless their result is there. All ranks call it.
+def check_retention(run: Run, checked: Checked) -> Findings:
+    """Look at the tasks and their prompts, unless their result is there. All ranks call it.
 
     Raises:
-        Refusal: a task that lm-eval does not know, that gives no number per document, or that runs
-            code and may not.
+        Refusal: a task that lm-eval does not know, that gives no number per document, that runs
+            code and may not, or that cannot be asked as the recipe says.
     """
     section, done = run.recipe.retention, run.folder.inputs_of("retain")
     asked = json.loads(json.dumps(section.model_dump(exclude={"processes"})))
     if done is not None and all(done.get(key) == value for key, value in asked.items()):
         return []
-    return ranks.on_first_rank(lambda: in_words(section, run.tasks, run.recipe.tune))
+    tokenizer = checked.rendering.renderer.tokenizer if checked.rendering else checked.tokenizer
+    most = max_tokens(checked.config)
+    return ranks.on_first_rank(
+        lambda: in_words(section, run.tasks, run.recipe.tune) + prompts_in_words(section, tokenizer, most)
+    )
 
 
 @dataclass(frozen=True)

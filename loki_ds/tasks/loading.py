@@ -11,6 +11,7 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from datasets import disable_progress_bars
@@ -33,12 +34,39 @@ def task_manager(names: Sequence[str], include_path: str | None, key: str) -> An
     if include_path is not None:
         manager = TaskManager(include_path=include_path, include_defaults=False)
         if set(names) <= manager.task_index.keys():
-            return manager
-    manager = TaskManager(include_path=include_path)
+            return _with_files_beside(manager, include_path)
+    manager = _with_files_beside(TaskManager(include_path=include_path), include_path)
     for name in names:
         if name not in manager.task_index:
             raise Refusal(f"{key}: lm-eval knows no task {name!r}{did_you_mean(name, manager.all_tasks)}")
     return manager
+
+
+def _with_files_beside(manager: Any, include_path: str | None) -> Any:
+    """The manager, whose tasks of the user's folder find their data files beside their YAML, too;
+    lm-eval looks for them in the folder that one stands in.
+    """
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    for entry in manager.task_index.values() if include_path is not None else ():
+        files = ((entry.cfg or {}).get("dataset_kwargs") or {}).get("data_files")
+        if files is None or entry.yaml_path is None:
+            continue
+        beside = _found_files(files, Path(entry.yaml_path).parent)
+        if beside != files:
+            entry.cfg = load_yaml(entry.yaml_path, resolve_func=True)
+            entry.cfg["dataset_kwargs"] = {**entry.cfg["dataset_kwargs"], "data_files": beside}
+            entry.yaml_path = None  # or it would be read anew
+    return manager
+
+
+def _found_files(files: Any, beside: Path) -> Any:
+    """Data files, of one split, several, or by splits, as they are found."""
+    if isinstance(files, dict):
+        return {split: _found_files(of_split, beside) for split, of_split in files.items()}
+    if isinstance(files, list):
+        return [_found_files(file, beside) for file in files]
+    return str(beside / files) if not Path(files).exists() and (beside / files).exists() else files
 
 
 def members_of(name: str, manager: Any) -> dict[str, Any]:

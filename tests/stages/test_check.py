@@ -15,6 +15,7 @@ import trl
 from conftest import ROOT, in_mode
 from safetensors.torch import load_file, save_file
 
+from loki_ds.checking.findings import Findings
 from loki_ds.recipe.file import load_recipe
 from loki_ds.refusal import Refusal
 from loki_ds.retention.statistics import least_margin
@@ -40,6 +41,10 @@ def started(tmp_path: Path, *overrides: str, rows: list[dict] | None = None) -> 
 
 def checked(tmp_path: Path, *overrides: str, rows: list[dict] | None = None) -> Checked:
     return check(started(tmp_path, *overrides, rows=rows))
+
+
+def tasks_checked(run: Run) -> Findings:
+    return check_retention(run, check(run))
 
 
 def tensors(edit: Callable[[dict[str, torch.Tensor]], Any]) -> Spoiled:
@@ -395,26 +400,26 @@ def test_a_rehearsal_needs_texts_and_whole_sequences(tmp_path: Path) -> None:
 
 def test_with_a_dial_half_of_the_documents_is_reported(tmp_path: Path) -> None:
     dial = "tune={budget: {skill: 0.9}}"
-    whole, half = (check_retention(started(tmp_path, *own))[0][1] for own in ([], [dial]))
+    whole, half = (tasks_checked(started(tmp_path, *own))[0][1] for own in ([], [dial]))
     count = int(whole.partition(": ")[2].partition(" ")[0])
     assert half.startswith(f"tiny_facts: {count // 2} documents of each half, by")
     with pytest.raises(Refusal, match=r"tune\.budget\.skill needs retention\.new_task"):
         checked(tmp_path, dial, "retention.new_task=null")
     with pytest.raises(Refusal, match="task tiny_facts: one document, and with tune"):
-        check_retention(started(tmp_path, dial, "retention.abilities={tasks: [tiny_facts], limit: 1}"))
+        tasks_checked(started(tmp_path, dial, "retention.abilities={tasks: [tiny_facts], limit: 1}"))
 
 
 def test_a_budget_that_no_scale_can_be_shown_to_keep_is_refused_before_the_training(tmp_path: Path) -> None:
     """Of 80 answers that are right and stay so, twice 1.96 may be lost: 4.9%."""
     asked = ("retention.abilities={tasks: [tiny_facts], limit: 160}", "tune.scales=[0.5]")
     with pytest.raises(Refusal, match=r"tune\.budget\.forgetting is 0\.04; were no answer changed, .* below 0\.049 .*"):
-        check_retention(started(tmp_path, *asked, "tune.budget.forgetting=0.04"))
-    assert check_retention(started(tmp_path, *asked, "tune.budget.forgetting=0.05"))
+        tasks_checked(started(tmp_path, *asked, "tune.budget.forgetting=0.04"))
+    assert tasks_checked(started(tmp_path, *asked, "tune.budget.forgetting=0.05"))
 
 
 def test_tasks_are_looked_at_with_the_margin(tmp_path: Path) -> None:
     run = started(tmp_path, "retention.abilities.limit=50")
-    found = [said for what, said in check_retention(run) if what == "task"]
+    found = [said for what, said in tasks_checked(run) if what == "task"]
     assert found[0].startswith(
         "tiny_facts: 50 documents, by exact_match; too few to show it kept at retention.margin 0.01 (from 0.0"
     )

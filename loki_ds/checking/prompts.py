@@ -1,0 +1,51 @@
+"""The retention tasks' prompts, made before anything trains: what would be cut, or cannot be
+asked."""
+
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from loki_ds.checking.findings import Findings
+from loki_ds.recipe.sections import RetentionSection
+from loki_ds.tasks.loading import task_manager
+from loki_ds.tasks.prompts import Asking, look_at_prompts
+
+
+def prompts_in_words(section: RetentionSection, tokenizer: PreTrainedTokenizerBase, most: int | None) -> Findings:
+    """A line for each task of which prompts are longer than the model was made for.
+
+    most: tokens that the model was made for, None where nobody knows.
+
+    Raises:
+        Refusal: a task that cannot be asked as the recipe says.
+    """
+    template, findings = _template(tokenizer, section.chat_template_args), []
+    for group in section.groups:
+        manager = task_manager(group.tasks, section.include_path, "retention")
+        asking = Asking(
+            shots=group.num_fewshot,
+            chats=group.apply_chat_template,
+            seed=section.seed,
+            most=most,
+            count=lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]),
+            template=template,
+        )
+        for name, task in manager.load(group.tasks)["tasks"].items():
+            prompts = look_at_prompts(name, task, asking)
+            if prompts.cut:
+                cut = f"{prompts.cut} of {prompts.looked_at} prompts looked at lose their beginning"
+                room = f"they have up to {prompts.longest:,} tokens with their answers, the model's room is {most:,}"
+                findings.append(("task", f"{name}: {cut}: {room}"))
+    return findings
+
+
+def _template(tokenizer: PreTrainedTokenizerBase, arguments: dict[str, Any]) -> Any:
+    """lm-eval's own way from turns to a text, of a model that is only a tokenizer."""
+    from lm_eval.models.huggingface import HFLM
+
+    class Asked:
+        apply_chat_template = HFLM.apply_chat_template
+
+    asked: Any = Asked()
+    asked.tokenizer, asked.chat_template_args = tokenizer, arguments
+    return asked.apply_chat_template
