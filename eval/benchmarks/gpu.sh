@@ -11,11 +11,14 @@ place=build/gpu summary=eval/reports/gpu.md
 export REPORTS="$PWD/eval/reports/gpu" TRITON_CACHE_DIR="${TRITON_CACHE_DIR:-$PWD/build/gpu/triton}"
 small=qwen2.5-0.5b middle=qwen2.5-1.5b experts=moe-16-layers half=llama-3.1-8b-half large=llama-3.1-8b
 batch=4 tokens=1024 long=4096 rounds=8 length=512 steps=100 planned=""
+methods=() lora="LoRA r16, all linears"
+half_methods=(full "$lora" rows) large_methods=("$lora" "authors' LoKI Linear" mask rows "lora (LoKI*)")
 if [ "$minutes" = rehearse ]; then
     minutes=25 place=build/rehearsal summary=build/rehearsal/gpu.md
     export REPORTS="$PWD/build/rehearsal/reports"
     small=tiny middle=tiny experts=tiny-experts half=tiny large=tiny
-    batch=2 tokens=32 long=32 rounds=2 length=16 steps=3 planned="rows, ZeRO-3, 2 ranks"
+    batch=2 tokens=32 long=32 rounds=2 length=16 steps=3 planned="rows, ZeRO-3, 2 ranks, checkpointing"
+    methods=(--methods rows) half_methods=(rows) large_methods=(rows)
 fi
 mkdir -p "$place" "$REPORTS"
 
@@ -30,10 +33,11 @@ part() {
     echo "$((SECONDS - started)) s; $(grep -v '^[[:space:]]*$' "$place/$name.log" | tail -1)" > "$place/$name.done"
     echo "== $name: $(cat "$place/$name.done")"
 }
-main_job() { # GPUS RECIPE OVERRIDES...
-    local gpus=$1
-    shift
-    deepspeed --num_gpus "$gpus" launch/implant.py --recipe "$@"
+main_job() { # GPUS RUN RECIPE OVERRIDES...
+    local gpus=$1 run=$2
+    shift 2
+    deepspeed --num_gpus "$gpus" launch/implant.py --recipe "$@" "run=$run"
+    loki-ds report "$run" | grep -m 1 '^\*\*'
 }
 sweep() { python eval/benchmarks/attribution.py "$@"; }
 steps() { python eval/benchmarks/training_step.py --dtype bfloat16 --rounds "$rounds" "$@"; }
@@ -41,26 +45,26 @@ gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
 
 # Five minutes: can it start, on one GPU and on two; does the whole job run; is the sweep right and how fast.
 part doctor loki-ds doctor
-part tiny main_job 1 recipes/tiny/loki.yaml "run=$place/tiny" "training.max_steps=$steps"
+part tiny main_job 1 "$place/tiny" recipes/tiny/loki.yaml "training.max_steps=$steps"
 if [ "$gpus" -ge 2 ]; then
-    part tiny-2 main_job 2 recipes/tiny/loki.yaml "run=$place/tiny-2" "training.max_steps=$steps"
+    part tiny-2 main_job 2 "$place/tiny-2" recipes/tiny/loki.yaml "training.max_steps=$steps"
 else
     echo "== tiny-2: not run, this machine has one GPU"
 fi
 part attribution-small sweep --shape "$small" --dtype float32 --lengths "$length"
-part steps-small steps --shape "$small" --batch "$batch" --tokens "$tokens"
+part steps-small steps --shape "$small" --batch "$batch" --tokens "$tokens" "${methods[@]}"
 
 # Ten: a real model from end to end, larger shapes, experts.
 if [ "$minutes" -ge 10 ]; then
     if [ -e build/real/model ]; then
-        part smollm2 main_job 1 recipes/smollm2/recommended.yaml model.path=build/real/model "run=$place/smollm2"
+        part smollm2 main_job 1 "$place/smollm2" recipes/smollm2/recommended.yaml model.path=build/real/model
     else
         echo "== smollm2: not run, build/real is not there"
     fi
     part attribution-middle sweep --shape "$middle" --dtype bfloat16 --lengths "$length" --reference-layers 2
-    part steps-experts steps --shape "$experts" --batch "$batch" --tokens "$tokens"
+    part steps-experts steps --shape "$experts" --batch "$batch" --tokens "$tokens" "${methods[@]}"
     part steps-half steps --shape "$half" --batch 1 --tokens "$long" --checkpointing \
-        --methods full "LoRA r16, all linears" rows
+        --methods "${half_methods[@]}"
 fi
 
 # Twenty-five: the plan's peaks against the devices' own, and 8B in every mode; full needs more than one card holds there.
@@ -68,10 +72,10 @@ if [ "$minutes" -ge 25 ]; then
     part plan python eval/benchmarks/plan.py --only "$planned"
     part attribution-large sweep --shape "$large" --dtype bfloat16 --lengths "$length" --reference-layers 2
     part steps-large steps --shape "$large" --batch 1 --tokens "$long" --checkpointing \
-        --methods "LoRA r16, all linears" "authors' LoKI Linear" mask rows "lora (LoKI*)"
+        --methods "${large_methods[@]}"
     if python -c 'import flash_attn' 2> /dev/null; then
         part steps-flash steps --shape "$large" --batch 1 --tokens "$long" --checkpointing --attention flash_attention_2 \
-            --methods "LoRA r16, all linears" rows
+            --methods "$lora" rows
     fi
 fi
 
