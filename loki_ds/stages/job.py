@@ -39,6 +39,10 @@ def run_job(recipe: Recipe, until: str) -> None:
 def run_stages(run: Run, until: str) -> Checked:
     """The stages one after the other, up to one of them or to the last that trains."""
     checked = _check(run, look_at_tasks=until in ("check", "retain"))
+    if until == "retain":
+        from loki_ds.stages.ask_base import ask_base
+
+        ask_base(run, checked)
     for done in _stages(run, checked):
         if done == until:
             break

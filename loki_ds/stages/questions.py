@@ -3,19 +3,21 @@
 from dataclasses import replace
 from pathlib import Path
 
-from loki_ds.disk.files import digest_of, weights_digest
+from loki_ds.disk.files import digest_of, weights_digest, written_whole
 from loki_ds.disk.run_folder import RunFolder
+from loki_ds.export.checkpoint import copy_beside, put_template
 from loki_ds.retention.question import Answers, Arm, model_digest
 from loki_ds.stages.check import Checked
 
 
 class Arms:
     """The models of a run. Where it has a template of its own, all of them read the same text by
-    it.
+    it, with a tokenizer that is written beside their answers. Rank 0's work.
     """
 
     def __init__(self, checked: Checked, folder: RunFolder) -> None:
-        self.template, self.tokenizer = checked.template, folder.model if checked.template else None
+        self.template = checked.template
+        self.tokenizer = _tokenizer(checked.template, checked.base.folder, folder) if checked.template else None
         self.base = self._arm(checked.base.folder, checked.base.digest)
 
     def model(self, folder: Path) -> Arm:
@@ -28,6 +30,17 @@ class Arms:
 
     def _arm(self, folder: Path, weights: str) -> Arm:
         return Arm(folder, model_digest(folder, weights), tokenizer=self.tokenizer, template=self.template)
+
+
+def _tokenizer(template: str, base: Path, folder: RunFolder) -> Path:
+    """The base's tokenizer with the template that trains, in a folder of its own."""
+    place = folder.retention / "tokenizer"
+    if not place.exists():
+        with written_whole(place) as aside:
+            aside.mkdir()
+            copy_beside(base, aside)
+            put_template(template, aside)
+    return place
 
 
 def answers_of_run(folder: RunFolder) -> Answers:

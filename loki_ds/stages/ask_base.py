@@ -1,0 +1,91 @@
+"""Before anything trains: what the base answers to the retention tasks.
+
+The answers are kept for the report, so they cost nothing more. A task of which the base can do
+nothing is seen here, and not after the training.
+"""
+
+import logging
+import time
+
+from loki_ds.distributed import device, ranks
+from loki_ds.distributed.launcher import local_rank, local_size
+from loki_ds.recipe.sections import RetentionSection
+from loki_ds.refusal import Refusal
+from loki_ds.retention.evaluation import Nodes, evaluate, unanswered
+from loki_ds.retention.messages import ArmResult, Half, TaskSamples
+from loki_ds.retention.question import Asked, Question, processes_of
+from loki_ds.stages.check import Checked
+from loki_ds.stages.questions import Arms, answers_of_run
+from loki_ds.stages.run import Run
+
+log = logging.getLogger(__name__)
+SHOWN = 120  # characters of a prompt or an answer in a sentence
+
+
+def ask_base(run: Run, checked: Checked) -> None:
+    """Have the base answer what is not answered yet. All ranks call it; the first of every node
+    evaluates, where all see the run folder, and the others wait.
+
+    Raises:
+        Refusal: the base scores 0 on every ability.
+    """
+    if ranks.on_first_rank(lambda: run.folder.has("implant")):
+        return  # it is asked beside the model, in one start
+    asked, answers = ranks.on_first_rank(lambda: _asked(run, checked)), answers_of_run(run.folder)
+    left = ranks.on_first_rank(lambda: unanswered(asked, answers))
+    nodes = _nodes(run)
+    if left and nodes is not None:
+        started = time.monotonic()
+        evaluate(left, answers, nodes)
+        if nodes.this == 0:
+            seconds = round(time.monotonic() - started, 1)
+            run.folder.note_cost("base", {"seconds": seconds, "device": device.name()})
+    ranks.barrier()
+    ranks.on_first_rank(lambda: _look_at(answers.read(asked[0].key), run.recipe.retention))
+
+
+def _asked(run: Run, checked: Checked) -> list[Asked]:
+    """All that the base will be asked; with a dial each half of the documents."""
+    recipe, base = run.recipe, Arms(checked, run.folder).base
+    halves: list[Half | None] = ["choosing", "confirming"] if recipe.tune else [None]
+    questions = [Question(recipe.model, recipe.retention, run.tasks, half) for half in halves]
+    return [question.of(base)._replace(of_all_runs=True) for question in questions]
+
+
+def _nodes(run: Run) -> Nodes | None:
+    """This rank's node among those that evaluate; None for ranks that wait."""
+    processes = ranks.all_gather(processes_of(run.recipe.retention))[:: local_size()]
+    if run.shared.by_all and local_rank() == 0:
+        return Nodes(ranks.rank() // local_size(), tuple(processes))
+    return Nodes() if ranks.rank() == 0 else None
+
+
+def _look_at(result: ArmResult, section: RetentionSection) -> None:
+    """Name the abilities of which the base can do nothing, each with a document: what it is asked,
+    what is right, what it says.
+    """
+    names = [name for group in section.abilities for name in group.tasks]
+    dead = [name for name in names if _scores_nothing(result["tasks"][name])]
+    for name in dead:
+        said = _shown(name, result["tasks"][name])
+        if len(dead) == len(names):
+            raise Refusal(f"retention.abilities: the base scores 0 on all of them, so there is nothing to lose; {said}")
+        log.warning("retain: %s", said)
+
+
+def _scores_nothing(task: TaskSamples) -> bool:
+    main = task["metrics"][0]
+    return main["unit"] == "score" and main["higher_is_better"] and not any(s["scores"][0] for s in task["samples"])
+
+
+def _shown(name: str, task: TaskSamples) -> str:
+    first = task["samples"][0]
+    asked, right, said = (_short(first[key]) for key in ("prompt", "gold", "answer"))
+    return (
+        f"task {name}: the base scores 0 on all {len(task['samples'])} documents; asked {asked}, where {right} is "
+        f"right, it says {said}; is a filter missing, or a template?"
+    )
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= SHOWN else f"...{text[-SHOWN:]}")
