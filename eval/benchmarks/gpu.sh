@@ -37,7 +37,7 @@ main_job() { # GPUS RUN RECIPE OVERRIDES...
     local gpus=$1 run=$2
     shift 2
     deepspeed --num_gpus "$gpus" launch/implant.py --recipe "$@" "run=$run"
-    loki-ds report "$run" | grep -m 1 '^\*\*'
+    loki-ds report "$run" | awk '/^[*][*]/ && !n++'  # to its end, or the pipe breaks
 }
 sweep() { python eval/benchmarks/attribution.py "$@"; }
 steps() { python eval/benchmarks/training_step.py --dtype bfloat16 --rounds "$rounds" "$@"; }
