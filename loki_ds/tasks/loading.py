@@ -19,6 +19,8 @@ from datasets import disable_progress_bars
 from loki_ds.refusal import Refusal, did_you_mean
 from loki_ds.tasks.metrics import Metric, metrics_of
 
+FILES = ("data_files", "path")  # of a task's dataset_kwargs: those of data sets, and of `HeldOutCalls`
+
 
 def task_manager(names: Sequence[str], include_path: str | None, key: str) -> Any:
     """lm-eval's own `TaskManager` for these tasks: of the user's folder alone if they are all in it
@@ -49,13 +51,14 @@ def _with_files_beside(manager: Any, include_path: str | None) -> Any:
     from lm_eval.tasks._yaml_loader import load_yaml
 
     for entry in manager.task_index.values() if include_path is not None else ():
-        files = ((entry.cfg or {}).get("dataset_kwargs") or {}).get("data_files")
-        if files is None or entry.yaml_path is None:
+        settings = (entry.cfg or {}).get("dataset_kwargs") or {}
+        named = {key: settings[key] for key in FILES if key in settings}
+        if not named or entry.yaml_path is None:
             continue
-        beside = _found_files(files, Path(entry.yaml_path).parent)
-        if beside != files:
+        beside = _found_files(named, Path(entry.yaml_path).parent)
+        if beside != named:
             entry.cfg = load_yaml(entry.yaml_path, resolve_func=True)
-            entry.cfg["dataset_kwargs"] = {**entry.cfg["dataset_kwargs"], "data_files": beside}
+            entry.cfg["dataset_kwargs"] = {**entry.cfg["dataset_kwargs"], **beside}
             entry.yaml_path = None  # or it would be read anew
     return manager
 
