@@ -9,6 +9,8 @@ GIB = 2**30
 def as_table(findings: Findings) -> Table:
     """One line for each."""
     table = Table(title="check", show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")  # a path is wrapped, never cut
     for looked_at, finding in findings:
         table.add_row(looked_at, finding)
     return table

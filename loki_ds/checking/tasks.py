@@ -30,8 +30,11 @@ def in_words(section: RetentionSection, tasks: Sequence[TaskFound], tune: TuneSe
         scored = zip(tasks[:abilities], counts[:abilities], strict=True)
         known = [(of, task.by_size) for task, of in scored if task.main["unit"] == "score"]
         _check_budget(tune.budget.forgetting, known)
-    each = " of each half" if tune else ""
-    return [("task", _in_words(task, of, section.margin, each)) for task, of in zip(tasks, counts, strict=True)]
+    each, new = " of each half" if tune else "", section.new_task.tasks if section.new_task else []
+    return [
+        ("task", _in_words(task, of, None if task.name in new else section.margin, each))
+        for task, of in zip(tasks, counts, strict=True)
+    ]
 
 
 def limits_in_words(section: RetentionSection) -> Findings:
@@ -66,10 +69,13 @@ def _counts(task: TaskFound, limit: int | None, halved: bool) -> list[int]:
     return [count // 2 for count in counts]
 
 
-def _in_words(task: TaskFound, counts: list[int], margin: float, each: str) -> str:
+def _in_words(task: TaskFound, counts: list[int], margin: float | None, each: str) -> str:
+    """One task in a line. margin: None of what is to be learned, not kept."""
     subtasks = f" in {len(counts)} subtasks" if len(counts) > 1 else ""
     lower = "" if task.main["higher_is_better"] else ", which is better when lower"
     said = f"{task.name}: {sum(counts):,} documents{each}{subtasks}, by {task.main['name']}{lower}"
+    if margin is None:
+        return said
     if 1 < len(counts) < FEWEST:
         return f"{said}; a group of fewer than {FEWEST} subtasks is never shown to be kept, name its subtasks"
     if task.main["unit"] != "score":

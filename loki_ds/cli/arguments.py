@@ -14,7 +14,7 @@ def _paths(*names: str) -> Arguments:
 
 
 def _overrides(said: str | None = None) -> Arguments:
-    return [("overrides", {"nargs": "*", "metavar": "key=value", "help": said})]
+    return [("overrides", {"nargs": "*", "default": [], "metavar": "key=value", "help": said})]
 
 
 GATED: Arguments = [(GATE, {"action": "store_true", "help": "end with 0 when all is kept, 2 lost, 3 not shown"})]

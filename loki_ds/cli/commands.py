@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING
 
 from loki_ds.cli.arguments import ARGUMENTS, GATE
 from loki_ds.distributed.launcher import be_no_rank
-from loki_ds.refusal import Refusal, shown_once
+from loki_ds.refusal import Refusal, did_you_mean, shown_once
 
 if TYPE_CHECKING:
     from loki_ds.report.schema import Report
 
 REFUSED = 2
-MISUSED = 1  # where 2 means that something was lost
+MISUSED = 1  # also of a refusal, where 2 means that something was lost
+TRAINS = ("implant", "train", "run", "launch", "finetune")  # what people type for the main job
+MAIN_JOB = "deepspeed --num_gpus N --module loki_ds.implant --recipe RECIPE"
 
 
 def main() -> None:
@@ -28,10 +30,14 @@ def main() -> None:
     be_no_rank()
     refused = MISUSED if GATE in sys.argv else REFUSED
     try:
-        with shown_once(refused):
+        with shown_once(MISUSED):
             arguments = _arguments()
+    except SystemExit as ended:  # argparse has said why
+        sys.exit(MISUSED if ended.code else 0)
+    try:
+        with shown_once(refused):
             status = arguments.command(arguments)
-    except SystemExit as ended:  # argparse, or a process that evaluated, has said why
+    except SystemExit as ended:  # a process that evaluated has said why
         sys.exit(refused if ended.code else 0)
     sys.exit(status)
 
@@ -238,7 +244,14 @@ def report(arguments: argparse.Namespace) -> int:
     from loki_ds.report.compare import read_report
 
     written, folder = read_report(arguments.run), RunFolder(arguments.run).report
-    print((folder / "report.md").read_text(encoding="utf-8"))
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.markdown import Markdown
+
+        Console().print(Markdown("\n".join(line for line in text.splitlines() if not line.startswith("!["))))
+    else:
+        print(text)
     print(f"As a page: {folder / 'report.html'}")
     return _gate(written) if arguments.gate else 0
 
@@ -270,13 +283,24 @@ def compare(arguments: argparse.Namespace) -> int:
 
 
 def _arguments() -> argparse.Namespace:
-    """The command line; overrides may stand before or after options (argparse refuses that)."""
+    """The command line; overrides may stand before or after options (argparse refuses that).
+
+    Raises:
+        Refusal: a command that is none.
+    """
     parser = _parser()
+    if not sys.argv[1:]:
+        parser.print_help()
+        parser.exit(0)
+    word = sys.argv[1]
+    if not word.startswith("-") and word not in ARGUMENTS:
+        near = "" if word in TRAINS else did_you_mean(word, ARGUMENTS)
+        raise Refusal(f"{word!r} is no command{near or f'; a recipe is run by {MAIN_JOB}'}")
     arguments, left = parser.parse_known_args()
     if left and (not hasattr(arguments, "overrides") or any(word.startswith("-") for word in left)):
         parser.error(f"unrecognized arguments: {' '.join(left)}")
     if left:
-        arguments.overrides += left
+        arguments.overrides = [*arguments.overrides, *left]
     return arguments
 
 

@@ -116,7 +116,7 @@ def _hub() -> Looked:
 def as_table(looked: list[Looked]) -> Table:
     table = Table(title="this machine")
     for heading in ("", "found", "needed for"):
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")
     for look in looked:
         table.add_row(look.at, f"{look.state}{' (the main job cannot start)' if look.stops else ''}", look.needed_for)
     return table

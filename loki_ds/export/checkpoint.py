@@ -189,7 +189,10 @@ def _check_fits(source: Path, stored: StoredRows, implant: Implant, side: str) -
                 f"{source}: {name} has {d_model} rows of {width} {dtype} numbers, the implant has rows up to {last} of "
                 f"{expected.shape[1]} {expected.dtype} numbers"
             )
-        if not same_bits(stored.read(layer, rows.rows), expected):
+        there = stored.read(layer, rows.rows)
+        if not same_bits(there, expected):
+            if side == "base" and same_bits(there, rows.implanted):
+                raise Refusal(f"{source}: this implant is in it already")
             raise Refusal(f"{source}: {name} does not hold the rows the implant expects ({side}); is it another model?")
 
 

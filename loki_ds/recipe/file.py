@@ -4,7 +4,7 @@ with it.
 Knows YAML and how pydantic words its errors. What the keys mean is `recipe`'s.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -187,7 +187,10 @@ def load_suite(name: str) -> list[TaskGroup]:
     path = Path(resolve_file(name if name.endswith((".yaml", ".yml")) else f"{SUITES}/{name}.yaml"))
     if not path.exists():
         known = [file.stem for file in Path(resolve_file(SUITES)).glob("*.yaml")]
-        raise Refusal(f"retention.abilities: no suite {name!r} ({path} is not there){did_you_mean(name, known)}")
+        raise Refusal(
+            f"retention.abilities: no suite {name!r} ({path} is not there){did_you_mean(name, known)}; "
+            f"a task of lm-eval's is given by retention.abilities={{tasks: [{name}]}}"
+        )
     try:
         return Suite.model_validate(read_yaml(path)).groups
     except ValidationError as error:
@@ -208,6 +211,8 @@ def _sentence(origin: Callable[[str], Path | str], error: ValidationError, root:
         wrong = str(first["loc"][-1])
         key = ".".join(part for part in (key, wrong) if part)
         near = did_you_mean(wrong, section.model_fields)
+        if elsewhere := [dotted for dotted in _keys(root) if dotted.endswith(f".{wrong}")]:
+            near = f"; did you mean {' or '.join(map(repr, elsewhere))}?"
         return f"{origin(key)}: {key} is not a key of a {root.__name__.lower()}{near}"
     if first["type"] == "missing":
         return f"{origin(key)}: the key {key} is missing"
@@ -217,6 +222,14 @@ def _sentence(origin: Callable[[str], Path | str], error: ValidationError, root:
     same = [e["msg"].removeprefix("Input should be ") for e in errors if _key_and_section(e["loc"], root)[0] == key]
     allowed = " or ".join(dict.fromkeys(same))
     return f"{origin(key)}: {key} is {short(repr(first['input']))}, allowed is {allowed}"
+
+
+def _keys(section: type[Section], above: str = "") -> Iterator[str]:
+    """All dotted keys of a section and of those in it."""
+    for name, field in section.model_fields.items():
+        yield f"{above}{name}"
+        if inner := _section_of(field.annotation):
+            yield from _keys(inner, f"{above}{name}.")
 
 
 def _key_and_section(loc: tuple[int | str, ...], root: type[Section]) -> tuple[str, type[Section]]:

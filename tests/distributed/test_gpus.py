@@ -96,12 +96,13 @@ def test_a_layer_costs_few_launches_and_no_wait(two_gpus: dict[str, str]) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_the_gpu_script_is_rehearsed(two_gpus: dict[str, str], tmp_path: Path) -> None:
     """Each part at a tiny shape; called again, none is done twice."""
     for path in (ROOT / "build/rehearsal", tmp_path):
         shutil.rmtree(path, ignore_errors=True)
     script = ["bash", "eval/benchmarks/gpu.sh", "rehearse"]
-    output = output_of(start_ranks(script, ROOT, two_gpus), 550)
+    output = output_of(start_ranks(script, ROOT, two_gpus), 1300)
     figures = dict(re.findall(r"^== ([\w-]+): (\d+ s; .*)$", output, re.MULTILINE))
     parts = "doctor tiny tiny-2 attribution-small steps-small attribution-middle steps-experts steps-half plan"
     assert {*parts.split(), "attribution-large", "steps-large"} <= figures.keys(), output
