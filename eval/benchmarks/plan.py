@@ -186,6 +186,8 @@ def recipe_of(case: dict[str, Any], folder: Path) -> Any:
     ]
     if case["mode"] != "attribution":
         overrides.append(f"implant.mode={case['mode']}")
+    if case["mode"] in ("rows", "lora"):
+        overrides.append("training.weight_decay=0")  # a delta would decay to the base
     if case.get("checkpointing"):
         overrides.append("training.activation_checkpointing=true")
     if case.get("accumulation"):
