@@ -137,7 +137,7 @@ def _check_layers(name: str, model: PreTrainedModel) -> None:
     layers = decoder_layers(model)
     handle = layers[0].register_forward_hook(lambda _, __, output: handed.append(output))
     try:
-        model(torch.tensor([PROMPTS[0]]), use_cache=False)
+        model(torch.tensor([PROMPTS[0]], device=model.device), use_cache=False)
     finally:
         handle.remove()
     if isinstance(handed[0], tuple):

@@ -222,4 +222,4 @@ def _mapped(file: Path, name: str) -> Iterator[np.memmap]:
 
 def _bits(values: Tensor, like: np.memmap) -> np.ndarray:
     """The same bits, as numpy knows them."""
-    return values.contiguous().flatten().view(torch.uint8).numpy().view(like.dtype).reshape(values.shape)
+    return values.cpu().contiguous().flatten().view(torch.uint8).numpy().view(like.dtype).reshape(values.shape)

@@ -156,6 +156,12 @@ def start_ranks(command: list[str], folder: Path, environment: dict[str, str], r
     )
 
 
+# What holds on processors alone, whatever the ranks run on.
+not_on_gpus = pytest.mark.skipif(
+    "ON_GPUS" in os.environ, reason="builds for processors, or nodes that would share a GPU"
+)
+
+
 def environment_of_ranks(count: int) -> dict[str, str]:
     """On processors, or on GPUs where ON_GPUS is set: the whole suite is then their rehearsal."""
     if "ON_GPUS" not in os.environ:

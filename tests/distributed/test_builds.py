@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from torch.utils import cpp_extension
 
-from distributed.conftest import launch
+from distributed.conftest import launch, not_on_gpus
 from loki_ds.distributed.builds import check_builds
 from loki_ds.refusal import Refusal
 
@@ -69,6 +69,7 @@ def test_torchs_own_folder_is_looked_at(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.skipif(not BATON, reason="this torch takes no lock's file for a build")
+@not_on_gpus
 def test_a_launcher_start_ends_within_seconds(lock: Path, tmp_path: Path) -> None:
     lock.touch()
     done = launch(f"run={tmp_path / 'run'}", environment={"TORCH_EXTENSIONS_DIR": str(tmp_path)}, deadline=120)

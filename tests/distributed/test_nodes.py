@@ -15,11 +15,12 @@ import pytest
 import torch
 from conftest import ROOT
 
-from distributed.conftest import kill, launch, output_of, start_ranks
+from distributed.conftest import kill, launch, not_on_gpus, output_of, start_ranks
 from loki_ds.attribution.kept import KeptScores
 from loki_ds.disk.files import digest_of
 from loki_ds.distributed.launcher import free_port
 
+pytestmark = not_on_gpus
 TORCHRUN = [
     sys.executable,
     "-m",
