@@ -142,7 +142,6 @@ def _rendered(
     """The examples of a source that have something to learn after the cut, whole; counts is kept
     up.
     """
-    _check_padding(source, renderer, vocabulary)
     unused: set[str] = set()
     in_turns: set[str] = set()
     for number, row in islice(rows_of(source), counts.first):
@@ -164,6 +163,7 @@ def _rendered(
         counts.dropped += 1
         if counts.dropped <= NAMED:
             counts.dropped_lines.append(number)
+    _check_padding(source, renderer, vocabulary)
     counts.unused = sorted(unused)
     template = renderer.template.text if renderer.template else ""
     counts.unused_in_turns = sorted(key for key in in_turns - UNDERSTOOD if key not in template)
