@@ -72,13 +72,13 @@ def attribute(
     sweep = Sweep(model, steps=steps, rule=rule, target=target, multiply_by_value=multiply_by_value)
     split_over_ranks = is_sharded(model)
     planned = batches(prompts, batch_size, length_class(model.config))
-    swept = [
+    mine = [
         (i, score.clone())  # a view would be sent with its batch's whole storage
         for indices, swept in sweep_batches(sweep, prompts, planned, split_over_ranks)
         for i, score in zip(indices, swept.scores, strict=True)
     ]
-    everyone = all_gather(swept) if split_over_ranks else [swept]
-    scores = dict(scored for rank_found in everyone for scored in rank_found)
+    everyone = all_gather(mine) if split_over_ranks else [mine]
+    scores = dict(scored for of_rank in everyone for scored in of_rank)
     return torch.stack([scores[i] for i in range(len(prompts))])
 
 

@@ -3,6 +3,7 @@ stay the same.
 """
 
 import logging
+import pickle
 from collections.abc import Sequence
 from functools import partial
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 from loki_ds import attribute
+from loki_ds.attribution import batches as batches_module
 from loki_ds.attribution.batches import NoRoom, affordable_batch, batches
 from loki_ds.attribution.layer_call import shared_length
 from loki_ds.attribution.sweep import Sweep
@@ -110,3 +112,18 @@ def test_the_batch_follows_the_budget() -> None:
     )
     sizes = [affordable_batch(sweep.run, prompts, budget) for budget in (0, 2**34)]
     assert sizes == [1, 64]
+
+
+def test_ranks_send_their_scores_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A view of a batch's scores pickles the whole batch's storage, once a prompt."""
+    sent: list[int] = []
+
+    def all_gather(value: object) -> list[object]:
+        sent.append(len(pickle.dumps(value)))
+        return [value]
+
+    monkeypatch.setattr(batches_module, "is_sharded", lambda _: True)
+    monkeypatch.setattr(batches_module, "all_gather", all_gather)
+    prompts = [[3, 4, 5 + i] for i in range(16)]
+    scores = attribute(build("llama", torch.float32), prompts, batch_size=16)
+    assert sent[-1] < 2 * scores.nbytes + 16 * 500
