@@ -87,7 +87,6 @@ clean:  ## remove the environment, what was built, and all runs
 ##@ What the figures were made with
 
 bench: $(READY)  ## attribution and training step against their baselines, the plan against measurement (about forty minutes on two idle cores)
-	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) captum
 	DS_ACCELERATOR=cpu OMP_NUM_THREADS=2 $(BIN)/python eval/benchmarks/training_step.py
 	DS_ACCELERATOR=cpu OMP_NUM_THREADS=2 $(BIN)/python eval/benchmarks/attribution.py
 	$(BIN)/python eval/benchmarks/plan.py

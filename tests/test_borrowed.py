@@ -21,6 +21,7 @@ from deepspeed.utils import mixed_precision_linkage
 from lm_eval import evaluator, utils
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import _factory, _index
+from lm_eval.tasks._yaml_loader import load_yaml
 from torch._subclasses import fake_tensor
 from torch.utils import _python_dispatch, _pytree, cpp_extension, flop_counter
 from transformers import PretrainedConfig, Trainer, core_model_loading
@@ -73,7 +74,9 @@ BORROWED: dict[str, Callable[[], bool]] = {
     ),
     # tasks
     "lm-eval: a task's entry, and how its YAML is read": lambda: (
-        says(_index.Entry, "yaml_path", "cfg") and says(_factory.TaskFactory, "entry.cfg", "entry.yaml_path")
+        says(_index.Entry, "yaml_path", "cfg")
+        and says(_factory.TaskFactory, "entry.cfg", "entry.yaml_path")
+        and says(load_yaml, "resolve_func")
     ),
     # attribution, planning
     "torch: fake tensors": lambda: hasattr(fake_tensor, "FakeTensor") and hasattr(fake_tensor, "FakeTensorMode"),

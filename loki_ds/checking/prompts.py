@@ -20,8 +20,9 @@ def prompts_in_words(section: RetentionSection, tokenizer: PreTrainedTokenizerBa
         Refusal: a task that cannot be asked as the recipe says.
     """
     template, findings = _template(tokenizer, section.chat_template_args), []
+    names = [name for group in section.groups for name in group.tasks]
+    manager = task_manager(names, section.include_path, "retention")
     for group in section.groups:
-        manager = task_manager(group.tasks, section.include_path, "retention")
         asking = Asking(
             shots=group.num_fewshot,
             chats=group.apply_chat_template,

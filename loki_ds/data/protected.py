@@ -25,6 +25,7 @@ from loki_ds.model.template_date import one_date
 from loki_ds.recipe.sections import ProtectedSection
 from loki_ds.refusal import Refusal, did_you_mean
 from loki_ds.tasks.loading import task_manager
+from loki_ds.tasks.prompts import shots_of
 
 
 class ProtectedPrompt(NamedTuple):
@@ -177,10 +178,6 @@ def _from_tasks(section: ProtectedSection, tokenizer: PreTrainedTokenizerBase) -
 
 def _task_tokens(task: Any, document: Any, section: ProtectedSection, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens of the prompt that lm-eval makes of a document when it evaluates the task."""
-    declared = task.config.num_fewshot
-    shots = (
-        declared or 0 if section.num_fewshot is None or declared == 0 else section.num_fewshot
-    )  # a task's 0 is fixed
     template = None
     if section.apply_chat_template:
 
@@ -194,7 +191,7 @@ def _task_tokens(task: Any, document: Any, section: ProtectedSection, tokenizer:
 
     prompt = task.fewshot_context(
         document,
-        shots,
+        shots_of(task, section.num_fewshot),
         apply_chat_template=section.apply_chat_template,
         fewshot_as_multiturn=section.apply_chat_template,
         chat_template=template,

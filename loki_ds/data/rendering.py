@@ -173,6 +173,9 @@ class Renderer:
 
     def _leave_marked(self, example: Example, template: ChatTemplate, ids: list[int], said: list[bool]) -> None:
         """Take turns that a mark forbids to learn out of what is learned."""
+        if not example.unlearned:
+            return
+        text = template.render(example.messages, example.tools)
         for place in sorted(example.unlearned):
             if example.messages[place]["role"] != "assistant":
                 if not self.only_assistant:
@@ -181,7 +184,6 @@ class Renderer:
                         "learns what the assistant says alone"
                     )
                 continue
-            text = template.render(example.messages, example.tools)
             tokens, within = self._within(text, [self._span(text, place, example, template)])
             if tokens != ids:
                 raise NotUnderstood(f"has a mark that turn {place + 1} is not to be learned, and it is not found there")

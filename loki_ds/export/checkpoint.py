@@ -22,7 +22,7 @@ from loki_ds.disk.files import remove, written_whole
 from loki_ds.export.implant_file import Implant, LayerRows
 from loki_ds.model.base_checks import as_stored
 from loki_ds.model.expert_rows import as_in
-from loki_ds.model.files import BESIDE, model_files, open_weights, same_bits
+from loki_ds.model.files import model_files, open_weights, same_bits
 from loki_ds.model.stored_rows import Piece, StoredRows
 from loki_ds.refusal import Refusal
 from loki_ds.selection.positions import Positions
@@ -37,17 +37,14 @@ def copy_model(source: Path, out: Path) -> None:
     """
     with open_weights(source) as weights:
         files = model_files(source, weights)
+    copy_files(files, source, out)
+
+
+def copy_files(files: Iterable[Path], source: Path, out: Path) -> None:
+    """Copy files, by their places in a folder, to the same places in another."""
     for file in files:
         (out / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / file, out / file)
-
-
-def copy_beside(source: Path, out: Path) -> None:
-    """Copy what stands beside a model's weights: configuration, tokenizer, templates, code."""
-    for pattern in BESIDE:
-        for file in source.glob(pattern):
-            (out / file.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, out / file.relative_to(source))
 
 
 def write_tensors(base: Path, tensors: Iterable[tuple[str, Tensor]], out: Path) -> None:

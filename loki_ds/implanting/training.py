@@ -4,6 +4,7 @@ checkpoints to resume from.
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from datasets import Dataset
@@ -28,7 +29,9 @@ from loki_ds.implanting.rows import train_row_deltas
 from loki_ds.implanting.trainer import ImplantTrainer, Rehearsed
 from loki_ds.implanting.trl_config import examples_per_step
 from loki_ds.implanting.watch import TokensPerSecond, WatchGradients
+from loki_ds.model.anatomy import has_experts
 from loki_ds.recipe.implant import ImplantSection, PeftSection
+from loki_ds.refusal import Refusal
 from loki_ds.selection.positions import Positions
 
 log = logging.getLogger(__name__)
@@ -127,7 +130,7 @@ def train(
     model.generation_config = GenerationConfig()
     _name_experts_for_trl(model.config.get_text_config())
     callbacks = prepare(model, method, arguments.seed)
-    if not section.kind.trains_everything:
+    if (arguments.gradient_checkpointing or _routes(model)) and not section.kind.trains_everything:
         # Or a checkpointed layer, whose inputs are frozen, would pass nothing back. And DeepSpeed
         # takes a block of experts for one leaf, and its gradients for whole once the block's input
         # has one; of an input that wants none, before they are there.
@@ -170,6 +173,13 @@ def peft_config(section: PeftSection) -> LoraConfig:
         init_lora_weights="pissa" if section.method == "pissa" else True,
         task_type="CAUSAL_LM",
     )
+
+
+def _routes(model: PreTrainedModel) -> bool:
+    """Whether the model has experts; not where its FFNs are not known, as of some baselines."""
+    with suppress(Refusal):
+        return has_experts(model)
+    return False
 
 
 def _name_experts_for_trl(config: Any) -> None:

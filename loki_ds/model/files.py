@@ -110,11 +110,18 @@ def model_files(folder: Path, weights: WeightFiles) -> list[Path]:
     """The files that are the model, relative to its folder: the weights that its index names, and
     what stands beside them.
     """
-    beside = {file.relative_to(folder) for pattern in BESIDE for file in folder.glob(pattern) if file.is_file()}
     stored = {Path(name) for name in set(weights.files.values())}
-    own_index = INDEX if stored != {Path(SINGLE)} else ""  # one that is left over names other files
-    of_others = {file for file in beside if file.name != own_index and any(map(file.match, OF_OTHERS))}
-    return sorted((beside - of_others) | stored)
+    # An index that is left over beside a single file names other ones.
+    own_index = {Path(INDEX)} if stored != {Path(SINGLE)} and (folder / INDEX).is_file() else set()
+    return sorted({*files_beside(folder), *own_index, *stored})
+
+
+def files_beside(folder: Path) -> list[Path]:
+    """What stands beside a model's weights, relative to its folder: configuration, tokenizer,
+    templates, code.
+    """
+    beside = {file.relative_to(folder) for pattern in BESIDE for file in folder.glob(pattern) if file.is_file()}
+    return sorted(file for file in beside if not any(map(file.match, OF_OTHERS)))
 
 
 def other_weights(folder: Path, weights: WeightFiles) -> list[str]:

@@ -146,9 +146,10 @@ def _verdict(reports: Sequence[Report]) -> list[str]:
     had nothing to lose, stands apart: to lose nothing is then no merit.
     """
     apart = [report for report in reports if report["learned"] == "not learned" or report["losses_only"] is None]
-    lost = {_name(report): report["losses_only"] or 0.0 for report in reports}
-    reports = sorted((report for report in reports if report not in apart), key=lambda report: lost[_name(report)])
-    ranked = ", ".join(f"{_name(report)} {lost[_name(report)]:.2f}%" for report in reports)
+    reports = sorted(
+        (report for report in reports if report not in apart), key=lambda report: report["losses_only"] or 0
+    )
+    ranked = ", ".join(f"{_name(report)} {report['losses_only']:.2f}%" for report in reports)
     sentences = [f"Least lost first: {ranked}."] if reports else []
     for report in apart:
         why = "the base has no scores to lose" if report["losses_only"] is None else "it has not learned the new task"
@@ -177,8 +178,10 @@ def _against(report: Report, other: Report) -> str:
 
 
 def _interval(report: Report) -> tuple[float, float]:
-    """That of a report's losses alone; of one without any, all there is."""
-    return report["losses_only_ci"] or (0.0, 100.0)
+    """That of the losses alone of a report that is ranked."""
+    interval = report["losses_only_ci"]
+    assert interval is not None
+    return interval
 
 
 def _name(report: Report) -> str:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from loki_ds.report.schema import Report, TaskLine
 from loki_ds.retention.forgetting import Forgotten
 
+# What is said of a new task, by its verdict.
+LEARNED = {"learned": "", "not shown": ": not learned, no more than by chance", "lost": ": lost"}
 EXIT_STATUS = {"kept": 0, "lost": 2, "not shown": 3}  # of a gate
 
 
@@ -69,9 +71,8 @@ def sentences(
     unscored = [task["task"] for task in tasks if task["lost_percent"] is None]
     said += [f"Left out of both figures, because the base scores 0 or less: {', '.join(unscored)}."] if unscored else []
     for task in new:
-        verdict = "" if task["verdict"] == "learned" else ": not learned, by what chance explains"
-        verdict = ": lost" if task["verdict"] == "lost" else verdict
-        said.append(f"New task: {task['task']} went from {task['base']:.3f} to {task['implanted']:.3f}{verdict}.")
+        went = f"{task['task']} went from {task['base']:.3f} to {task['implanted']:.3f}"
+        said.append(f"New task: {went}{LEARNED[task['verdict']]}.")
     return " ".join(said)
 
 

@@ -8,14 +8,13 @@ import logging
 import time
 
 from loki_ds.distributed import device, ranks
-from loki_ds.distributed.launcher import local_rank, local_size
 from loki_ds.recipe.sections import RetentionSection
 from loki_ds.refusal import Refusal
-from loki_ds.retention.evaluation import Nodes, evaluate, unanswered
+from loki_ds.retention.evaluation import evaluate, unanswered
 from loki_ds.retention.messages import ArmResult, Half, TaskSamples
-from loki_ds.retention.question import Asked, Question, processes_of
+from loki_ds.retention.question import Asked, Question
 from loki_ds.stages.check import Checked
-from loki_ds.stages.questions import Arms, answers_of_run
+from loki_ds.stages.questions import Arms, answers_of_run, node_of_rank
 from loki_ds.stages.run import Run
 
 log = logging.getLogger(__name__)
@@ -33,7 +32,7 @@ def ask_base(run: Run, checked: Checked) -> None:
         return  # it is asked beside the model, in one start
     asked, answers = ranks.on_first_rank(lambda: _asked(run, checked)), answers_of_run(run.folder)
     left = ranks.on_first_rank(lambda: unanswered(asked, answers))
-    nodes = _nodes(run)
+    nodes = node_of_rank(run)
     if left and nodes is not None:
         started = time.monotonic()
         evaluate(left, answers, nodes)
@@ -50,14 +49,6 @@ def _asked(run: Run, checked: Checked) -> list[Asked]:
     halves: list[Half | None] = ["choosing", "confirming"] if recipe.tune else [None]
     questions = [Question(recipe.model, recipe.retention, run.tasks, half) for half in halves]
     return [question.of(base)._replace(of_all_runs=True) for question in questions]
-
-
-def _nodes(run: Run) -> Nodes | None:
-    """This rank's node among those that evaluate; None for ranks that wait."""
-    processes = ranks.all_gather(processes_of(run.recipe.retention))[:: local_size()]
-    if run.shared.by_all and local_rank() == 0:
-        return Nodes(ranks.rank() // local_size(), tuple(processes))
-    return Nodes() if ranks.rank() == 0 else None
 
 
 def _look_at(result: ArmResult, section: RetentionSection) -> None:

@@ -21,17 +21,17 @@ from loki_ds.checking.tasks import in_words
 from loki_ds.disk.files import weights_digest, write_json
 from loki_ds.disk.run_folder import RunFolder
 from loki_ds.distributed import device, ranks
-from loki_ds.distributed.launcher import local_rank, local_size
+from loki_ds.distributed.launcher import local_size
 from loki_ds.report.build import write_model_card
 from loki_ds.report.compare import draw_trade_off, is_read
 from loki_ds.report.origin import facts_of_run
 from loki_ds.report.pictures import training_curves
 from loki_ds.report.schema import Report
 from loki_ds.retention.evaluation import Nodes, evaluate, unanswered
-from loki_ds.retention.question import Asked, Question, processes_of, short_digest
+from loki_ds.retention.question import Asked, Question, short_digest
 from loki_ds.stages.check import Checked
 from loki_ds.stages.fingerprints import Fingerprint
-from loki_ds.stages.questions import Arms, answers_of_run
+from loki_ds.stages.questions import Arms, answers_of_run, node_of_rank
 from loki_ds.stages.report import put_report, report_of_pair
 from loki_ds.stages.run import Run
 
@@ -87,13 +87,13 @@ def share_of_rank(run: Run, checked: Checked) -> Share | None:
     The first rank of every node has one, where all see the run folder; with a dial, which comes
     before the questions, the first rank alone.
     """
-    processes = ranks.all_gather(processes_of(run.recipe.retention))[:: local_size()]
-    if run.recipe.tune or not run.shared.by_all or len(processes) == 1:
-        return ALONE if ranks.rank() == 0 else None
-    questions = ranks.on_first_rank(lambda: _questions(run, checked))
-    if questions is None or local_rank() > 0:
-        return ALONE if ranks.rank() == 0 else None
-    return Share(Nodes(ranks.rank() // local_size(), tuple(processes)), questions)
+    alone = ALONE if ranks.rank() == 0 else None
+    if run.recipe.tune or not run.shared.by_all or ranks.world_size() == local_size():
+        return alone
+    nodes, questions = node_of_rank(run), ranks.on_first_rank(lambda: _questions(run, checked))
+    if questions is None:
+        return alone
+    return None if nodes is None else Share(nodes, questions)
 
 
 def retain(run: Run, checked: Checked, share: Share = ALONE) -> None:

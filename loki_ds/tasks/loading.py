@@ -50,10 +50,12 @@ def _with_files_beside(manager: Any, include_path: str | None) -> Any:
     """
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    for entry in manager.task_index.values() if include_path is not None else ():
+    if include_path is None:
+        return manager
+    for entry in manager.task_index.values():
         settings = (entry.cfg or {}).get("dataset_kwargs") or {}
         named = {key: settings[key] for key in FILES if key in settings}
-        if not named or entry.yaml_path is None:
+        if not named or entry.yaml_path is None or not Path(entry.yaml_path).is_relative_to(include_path):
             continue
         beside = _found_files(named, Path(entry.yaml_path).parent)
         if beside != named:

@@ -48,7 +48,7 @@ def look_at_prompts(name: str, task: Any, asking: Asking) -> Prompts:
         Refusal: too few documents for the shots, answers longer than the model's context, or a
             document that the task's own code cannot put.
     """
-    _set_shots(task, asking.shots)
+    task.set_config("num_fewshot", shots_of(task, asking.shots))
     draws_shots_by_document(task, asking.seed)
     places = _some(task.eval_docs)
     lengths = [_length(name, task, task.eval_docs[place], asking) for place in places]
@@ -85,10 +85,13 @@ def _draws_from_its_own(task: Any) -> bool:
     return not (named or task.has_training_docs() or task.has_validation_docs())
 
 
-def _set_shots(task: Any, shots: int | None) -> None:
-    """As lm-eval's `simple_evaluate`: a task's 0 is fixed."""
+def shots_of(task: Any, shots: int | None) -> int:
+    """How many shots a task gets, as lm-eval's `simple_evaluate` has it: its own 0 is fixed.
+
+    shots: that are asked for, None for its own number.
+    """
     declared = task.config.num_fewshot
-    task.set_config("num_fewshot", declared or 0 if shots is None or declared == 0 else shots)
+    return declared or 0 if shots is None or declared == 0 else shots
 
 
 def _some(documents: Sequence[Any]) -> list[int]:

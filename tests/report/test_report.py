@@ -351,3 +351,10 @@ def test_a_run_is_drawn_among_those_beside_it(tmp_path: Path) -> None:
     assert not (tmp_path / "alone.png").exists()
     draw_trade_off(own, [tmp_path / "another base", tmp_path / "one"], tmp_path / "two.png")
     assert (tmp_path / "two.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_runs_of_one_name_are_ranked_each_by_its_own_losses(tmp_path: Path) -> None:
+    for place, lost in (("a", 40), ("b", 1)):
+        write_report(report("runs/x", "random", lost, n=100), tmp_path / place / "x" / "report")
+    (first, *_) = compare_runs([tmp_path / "a/x", tmp_path / "b/x"])["sentences"]
+    assert first == "Least lost first: x 1.00%, x 40.00%."
