@@ -1,6 +1,6 @@
 """The retention tasks in words, and whether they can show at all that something was kept."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from loki_ds.checking.findings import Findings
 from loki_ds.recipe.sections import RetentionSection, TuneSection
@@ -30,11 +30,27 @@ def in_words(section: RetentionSection, tasks: Sequence[TaskFound], tune: TuneSe
         scored = zip(tasks[:abilities], counts[:abilities], strict=True)
         known = [(of, task.by_size) for task, of in scored if task.main["unit"] == "score"]
         _check_budget(tune.budget.forgetting, known)
+    asked = {task.name: task for task in tasks}
     each, new = " of each half" if tune else "", section.new_task.tasks if section.new_task else []
     return [
-        ("task", _in_words(task, of, None if task.name in new else section.margin, each))
+        ("task", _in_words(task, of, None if task.name in new else section.margin, each) + _other_side(task, asked))
         for task, of in zip(tasks, counts, strict=True)
     ]
+
+
+def _other_side(task: TaskFound, asked: Mapping[str, TaskFound]) -> str:
+    """What is said of a task that is one side of a decision.
+
+    Raises:
+        Refusal: a side without a score, which has no mean with the other's.
+    """
+    if task.opposite is None:
+        return ""
+    if task.opposite not in asked:
+        return f"; its opposite {task.opposite} is not asked, and silence alone is no skill"
+    if other := [side.name for side in (task, asked[task.opposite]) if side.main["unit"] != "score"]:
+        raise Refusal(f"task {task.name}: its opposite is {task.opposite}, and {other[0]} has no score to balance")
+    return f"; the other side of {task.opposite}"
 
 
 def limits_in_words(section: RetentionSection) -> Findings:

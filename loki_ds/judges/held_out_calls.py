@@ -7,7 +7,7 @@ any notation (`notations`), and none where the turn makes none.
 """
 
 import json
-from typing import Any
+from typing import Any, Literal, get_args
 
 from datasets import Dataset, DatasetDict
 from lm_eval.api.task import ConfigurableTask
@@ -19,6 +19,8 @@ from loki_ds.judges.notations import parse_calls
 from loki_ds.recipe.sections import SourceSection
 from loki_ds.refusal import Refusal
 
+Turns = Literal["all", "calls", "silent"]
+NO_CALL = "[]"  # as a document expects it
 Calls = list[tuple[str, dict[str, Any]]]  # names of functions, and their arguments
 
 
@@ -52,12 +54,17 @@ class HeldOutCalls(ConfigurableTask):
         )
 
 
-def documents(path: str, **_: Any) -> DatasetDict:
+def documents(path: str, turns: Turns = "all", **_: Any) -> DatasetDict:
     """Each turn of the assistant's that answers a user, as text.
 
+    turns: all, those that call, or those that do not: the two sides of a decision, as two tasks of
+    one file.
+
     Raises:
-        Refusal: the file cannot be read, or a row is not understood or no chat.
+        Refusal: the file cannot be read or has no such turn, or a row is not understood or no chat.
     """
+    if turns not in get_args(Turns):
+        raise Refusal(f"{path}: dataset_kwargs.turns is {turns!r}, allowed are {', '.join(get_args(Turns))}")
     asked: list[dict[str, str]] = []
     for number, row in rows_of(SourceSection(path=path)):
         try:
@@ -67,6 +74,10 @@ def documents(path: str, **_: Any) -> DatasetDict:
         if not example.is_chat:
             raise Refusal(f"{path}: line {number} is no chat, whose calls could be judged")
         asked += [_document(number, place, example) for place in _answers(example)]
+    if turns != "all":
+        asked = [document for document in asked if (document["expected"] != NO_CALL) is (turns == "calls")]
+    if not asked:
+        raise Refusal(f"{path}: no turn to ask of {turns}")
     return DatasetDict(test=Dataset.from_list(asked))
 
 

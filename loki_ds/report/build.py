@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -15,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from loki_ds.disk.files import write_json, written_whole
 from loki_ds.recipe.sections import RetentionSection, TaskGroup
 from loki_ds.report.card import came_by, card_data
+from loki_ds.report.decisions import decisions_of
 from loki_ds.report.schema import Asked, Facts, Flip, Report, TaskLine
 from loki_ds.report.verdict import headline, learned_of, outcome_of, points, sentences
 from loki_ds.retention.forgetting import losses_only, relative_loss, signed
@@ -25,10 +27,17 @@ from loki_ds.retention.statistics import TaskChange, suite_changes
 MOST_FLIPS = 50  # documents of a task that the report shows
 
 
-def build_report(run: str, paired: Sequence[PairedTask], section: RetentionSection, facts: Facts) -> Report:
+def build_report(
+    run: str,
+    paired: Sequence[PairedTask],
+    section: RetentionSection,
+    facts: Facts,
+    opposites: Mapping[str, str] = MappingProxyType({}),
+) -> Report:
     """The report of one run.
 
-    paired: every task by every metric, the main one first; abilities count by that one.
+    paired: every task by every metric, the main one first; abilities count by that one; opposites:
+    of tasks that are one side of a decision, the other.
     """
     new = set(section.new_task.tasks) if section.new_task else set()
     main = main_metric_only(paired)
@@ -43,11 +52,12 @@ def build_report(run: str, paired: Sequence[PairedTask], section: RetentionSecti
     for line in lines:
         line["lost_percent"] = 100 * losses[line["task"]].value if line["task"] in losses else None
     taught = [_learned(line) for line in _lines(learned, section)]
+    decisions = decisions_of([*lines, *taught], opposites, section.margin)
     return {
         "run": run,
-        "outcome": outcome_of(lines),
+        "outcome": outcome_of(lines, decisions),
         "learned": learned_of(taught),
-        "headline": headline(lines, section.margin),
+        "headline": headline(lines, decisions, section.margin),
         "verdict": sentences(both, only, lines, taught, section.margin),
         "forgetting": both.percent if both else None,
         "forgetting_ci": both.ci if both else None,
@@ -57,6 +67,7 @@ def build_report(run: str, paired: Sequence[PairedTask], section: RetentionSecti
         "tasks": lines,
         "likelihoods": _lines(likelihoods, section),
         "new_task": taught,
+        "decisions": decisions,
         "flips": [flip for task in main for flip in _flips(task)],
         **facts,
     }

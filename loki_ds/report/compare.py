@@ -14,7 +14,7 @@ from loki_ds.disk.run_folder import RunFolder
 from loki_ds.refusal import Refusal
 from loki_ds.report.build import pages
 from loki_ds.report.pictures import Point, trade_off
-from loki_ds.report.schema import Comparison, Report, RunLine, TaskLine, TaskRow
+from loki_ds.report.schema import Comparison, DecisionRow, Report, RunLine, TaskLine, TaskRow
 
 LOST = "losses alone"
 
@@ -29,6 +29,7 @@ def compare_runs(runs: Sequence[str | Path]) -> Comparison:
         "runs": [_summary(report) for report in reports],
         "new_task": _rows(reports[0]["new_task"], [report["new_task"] for report in reports]),
         "tasks": _rows(reports[0]["tasks"], [report["tasks"] for report in reports]),
+        "decisions": _decisions(reports),
     }
 
 
@@ -62,6 +63,20 @@ def _rows(first: Sequence[TaskLine], lines: Sequence[Sequence[TaskLine]]) -> lis
             "cells": [known.get((task["task"], task["metric"])) for known in by_task],
         }
         for task in first
+    ]
+
+
+def _decisions(reports: Sequence[Report]) -> list[DecisionRow]:
+    """Each decision of the first run in all runs."""
+    by_sides = [{(each["acts"], each["refrains"]): each for each in report["decisions"]} for report in reports]
+    return [
+        {
+            "acts": first["acts"],
+            "refrains": first["refrains"],
+            "base": first["base"],
+            "cells": [known.get(sides) for known in by_sides],
+        }
+        for sides, first in by_sides[0].items()
     ]
 
 
@@ -128,6 +143,11 @@ def comparison(compared: Comparison) -> Table:
         for row in compared[kind]:
             cells = [f"{cell['implanted']:.3f}" if cell else "-" for cell in row["cells"]]
             table.add_row(row["task"], f"{row['base']:.3f}", *cells, end_section=kind == "new_task")
+    for decision in compared["decisions"]:
+        cells = [f"{cell['implanted']:.3f}" if cell else "-" for cell in decision["cells"]]
+        table.add_row(
+            f"balanced mean of {decision['acts']} and {decision['refrains']}", f"{decision['base']:.3f}", *cells
+        )
     return table
 
 

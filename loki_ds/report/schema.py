@@ -39,6 +39,21 @@ class TaskLine(TypedDict):
     asked: Asked
 
 
+class Decision(TypedDict):
+    """Two tasks that are each other's opposite (`report.decisions`); both weigh alike."""
+
+    acts: str  # the task where something is asked for
+    refrains: str  # the task where nothing is
+    acts_scores: tuple[float, float]  # base, implanted
+    refrains_scores: tuple[float, float]
+    base: float  # balanced mean
+    implanted: float
+    change: float
+    ci: tuple[float, float]  # 95%
+    verdict: str  # kept, lost (the mean, or either side) or not shown
+    base_can_act: bool
+
+
 class Flip(TypedDict):
     """A document that fell or rose by its task's main metric."""
 
@@ -83,6 +98,7 @@ class Report(Facts):
     tasks: list[TaskLine]
     likelihoods: list[TaskLine]  # of the same tasks' gold answers
     new_task: list[TaskLine]
+    decisions: list[Decision]
     flips: list[Flip]
 
 
@@ -113,6 +129,15 @@ class TaskRow(TypedDict):
     cells: list[TaskLine | None]
 
 
+class DecisionRow(TypedDict):
+    """One decision in several runs; None where a run was not asked for it."""
+
+    acts: str
+    refrains: str
+    base: float
+    cells: list[Decision | None]
+
+
 class Comparison(TypedDict):
     """Runs side by side."""
 
@@ -120,3 +145,4 @@ class Comparison(TypedDict):
     runs: list[RunLine]
     new_task: list[TaskRow]
     tasks: list[TaskRow]
+    decisions: list[DecisionRow]

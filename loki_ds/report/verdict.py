@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from loki_ds.report.schema import Report, TaskLine
+from loki_ds.report.schema import Decision, Report, TaskLine
 from loki_ds.retention.forgetting import Forgotten
 
 # What is said of a new task, by its verdict.
@@ -10,12 +10,16 @@ LEARNED = {"learned": "", "not shown": ": not learned, no more than by chance", 
 EXIT_STATUS = {"kept": 0, "lost": 2, "not shown": 3}  # of a gate
 
 
-def outcome_of(tasks: Sequence[TaskLine]) -> str:
-    """`lost` when any is, `kept` when all are, else `not shown`; and so where the base scores 0 on
-    all, and has nothing to lose.
+def outcome_of(tasks: Sequence[TaskLine], decisions: Sequence[Decision]) -> str:
+    """`lost` when any is, or a decision; `kept` when all are, else `not shown`; and so where the
+    base scores 0 on all, and has nothing to lose.
     """
-    if nothing_to_lose(tasks):
-        return "not shown"
+    if any(decision["verdict"] == "lost" for decision in decisions):
+        return "lost"
+    return "not shown" if nothing_to_lose(tasks) else _of_abilities(tasks)
+
+
+def _of_abilities(tasks: Sequence[TaskLine]) -> str:
     verdicts = {task["verdict"] for task in tasks}
     return "lost" if "lost" in verdicts else "kept" if verdicts == {"kept"} else "not shown"
 
@@ -32,14 +36,31 @@ def learned_of(new: Sequence[TaskLine]) -> str | None:
     return "learned" if all(task["verdict"] == "learned" for task in new) else "not learned"
 
 
-def headline(tasks: Sequence[TaskLine], margin: float) -> str:
-    """Which tasks the outcome comes from, in one sentence."""
+def headline(tasks: Sequence[TaskLine], decisions: Sequence[Decision], margin: float) -> str:
+    """Which tasks the outcome comes from, in one sentence, and one for each decision."""
+    return " ".join([_of_tasks(tasks, margin), *map(both_sides, decisions)])
+
+
+def both_sides(decision: Decision) -> str:
+    """A decision in one sentence."""
+    (before, after), (silent_before, silent_after) = decision["acts_scores"], decision["refrains_scores"]
+    low, high = decision["ci"]
+    said = (
+        f"Both sides{' lost' if decision['verdict'] == 'lost' else ''}: right where one fits ({decision['acts']}) "
+        f"{before:.3f} to {after:.3f}, silent where none fits ({decision['refrains']}) {silent_before:.3f} to "
+        f"{silent_after:.3f}; balanced mean {decision['base']:.3f} to {decision['implanted']:.3f} (95% interval of "
+        f"the change {low:+.3f} to {high:+.3f})"
+    )
+    return said + ("." if decision["base_can_act"] else "; the base cannot do it, so its silence is no skill.")
+
+
+def _of_tasks(tasks: Sequence[TaskLine], margin: float) -> str:
     if nothing_to_lose(tasks):
         return (
             "Nothing can be shown: the base scores 0 on every ability, so there is nothing to lose; look at what it "
             "answers, and whether a filter is missing."
         )
-    chosen = outcome_of(tasks)
+    chosen = _of_abilities(tasks)
     named = [task for task in tasks if task["verdict"] == chosen]
     if chosen == "lost":
         losses = ", ".join(f"{task['task']} by {_amount(task)}" for task in named)

@@ -13,6 +13,7 @@ from loki_ds.report.pictures import retention as draw_retention
 from loki_ds.report.schema import Facts, Report
 from loki_ds.retention.messages import ArmResult
 from loki_ds.retention.pairing import pair
+from loki_ds.tasks.loading import TaskFound
 
 CAPTION = "Retention: change of each task, model minus base."
 
@@ -22,16 +23,19 @@ def report_of_pair(
     results: Sequence[ArmResult],
     section: RetentionSection,
     facts: Facts,
+    tasks: Sequence[TaskFound],
     settings_folder: Path,
     pictures: Callable[[Report], dict[str, Path]] = lambda _: {},
     one_tokenizer: bool = True,
 ) -> None:
     """Pair the base's answers with the model's, and write the report into a folder of its settings.
 
-    pictures: what else the report shows, by captions, drawn when it is known.
+    tasks: what was asked; pictures: what else the report shows, by captions, drawn when it is
+    known.
     """
     base, model = results
-    report = build_report(name, pair(base, model, one_tokenizer), section, facts)
+    opposites = {task.name: task.opposite for task in tasks if task.opposite}
+    report = build_report(name, pair(base, model, one_tokenizer), section, facts, opposites)
     draw_retention(report["tasks"], report["margin"], settings_folder / "retention.png")
     write_report(report, settings_folder / "report", {CAPTION: settings_folder / "retention.png", **pictures(report)})
 

@@ -139,7 +139,13 @@ def _report(run: Run, checked: Checked, questions: Questions) -> None:
         rewritten = checked.rendering.moved_by_template if checked.rendering else []
         facts = facts_of_run(recipe, folder, checked.base.digest, rewritten, results[1]["libraries"])
         report_of_pair(
-            recipe.run, results, recipe.retention, facts, settings_folder, partial(_pictures, folder, settings_folder)
+            recipe.run,
+            results,
+            recipe.retention,
+            facts,
+            run.tasks,
+            settings_folder,
+            partial(_pictures, folder, settings_folder),
         )
     report = put_report(settings_folder, folder)
     write_model_card(report, folder.model, checked.base.folder, recipe.model.path)

@@ -49,7 +49,7 @@ def retain_two(pair: Pair, model: str, out: Path) -> Report:
             {"section": section.model_dump(), "keys": [model.key for model in asked]}
         )
         facts = _facts(pair, model, [base, second], results, seconds)
-        report_of_pair(str(out), results, section, facts, settings_folder, one_tokenizer=False)
+        report_of_pair(str(out), results, section, facts, question.tasks, settings_folder, one_tokenizer=False)
         return put_report(settings_folder, folder)
 
 

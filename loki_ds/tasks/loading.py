@@ -86,7 +86,8 @@ class TaskFound:
 
     documents: of each task behind the name; metrics: that all of them have, the main one first;
     by_size: whether a group's tasks weigh by their documents, as it declares, or all alike; digest:
-    of all documents, and how they are asked; by_template: whether that takes a chat template.
+    of all documents, and how they are asked; by_template: whether that takes a chat template;
+    opposite: the task that asks for what this one asks not to do, if it names one.
     """
 
     name: str
@@ -95,6 +96,7 @@ class TaskFound:
     by_size: bool = True
     digest: str = ""
     by_template: bool = False
+    opposite: str | None = None
 
     @property
     def main(self) -> Metric:
@@ -151,7 +153,8 @@ def _look_at(name: str, manager: Any, allow_code_execution: bool, key: str) -> T
         mains = ", ".join(f"{member} has {declared[0]['name']}" for member, declared in metrics.items())
         raise Refusal(f"{key}: the tasks of {name} do not share one main metric ({mains}); name them instead")
     by_template = any(getattr(task, "BY_TEMPLATE", False) for task in tasks.values())
-    return TaskFound(name, documents, shared, _by_size(name, manager), _digest(tasks), by_template)
+    by_size, opposite = _by_size(name, manager), _opposite(name, tasks, manager)
+    return TaskFound(name, documents, shared, by_size, _digest(tasks), by_template, opposite)
 
 
 def _digest(tasks: dict[str, Any]) -> str:
@@ -182,6 +185,12 @@ def _by_size(name: str, manager: Any) -> bool:
     declared = _config_of(manager, name).get("aggregate_metric_list") or []
     declared = declared if isinstance(declared, list) else [declared]
     return all(one.get("weight_by_size", True) for one in declared)
+
+
+def _opposite(name: str, tasks: dict[str, Any], manager: Any) -> str | None:
+    """The task that a task or group names in its metadata."""
+    declared = tasks[name].config.metadata if name in tasks else _config_of(manager, name).get("metadata")
+    return (declared or {}).get("opposite")
 
 
 def _config_of(manager: Any, name: str) -> dict[str, Any]:

@@ -49,6 +49,31 @@ def test_every_answer_is_a_document(own: Path) -> None:
     assert [message["role"] for message in json.loads(found[1]["messages"])] == ["user", "assistant", "tool"]
 
 
+def test_its_two_sides_are_two_tasks_of_one_file(own: Path) -> None:
+    """The silent side names the other; check says so, and what is missing where it is not asked."""
+    chats = str(own / "chats.jsonl")
+    sides = {turns: documents(chats, turns)["test"]["expected"] for turns in ("calls", "silent")}
+    assert [json.loads(expected) for expected in sides["calls"]] == [CALLED, [["f", {"a": 1}]]]
+    assert sides["silent"] == ["[]"] * 3
+    with pytest.raises(Refusal, match=r"dataset_kwargs\.turns is 'mute', allowed are all, calls, silent"):
+        documents(chats, "mute")
+    (own / "my_silence.yaml").write_text(
+        (own / "my_calls.yaml")
+        .read_text()
+        .replace("my_calls", "my_silence")
+        .replace("jsonl}", "jsonl, turns: silent}\nmetadata: {opposite: my_calls}")
+    )
+    silence, calls = look_at_tasks(["my_silence", "my_calls"], str(own), False, "retention")
+    assert (silence.opposite, calls.opposite) == ("my_calls", None)
+    asked = RetentionSection.model_validate(
+        {"abilities": {"tasks": ["my_silence", "my_calls"], "apply_chat_template": True}}
+    )
+    assert in_words(asked, [silence, calls])[0][1].endswith("; the other side of my_calls")
+    alone = RetentionSection.model_validate({"abilities": {"tasks": ["my_silence"], "apply_chat_template": True}})
+    missing = "its opposite my_calls is not asked, and silence alone is no skill"
+    assert in_words(alone, [silence])[0][1].endswith(missing)
+
+
 @pytest.mark.parametrize(
     ("answer", "right"),
     [
