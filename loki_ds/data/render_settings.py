@@ -13,9 +13,15 @@ from trl.chat_template_utils import has_generation_markers
 
 from loki_ds.data.rendering import Cut, Renderer
 from loki_ds.data.templates import Needs, fitted, marked, own_template, unmarked
+from loki_ds.recipe.training_keys import DEFAULTS, RENDERING
 from loki_ds.refusal import Refusal
 
-RENDERING = ("assistant_only_loss", "completion_only_loss", "chat_template_path", "eos_token", "pad_token")
+TRUNCATIONS = ("keep_start", "keep_end")
+
+
+def setting(training: dict[str, Any], key: str) -> Any:
+    """The recipe's value of a key of `training:`, or what TRL takes where it says nothing."""
+    return training.get(key, DEFAULTS.get(key, getattr(SFTConfig, key)))
 
 
 @dataclass(frozen=True)
@@ -33,22 +39,15 @@ class LossSettings:
 
     @classmethod
     def of(cls, training: dict[str, Any]) -> "LossSettings":
-        """Raises a Refusal for a value of another type."""
-        allowed = {"truncation_mode": ("keep_start", "keep_end"), "assistant_only_loss": (True, False)}
-        allowed["completion_only_loss"] = (True, False, None)  # type: ignore[assignment]
-        for key, values in allowed.items():
-            if training.get(key, values[-1]) not in values:
-                raise Refusal(f"training.{key} is {training[key]!r}, allowed is {' or '.join(map(str, values))}")
-        length, packed = training.get("max_length", SFTConfig.max_length), bool(training.get("packing"))
-        whole = packed and training.get("packing_strategy") == "wrapped"
-        return cls(
-            only_assistant=training.get("assistant_only_loss", False),
-            only_completion=training.get("completion_only_loss"),
-            template=training.get("chat_template_path"),
-            eos_token=training.get("eos_token"),
-            pad_token=training.get("pad_token"),
-            cut=Cut(None if whole else length, training.get("truncation_mode") == "keep_end"),
-        )
+        """Raises a Refusal for a truncation that TRL does not know."""
+        only_assistant, only_completion, *named = (setting(training, key) for key in RENDERING)
+        template, eos_token, pad_token = named
+        truncation = setting(training, "truncation_mode")
+        if truncation not in TRUNCATIONS:
+            raise Refusal(f"training.truncation_mode is {truncation!r}, allowed is {' or '.join(TRUNCATIONS)}")
+        whole = setting(training, "packing") and setting(training, "packing_strategy") == "wrapped"
+        cut = Cut(None if whole else setting(training, "max_length"), truncation == "keep_end")
+        return cls(bool(only_assistant), only_completion, template, eos_token, pad_token, cut)
 
 
 @dataclass(frozen=True)

@@ -94,15 +94,14 @@ def check_deepspeed_values(config: dict[str, Any], file: str, arguments: SFTConf
         "optimizer.params.eps": ("adam_epsilon", arguments.adam_epsilon),
         "optimizer.params.betas": ("adam_beta1 with adam_beta2", [arguments.adam_beta1, arguments.adam_beta2]),
         "scheduler.params.warmup_max_lr": ("learning_rate", arguments.learning_rate),
-        "bf16.enabled": ("bf16", arguments.bf16),
-        "fp16.enabled": ("fp16", arguments.fp16),
+        "bf16.enabled": ("model.dtype", arguments.bf16),
+        "fp16.enabled": ("model.dtype", arguments.fp16),
     }
     for key, (name, wanted) in recipes.items():
         value = _value(config, key, file)
         if value != "auto" and (type(value) is str or value != wanted):
-            raise Refusal(
-                f"{file}: {key} is {value!r}, the recipe's training.{name} makes it {wanted!r}; say auto there"
-            )
+            source = name if name == "model.dtype" else f"training.{name}"
+            raise Refusal(f"{file}: {key} is {value!r}, the recipe's {source} makes it {wanted!r}; say auto there")
     for key in ("scheduler.params.warmup_num_steps", "scheduler.params.total_num_steps"):
         if (value := _value(config, key, file)) != "auto":
             raise Refusal(f"{file}: {key} is {value!r}, allowed is auto: it follows from the recipe")

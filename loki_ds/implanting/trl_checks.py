@@ -18,27 +18,17 @@ from trl import SFTConfig
 
 from loki_ds.recipe.implant import ImplantSection
 from loki_ds.recipe.sections import DataSection
-from loki_ds.recipe.training_keys import RESERVED
-from loki_ds.refusal import Refusal, did_you_mean
+from loki_ds.recipe.training_keys import ABOVE_ZERO, RESERVED
+from loki_ds.refusal import Refusal, did_you_mean, short
 
-ABOVE_ZERO = (
-    "max_length per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps num_train_epochs "
-    "save_steps eval_steps logging_steps save_total_limit"
-).split()
 UNFORESEEN = ("reduce_lr_on_plateau", "greedy")
 METRICS = ("loss", "mean_token_accuracy", "entropy")  # that SFTTrainer's evaluation gives, by the name with eval_, too
-ELSEWHERE = {
-    "push_to_hub": "publish model/ once it is verified (hf upload)",
-    "fsdp": "DeepSpeed's file says how the model is sharded",
-}
 
 
 def check_settings(training: dict[str, Any], implant: ImplantSection, data: DataSection) -> None:
     """Refuse the first setting that the training could not use."""
     declared = declared_types()
     for key, value in training.items():
-        if key in ELSEWHERE and value:
-            raise Refusal(f"training.{key} is {value!r}, allowed is nothing; {ELSEWHERE[key]}")
         if key in declared and not _fits(value, declared[key]):
             raise Refusal(f"training.{key} is {value!r}, allowed is {_named(declared[key])}")
         if key in ABOVE_ZERO and value is not None and not value > 0:
@@ -70,9 +60,7 @@ def check_optimizer(arguments: SFTConfig) -> None:
     try:
         Trainer.get_optimizer_cls_and_kwargs(arguments, torch.nn.Linear(1, 1))  # type: ignore[arg-type]  # of no matter
     except (ImportError, ValueError) as error:
-        raise Refusal(
-            f"training.optim is {OptimizerNames(arguments.optim).value}: {' '.join(str(error).split())}"
-        ) from None
+        raise Refusal(f"training.optim is {OptimizerNames(arguments.optim).value}: {short(error, 300)}") from None
 
 
 def declared_types() -> dict[str, Any]:

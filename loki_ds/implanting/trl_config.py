@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from trl import SFTConfig
 
-from loki_ds.data.render_settings import RENDERING
+from loki_ds.data.render_settings import setting
 from loki_ds.distributed.device import on_cpu
 from loki_ds.distributed.ranks import joined, world_size
 from loki_ds.distributed.zero.checkpoints import is_partitioned, loading_repartitioned
@@ -27,7 +27,8 @@ from loki_ds.implanting.deepspeed_checks import (
 from loki_ds.implanting.trl_checks import check_installed, check_optimizer, check_settings
 from loki_ds.recipe.implant import ImplantSection
 from loki_ds.recipe.sections import Recipe
-from loki_ds.refusal import Refusal
+from loki_ds.recipe.training_keys import DEFAULTS, RENDERING
+from loki_ds.refusal import Refusal, short
 
 # Of DeepSpeed's file: what follows from the recipe even where the file leaves it out.
 FILLED_IN = (
@@ -64,7 +65,7 @@ def training_arguments(recipe: Recipe, checkpoints: Path, newest: Checkpoint | N
             check_deepspeed_values(config, recipe.deepspeed, plain, world_size() if joined() else None)
         arguments = SFTConfig(output_dir=str(checkpoints), deepspeed=config, **settings)
     except (ValueError, TypeError) as error:
-        raise Refusal(f"training: {' '.join(str(error).split())}") from None
+        raise Refusal(f"training: {short(error, 300)}") from None
     if config is None or "optimizer" not in config:
         check_optimizer(arguments)
     return arguments
@@ -89,17 +90,13 @@ class TrainingShape:
 
     @classmethod
     def of(cls, training: dict[str, Any], dtype: str) -> "TrainingShape":
-        def setting(key: str) -> Any:
-            return training.get(key, getattr(SFTConfig, key))
-
-        longest = int(setting("max_length") or SFTConfig.max_length or 1024)
-        older_name = setting("gradient_checkpointing")
+        older_name = setting(training, "gradient_checkpointing")
         return cls(
-            sequences=int(setting("per_device_train_batch_size")),
-            tokens=longest,
-            accumulation=int(setting("gradient_accumulation_steps")),
+            sequences=int(setting(training, "per_device_train_batch_size")),
+            tokens=int(setting(training, "max_length") or SFTConfig.max_length or 1024),
+            accumulation=int(setting(training, "gradient_accumulation_steps")),
             checkpointing=bool(training.get("activation_checkpointing", older_name)),
-            optimizer=str(setting("optim")),
+            optimizer=str(setting(training, "optim")),
             dtype=getattr(torch, dtype),
         )
 
@@ -109,10 +106,10 @@ class TrainingShape:
 
     def steps(self, training: dict[str, Any], examples: int, ranks: int) -> int:
         """Optimizer steps of a whole training."""
-        if training.get("max_steps", -1) > 0:
-            return int(training["max_steps"])
+        if (steps := setting(training, "max_steps")) > 0:
+            return int(steps)
         together = self.sequences * ranks * self.accumulation
-        epochs = float(training.get("num_train_epochs", SFTConfig.num_train_epochs))
+        epochs = float(setting(training, "num_train_epochs"))
         return int(epochs * -(-examples // together))
 
 
@@ -144,17 +141,13 @@ def deepspeed_config(file: str | None, implant: ImplantSection) -> dict | None:
 def _settings(recipe: Recipe) -> dict[str, Any]:
     """The recipe's own keys over what follows from the rest of it."""
     settings: dict[str, Any] = {
-        "report_to": "none",
-        "save_strategy": "no",
+        **DEFAULTS,
         "use_cpu": on_cpu(),
         "bf16": recipe.model.dtype == "bfloat16",
         "fp16": recipe.model.dtype == "float16",
     }
-    if recipe.data.heldout is None:
-        settings["eval_strategy"] = "no"
     if recipe.implant.kind.confined:
         settings["router_aux_loss_coef"] = 0.0  # routers are frozen, and rows are not to balance them
-    # What renders the examples is not TRL's: they come to it as tokens (`loki_ds.data`).
     return {**settings, **{key: value for key, value in recipe.training.items() if key not in RENDERING}}
 
 

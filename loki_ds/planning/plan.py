@@ -39,12 +39,12 @@ from loki_ds.quiet.subspace import protected_subspace
 from loki_ds.recipe.implant import ImplantSection, QuietSection
 from loki_ds.recipe.sections import DataSection, ModelSection, Recipe
 from loki_ds.recipe.shipped import resolve_file
+from loki_ds.recipe.training_keys import SCHEDULE
 from loki_ds.refusal import Refusal
 from loki_ds.selection.positions import Positions
 from loki_ds.selection.select import planned_positions
 
 CONFIGS = ("launch/zero2.json", "launch/zero3.json", "launch/zero3_offload.json")  # from the fastest to the thriftiest
-SCHEDULE = ("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio")
 LOOKED_AT = 1000  # rows of a source
 
 

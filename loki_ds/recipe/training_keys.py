@@ -8,7 +8,6 @@ once.
 
 import ast
 import re
-from collections.abc import Iterable
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,12 +21,32 @@ CLASSES = (
     ("trl", "trainer/base_config.py", "_BaseConfig"),
     ("trl", "trainer/sft_config.py", "SFTConfig"),
 )
-RESERVED = {
+# Keys that loki-ds does something of its own with, and what for; of all others only TRL knows.
+RESERVED = {  # follow from the rest of the recipe
     "output_dir": "the run folder",
     "deepspeed": "the recipe's own key 'deepspeed'",
     "model_init_kwargs": "the section 'model'",
     "parallelism_config": "the recipe's own key 'deepspeed'",
+    "trust_remote_code": "model.trust_remote_code",
+    "bf16": "model.dtype",
+    "fp16": "model.dtype",
+    "use_cpu": "the device that is there",
+    "dataset_text_field": "the section 'data'",
+    "dataset_kwargs": "the section 'data'",
 }
+ELSEWHERE = {  # may be off; otherwise the sentence says where it is done
+    "push_to_hub": "publish model/ once it is verified (hf upload)",
+    "fsdp": "DeepSpeed's file says how the model is sharded",
+}
+DEFAULTS = {"save_strategy": "no"}  # in the place of TRL's
+# Read by `data.render_settings` and not handed on: examples come to TRL as tokens.
+RENDERING = ("assistant_only_loss", "completion_only_loss", "chat_template_path", "eos_token", "pad_token")
+ABOVE_ZERO = (
+    "max_length per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps num_train_epochs "
+    "save_steps eval_steps logging_steps save_total_limit"
+).split()
+# What decides the learning rate of every step, by which implant.fade is reckoned.
+SCHEDULE = ("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps")
 ONLY_SEEN = (  # beginnings of keys: trackers, logs, the hub, and the processes that feed the ranks
     *("report_to", "run_name", "project", "trackio_", "logging_", "log_", "disable_tqdm"),
     *("hub_", "push_to_hub", "include_num_input_tokens_seen", "skip_memory_metrics"),
@@ -51,9 +70,11 @@ def with_no_as_a_word(training: Any) -> Any:
     return {key: "no" if value is False and key.endswith("_strategy") else value for key, value in training.items()}
 
 
-def check_training_keys(training: Iterable[str]) -> None:
+def check_training_keys(training: dict[str, Any]) -> None:
     """Raise a ValueError for the first key that `training:` may not hold."""
-    for key in training:
+    for key, value in training.items():
+        if key in ELSEWHERE and value:
+            raise ValueError(f"training.{key} is {value!r}, allowed is nothing; {ELSEWHERE[key]}")
         if key in RESERVED:
             raise ValueError(f"training.{key} is not a key to set here: it follows from {RESERVED[key]}")
         if key not in training_keys():

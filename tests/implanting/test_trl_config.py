@@ -30,6 +30,7 @@ def test_frozen_routers_are_not_balanced_unless_it_is_asked_for(
     ("overrides", "says"),
     [
         (["training.optim=adamw_bnb_8bit"], "training.optim is adamw_bnb_8bit: .*bitsandbytes"),
+        (["training.assistant_only_loss=maybe"], "training.assistant_only_loss is 'maybe', allowed is"),
         (["training.optim=lomo"], "training.optim is lomo: .*lomo"),
         (
             ["training.metric_for_best_model=eval_accuracy"],

@@ -7,11 +7,43 @@ from dataclasses import fields
 import pytest
 from trl import SFTConfig
 
-from loki_ds.recipe.training_keys import RESERVED, changes_a_result, training_keys, without_secrets
+from loki_ds.recipe.training_keys import (
+    ABOVE_ZERO,
+    DEFAULTS,
+    ELSEWHERE,
+    RENDERING,
+    RESERVED,
+    SCHEDULE,
+    changes_a_result,
+    check_training_keys,
+    training_keys,
+    without_secrets,
+)
 
 
 def test_the_names_read_from_the_source_are_those_of_the_class() -> None:
     assert training_keys() == {field.name for field in fields(SFTConfig) if field.init} - set(RESERVED)
+
+
+def test_every_key_of_the_tables_is_one_of_trls() -> None:
+    """So that one which TRL renames fails here, by its name."""
+    names = {field.name for field in fields(SFTConfig) if field.init}
+    tables = {*RESERVED, *ELSEWHERE, *DEFAULTS, *RENDERING, *ABOVE_ZERO, *SCHEDULE}
+    assert tables - names == set()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("trust_remote_code", True, "it follows from model.trust_remote_code"),
+        ("dataset_kwargs", {"skip_prepare_dataset": True}, "it follows from the section 'data'"),
+        ("bf16", False, "it follows from model.dtype"),
+        ("push_to_hub", True, "training.push_to_hub is True, allowed is nothing; publish model/ once it is verified"),
+    ],
+)
+def test_keys_that_would_do_nothing_or_harm_are_refused(key: str, value: object, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        check_training_keys({key: value})
 
 
 @pytest.mark.parametrize(

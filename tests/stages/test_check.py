@@ -202,7 +202,7 @@ DEEPSPEED: dict[str, tuple[Any, str]] = {
     "clipping": ({**zero3(), "gradient_clipping": 0.5}, "gradient_clipping is 0.5, .* makes it 1.0"),
     "bfloat16": (
         {**zero3(), "bf16": {"enabled": True}},
-        "bf16.enabled is True, the recipe's training.bf16 makes it False",
+        "bf16.enabled is True, the recipe's model.dtype makes it False",
     ),
     "a rate left out": (
         {**zero3(), "optimizer": {"type": "AdamW", "params": {"weight_decay": "auto"}}},
@@ -388,7 +388,7 @@ def test_texts_to_rehearse_are_looked_at(tmp_path: Path) -> None:
     with pytest.raises(Refusal, match=r"texts\.jsonl"):
         checked(tmp_path, *own)
     texts.write_text('{"prompt": "2 + 2 is 4"}\n' + json.dumps(CHAT) + "\n")
-    assert ("rehearsal", f"{texts}: 2 texts") in checked(tmp_path, *own).findings
+    assert ("rehearsal", f"{texts}: 2 prompts, the longest 11 tokens") in checked(tmp_path, *own).findings
 
 
 def test_a_rehearsal_needs_texts_and_whole_sequences(tmp_path: Path) -> None:
