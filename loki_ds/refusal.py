@@ -26,6 +26,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
+def short(text: object, most: int = 80) -> str:
+    """As much of a text as a sentence holds, in one line."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= most else f"{line[: most - 3]}..."
+
+
 @contextmanager
 def shown_once(status: int = 2) -> Iterator[None]:
     """Show a refusal, or that a disk is full, as one sentence, and end this process with a status.

@@ -9,7 +9,7 @@ Knows the methods that transformers' mixers ask of a cache. Knows nothing of int
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -59,22 +59,15 @@ class State:
         """True keeps mixers from stepping in place, which no gradient could be pulled through."""
         return True
 
-    def repeated(self, batch: int, times: int) -> "State":
-        """`times` closed copies for each of the batch's prompts, one after the other."""
+    def copies(self, batch: int, times: int = 1) -> "State":
+        """`times` for each of a batch's prompts, one after the other; of a state that they share,
+        what each begins with.
+        """
 
-        def copies(cell: Tensor) -> Tensor:
-            each = cell.expand(batch, *cell.shape[1:])
-            return each.repeat_interleave(times, dim=0)
+        def copied(cell: Tensor) -> Tensor:
+            return cell.expand(batch, *cell.shape[1:]).repeat_interleave(times, dim=0)
 
-        repeats = State(*({i: copies(cell) for i, cell in kind.items()} for kind in (self.conv, self.recurrent)))
-        repeats.closed = True
-        return repeats
-
-    def for_group(self, size: int) -> "State":
-        """What a group of prompts begins with: the state of the tokens they share."""
-        return State(
-            *({i: one.expand(size, *one.shape[1:]) for i, one in kind.items()} for kind in (self.conv, self.recurrent))
-        )
+        return State(*({i: copied(cell) for i, cell in kind.items()} for kind in (self.conv, self.recurrent)))
 
 
 def together(groups: list[tuple[Tensor, State]], batch: int) -> State:
@@ -116,7 +109,7 @@ class RecurrentCall:
         rest = [length - 1 - self.shared for length in self.lengths]
         for length in sorted(set(rest)):
             members = torch.tensor([i for i, left in enumerate(rest) if left == length], device=tokens.device)
-            state = self.state.for_group(len(members))
+            state = self.state.copies(len(members))
             if length:
                 here = slice(self.shared, self.shared + length)
                 out[members, :length] = layer(tokens[members, :length], **self._call(state, members, here))
@@ -129,7 +122,8 @@ class RecurrentCall:
         self.state.closed = True
 
     def probes(self, layer: Module, probes: Tensor) -> Tensor:
-        state = self.state.repeated(*probes.shape[:2])
+        state = self.state.copies(*probes.shape[:2])
+        state.closed = True
         with each_row_a_step(layer, self.cache):
             return layer(probes, **self._call(state, torch.arange(len(probes), device=probes.device), self.last))
 
@@ -188,12 +182,9 @@ def each_row_a_step(layer: Module, cache: str) -> Iterator[None]:
         size[:] = arguments[0].shape[:2]
 
     size = [0, 0]
-    handles = [layer.register_forward_pre_hook(note)]
-    for child in layer.children():
-        handles.append(child.register_forward_pre_hook(spread, with_kwargs=True))
-        handles.append(child.register_forward_hook(gather, with_kwargs=True))
-    try:
+    with ExitStack() as hooks:
+        hooks.enter_context(layer.register_forward_pre_hook(note))
+        for child in layer.children():
+            hooks.enter_context(child.register_forward_pre_hook(spread, with_kwargs=True))
+            hooks.enter_context(child.register_forward_hook(gather, with_kwargs=True))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -25,7 +25,7 @@ from loki_ds.distributed.device import current_device
 from loki_ds.distributed.zero.model import unsharded
 from loki_ds.model.anatomy import decoder_layers
 from loki_ds.model.stored_rows import LAYER_COUNTS
-from loki_ds.refusal import Refusal
+from loki_ds.refusal import Refusal, short
 
 log = logging.getLogger(__name__)
 
@@ -119,8 +119,7 @@ def difference(name: str, build: Callable[[Any], Any], config: Any) -> float:
                 f"{name}: its layers ask their cache for {error.name}, which attribution does not keep for them"
             ) from None
         raise Refusal(
-            f"{name}: an unknown family, and attribution could not be checked on a tiny copy of it: "
-            f"{' '.join(str(error).split())[:200]}"
+            f"{name}: an unknown family, and attribution could not be checked on a tiny copy of it: {short(error, 200)}"
         ) from None
     off = ((swept - expected).abs().max() / expected.abs().max()).item()
     if not off < TOLERANCE:
@@ -135,11 +134,8 @@ def _check_layers(name: str, model: PreTrainedModel) -> None:
     """Refuse layers that hand on more than hidden states, which nothing stands in for."""
     handed: list[Any] = []
     layers = decoder_layers(model)
-    handle = layers[0].register_forward_hook(lambda _, __, output: handed.append(output))
-    try:
+    with layers[0].register_forward_hook(lambda _, __, output: handed.append(output)):
         model(torch.tensor([PROMPTS[0]], device=model.device), use_cache=False)
-    finally:
-        handle.remove()
     if isinstance(handed[0], tuple):
         raise Refusal(
             f"{name}: its decoder layers hand on {len(handed[0])} values in a tuple, attribution knows layers that "

@@ -1,14 +1,12 @@
 """The retention tasks' prompts, made before anything trains: what would be cut, or cannot be
 asked."""
 
-from typing import Any
-
 from transformers import PreTrainedTokenizerBase
 
 from loki_ds.checking.findings import Findings
 from loki_ds.recipe.sections import RetentionSection
 from loki_ds.tasks.loading import task_manager
-from loki_ds.tasks.prompts import Asking, look_at_prompts
+from loki_ds.tasks.prompts import Asking, look_at_prompts, template_of
 
 
 def prompts_in_words(section: RetentionSection, tokenizer: PreTrainedTokenizerBase, most: int | None) -> Findings:
@@ -19,7 +17,7 @@ def prompts_in_words(section: RetentionSection, tokenizer: PreTrainedTokenizerBa
     Raises:
         Refusal: a task that cannot be asked as the recipe says.
     """
-    template, findings = _template(tokenizer, section.chat_template_args), []
+    template, findings = template_of(tokenizer, section.chat_template_args), []
     names = [name for group in section.groups for name in group.tasks]
     manager = task_manager(names, section.include_path, "retention")
     for group in section.groups:
@@ -38,15 +36,3 @@ def prompts_in_words(section: RetentionSection, tokenizer: PreTrainedTokenizerBa
                 room = f"they have up to {prompts.longest:,} tokens with their answers, the model's room is {most:,}"
                 findings.append(("task", f"{name}: {cut}: {room}"))
     return findings
-
-
-def _template(tokenizer: PreTrainedTokenizerBase, arguments: dict[str, Any]) -> Any:
-    """lm-eval's own way from turns to a text, of a model that is only a tokenizer."""
-    from lm_eval.models.huggingface import HFLM
-
-    class Asked:
-        apply_chat_template = HFLM.apply_chat_template
-
-    asked: Any = Asked()
-    asked.tokenizer, asked.chat_template_args = tokenizer, arguments
-    return asked.apply_chat_template

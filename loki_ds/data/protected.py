@@ -23,9 +23,9 @@ from loki_ds.disk.text import json_lines
 from loki_ds.model.base import UNRENDERABLE
 from loki_ds.model.template_date import one_date
 from loki_ds.recipe.sections import ProtectedSection
-from loki_ds.refusal import Refusal, did_you_mean
+from loki_ds.refusal import Refusal, did_you_mean, short
 from loki_ds.tasks.loading import task_manager
-from loki_ds.tasks.prompts import shots_of
+from loki_ds.tasks.prompts import context_of, shots_of, template_of
 
 
 class ProtectedPrompt(NamedTuple):
@@ -155,8 +155,7 @@ def _tokens(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, place: str)
         tools = json.loads(tools) if isinstance(tools, str) else tools
         text = tokenizer.apply_chat_template(row["messages"], tools, add_generation_prompt=asks, tokenize=False)
     except UNRENDERABLE as error:
-        said = " ".join(str(error).split())[:200]
-        raise Refusal(f"{place} is refused by the chat template: {said}") from None
+        raise Refusal(f"{place} is refused by the chat template: {short(error, 200)}") from None
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
@@ -178,25 +177,8 @@ def _from_tasks(section: ProtectedSection, tokenizer: PreTrainedTokenizerBase) -
 
 def _task_tokens(task: Any, document: Any, section: ProtectedSection, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens of the prompt that lm-eval makes of a document when it evaluates the task."""
-    template = None
-    if section.apply_chat_template:
-
-        def template(messages: list[dict[str, str]], add_generation_prompt: bool = True) -> Any:
-            return tokenizer.apply_chat_template(
-                messages,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
-            )
-
-    prompt = task.fewshot_context(
-        document,
-        shots_of(task, section.num_fewshot),
-        apply_chat_template=section.apply_chat_template,
-        fewshot_as_multiturn=section.apply_chat_template,
-        chat_template=template,
-        gen_prefix=task.doc_to_prefix(document),
-    )
+    template = template_of(tokenizer, {}) if section.apply_chat_template else None
+    prompt = context_of(task, document, shots_of(task, section.num_fewshot), template)
     if not isinstance(prompt, str):
         raise Refusal(
             f"protected.tasks: {task.task_name} has one prompt for each choice; attribution needs one prompt for "

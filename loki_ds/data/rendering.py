@@ -136,21 +136,18 @@ class Renderer:
     def _chat(self, example: Example, template: ChatTemplate) -> Rendered:
         if not self.only_assistant:
             ids = self._ids(template, example.messages, example)
-            begins = self._begin_of_completion(example, template, ids)
-            said = [i >= begins for i in range(len(ids))]
-            if begins:
-                self._leave_out(template.empty_thought, ids, said)
-            self._leave_marked(example, template, ids, said)
-            return self._ended(ids, said)
-        if has_generation_markers(template.text):
+            said = [True] * len(ids)
+        elif has_generation_markers(template.text):
             encoded = template.encode(example.messages, example.tools, return_assistant_tokens_mask=True)
             ids, said = encoded["input_ids"], [bool(mask) for mask in encoded["assistant_masks"]]
         else:
             ids, said = self._by_difference(example, template)
         begins = self._begin_of_completion(example, template, ids)
-        self._leave_out(template.empty_thought, ids, said)
+        said = [mask and i >= begins for i, mask in enumerate(said)]
+        if self.only_assistant or begins:
+            self._leave_out(template.empty_thought, ids, said)
         self._leave_marked(example, template, ids, said)
-        return self._ended(ids, [mask and i >= begins for i, mask in enumerate(said)])
+        return self._ended(ids, said)
 
     def _ended(self, ids: list[int], said: list[bool]) -> Rendered:
         """With the end of text behind a last turn that the template does not end: a model that

@@ -8,6 +8,7 @@ in the log.
 """
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,8 +21,8 @@ from loki_ds.data.layouts import Example
 from loki_ds.data.messages import Message
 from loki_ds.data.template_preface import WORDS, preface
 from loki_ds.model.base import UNRENDERABLE
-from loki_ds.model.template_date import one_date
-from loki_ds.refusal import Refusal
+from loki_ds.model.template_date import one_date, replaced
+from loki_ds.refusal import Refusal, short
 
 STAND_IN = "\ue000\ue001\ue000"  # said in a turn's place; of Unicode's private use, so in no text
 SEEN = "zqxjk"  # a word that no template has of its own
@@ -119,7 +120,7 @@ class ChatTemplate:
         try:
             text = self.render([USER, ANSWER])
         except UNRENDERABLE as error:
-            return " ".join(str(error).split())
+            return short(error, 200)
         if USER["content"] in text and ANSWER["content"] in text:
             return None
         return "their content is dropped, as by those of models for pictures, which want parts"
@@ -214,13 +215,9 @@ def marked(template: ChatTemplate, stock: str) -> tuple[ChatTemplate, str]:
     if has_generation_markers(template.text):
         return template, "its own template"
     tokenizer = template.tokenizer
-    before, tokenizer.chat_template = tokenizer.chat_template, stock
-    try:
+    text = None
+    with suppress(*UNRENDERABLE), replaced(tokenizer, "chat_template", stock):
         text = get_training_chat_template(tokenizer)
-    except UNRENDERABLE:
-        text = None
-    finally:
-        tokenizer.chat_template = before
     if not text or not has_generation_markers(text):
         return template, "difference: a turn's text is what changes when the turn does"
     return ChatTemplate(tokenizer, template.text.removesuffix(stock) + text), "TRL's variant of its template"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from loki_ds.disk.files import sha256, write_json
-from loki_ds.refusal import Refusal
+from loki_ds.refusal import Refusal, short
 
 
 class RunFolder:
@@ -172,10 +172,6 @@ def _difference(stage: str, stored: dict[str, Any], now: dict[str, Any]) -> str:
             if inner := _difference(stage, before, after):
                 return inner
         elif before != after:
-            return f"its result of {stage!r} was made with {key} {_short(before)}, now it is {_short(after)}"
+            was, now_is = (short(json.dumps(value), 40) for value in (before, after))
+            return f"its result of {stage!r} was made with {key} {was}, now it is {now_is}"
     return ""
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -51,9 +51,6 @@ def available_memory() -> int:
     """
     if on_cpu():
         return available_host_memory()
-    accelerator = deepspeed.get_accelerator()
-    if accelerator.device_name() != "cuda":
-        return accelerator.available_memory(accelerator.current_device())
     # DeepSpeed asks pynvml by CUDA_VISIBLE_DEVICES, which may hold no numbers (MIG, Kubernetes).
     free, _ = torch.cuda.mem_get_info()
     return free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()

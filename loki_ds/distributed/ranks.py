@@ -160,12 +160,3 @@ def all_gather(value: Result) -> list[Result]:
     if world_size() > 1:
         torch.distributed.all_gather_object(values, value)
     return values
-
-
-def gather(value: Result) -> list[Result]:
-    """Every rank's value, in the order of ranks, on rank 0; nothing on the others."""
-    if world_size() == 1:
-        return [value]
-    values: list[Any] | None = [None] * world_size() if rank() == 0 else None
-    torch.distributed.gather_object(value, values)
-    return values or []

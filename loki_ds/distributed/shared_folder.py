@@ -36,8 +36,8 @@ class SharedFolder:
         """
         for turn in range(max(ranks.all_gather(len(files)))):
             file = files[turn] if turn < len(files) else None
-            for sent in ranks.gather((file.name, file.read_bytes()) if file else None):
-                if sent is not None:
+            for sent in ranks.all_gather((file.name, file.read_bytes()) if file else None):
+                if sent is not None and ranks.rank() == 0:
                     take(*sent)
         ranks.barrier()
         for file in files:

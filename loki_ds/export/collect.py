@@ -36,23 +36,17 @@ class WeightDelta:
 
 
 @dataclass(frozen=True)
-class LayerDelta:
-    """One layer's, weight by weight in the order of its `Site`."""
-
-    weights: list[WeightDelta]
-
-    @property
-    def delta(self) -> Tensor:
-        """All of it, `[k, width]`."""
-        matrices = [one.delta if one.delta.dim() == 2 else side_by_side(one.delta) for one in self.weights]
-        return torch.cat(matrices, dim=1)
-
-
-@dataclass(frozen=True)
 class Deltas:
-    """What a training of deltas gives: by layer number, for each layer with selected rows."""
+    """What a training of deltas gives: by layer number, for each layer with selected rows, weight
+    by weight in the order of its `Site`.
+    """
 
-    layers: dict[int, LayerDelta]
+    layers: dict[int, list[WeightDelta]]
+
+    def of(self, layer: int) -> Tensor:
+        """A whole layer's, `[k, width]`."""
+        deltas = [weight.delta for weight in self.layers[layer]]
+        return torch.cat([delta if delta.dim() == 2 else side_by_side(delta) for delta in deltas], dim=1)
 
 
 @dataclass(frozen=True)
@@ -79,7 +73,8 @@ def collect(trainer: SFTTrainer, model: PreTrainedModel, mode: Mode, base: Path,
     if mode.leaves == "adapter":
         save_adapter_of(trainer, folder.adapter)
         return Adapter(folder.adapter)
-    tensors = gathered_weights(trainer)
+    engine = trainer.deepspeed if trainer.is_deepspeed_enabled else trainer.model
+    tensors = trainer.accelerator.get_state_dict(engine)  # as Trainer gathers them; on rank 0
     if rank() == 0:
         write_trained(base, model, tensors, folder.model)
     barrier()
@@ -87,9 +82,9 @@ def collect(trainer: SFTTrainer, model: PreTrainedModel, mode: Mode, base: Path,
 
 
 @torch.no_grad()
-def collect_deltas(model: Module) -> dict[int, LayerDelta]:
+def collect_deltas(model: Module) -> dict[int, list[WeightDelta]]:
     """Gather the deltas layer by layer; on ranks other than the first the result is empty."""
-    deltas: dict[int, LayerDelta] = {}
+    deltas: dict[int, list[WeightDelta]] = {}
     gatherer = Gatherer()
     for i, site in enumerate(sites(model)):
         modules = [down.module for down in site.downs if isinstance(down.module, RowDelta)]
@@ -97,7 +92,7 @@ def collect_deltas(model: Module) -> dict[int, LayerDelta]:
             continue
         with gatherer.whole(*modules):
             if rank() == 0:
-                deltas[i] = LayerDelta([_delta_of(module) for module in modules])
+                deltas[i] = [_delta_of(module) for module in modules]
     return deltas
 
 
@@ -106,15 +101,6 @@ def _delta_of(module: RowDelta) -> WeightDelta:
     if not hasattr(module, "delta_a"):
         return WeightDelta(delta)
     return WeightDelta(delta, module.scaling * module.delta_a.cpu(), module.right_factor().cpu().clone())
-
-
-def gathered_weights(trainer: SFTTrainer) -> dict[str, Tensor]:
-    """The trained model's tensors by name, on rank 0; elsewhere nothing of use.
-
-    As Trainer gathers them.
-    """
-    engine = trainer.deepspeed if trainer.is_deepspeed_enabled else trainer.model
-    return trainer.accelerator.get_state_dict(engine)
 
 
 def save_adapter_of(trainer: SFTTrainer, folder: Path) -> None:

@@ -66,7 +66,7 @@ def implant_of(trained: Deltas | None, base: Base, positions: Positions) -> Impl
     for i, before in read_rows(base.folder, positions).items():
         after = torch.zeros_like(before)
         if trained is not None:
-            after = with_rows(before, torch.arange(len(before)), trained.layers[i].delta)
+            after = with_rows(before, torch.arange(len(before)), trained.of(i))
         layers[i] = LayerRows(torch.tensor(positions.rows[i]), before, after)
     return Implant(len(positions.rows), layers, facts(base, positions))
 
@@ -94,7 +94,7 @@ def save_implant(implant: Implant, trained: Trained | None, base: Base, folder: 
     factors, layers, experts = {}, sites(model), has_experts(model)
     for i, rows in implant.layers.items():
         site = layers[i]
-        weights = deltas[i].weights if i in deltas else _differences(rows, site)
+        weights = deltas[i] if i in deltas else _differences(rows, site)
         for down, delta in zip(site.downs, weights, strict=True):
             factors[Adapted(names[down.module], down.attribute if experts else None)] = _factors(
                 rows.rows, delta, site.d_model

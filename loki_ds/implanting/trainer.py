@@ -6,8 +6,7 @@ is asked a second time for the rehearsed tokens.
 """
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +22,7 @@ from loki_ds.implanting.divergence import Answers, divergence
 from loki_ds.implanting.rehearsal_rows import is_pointer, places_of
 from loki_ds.implanting.watch import check_finite
 from loki_ds.model.anatomy import final_states, logits_from
+from loki_ds.model.template_date import replaced
 
 log = logging.getLogger(__name__)
 
@@ -131,8 +131,7 @@ class ImplantTrainer(SFTTrainer):
         return drift
 
 
-@contextmanager
-def _label_only_head() -> Iterator[None]:
+def _label_only_head() -> AbstractContextManager:
     """While open, TRL's forward asks the head for the learned tokens alone on a processor, too.
 
     TRL does so where it has Triton. Elsewhere it scores every token and then leaves out all but the
@@ -142,14 +141,5 @@ def _label_only_head() -> Iterator[None]:
     """
     stock = getattr(utils, "_use_triton", None)
     if stock is None:
-        yield
-        return
-
-    def any_shape(device: torch.device) -> bool:
-        return device.type == "cpu" or stock(device)
-
-    utils._use_triton = any_shape
-    try:
-        yield
-    finally:
-        utils._use_triton = stock
+        return nullcontext()
+    return replaced(utils, "_use_triton", lambda device: device.type == "cpu" or stock(device))

@@ -3,7 +3,6 @@ checkpoints to resume from.
 """
 
 import logging
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -35,8 +34,6 @@ from loki_ds.refusal import Refusal
 from loki_ds.selection.positions import Positions
 
 log = logging.getLogger(__name__)
-
-Callbacks = list[TrainerCallback]
 
 
 class Method(NamedTuple):
@@ -74,41 +71,19 @@ class Resume(NamedTuple):
     inputs: dict[str, Any]
 
 
-def _mask(model: PreTrainedModel, method: Method, seed: int) -> Callbacks:
-    frozen = train_only_rows(model, method.rows)
-    return [KeepFrozenRows(frozen)]
-
-
-def _deltas(model: PreTrainedModel, method: Method, seed: int) -> Callbacks:
-    low_rank = method.section.lora if "lora" in method.section.kind.reads else None
-    train_row_deltas(model, method.rows, model_dtype(model), device_of(model), low_rank, seed, method.protected_bases)
-    return []
-
-
-def _full(model: PreTrainedModel, method: Method, seed: int) -> Callbacks:
-    model.requires_grad_(True)
-    return []
-
-
-def _peft(model: PreTrainedModel, method: Method, seed: int) -> Callbacks:
-    return []  # TRL puts the adapter in
-
-
-# How each mode that trains (`recipe.MODES`) makes the model ready.
-PREPARE: dict[str, Callable[[PreTrainedModel, Method, int], Callbacks]] = {
-    "mask": _mask,
-    "rows": _deltas,
-    "lora": _deltas,
-    "full": _full,
-    "peft": _peft,
-}
-
-
-def prepare(model: PreTrainedModel, method: Method, seed: int) -> Callbacks:
+def prepare(model: PreTrainedModel, method: Method, seed: int) -> list[TrainerCallback]:
     """Make exactly what the mode trains trainable, before DeepSpeed sees the model; returns the
     callbacks the mode needs.
     """
-    return PREPARE[method.section.mode](model, method, seed)
+    mode = method.section.kind
+    if mode.masks:
+        return [KeepFrozenRows(train_only_rows(model, method.rows))]
+    if mode.leaves == "deltas":
+        low_rank, bases = method.section.lora if "lora" in mode.reads else None, method.protected_bases
+        train_row_deltas(model, method.rows, model_dtype(model), device_of(model), low_rank, seed, bases)
+    elif mode.trains_everything:
+        model.requires_grad_(True)
+    return []  # PEFT's adapter is put in by TRL
 
 
 def train(

@@ -9,6 +9,7 @@ that step.
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -37,16 +38,11 @@ def _first_wrong_layer(layers: Sequence[Module], model: Module, inputs: dict[str
     take part.
     """
     wrong: list[Tensor] = []
-    handles = [
-        layer.register_forward_hook(lambda _, __, out: wrong.append(~torch.isfinite(_hidden(out)).all()))
-        for layer in layers
-    ]
     read = {name: inputs[name] for name in ("input_ids", "attention_mask", "position_ids") if name in inputs}
-    try:
+    with ExitStack() as hooks:
+        for layer in layers:
+            hooks.enter_context(layer.register_forward_hook(lambda _, __, out: wrong.append(_is_wrong(out))))
         model(**read)
-    finally:
-        for handle in handles:
-            handle.remove()
     lowest = min(all_gather(next((i for i, flag in enumerate(wrong) if bool(flag)), len(layers))))
     if lowest < len(layers):
         return f"first in the output of layer {lowest}"
@@ -114,8 +110,8 @@ def _on_any_rank(flag: Tensor) -> bool:
     return bool(flag)
 
 
-def _hidden(out: Any) -> Tensor:
-    return out[0] if isinstance(out, tuple) else out
+def _is_wrong(out: Any) -> Tensor:
+    return ~torch.isfinite(out[0] if isinstance(out, tuple) else out).all()
 
 
 def _advice(args: TrainingArguments) -> str:

@@ -7,7 +7,7 @@ masks, final norm, head, soft-capping) stays the model's own code. Copies nothin
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any
@@ -17,6 +17,7 @@ from torch.nn import Module
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from loki_ds.model.ffn import Site, site_of
+from loki_ds.model.template_date import replaced
 from loki_ds.refusal import Refusal
 
 LAYERS = ("layers", "h", "blocks")  # what families call their stack
@@ -131,11 +132,8 @@ def final_states(model: Module) -> Iterator[list[Tensor]]:
     """While open, note what the decoder leaves for the head, `[B, T, d_model]`, call by call."""
     seen: list[Tensor] = []
     decoder = decoder_of(model)
-    handle = decoder.register_forward_hook(lambda _, __, out: seen.append(out[0]))
-    try:
+    with decoder.register_forward_hook(lambda _, __, out: seen.append(out[0])):
         yield seen
-    finally:
-        handle.remove()
 
 
 class _Left(BaseModelOutputWithPast):
@@ -172,13 +170,6 @@ def check_attention(model: Module) -> None:
         )
 
 
-@contextmanager
-def attention_implementation(model: Module, name: str) -> Iterator[None]:
+def attention_implementation(model: Module, name: str) -> AbstractContextManager:
     """Run the model's attention by another of transformers' implementations while open."""
-    config = decoder_of(model).config
-    before = config._attn_implementation
-    config._attn_implementation = name
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
+    return replaced(decoder_of(model).config, "_attn_implementation", name)

@@ -24,7 +24,7 @@ from loki_ds.distributed.zero.model import is_sharded
 from loki_ds.model.classes import model_class
 from loki_ds.model.files import BESIDE
 from loki_ds.recipe.sections import ModelSection
-from loki_ds.refusal import Refusal
+from loki_ds.refusal import Refusal, short
 
 # What a chat template raises on a conversation it was not made for.
 UNRENDERABLE = (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError)
@@ -85,11 +85,10 @@ def load_configuration(path: Path | str, trust_remote_code: bool) -> PreTrainedC
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     except UNREADABLE as error:
-        said = " ".join(str(error).split())[:300]
         where = (
             f"{Path(path) / 'config.json'}: not" if Path(path).is_dir() else f"model.path {path}: no folder, and not"
         )
-        raise Refusal(f"{where} a configuration that transformers can read: {said}") from None
+        raise Refusal(f"{where} a configuration that transformers can read: {short(error, 300)}") from None
 
 
 def load_tokenizer(path: Path | str, trust_remote_code: bool) -> PreTrainedTokenizerBase:

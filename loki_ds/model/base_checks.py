@@ -22,7 +22,7 @@ from loki_ds.model.classes import model_class
 from loki_ds.model.files import EMBEDDINGS, HEADS, WeightFiles, open_weights
 from loki_ds.model.stored_rows import StoredRows
 from loki_ds.recipe.sections import ModelSection
-from loki_ds.refusal import Refusal
+from loki_ds.refusal import Refusal, short
 
 TRAINABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # What says of a class of transformers that it has an attention; every one has eager.
@@ -111,8 +111,8 @@ def without_data(folder: Path, config: PreTrainedConfig, trust_remote_code: bool
             warnings.simplefilter("ignore")
             return model_class(config).from_config(config, trust_remote_code=trust_remote_code)
     except Exception as error:  # whatever a class raises on sizes that do not fit
-        said = " ".join(str(error).split())[:300]
-        raise Refusal(f"{folder / 'config.json'}: no causal language model can be built from it: {said}") from error
+        what = "no causal language model can be built from it"
+        raise Refusal(f"{folder / 'config.json'}: {what}: {short(error, 300)}") from error
 
 
 def _check_attention(model: PreTrainedModel, name: str | None) -> None:

@@ -12,7 +12,7 @@ import math
 import warnings
 import weakref
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,14 +144,11 @@ def micro_step(model: PreTrainedModel, method: Method, shape: TrainingShape) -> 
     Call within `model_without_data`.
     """
     _make_ready(model, method, shape.checkpointing)
-    order, handles = _watch_order(model)
     ids = torch.zeros(shape.sequences, shape.tokens, dtype=torch.long)
-    with _unpadded(model), Tally([*model.parameters(), *model.buffers()]) as tally:
+    with _order_watched(model) as order, _unpadded(model), Tally([*model.parameters(), *model.buffers()]) as tally:
         log_probs = model(input_ids=ids, labels=ids, fused_lm_head=True).log_probs
         kept = tally.now
         log_probs.sum().backward()
-    for handle in handles:
-        handle.remove()
     head = list(model.get_output_embeddings().parameters())
     # TRL reads the head's weight, no hook sees it run.
     order.append(Part(tuple(parameter.numel() for parameter in head), goes_back=True))
@@ -217,8 +214,9 @@ def _unpadded(model: PreTrainedModel) -> AbstractContextManager:
     return attention_implementation(model, UNPADDED) if sdpa else nullcontext()
 
 
-def _watch_order(model: Module) -> tuple[list[Part], list[Any]]:
-    """Note every module with parameters of its own in the order it runs first."""
+@contextmanager
+def _order_watched(model: Module) -> Iterator[list[Part]]:
+    """While open, note every module with parameters of its own in the order it runs first."""
     order: list[Part] = []
     seen: set[int] = set()
 
@@ -230,12 +228,11 @@ def _watch_order(model: Module) -> tuple[list[Part], list[Any]]:
             back = any(isinstance(value, Tensor) and value.requires_grad for value in reaches)
             order.append(Part(tuple(parameter.numel() for parameter in parameters), back))
 
-    handles = [
-        module.register_forward_hook(note)
-        for module in model.modules()
-        if next(module.parameters(recurse=False), None) is not None
-    ]
-    return order, handles
+    with ExitStack() as hooks:
+        for module in model.modules():
+            if next(module.parameters(recurse=False), None) is not None:
+                hooks.enter_context(module.register_forward_hook(note))
+        yield order
 
 
 def _numel(module: Module) -> int:

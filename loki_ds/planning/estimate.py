@@ -45,7 +45,7 @@ def estimate(step: MicroStep, setting: Setting, shape: TrainingShape, mode: Mode
     bytes_per_number = shape.bytes_per_number
     return Training(
         setting=setting,
-        memory=memory(step, setting, bytes_per_number, shape.optimizer, kept, fused="fused" in shape.optimizer),
+        memory=memory(step, setting, bytes_per_number, shape.optimizer, kept),
         traffic=traffic(step, setting, bytes_per_number, shape.accumulation),
         flops=step.flops * shape.accumulation,
         base=step.total - (sum(step.trained) if mode.adds_parameters else 0),

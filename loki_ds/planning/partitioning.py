@@ -103,16 +103,13 @@ def kept_bytes(masks: bool, pulled: bool) -> int:
     return (1 + FULL if masks else 0) + (FULL if pulled else 0)
 
 
-def memory(
-    step: MicroStep, setting: Setting, bytes_per_number: int, optimizer: str, kept: float, fused: bool = True
-) -> Memory:
+def memory(step: MicroStep, setting: Setting, bytes_per_number: int, optimizer: str, kept: float) -> Memory:
     """What one rank holds while it trains.
 
     Args:
         bytes_per_number: bytes of a number in the model's dtype.
         optimizer: transformers' name (`training.optim`).
         kept: bytes of every trained number that stay beside it through the steps (`kept_bytes`).
-        fused: whether the optimizer's step makes no copies of what it works on.
     """
     trained = sum(step.trained)
     shards = setting.ranks if setting.stage else 1
@@ -124,7 +121,7 @@ def memory(
     gradients = bytes_per_number * (trained if setting.stage < 2 else share)
     buckets = {2: 2, 3: 1}.get(setting.stage, 0) * bytes_per_number * setting.reduce_bucket
     states = FULL * (states_of(optimizer) + (1 if setting.stage or bytes_per_number < FULL else 0)) * share
-    on_step = (FULL * share if bytes_per_number < FULL else 0) + (0 if fused else 2 * FULL * share)
+    on_step = (FULL * share if bytes_per_number < FULL else 0) + (0 if "fused" in optimizer else 2 * FULL * share)
     on_host = states + gradients + kept * share if setting.offload_optimizer else 0
     return Memory(
         weights=0 if setting.offload_parameters else weights,

@@ -16,8 +16,8 @@ from loki_ds.recipe.sections import ModelSection, Recipe, RetentionSection, Task
 from loki_ds.recipe.shipped import find_recipe, resolve_file
 from loki_ds.recipe.strict import Section
 from loki_ds.recipe.training_keys import changes_a_result
-from loki_ds.recipe.yaml import parsed, read_yaml, short
-from loki_ds.refusal import Refusal, did_you_mean
+from loki_ds.recipe.yaml import parsed, read_yaml
+from loki_ds.refusal import Refusal, did_you_mean, short
 
 # What a run folder's copy of its recipe says beside it; such a copy can be run again.
 NOTES = ("versions", "world_size")
@@ -217,7 +217,7 @@ def _sentence(origin: Callable[[str], Path | str], error: ValidationError, root:
     if first["type"] == "missing":
         return f"{origin(key)}: the key {key} is missing"
     if first["type"] == "value_error":
-        said = short(str(first["ctx"]["error"]), 300)
+        said = short(first["ctx"]["error"], 300)
         return f"{origin(said.split()[0])}: {said}"
     same = [e["msg"].removeprefix("Input should be ") for e in errors if _key_and_section(e["loc"], root)[0] == key]
     allowed = " or ".join(dict.fromkeys(same))

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from loki_ds.refusal import Refusal
+from loki_ds.refusal import Refusal, short
 
 MOST_NODES = 10_000  # of a recipe, with every alias written out
 
@@ -42,7 +42,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise Refusal(f"{path}: the recipe cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise Refusal(f"{path}: not a YAML recipe: {short(' '.join(str(error).split()), 300)}") from None
+        raise Refusal(f"{path}: not a YAML recipe: {short(error, 300)}") from None
     if not isinstance(raw, dict):
         raise Refusal(f"{path}: a recipe is a mapping of sections, this is a {type(raw).__name__}")
     return raw
@@ -68,8 +68,3 @@ def _size(node: yaml.Node, known: dict[int, int]) -> int:
         parts = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
         known[id(node)] = 1 + (0 if isinstance(node, yaml.ScalarNode) else sum(_size(part, known) for part in parts))
     return known[id(node)]
-
-
-def short(text: str, most: int = 80) -> str:
-    """As much of a text as a sentence holds."""
-    return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -6,7 +6,6 @@
 import base64
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -22,7 +21,7 @@ from loki_ds.report.verdict import headline, learned_of, outcome_of, points, sen
 from loki_ds.retention.forgetting import losses_only, relative_loss, signed
 from loki_ds.retention.mean_change import LEVEL
 from loki_ds.retention.pairing import PairedTask, main_metric_only
-from loki_ds.retention.statistics import TaskChange, suite_changes
+from loki_ds.retention.statistics import gain_of, suite_changes
 
 MOST_FLIPS = 50  # documents of a task that the report shows
 
@@ -76,14 +75,9 @@ def build_report(
 def _lines(tasks: Sequence[PairedTask], section: RetentionSection) -> list[TaskLine]:
     group_of = {name: group for group in section.groups for name in group.tasks}
     return [
-        _line(change, _asked(task, group_of[task.task]))
+        {**change, "lost_percent": None, "asked": _asked(task, group_of[task.task])}
         for task, change in zip(tasks, suite_changes(tasks, section.margin), strict=True)
     ]
-
-
-def _line(change: TaskChange, asked: Asked) -> TaskLine:
-    line: Any = {**asdict(change), "lost_percent": None, "asked": asked}
-    return line
 
 
 def _asked(task: PairedTask, group: TaskGroup) -> Asked:
@@ -103,8 +97,7 @@ def _range(values: Any) -> str:
 
 def _learned(line: TaskLine) -> TaskLine:
     """A new task is not kept but learned: a gain that chance does not explain."""
-    gain = line["change"] if line["higher_is_better"] else -line["change"]
-    verdict = "not shown" if line["p_holm"] >= LEVEL else "learned" if gain > 0 else "lost"
+    verdict = "not shown" if line["p_holm"] >= LEVEL else "learned" if gain_of(line) > 0 else "lost"
     return {**line, "verdict": verdict}
 
 

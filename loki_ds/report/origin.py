@@ -25,7 +25,8 @@ def facts_of_run(
     evaluation's versions.
     """
     by = "file" if recipe.selection.positions else recipe.selection.strategy
-    costs = folder.costs_so_far
+    costs, section = folder.costs_so_far, recipe.implant
+    pull = {key: value for key, value in (("pull", section.pull), ("fade", section.fade)) if value}
     return {
         "base_digest": base_digest,
         "changes_rows": recipe.changes_rows,
@@ -37,8 +38,8 @@ def facts_of_run(
             "base model": f"{recipe.model.path} (SHA-256 of weights {base_digest[:16]})",
             **_rows(recipe.selection if recipe.changes_rows else None, recipe.implant, folder),
             "training": in_a_line(without_secrets(recipe.training)),
-            **_pull(recipe.implant),
-            **_measured(recipe.implant, _training_log(folder)),
+            **({"pull": in_a_line(pull)} if pull else {}),
+            **_measured(recipe.implant, folder),
             **({"scale": _scale(folder, recipe.tune)} if recipe.tune else {}),
             **({"chat template": "; ".join(rewritten)} if rewritten else {}),
             "again": _again(folder, costs.get("implant", {})),
@@ -55,11 +56,6 @@ def _rows(section: SelectionSection | None, implant: ImplantSection, folder: Run
     return {"positions": f"SHA-256 of file {digest}", "selection": in_a_line(section.model_dump())}
 
 
-def _pull(section: ImplantSection) -> dict[str, str]:
-    pull = {key: getattr(section, key) for key in ("pull", "fade") if getattr(section, key)}
-    return {"pull": in_a_line(pull)} if pull else {}
-
-
 def _again(folder: RunFolder, cost: Mapping[str, Any]) -> str:
     """The command that trains the same, on as many nodes and devices. cost: of the training."""
     ranks, nodes = cost.get("ranks", 1), cost.get("nodes", 1)
@@ -68,20 +64,17 @@ def _again(folder: RunFolder, cost: Mapping[str, Any]) -> str:
     return f"{started} --recipe {folder.recipe} run=ANOTHER_FOLDER"
 
 
-def _measured(section: ImplantSection, log: list[dict[str, Any]]) -> dict[str, str]:
+def _measured(section: ImplantSection, folder: RunFolder) -> dict[str, str]:
     """What was rehearsed, and how far the model is from the base on texts that were not."""
     rehearse = section.rehearse
     if rehearse is None:
         return {}
     said = {"rehearsal": in_a_line(rehearse.model_dump())}
     texts = "protected texts" if rehearse.prompts == "protected" else f"texts of {rehearse.prompts}"
+    log = json.loads(folder.training_log.read_text()) if folder.training_log.exists() else []
     if drift := [line["drift"] for line in log if "drift" in line]:
         said["drift"] = f"{drift[-1]:.3g} nats a token from the base's predictions, on {texts} held out"
     return said
-
-
-def _training_log(folder: RunFolder) -> list[dict[str, Any]]:
-    return json.loads(folder.training_log.read_text()) if folder.training_log.exists() else []
 
 
 def _scale(folder: RunFolder, section: TuneSection) -> str:

@@ -2,6 +2,8 @@
 
 from typing import Any, TypedDict
 
+from loki_ds.retention.statistics import TaskChange
+
 
 class Asked(TypedDict):
     """How a task was asked."""
@@ -13,28 +15,9 @@ class Asked(TypedDict):
     version: str
 
 
-class TaskLine(TypedDict):
-    """One task by one metric on both models (`retention.statistics.TaskChange`)."""
+class TaskLine(TaskChange):
+    """One task by one metric on both models."""
 
-    task: str
-    metric: str
-    unit: str  # score, nats, bits per byte, or of its own scale
-    higher_is_better: bool
-    n: int  # documents asked
-    documents: int  # of the task; more than n where it was decided before the last
-    clusters: int  # subtasks of a group; 0 for a task of one piece
-    base: float
-    implanted: float
-    change: float
-    ci: tuple[float, float]  # 95%
-    floor: float  # of the gain; `kept` is decided by it
-    p_value: float
-    p_holm: float
-    worse: int  # documents
-    better: int
-    detectable: float
-    margin: float  # in the metric's unit
-    verdict: str  # kept, lost or not shown; of the new task learned, lost or not shown
     lost_percent: float | None  # of the base's score, below 0 for a gain; None where that is 0
     asked: Asked
 

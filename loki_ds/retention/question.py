@@ -18,6 +18,7 @@ PACKAGE = Path(__file__).parents[1]
 # What takes likelihoods and scores answers.
 JUDGING = "tasks/metrics.py tasks/prompts.py judges retention/harness.py retention/worker.py retention/samples.py"
 JUDGES = [PACKAGE / name for name in JUDGING.split()]
+AS_ASKED = Request.model_fields.keys() & RetentionSection.model_fields.keys() - {"processes", "stop"}
 BESIDE = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py")  # what else decides a model's answers
 
 
@@ -59,13 +60,6 @@ class Arm:
     template: str | None = None
 
 
-class KeptAnswers(NamedTuple):
-    """One model's answers: their file, which may be still to be written, and their key."""
-
-    file: Path
-    key: dict[str, Any]
-
-
 class Asked(NamedTuple):
     """What one model is asked, and the key of its answers, which holds all that determines them.
 
@@ -90,18 +84,19 @@ class Question:
     tasks: list[TaskFound]
     half: Half | None = None
 
-    def of(self, arm: Arm, base: KeptAnswers | None = None) -> Asked:
-        """What one model is asked; base: the other's answers, by which it may stop."""
+    def of(self, arm: Arm, base: Path | None = None) -> Asked:
+        """What one model is asked; base: the file of the other's answers, by which it may stop."""
         return Asked(self.request(arm, base), self.key(arm, base))
 
     def of_both(self, base: Arm, model: Arm, answers: "Answers") -> list[Asked]:
         """What a base and a model made of it are asked."""
         of_base = self.of(base)._replace(of_all_runs=True)
-        return [of_base, self.of(model, answers.kept(of_base.key))]
+        return [of_base, self.of(model, answers.file(of_base.key))]
 
-    def request(self, arm: Arm, base: KeptAnswers | None = None) -> Request:
-        """What is asked of one model; base: the other's answers, by which it may stop."""
-        section = self.section
+    def request(self, arm: Arm, base: Path | None = None) -> Request:
+        """What is asked of one model; base: as in `of`."""
+        section, own = self.section, {"base": str(base), "base_key": base.stem if base else ""}
+        stop = Stop(**own, abilities=len(section.abilities), margin=section.margin)
         return Request(
             model=str(arm.folder),
             adapter=str(arm.adapter) if arm.adapter else None,
@@ -111,24 +106,14 @@ class Question:
             device="cpu" if device.on_cpu() else "cuda",
             trust_remote_code=self.model.trust_remote_code,
             processes=processes_of(section),
-            devices_per_model=section.devices_per_model,
-            batch_size=section.batch_size,
-            include_path=section.include_path,
-            allow_code_execution=section.allow_code_execution,
-            chat_template_args=section.chat_template_args,
-            think_end_token=section.think_end_token,
-            seed=section.seed,
+            **section.model_dump(include=AS_ASKED),
             groups=section.groups,
             tasks=self.tasks,
             half=self.half,
-            stop=self._stop(base) if base and section.stop == "decided" else None,
+            stop=stop if base and section.stop == "decided" else None,
         )
 
-    def _stop(self, base: KeptAnswers) -> Stop:
-        abilities, margin = len(self.section.abilities), self.section.margin
-        return Stop(base=str(base.file), base_key=short_digest(base.key), abilities=abilities, margin=margin)
-
-    def key(self, arm: Arm, base: KeptAnswers | None = None) -> dict[str, Any]:
+    def key(self, arm: Arm, base: Path | None = None) -> dict[str, Any]:
         """All that determines the model's documents and scores, in JSON's types."""
         asked = self.request(arm, base)
         unset = {name for name in ("half", "stop") if getattr(asked, name) is None}
@@ -157,9 +142,6 @@ class Answers:
 
     def file(self, key: dict[str, Any]) -> Path:
         return self.folder / f"{short_digest(key)}.json"
-
-    def kept(self, key: dict[str, Any]) -> KeptAnswers:
-        return KeptAnswers(self.file(key), key)
 
     def shares(self, key: dict[str, Any]) -> Path:
         """Where the processes that evaluate put their shares, until they are put together."""

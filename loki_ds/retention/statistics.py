@@ -7,7 +7,8 @@ Intervals, tests and corrections come from statsmodels and scipy where they have
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 from statsmodels.stats.contingency_tables import mcnemar
@@ -21,48 +22,35 @@ OWN_SCALE = "of its own scale"  # scores that do not lie between 0 and 1, as BLE
 FEWEST = 4  # subtasks of a group that is ever `kept`; fewer do not show how much subtasks differ
 
 
-@dataclass(frozen=True)
-class TaskChange:
-    """One task by one metric on both arms.
-
-    Scores are means over `n` documents, of a group in `clusters` (0 for a task of one piece);
-    change: implanted minus base; ci: its 95% interval; floor: of the gain, where `kept` is decided
-    (`MeanChange.floor`; for scores of 0 and 1 the interval's end); worse, better: documents whose
-    score did so.
-
-    unit: the metric's, or `OWN_SCALE`. p_holm: the p-value after Holm's correction over the suite.
-    detectable: the smallest loss these documents would have shown in four cases of five. margin: in
-    the metric's own unit. verdict: `kept` (no loss beyond the margin is above the floor), `lost`
-    (Holm-corrected), `not shown`.
-
-    documents: of the task; more than `n` where it was decided before the last (`stopping`). Then
-    scores and change are of those asked, and interval, floor and p-value of all of them.
+class TaskChange(TypedDict):
+    """One task by one metric on both arms, as reports have it; of a task that was decided before
+    the last document (`stopping`) scores and change are of those asked, all else of all of them.
     """
 
     task: str
     metric: str
-    unit: str
+    unit: str  # score, nats, bits per byte, or `OWN_SCALE`
     higher_is_better: bool
-    n: int
-    documents: int
-    clusters: int
+    n: int  # documents asked
+    documents: int  # of the task; more than n where it was decided before the last
+    clusters: int  # subtasks of a group; 0 for a task of one piece
     base: float
     implanted: float
-    change: float
-    ci: tuple[float, float]
-    floor: float
+    change: float  # implanted minus base
+    ci: tuple[float, float]  # 95%
+    floor: float  # of the gain, where `kept` is decided (`MeanChange.floor`; of 0 and 1 the interval's end)
     p_value: float
-    worse: int
+    p_holm: float  # after Holm's correction over the suite
+    worse: int  # documents
     better: int
-    detectable: float
-    margin: float = 0.0
-    p_holm: float = 1.0
-    verdict: str = "not shown"
+    detectable: float  # the smallest loss these documents would have shown in four cases of five
+    margin: float  # in the metric's unit
+    verdict: str  # kept, lost (Holm-corrected) or not shown; of a new task learned, lost or not shown
 
-    @property
-    def gain(self) -> float:
-        """The change, above 0 where it is for the better."""
-        return self.change if self.higher_is_better else -self.change
+
+def gain_of(change: TaskChange) -> float:
+    """The change, above 0 where it is for the better."""
+    return change["change"] if change["higher_is_better"] else -change["change"]
 
 
 def suite_changes(tasks: Sequence[PairedTask], margin: float) -> list[TaskChange]:
@@ -73,19 +61,19 @@ def suite_changes(tasks: Sequence[PairedTask], margin: float) -> list[TaskChange
     changes = [task_change(task) for task in tasks]
     if not changes:
         return []
-    corrected = multipletests([change.p_value for change in changes], alpha=LEVEL, method="holm")[1]
+    corrected = multipletests([change["p_value"] for change in changes], alpha=LEVEL, method="holm")[1]
     return [_judged(change, float(p), margin) for change, p in zip(changes, corrected, strict=True)]
 
 
 def _judged(change: TaskChange, p_holm: float, margin: float) -> TaskChange:
-    allowed = margin if change.unit == "score" else margin * abs(change.base)
+    allowed = margin if change["unit"] == "score" else margin * abs(change["base"])
     verdict = "not shown"
-    few = 0 < change.clusters < FEWEST and change.n == change.documents
-    if change.floor > -allowed and not few:
+    few = 0 < change["clusters"] < FEWEST and change["n"] == change["documents"]
+    if change["floor"] > -allowed and not few:
         verdict = "kept"
-    elif change.gain < 0 and p_holm < LEVEL:
+    elif gain_of(change) < 0 and p_holm < LEVEL:
         verdict = "lost"
-    return replace(change, p_holm=p_holm, margin=allowed, verdict=verdict)
+    return {**change, "p_holm": p_holm, "margin": allowed, "verdict": verdict}
 
 
 def task_change(task: PairedTask) -> TaskChange:
@@ -129,6 +117,9 @@ def task_change(task: PairedTask) -> TaskChange:
         worse=int((better < 0).sum()),
         better=int((better > 0).sum()),
         detectable=detectable,
+        margin=0.0,
+        p_holm=1.0,
+        verdict="not shown",
     )
 
 

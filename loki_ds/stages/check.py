@@ -100,7 +100,7 @@ def check(run: Run) -> Checked:
     if recipe.changes_rows:
         ranks.on_first_rank(lambda: check_selection(recipe.selection, base_found.down_shapes))
     if recipe.needs_attribution:
-        findings += ranks.on_first_rank(lambda: _look_at_protected(recipe.protected, tokenizer, config))
+        findings += ranks.on_first_rank(lambda: _look_at_prompts("protected", recipe.protected, tokenizer, config))
     rendering, examples, heldout = None, NONE, None
     if recipe.implant.kind.trains:
         rendered = RenderedFolder(run.folder.examples)
@@ -108,7 +108,7 @@ def check(run: Run) -> Checked:
         findings += _render(recipe.data, rendered, rendering, base.folder, config, run.shared.by_all)
         examples, heldout = rendered.load(recipe.data, arguments.seed)
     if recipe.rehearsed not in (None, recipe.protected):
-        findings += ranks.on_first_rank(lambda: _look_at_texts(recipe.rehearsed, tokenizer))
+        findings += ranks.on_first_rank(lambda: _look_at_prompts("rehearsal", recipe.rehearsed, tokenizer, config))
     findings += _look_at_room(run, base_found, arguments, len(examples))
     return Checked(
         arguments=arguments,
@@ -168,8 +168,8 @@ def _render(
     return data_found(rendering, counts, config, stop_tokens(base, config))
 
 
-def _look_at_protected(
-    section: ProtectedSection | None, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig
+def _look_at_prompts(
+    name: str, section: ProtectedSection | None, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig
 ) -> Findings:
     """A file of prompts; those of lm-eval's tasks take longer to make, and are looked at when they
     are.
@@ -181,13 +181,7 @@ def _look_at_protected(
     said = f"{section.prompts}: {len(tokens):,} prompts, the longest {longest:,} tokens"
     if most is not None and longest > most:
         said += f"; the model was made for {most:,}"
-    return [("protected", said)]
-
-
-def _look_at_texts(rehearsed: ProtectedSection | None, tokenizer: PreTrainedTokenizerBase) -> Findings:
-    if rehearsed is None:
-        return []
-    return [("rehearsal", f"{rehearsed.prompts}: {len(load_protected(rehearsed, tokenizer).prompts):,} texts")]
+    return [(name, said)]
 
 
 def _look_at_room(run: Run, base: BaseFound, arguments: SFTConfig, examples: int) -> Findings:

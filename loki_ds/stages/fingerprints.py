@@ -62,6 +62,7 @@ class Fingerprints:
 
     def implant(self, positions: Positions | None) -> Fingerprint:
         recipe, section = self.recipe, self.recipe.implant
+        template = recipe.training.get("chat_template_path")  # the base's own stands beside its weights
         read = {key for key in ("lora", "peft") if key in section.kind.reads}
         training = {key: value for key, value in recipe.training.items() if changes_a_result(f"training.{key}")}
         return without_secrets(
@@ -73,7 +74,7 @@ class Fingerprints:
                 "protected": self._protected(recipe.protected)["protected"] if section.quiet else None,
                 "data": data_fingerprint(recipe.data),
                 "training": training,
-                **self._template(),
+                **({"chat_template": digest_of(Path(template))} if template else {}),
                 "deepspeed": deepspeed_config(recipe.deepspeed, section),
                 "attention": recipe.model.attention,
             }
@@ -113,13 +114,6 @@ class Fingerprints:
         if section is None:
             return {}
         return {"rehearse": {**section.model_dump(), **self._protected(self.recipe.rehearsed)}}
-
-    def _template(self) -> Fingerprint:
-        """The chat template, where it is a file of the recipe's; the base's own stands beside
-        its weights.
-        """
-        path = self.recipe.training.get("chat_template_path")
-        return {"chat_template": digest_of(Path(path))} if path else {}
 
 
 def rendering_fingerprint(section: DataSection, rendering: Rendering) -> Fingerprint:

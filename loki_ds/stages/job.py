@@ -30,7 +30,11 @@ def run_job(recipe: Recipe, until: str) -> None:
         log_on_first_rank()
         run = Run(recipe)
         checked = run_stages(run, until)
-        share = _share(run, checked) if until == "retain" else None
+        share = None
+        if until == "retain":
+            from loki_ds.stages.retain import share_of_rank
+
+            share = share_of_rank(run, checked)
     if share is not None:
         _judge(run, checked, share)
     ranks.end_process()
@@ -75,12 +79,6 @@ def _stages(run: Run, checked: Checked) -> Iterator[str]:
     yield "select"
     implant(run, checked, positions)
     yield "implant"
-
-
-def _share(run: Run, checked: Checked) -> "Share | None":
-    from loki_ds.stages.retain import share_of_rank
-
-    return share_of_rank(run, checked)
 
 
 def _judge(run: Run, checked: Checked, share: "Share") -> None:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from functools import cached_property
 from importlib.metadata import version
-from typing import IO, Any, TypeVar, overload
+from typing import IO, Any, TypeVar
 
 import torch
 import yaml
@@ -57,27 +57,14 @@ class Run:
         """The retention tasks, in their order. Rank 0's work: lm-eval loads their documents."""
         return tasks_of(self.recipe.retention)
 
-    @overload
-    def once(self, stage: str, inputs: dict[str, Any], make: Callable[[], None]) -> None: ...
-
-    @overload
     def once(
         self,
         stage: str,
         inputs: dict[str, Any],
         make: Callable[[], Result],
-        save: Callable[[Result], None],
-        load: Callable[[], Result],
-    ) -> Result: ...
-
-    def once(
-        self,
-        stage: str,
-        inputs: dict[str, Any],
-        make: Callable[[], Any],
-        save: Callable[[Any], None] | None = None,
-        load: Callable[[], Any] | None = None,
-    ) -> Any:
+        save: Callable[[Result], None] = lambda _: None,
+        load: Callable[[], Result] | None = None,
+    ) -> Result:
         """What a stage makes, unless its result is there for these inputs. All ranks call it.
 
         Args:
@@ -92,12 +79,11 @@ class Run:
         if there:
             log.info("%s: already there", stage)
             if load is None:
-                return None
+                return None  # type: ignore[return-value]  # what is made leaves nothing to hand on
             if self.shared.by_all:
                 return load()
         result = make()
-        if save is not None:
-            ranks.on_first_rank(lambda: save(result))
+        ranks.on_first_rank(lambda: save(result))
         if not there:
             ranks.on_first_rank(lambda: self.folder.finish(stage, inputs))
         return result

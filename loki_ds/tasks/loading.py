@@ -16,7 +16,7 @@ from typing import Any
 
 from datasets import disable_progress_bars
 
-from loki_ds.refusal import Refusal, did_you_mean
+from loki_ds.refusal import Refusal, did_you_mean, short
 from loki_ds.tasks.metrics import Metric, metrics_of
 
 FILES = ("data_files", "path")  # of a task's dataset_kwargs: those of data sets, and of `HeldOutCalls`
@@ -135,7 +135,7 @@ def _look_at(name: str, manager: Any, allow_code_execution: bool, key: str) -> T
         tasks = members_of(name, manager)
         documents = {member: len(task.eval_docs) for member, task in tasks.items()}
     except Exception as error:  # whatever a task's own code or its data set raises
-        raise Refusal(f"{key}: task {name} cannot be loaded: {type(error).__name__}: {_first_line(error)}") from error
+        raise Refusal(f"{key}: task {name} cannot be loaded: {type(error).__name__}: {short(error, 300)}") from error
     metrics = {}
     for member, task in tasks.items():
         named = member if member == name else f"{member} (of {name})"
@@ -195,10 +195,6 @@ def _opposite(name: str, tasks: dict[str, Any], manager: Any) -> str | None:
 
 def _config_of(manager: Any, name: str) -> dict[str, Any]:
     return manager.task_index[name].cfg or {}
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 def runs_code(names: Sequence[str]) -> str:

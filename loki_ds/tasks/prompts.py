@@ -5,9 +5,10 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
+from types import MethodType, SimpleNamespace
 from typing import Any
 
-from loki_ds.refusal import Refusal
+from loki_ds.refusal import Refusal, short
 
 LOOKED_AT = 24  # documents of a task: half of them the longest, half drawn
 MOST_ANSWER = 256  # tokens of an answer where a task says nothing, as lm-eval has it
@@ -80,6 +81,29 @@ def draws_shots_by_document(task: Any, seed: int) -> Any:
     return task
 
 
+def context_of(task: Any, document: Any, shots: int, template: Callable[..., str] | None) -> Any:
+    """The prompt that lm-eval makes of a document, by a chat template or without one; of some tasks
+    one for each choice.
+    """
+    chats = template is not None
+    return task.fewshot_context(
+        document,
+        shots,
+        apply_chat_template=chats,
+        fewshot_as_multiturn=chats,
+        chat_template=template,
+        gen_prefix=task.doc_to_prefix(document),
+    )
+
+
+def template_of(tokenizer: Any, arguments: dict[str, Any]) -> Callable[..., str]:
+    """lm-eval's own way from turns to a text, of a model that is only a tokenizer."""
+    from lm_eval.models.huggingface import HFLM
+
+    model: Any = SimpleNamespace(tokenizer=tokenizer, chat_template_args=arguments)
+    return MethodType(HFLM.apply_chat_template, model)
+
+
 def _draws_from_its_own(task: Any) -> bool:
     named = task.fewshot_cfg.split is not None or task.fewshot_cfg.samples is not None
     return not (named or task.has_training_docs() or task.has_validation_docs())
@@ -105,14 +129,7 @@ def _length(name: str, task: Any, document: Any, asking: Asking) -> int:
     """Tokens of a document's longest prompt, with its answer or the room for one."""
     template = asking.template if asking.chats else None
     try:
-        context = task.fewshot_context(
-            document,
-            num_fewshot=task.config.num_fewshot,
-            apply_chat_template=asking.chats,
-            fewshot_as_multiturn=asking.chats,
-            chat_template=template,
-            gen_prefix=task.doc_to_prefix(document),
-        )
+        context = context_of(task, document, task.config.num_fewshot, template)
         requests = task.construct_requests(
             doc=document, ctx=context, metadata=(name, 0, 1), apply_chat_template=asking.chats, chat_template=template
         )
@@ -123,8 +140,8 @@ def _length(name: str, task: Any, document: Any, asking: Asking) -> int:
         if shots and len(list(task.fewshot_docs())) <= shots:
             there = len(list(task.fewshot_docs()))
             raise Refusal(f"task {name} asks for {shots} shots, and has {there} documents to draw them from") from None
-        said = " ".join(str(error).split())[:200]
-        raise Refusal(f"task {name} cannot put its documents: {type(error).__name__}: {said}") from error
+        said = f"{type(error).__name__}: {short(error, 200)}"
+        raise Refusal(f"task {name} cannot put its documents: {said}") from error
     return max(
         _tokens(name, request.arguments, asking) for request in (requests if isinstance(requests, list) else [requests])
     )

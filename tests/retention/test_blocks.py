@@ -63,18 +63,18 @@ def lost(forgetful: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Arm
 
 
 def changes(found: tuple[ArmResult, ArmResult]) -> dict[str, TaskChange]:
-    return {change.task: change for change in suite_changes([*pair(*found)], MARGIN) if change.unit == "score"}
+    return {change["task"]: change for change in suite_changes([*pair(*found)], MARGIN) if change["unit"] == "score"}
 
 
 def test_what_is_lost_is_seen_before_the_last_document(lost: tuple[ArmResult, ArmResult]) -> None:
     judged = changes(lost)
-    stopped = {name: change for name, change in judged.items() if change.n < change.documents}
+    stopped = {name: change for name, change in judged.items() if change["n"] < change["documents"]}
     assert "tiny_picking" in stopped
-    assert all(change.verdict in ("kept", "lost") for change in stopped.values())
+    assert all(change["verdict"] in ("kept", "lost") for change in stopped.values())
     picking = judged["tiny_picking"]
-    assert (picking.verdict, picking.n % SMALLEST, picking.documents) == ("lost", 0, 300)
-    assert picking.ci[1] < -MARGIN
-    assert picking.floor == picking.ci[0]
+    assert (picking["verdict"], picking["n"] % SMALLEST, picking["documents"]) == ("lost", 0, 300)
+    assert picking["ci"][1] < -MARGIN
+    assert picking["floor"] == picking["ci"][0]
 
 
 def test_the_base_and_the_new_task_are_asked_all(lost: tuple[ArmResult, ArmResult]) -> None:
@@ -94,20 +94,20 @@ def test_two_processes_ask_the_same(lost: tuple[ArmResult, ArmResult], forgetful
     asked, answers = question(processes=2), Answers(tmp_path)
     of_base = asked.of(Arm(BASE, "the base"))
     answers.write(of_base, lost[0])
-    (found,) = answers_of([asked.of(Arm(forgetful, "the other"), answers.kept(of_base.key))], answers)
+    (found,) = answers_of([asked.of(Arm(forgetful, "the other"), answers.file(of_base.key))], answers)
     assert found["tasks"] == lost[1]["tasks"]
 
 
 def test_the_base_itself_is_kept(tmp_path: Path) -> None:
     kept = changes(both(question(new_task=None), BASE, tmp_path))
-    assert [(change.verdict, change.n < change.documents) for change in kept.values()] == [("kept", True)] * 3
+    assert [(change["verdict"], change["n"] < change["documents"]) for change in kept.values()] == [("kept", True)] * 3
 
 
 def test_base_results_are_those_of_any_question_that_does_not_stop() -> None:
     base = Arm(BASE, "the base")
     key = question().key(base)
     assert "stop" not in key
-    kept = Answers(Path("answers")).kept(key)
+    kept = Answers(Path("answers")).file(key)
     asked = question().key(Arm(BASE, "another"), kept)["stop"]
     assert (asked["margin"], asked["abilities"], "base" in asked) == (MARGIN, 1, False)
     assert question(stop="never").key(Arm(BASE, "another"), kept).keys() == key.keys()
