@@ -3,21 +3,26 @@ examples that it is to learn, in words.
 """
 
 import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from peft import get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from loki_ds.attribution.self_check import check_family
 from loki_ds.checking.findings import GIB, Findings
 from loki_ds.data.dataset import Counts
 from loki_ds.data.render_settings import Rendering
+from loki_ds.implanting.training import peft_config
 from loki_ds.model.anatomy import down_shapes, has_experts
 from loki_ds.model.base_checks import Wanted, check_usable
 from loki_ds.model.files import model_files, open_weights
-from loki_ds.recipe.implant import ImplantSection
+from loki_ds.recipe.implant import ImplantSection, PeftSection
 from loki_ds.recipe.sections import ModelSection
-from loki_ds.refusal import Refusal
+from loki_ds.refusal import Refusal, short
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,8 @@ def look_at_base(
     confined = implant.kind.confined
     model = check_usable(folder, config, section, Wanted(confined, implant.kind.rewrites_model))
     check_passes(implant, attributes, model)
+    if implant.kind.leaves == "adapter":
+        check_targets(implant.peft, model)
     with open_weights(folder) as weights:
         files = model_files(folder, weights)
         dtypes = sorted({str(weights.dtype_of(name)).removeprefix("torch.") for name in weights.names})
@@ -79,6 +86,29 @@ def check_passes(implant: ImplantSection, attributes: bool, model: PreTrainedMod
             f"implant.quiet: {type(model).__name__} has experts, and each receives other tokens; allowed are models "
             "with one dense FFN a layer"
         )
+
+
+def check_targets(section: PeftSection, model: PreTrainedModel) -> None:
+    """Refuse targets that PEFT finds nowhere, or cannot train. model: without data; PEFT's modules
+    are put into it.
+
+    An adapter on a tied embedding leaves as a head, too, once it is merged, which it was not while
+    it trained.
+    """
+    tied, embedding = model.config.get_text_config().tie_word_embeddings, model.get_input_embeddings()
+    head = model.get_output_embeddings()
+    key = f"implant.peft.targets is {section.targets!r}"
+    try:
+        with warnings.catch_warnings(), torch.device("meta"):
+            warnings.simplefilter("ignore")
+            adapted = get_peft_model(model, peft_config(section.model_copy(update={"method": "lora"})))
+    except (ValueError, TypeError, RuntimeError, AttributeError, IndexError) as error:
+        raise Refusal(f"{key}: {short(error, 300)}") from None
+    bases = [module.get_base_layer() for module in adapted.modules() if isinstance(module, BaseTunerLayer)]
+    if any(base is head for base in bases):
+        raise Refusal(f"{key}, among them the head, which the trainer reads past any adapter; leave it out")
+    if tied and any(base is embedding for base in bases):
+        raise Refusal(f"{key}, among them the embedding, which config.json ties to the head; leave it out")
 
 
 def data_found(rendering: Rendering, counts: list[Counts], config: PreTrainedConfig, stops: set[int]) -> Findings:

@@ -8,14 +8,14 @@ Stock PEFT and transformers; nothing of LoKI.
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
-from peft import PeftModel
-from transformers import AutoConfig
 
 from loki_ds.distributed.launcher import environment_of_one_process
 from loki_ds.export.checkpoint import write_trained
-from loki_ds.model.classes import model_class
+from loki_ds.model.adapters import with_adapter
+from loki_ds.model.classes import load_whole
 from loki_ds.recipe.sections import ModelSection
 from loki_ds.refusal import Refusal
 
@@ -32,9 +32,8 @@ def main() -> None:
     base, adapter, out = map(Path, sys.argv[1:4])
     section = ModelSection.model_validate_json(sys.argv[4])
     remote = section.trust_remote_code
-    config = AutoConfig.from_pretrained(base, trust_remote_code=remote)
-    model = model_class(config).from_pretrained(base, dtype=getattr(torch, section.dtype), trust_remote_code=remote)
-    merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    model = load_whole(base, remote, dtype=getattr(torch, section.dtype))
+    merged: Any = with_adapter(model, adapter).merge_and_unload()
     write_trained(base, merged, merged.state_dict(), out)
 
 

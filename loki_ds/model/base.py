@@ -21,7 +21,7 @@ from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_availa
 
 from loki_ds.distributed.device import current_device
 from loki_ds.distributed.zero.model import is_sharded
-from loki_ds.model.classes import model_class
+from loki_ds.model.classes import load_whole
 from loki_ds.model.files import BESIDE
 from loki_ds.recipe.sections import ModelSection
 from loki_ds.refusal import Refusal, short
@@ -51,11 +51,14 @@ def locate_model(section: ModelSection) -> Path:
     path = Path(section.path)
     if not path.is_dir():
         path = _fetch(section)
+    adapter = path / "adapter_config.json"
+    if adapter.exists() and not (path / "config.json").exists():
+        raise Refusal(f"model.path {section.path}: a PEFT adapter (adapter_config.json), not a model; name its base")
     if not (path / "config.json").exists() or not list(path.glob("*.safetensors")):
         raise Refusal(
             f"model.path {section.path}: the folder has no config.json with safetensors weights beside it{_gguf(path)}"
         )
-    if (path / "adapter_config.json").exists():
+    if adapter.exists():
         raise Refusal(
             f"model.path {section.path}: adapter_config.json lies beside the weights, so transformers would put that "
             "adapter on them, and no file would show it; move it away, or merge it"
@@ -150,11 +153,8 @@ def load_model(folder: Path, dtype: torch.dtype, trust_remote_code: bool = False
         Refusal: a tensor of the class that is not there; transformers would make one at random. Or
             tensors that transformers takes apart for the class, and cannot where it is partitioned.
     """
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     try:
-        loaded: Any = model_class(config).from_pretrained(
-            folder, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True
-        )
+        model: Any = load_whole(folder, trust_remote_code, dtype=dtype)
     except RuntimeError as error:
         if not str(error).startswith("Failed to apply weight conversion"):
             raise
@@ -163,11 +163,6 @@ def load_model(folder: Path, dtype: torch.dtype, trust_remote_code: bool = False
             f"{folder}: transformers cannot make {tensor} of the files' tensors where ZeRO-3 partitions it; take "
             "deepspeed: launch/zero2.json"
         ) from None
-    model, info = loaded
-    if missing := sorted(info["missing_keys"]):
-        raise Refusal(
-            f"{folder}: not there of what config.json asks for: {', '.join(missing[:3])} ({len(missing)} in all)"
-        )
     if not is_sharded(model):
         model.to(current_device())
     return model.eval().requires_grad_(False)

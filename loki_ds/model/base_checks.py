@@ -4,6 +4,7 @@ Asked of its files' headers, before anything is computed: the weights are not re
 class is built without data to see which tensors it wants.
 """
 
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +32,7 @@ SUPPORTS = {
     "flash_attention_2": "_supports_flash_attn",
     "flash_attention_3": "_supports_flash_attn",
 }
+FEW = 0.5  # of a class's tensors; where more are missing, the files have a naming that nobody here knows
 LFS = b"version https://git-lfs"
 PLAIN = (
     'python -c "from transformers import AutoModelForCausalLM as M; '
@@ -68,20 +70,31 @@ def check_usable(folder: Path, config: PreTrainedConfig, section: ModelSection, 
             _check_rows(weights, model)
         if wanted.everything:
             _check_names(folder, weights, model)
+        _check_whole(folder, weights, model)
     return model
+
+
+def check_whole(folder: Path, config: PreTrainedConfig, trust_remote_code: bool) -> None:
+    """Refuse files that lack a tensor of the class, by their headers; not of quantized ones."""
+    if not _quantization(config):
+        with open_weights(folder) as weights:
+            _check_whole(folder, weights, without_data(folder, config, trust_remote_code))
 
 
 def check_plain(model: Path | str, config: PreTrainedConfig) -> None:
     """Refuse quantized weights, by the configuration alone. model: a folder, or a hub id."""
-    quantized = getattr(config, "quantization_config", None) or getattr(
-        config.get_text_config(), "quantization_config", None
-    )
+    quantized = _quantization(config)
     if quantized:
         method = quantized.get("quant_method", "?") if isinstance(quantized, dict) else type(quantized).__name__
         raise Refusal(
             f"{model}: by config.json the weights are quantized ({method}), so no row can be trained and written as it "
             f"was; use the plain model, or make one: {PLAIN.format(path=model)}, the tokenizer beside it"
         )
+
+
+def _quantization(config: PreTrainedConfig) -> Any:
+    own, of_text = (getattr(part, "quantization_config", None) for part in (config, config.get_text_config()))
+    return own or of_text
 
 
 def _check_fetched(folder: Path) -> None:
@@ -165,6 +178,22 @@ def _check_names(folder: Path, weights: WeightFiles, model: PreTrainedModel) -> 
                 f"{folder}: tensor {name}, which the model's class has, is not stored under that name, so what trains "
                 "could not be written back; use implant.mode rows"
             )
+
+
+def _check_whole(folder: Path, weights: WeightFiles, model: PreTrainedModel) -> None:
+    """By the naming that knows most of the class's tensors. Where it knows too few, only loading
+    them tells.
+    """
+    parameters: dict[str, Tensor] = dict(model.named_parameters())
+    missing: set[str] = {*parameters}
+    for names in _namings(model, parameters):
+        unknown = {name for name in names if name not in weights.names and weights.tied_twin(name) is None}
+        missing = min(missing, unknown, key=len)
+    optional = [re.compile(pattern) for pattern in getattr(model, "_keys_to_ignore_on_load_missing", None) or ()]
+    missing = {name for name in missing if not any(pattern.search(name) for pattern in optional)}
+    if missing and len(missing) < FEW * len(parameters):
+        first = ", ".join(sorted(missing)[:3])
+        raise Refusal(f"{folder}: not there of what config.json asks for: {first} ({len(missing)} in all)")
 
 
 def as_stored(model: PreTrainedModel, tensors: dict[str, Tensor], weights: WeightFiles) -> dict[str, Tensor]:

@@ -20,12 +20,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from peft import PeftModel
-from transformers import AutoConfig, AutoModelForImageTextToText
-
 from loki_ds.disk.files import write_json
 from loki_ds.distributed.launcher import end_with_parent
-from loki_ds.model.classes import is_wrapper_alone
+from loki_ds.model.adapters import with_adapter
+from loki_ds.model.classes import load_whole
 from loki_ds.model.template_date import one_date
 from loki_ds.recipe.sections import TaskGroup
 from loki_ds.refusal import shown_once
@@ -81,32 +79,26 @@ def _implanted(model: Any, implant: str | None) -> Iterator[None]:
 
 
 def load(request: Request) -> Any:
+    """lm-eval's model, of one that is loaded here: what it loads itself may lack tensors, and a
+    wrapper of text and pictures it would not ask for text.
+
+    Raises:
+        Refusal: the model or its adapter is not whole.
+    """
     from loki_ds.retention.harness import LeanHFLM
 
-    chats = {"chat_template_args": {**request.chat_template_args}, "think_end_token": request.think_end_token}
-    settings = {
-        **chats,
-        "pretrained": request.model,
-        **({"peft": request.adapter} if request.adapter else {}),
-        "tokenizer": request.tokenizer,
-        "dtype": request.dtype,
-        "trust_remote_code": request.trust_remote_code,
-    }
-    spread = {"parallelize": True} if request.devices_per_model > 1 else {"device": request.device}
-    if is_wrapper_alone(AutoConfig.from_pretrained(request.model, trust_remote_code=request.trust_remote_code)):
-        return LeanHFLM(_loaded(request), tokenizer=request.tokenizer, batch_size=request.batch_size, **chats)
-    return LeanHFLM(**settings, **spread, batch_size=request.batch_size)
-
-
-def _loaded(request: Request) -> Any:
-    """A wrapper of text and pictures, which lm-eval asks for its text when it is handed over."""
-    model = AutoModelForImageTextToText.from_pretrained(
-        request.model,
-        dtype=request.dtype,
+    placed = "auto" if request.devices_per_model > 1 else {"": request.device}
+    model = load_whole(Path(request.model), request.trust_remote_code, dtype=request.dtype, device_map=placed)
+    if request.adapter:
+        model = with_adapter(model, Path(request.adapter))
+    return LeanHFLM(
+        model,
+        tokenizer=request.tokenizer or request.model,
         trust_remote_code=request.trust_remote_code,
-        device_map="auto" if request.devices_per_model > 1 else {"": request.device},
+        batch_size=request.batch_size,
+        chat_template_args={**request.chat_template_args},
+        think_end_token=request.think_end_token,
     )
-    return PeftModel.from_pretrained(model, request.adapter) if request.adapter else model
 
 
 def _drawn(name: str, task: Any, limit: int | None, request: Request) -> list[int]:

@@ -11,7 +11,9 @@ from pathlib import Path
 from loki_ds.disk.files import digest_of, weights_digest
 from loki_ds.disk.run_folder import RunFolder
 from loki_ds.distributed import device
-from loki_ds.model.base import locate_model
+from loki_ds.model.adapters import CONFIG, check_adapter
+from loki_ds.model.base import load_configuration, locate_model
+from loki_ds.model.base_checks import check_whole
 from loki_ds.recipe.file import Pair
 from loki_ds.recipe.sections import ModelSection
 from loki_ds.refusal import Refusal
@@ -21,8 +23,6 @@ from loki_ds.retention.evaluation import answers_of
 from loki_ds.retention.messages import ArmResult
 from loki_ds.retention.question import Answers, Arm, Question, model_digest, short_digest, tasks_of
 from loki_ds.stages.report import put_report, report_of_pair
-
-ADAPTER = "adapter_config.json"
 
 
 def retain_two(pair: Pair, model: str, out: Path) -> Report:
@@ -55,16 +55,18 @@ def retain_two(pair: Pair, model: str, out: Path) -> Report:
 
 def _checkpoint(section: ModelSection) -> Arm:
     folder = locate_model(section)
+    check_whole(folder, load_configuration(folder, section.trust_remote_code), section.trust_remote_code)
     return Arm(folder, model_digest(folder, weights_digest(folder)))
 
 
 def _second(pair: Pair, model: str, base: Arm) -> Arm:
     folder = Path(model)
     weights = {file.name for file in folder.glob("*.safetensors")} - {"adapter_model.safetensors"}
-    if (folder / ADAPTER).exists() and not weights:  # a configuration may lie beside it
+    if (folder / CONFIG).exists() and not weights:  # a configuration may lie beside it
+        check_adapter(folder)
         return Arm(base.folder, f"{base.digest} {digest_of(*sorted(folder.glob('adapter_*')))}", adapter=folder)
     if folder.is_dir() and not (folder / "config.json").exists():
-        raise Refusal(f"{folder}: neither a model (config.json) nor a PEFT adapter ({ADAPTER})")
+        raise Refusal(f"{folder}: neither a model (config.json) nor a PEFT adapter ({CONFIG})")
     return _checkpoint(ModelSection(path=model, dtype=pair.model.dtype, trust_remote_code=pair.model.trust_remote_code))
 
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from loki_ds.recipe.file import load_pair
 from loki_ds.refusal import Refusal
-from loki_ds.stages.two_checkpoints import ADAPTER, retain_two
+from loki_ds.stages.two_checkpoints import retain_two
 
 BASE = ROOT / "recipes/tiny/model"
 ASKED = ["retention.include_path=eval/tasks/tiny", "retention.batch_size=64"]
@@ -150,7 +150,7 @@ def refused(model: Path, out: Path, *asked: str) -> str:
 def test_what_cannot_be_compared_is_one_sentence(adapter: Path, tmp_path: Path) -> None:
     assert (
         refused(tmp_path, tmp_path / "out")
-        == f"{tmp_path}: neither a model (config.json) nor a PEFT adapter ({ADAPTER})"
+        == f"{tmp_path}: neither a model (config.json) nor a PEFT adapter (adapter_config.json)"
     )
     assert "knows no task 'tiny_fact'" in refused(BASE, tmp_path / "out", "retention.abilities={tasks: [tiny_fact]}")
     assert "which is retired" in refused(adapter, tmp_path / "out", "retention.backend=vllm")
