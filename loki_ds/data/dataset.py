@@ -5,8 +5,9 @@ them; every rank maps the file.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from loki_ds.data.layouts import Example, columns_read, example_of
 from loki_ds.data.messages import NotUnderstood
 from loki_ds.data.render_settings import Rendering
 from loki_ds.data.rendering import NOT_LEARNED, Cut, Rendered, Renderer
-from loki_ds.data.sources import count_of, is_local, rows_of
+from loki_ds.data.sources import count_of, is_local, place_of, rows_of
 from loki_ds.data.templates import Needs
 from loki_ds.disk.files import remove, write_json, written_whole
 from loki_ds.recipe.sections import DataSection, SourceSection
@@ -48,6 +49,7 @@ class Counts:
     unused: list[str] = field(default_factory=list)  # columns that nothing reads
     unused_in_turns: list[str] = field(default_factory=list)  # keys of turns that the template does not read
     undefined: int = 0  # rows that call functions and define none
+    unanswered: int = 0  # chats whose last turn is not the assistant's
     ends: dict[str, int] = field(default_factory=dict)  # chats by the token that ends what is learned
     lost: dict[str, int] = field(default_factory=dict)  # chats by what the template drops of them
 
@@ -64,6 +66,7 @@ class Counts:
             else []
         )
         parts += [f"{self.undefined:,} rows call functions and define none"] if self.undefined else []
+        parts += [f"{self.unanswered:,} chats end without an answer"] if self.unanswered else []
         parts += [f"{rows:,} rows lose {what}, which the template drops" for what, rows in self.lost.items()]
         parts += [f"columns that are not used: {', '.join(self.unused)}"] if self.unused else []
         of_turns = ", ".join(self.unused_in_turns)
@@ -85,7 +88,7 @@ def _understood(source: SourceSection, number: int, row: dict) -> Example:
     try:
         return example_of(row)
     except NotUnderstood as problem:
-        raise Refusal(f"{source.path}: line {number} {problem}") from None
+        raise Refusal(f"{place_of(source, number)} {problem}") from None
 
 
 def needs_of(sources: Iterable[SourceSection], most: int | None = None) -> tuple[Needs, bool]:
@@ -149,7 +152,8 @@ def _rendered(
         unused |= row.keys() - columns_read(row)
         in_turns |= {key for message in example.messages for key in message}
         counts.undefined += not example.tools and any("tool_calls" in message for message in example.messages)
-        rendered = _row_rendered(f"{source.path}: line {number}", example, renderer, vocabulary, counts.ends)
+        counts.unanswered += example.is_chat and not example.answered
+        rendered = _row_rendered(partial(place_of, source, number), example, renderer, vocabulary, counts.ends)
         for what in rendered.lost:
             counts.lost[what] = counts.lost.get(what, 0) + 1
         counts.rows, counts.tokens = counts.rows + 1, counts.tokens + len(rendered.input_ids)
@@ -179,32 +183,36 @@ def _check_padding(source: SourceSection, renderer: Renderer, vocabulary: int) -
         )
 
 
-def _row_rendered(place: str, example: Example, renderer: Renderer, vocabulary: int, ends: dict[str, int]) -> Rendered:
-    """One row's tokens and labels. ends: counts chats by the token that ends what is learned."""
+def _row_rendered(
+    place: Callable[[], str], example: Example, renderer: Renderer, vocabulary: int, ends: dict[str, int]
+) -> Rendered:
+    """One row's tokens and labels.
+
+    place: of the row, for sentences; ends: counts chats by the token that ends what is learned.
+    """
+    if example.is_chat and not any(message["role"] == "assistant" for message in example.messages):
+        raise Refusal(f"{place()} is a chat without an answer of the assistant's, so there is nothing to learn")
     try:
         rendered = renderer.render(example)
     except NotUnderstood as problem:
-        raise Refusal(f"{place} {problem}") from None
+        raise Refusal(f"{place()} {problem}") from None
     if not rendered.learned:
-        raise Refusal(f"{place} has no token to learn{_why_nothing(example, renderer)}")
-    if example.is_chat:
-        end = renderer.end_of([label for label in rendered.labels if label != NOT_LEARNED])
+        raise Refusal(f"{place()} has no token to learn")
+    if example.is_chat and (example.answered or renderer.only_assistant):
+        learned = [label for label in rendered.labels if label != NOT_LEARNED]
+        end = renderer.end_of(learned)
+        if end is not None and learned[-2:] == [renderer.tokenizer.convert_tokens_to_ids(end)] * 2:
+            raise Refusal(f"{place()}: the answer ends in {end}, which the template adds; take it out of the data")
         if end is None:
             raise Refusal(
-                f"{place}: what ends the assistant's turn is not learned, so the model would never learn to stop; the "
-                "template's marks ({% generation %}) must hold it, as one given by training.chat_template_path can"
+                f"{place()}: what ends the assistant's turn is not learned, so the model would never learn to stop; "
+                "the template's marks ({% generation %}) must hold it, as one given by training.chat_template_path can"
             )
         ends[end] = ends.get(end, 0) + 1
     if (largest := max(rendered.input_ids)) >= vocabulary:
         token = renderer.tokenizer.convert_ids_to_tokens(largest)
-        raise Refusal(f"{place} has the token {token!r} (id {largest}), the model's embedding has {vocabulary} rows")
+        raise Refusal(f"{place()} has the token {token!r} (id {largest}), the model's embedding has {vocabulary} rows")
     return rendered
-
-
-def _why_nothing(example: Example, renderer: Renderer) -> str:
-    if renderer.only_assistant and not any(message["role"] == "assistant" for message in example.messages):
-        return ": the chat has no assistant turn (training.assistant_only_loss)"
-    return ""
 
 
 def examples_in(data: DataSection) -> int:

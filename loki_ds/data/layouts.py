@@ -9,10 +9,21 @@ by name.
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from loki_ds.data.messages import Message, NotUnderstood, is_learned, parsed, short, tools_of, turn_of, turns_of
+from loki_ds.data.messages import (
+    Message,
+    NotUnderstood,
+    as_declared,
+    is_filled,
+    is_learned,
+    parsed,
+    short,
+    tools_of,
+    turn_of,
+    turns_of,
+)
 
 
 @dataclass(frozen=True)
@@ -34,6 +45,11 @@ class Example:
     def is_chat(self) -> bool:
         return bool(self.messages)
 
+    @property
+    def answered(self) -> bool:
+        """Whether a conversation ends with what the assistant says."""
+        return self.is_chat and self.messages[-1]["role"] == "assistant"
+
 
 def example_of(row: dict[str, Any]) -> Example:
     """The example of a row.
@@ -43,7 +59,9 @@ def example_of(row: dict[str, Any]) -> Example:
     """
     for columns, read in LAYOUTS:
         if columns <= row.keys():
-            return read(row)
+            example = read(row)
+            declared = as_declared(example.messages, example.tools) if is_filled(row) else example.messages
+            return replace(example, messages=declared)
     raise NotUnderstood(
         f"has the columns {sorted(row)}, allowed are 'messages', 'prompt' with 'completion', 'text', ShareGPT's "
         "'conversations', Alpaca's 'instruction' with 'output', Glaive's 'chat', xLAM's 'query' with 'answers'"

@@ -37,7 +37,10 @@ def turn_of(turn: Any, place: int) -> Message:
     said, key = turn.get("role", turn.get("from")), "content" if "content" in turn or "role" in turn else "value"
     if said not in ROLES:
         raise NotUnderstood(f"has a turn from {said!r} (turn {place}), allowed are {', '.join(ROLES)}")
-    role, calls = ROLES[said], turn.get("tool_calls") or []
+    role, calls = ROLES[said], parsed(turn.get("tool_calls")) or []
+    calls = [calls] if isinstance(calls, dict) else calls
+    if not isinstance(calls, list):
+        raise NotUnderstood(f"has {short(calls)} in 'tool_calls' (turn {place}), allowed is a list of calls")
     content = turn.get(key)
     if said == "function_call":
         calls, content = _called(content, place), ""
@@ -72,7 +75,8 @@ def _content(content: Any, place: int, may_be_empty: bool) -> str:
     if content is None and may_be_empty:
         return ""
     if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
-        content = "".join(str(part.get("text", "")) for part in content)
+        texts = [part.get("text") for part in content]
+        content = "".join(texts) if all(isinstance(text, str) for text in texts) else content
     if not isinstance(content, str):
         raise NotUnderstood(f"has {short(content)} as the content of turn {place}, allowed is text")
     return content
@@ -116,6 +120,12 @@ def call_of(call: Any, place: int) -> dict[str, Any]:
             f"has a call of {inner['name']!r} with the arguments {short(arguments)} (turn {place}), allowed is an "
             "object of arguments"
         )
+    try:
+        json.dumps(arguments)
+    except (TypeError, ValueError) as error:
+        raise NotUnderstood(
+            f"has a call of {inner['name']!r} whose arguments JSON cannot say (turn {place}): {short(error)}"
+        ) from None
     kept = {key: value for key, value in call.items() if key in ("id", "type")}
     return {"type": "function", **kept, "function": {"name": inner["name"], "arguments": arguments}}
 
@@ -136,9 +146,50 @@ def _tool(tool: dict[str, Any]) -> dict[str, Any]:
     """One function as OpenAI has it, its parameters as an object."""
     outer = tool if "function" in tool else {"type": "function", "function": tool}
     function = parsed(outer["function"])
-    if isinstance(function, dict) and isinstance(function.get("parameters"), str):
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise NotUnderstood(f"has {short(tool)} among the functions, allowed is an object with a name")
+    if isinstance(function.get("parameters"), str):
         function = {**function, "parameters": parsed(function["parameters"])}
-    return {**outer, "function": function}
+    return {**outer, "function": _without_filling(function)}
+
+
+def _without_filling(schema: Any) -> Any:
+    """Without keys that are null: where Arrow wrote a file, every object has all the others' keys.
+    Only what may be null by JSON Schema stays.
+    """
+    if isinstance(schema, dict):
+        said = {key: part for key, part in schema.items() if part is not None or key in ("default", "const")}
+        return {key: _without_filling(part) for key, part in said.items()}
+    return [_without_filling(part) for part in schema] if isinstance(schema, list) else schema
+
+
+def is_filled(row: dict[str, Any]) -> bool:
+    """Whether a row's functions show that Arrow wrote them (`datasets.to_json` does)."""
+    tools = parsed(row.get("tools") or row.get("functions"))
+    return _without_filling(tools) != tools
+
+
+def as_declared(messages: list[Message], tools: list[dict[str, Any]]) -> list[Message]:
+    """Calls without arguments that are null and that their function does not have, which Arrow
+    fills in, too.
+    """
+    declared = {tool["function"]["name"]: tool["function"].get("parameters") for tool in tools}
+    return [
+        {**message, "tool_calls": [_declared_call(call, declared) for call in message["tool_calls"]]}
+        if "tool_calls" in message
+        else message
+        for message in messages
+    ]
+
+
+def _declared_call(call: dict[str, Any], declared: dict[str, Any]) -> dict[str, Any]:
+    function = call["function"]
+    parameters = declared.get(function["name"])
+    if not isinstance(parameters, dict):
+        return call
+    known = parameters.get("properties", parameters)  # xLAM's are the properties themselves
+    arguments = {key: value for key, value in function["arguments"].items() if value is not None or key in known}
+    return {**call, "function": {**function, "arguments": arguments}}
 
 
 def parsed(value: Any) -> Any:

@@ -127,11 +127,18 @@ class Renderer:
         eos, text = self.tokenizer.eos_token or "", example.text or ""
         text = text if text.endswith(eos) else text + eos
         if example.prompt is None:
-            ids = self.tokenizer(text=text)["input_ids"]
+            ids = self._once(text)
             return Rendered(ids, list(ids))
-        shown, ids = (self.tokenizer(text=part)["input_ids"] for part in (example.prompt, example.prompt + text))
+        shown, ids = (self._once(part) for part in (example.prompt, example.prompt + text))
         begins = common_prefix_length(shown, ids)
         return self._learned(ids, [i >= begins or self.only_completion is False for i in range(len(ids))])
+
+    def _once(self, text: str) -> list[int]:
+        """A text's tokens; what a text brings itself, and the tokenizer adds, stands there once."""
+        ids: Any = self.tokenizer(text=text)["input_ids"]
+        if ids[:2] == [self.tokenizer.bos_token_id] * 2:
+            ids = ids[1:]
+        return ids[:-1] if ids[-2:] == [self.tokenizer.eos_token_id] * 2 else ids
 
     def _chat(self, example: Example, template: ChatTemplate) -> Rendered:
         if not self.only_assistant:
@@ -147,10 +154,10 @@ class Renderer:
         if self.only_assistant or begins:
             self._leave_out(template.empty_thought, ids, said)
         self._leave_marked(example, template, ids, said)
-        return self._ended(ids, said)
+        return self._ended(ids, said) if example.answered else self._learned(ids, said)
 
     def _ended(self, ids: list[int], said: list[bool]) -> Rendered:
-        """With the end of text behind a last turn that the template does not end: a model that
+        """With the end of text behind a last answer that the template does not end: a model that
         never learns an end never stops (as TRL does where it adds one)."""
         if said[-1] and self.tokenizer.eos_token_id is not None and self.end_of(ids) is None:
             ids, said = [*ids, self.tokenizer.eos_token_id], [*said, True]

@@ -58,13 +58,38 @@ def json_lines(file: Path, what: str) -> Iterator[tuple[int, Any]]:
         Refusal: a line is not JSON.
     """
     for number, line in lines_of(file, what):
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError):
-            raise Refusal(f"{file}: line {number} is not JSON") from None
-        if "\\ud" in line.lower() and not _is_text(value):
-            raise Refusal(f"{file}: line {number} holds half of a surrogate pair, which is no text")
-        yield number, value
+        yield number, json_value(line, f"{file}: line {number}")
+
+
+def json_value(text: str, place: str) -> Any:
+    """What a JSON text says.
+
+    place: of the text, for the sentence.
+
+    Raises:
+        Refusal: it is not JSON, says a key twice, or holds what is no text.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=_object)
+    except _Twice as twice:
+        raise Refusal(f"{place} has the key {twice.args[0]!r} twice, allowed is once") from None
+    except (ValueError, RecursionError):
+        raise Refusal(f"{place} is not JSON") from None
+    if "\\ud" in text.lower() and not _is_text(value):
+        raise Refusal(f"{place} holds half of a surrogate pair, which is no text")
+    return value
+
+
+class _Twice(Exception):
+    """A key that an object has twice; Python would take the last."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _Twice(next(name for name in names if names.count(name) > 1))
+    return made
 
 
 def _is_text(value: Any) -> bool:

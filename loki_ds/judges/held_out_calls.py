@@ -14,7 +14,7 @@ from lm_eval.api.task import ConfigurableTask
 
 from loki_ds.data.layouts import Example, example_of
 from loki_ds.data.messages import Message, NotUnderstood
-from loki_ds.data.sources import rows_of
+from loki_ds.data.sources import place_of, rows_of
 from loki_ds.judges.notations import parse_calls
 from loki_ds.recipe.sections import SourceSection
 from loki_ds.refusal import Refusal
@@ -66,13 +66,14 @@ def documents(path: str, turns: Turns = "all", **_: Any) -> DatasetDict:
     if turns not in get_args(Turns):
         raise Refusal(f"{path}: dataset_kwargs.turns is {turns!r}, allowed are {', '.join(get_args(Turns))}")
     asked: list[dict[str, str]] = []
-    for number, row in rows_of(SourceSection(path=path)):
+    source = SourceSection(path=path)
+    for number, row in rows_of(source):
         try:
             example = example_of(row)
         except NotUnderstood as problem:
-            raise Refusal(f"{path}: line {number} {problem}") from None
+            raise Refusal(f"{place_of(source, number)} {problem}") from None
         if not example.is_chat:
-            raise Refusal(f"{path}: line {number} is no chat, whose calls could be judged")
+            raise Refusal(f"{place_of(source, number)} is no chat, whose calls could be judged")
         asked += [_document(number, place, example) for place in _answers(example)]
     if turns != "all":
         asked = [document for document in asked if (document["expected"] != NO_CALL) is (turns == "calls")]

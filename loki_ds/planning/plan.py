@@ -21,6 +21,7 @@ from loki_ds.data.dataset import examples_in, examples_of, first_counts, needs_o
 from loki_ds.data.messages import NotUnderstood
 from loki_ds.data.render_settings import Rendering, make_rendering
 from loki_ds.data.rendering import NOT_LEARNED
+from loki_ds.data.sources import place_of
 from loki_ds.disk.run_folder import RunFolder
 from loki_ds.implanting.pull import in_words, planned_rates, strength_of
 from loki_ds.implanting.rehearsal_rows import MOST_HELD_OUT, count_for
@@ -269,7 +270,7 @@ def _marked(data: DataSection, rendering: Rendering) -> list[tuple[str, bool]]:
     try:
         rendered = rendering.renderer.render(first)
     except NotUnderstood as problem:
-        raise Refusal(f"{data.train[0].path}: line {number} {problem}") from None
+        raise Refusal(f"{place_of(data.train[0], number)} {problem}") from None
     pieces: list[tuple[list[int], bool]] = []
     for token, label in zip(rendered.input_ids, rendered.labels, strict=True):
         if not pieces or pieces[-1][1] != (label != NOT_LEARNED):

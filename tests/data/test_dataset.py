@@ -97,7 +97,7 @@ def test_rows_keep_their_own_keys(tmp_path: Path) -> None:
     [
         ("d.jsonl", "{half", "line 1 is not JSON"),
         ("d.jsonl", '{"text": "a"}\n5\n', "line 2 is 5, allowed is an object"),
-        ("d.json", "[{]", "not a JSON list of objects"),
+        ("d.json", "[{]", "the file as a whole is not JSON"),
         ("d.csv", "a,b\n1\n", "line 2 has another number of values than the heading"),
         ("d.jsonl", "", "the data file has no rows"),
         ("d.txt", "hello", "allowed are files that end in"),
@@ -147,7 +147,7 @@ def test_the_end_may_be_what_is_kept(tmp_path: Path) -> None:
         (
             [{"messages": TURNS}, {"messages": TURNS[:1]}],
             {"only_assistant": True},
-            "line 2 has no token to learn: the chat has no",
+            "line 2 is a chat without an answer of the assistant's",
         ),
         (
             [{"messages": TURNS}],
