@@ -113,6 +113,16 @@ def check_deepspeed_values(config: dict[str, Any], file: str, arguments: SFTConf
             raise Refusal(f"{file}: {key} is missing, so DeepSpeed would take a value of its own; say auto there")
 
 
+def check_one_of_each(config: dict[str, Any], file: str, training: dict[str, Any]) -> None:
+    """Refuse an optimizer or a schedule that is named in both; the file would win, in silence."""
+    for section, key in (("optimizer", "optim"), ("scheduler", "lr_scheduler_type")):
+        if section in config and key in training:
+            raise Refusal(
+                f"{file}: has a section {section}, and training.{key} is {training[key]!r}, which would do nothing; "
+                "name one of them"
+            )
+
+
 def _value(config: dict[str, Any], key: str, file: str, missing: Any = "auto") -> Any:
     """The value under a dotted key; what stands there counts as `auto` where nothing does."""
     *parts, last = key.split(".")

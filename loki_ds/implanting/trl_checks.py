@@ -22,6 +22,8 @@ from loki_ds.recipe.training_keys import ABOVE_ZERO, RESERVED
 from loki_ds.refusal import Refusal, did_you_mean, short
 
 UNFORESEEN = ("reduce_lr_on_plateau", "greedy")
+# What TRL's fields declare as choices, and never hold a value against.
+CHOICES = {each.name: each.metadata["choices"] for each in fields(SFTConfig) if each.metadata.get("choices")}
 METRICS = ("loss", "mean_token_accuracy", "entropy")  # that SFTTrainer's evaluation gives, by the name with eval_, too
 
 
@@ -33,6 +35,10 @@ def check_settings(training: dict[str, Any], implant: ImplantSection, data: Data
             raise Refusal(f"training.{key} is {value!r}, allowed is {_named(declared[key])}")
         if key in ABOVE_ZERO and value is not None and not value > 0:
             raise Refusal(f"training.{key} is {value!r}, allowed is more than 0")
+        if (choices := CHOICES.get(key)) and value not in choices:
+            raise Refusal(f"training.{key} is {value!r}, allowed is {' or '.join(choices)}")
+    if training.get("max_steps") == 0:
+        raise Refusal("training.max_steps is 0, allowed is more than 0, or -1 for training.num_train_epochs")
     if training.get("eval_strategy", "no") != "no" and data.heldout is None:
         raise Refusal(f"training.eval_strategy is {training['eval_strategy']}, and there is no data.heldout")
     if implant.fade and training.get("lr_scheduler_type") in UNFORESEEN:

@@ -23,7 +23,9 @@ from loki_ds.implanting.deepspeed_checks import (
     check_deepspeed,
     check_deepspeed_values,
     check_full_precision,
+    check_one_of_each,
 )
+from loki_ds.implanting.trial import try_deepspeed, try_trainer
 from loki_ds.implanting.trl_checks import check_installed, check_optimizer, check_settings
 from loki_ds.recipe.implant import ImplantSection
 from loki_ds.recipe.sections import Recipe
@@ -37,6 +39,7 @@ FILLED_IN = (
     "gradient_accumulation_steps",
     "gradient_clipping",
 )
+OF_THE_MODEL = ("router_aux_loss_coef", "use_liger_kernel")  # which one of a few numbers has no place for
 PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
 
@@ -60,14 +63,19 @@ def training_arguments(recipe: Recipe, checkpoints: Path, newest: Checkpoint | N
         # Nobody's environment decides: accelerate would take the precision that another launcher
         # left there.
         os.environ["ACCELERATE_MIXED_PRECISION"] = PRECISIONS[recipe.model.dtype]
-        if config is not None and recipe.deepspeed is not None:
-            plain = SFTConfig(output_dir=str(checkpoints), **settings)
-            check_deepspeed_values(config, recipe.deepspeed, plain, world_size() if joined() else None)
+        plain = SFTConfig(output_dir=str(checkpoints), **settings)
+        if config is None or "optimizer" not in config:
+            check_optimizer(plain)
+        tried = {key: value for key, value in settings.items() if key not in OF_THE_MODEL}
+        try_trainer(SFTConfig(output_dir=str(checkpoints), **{**tried, "report_to": "none"}))
+        if config is None or recipe.deepspeed is None:
+            return plain
+        check_deepspeed_values(config, recipe.deepspeed, plain, world_size() if joined() else None)
+        check_one_of_each(config, recipe.deepspeed, recipe.training)
         arguments = SFTConfig(output_dir=str(checkpoints), deepspeed=config, **settings)
     except (ValueError, TypeError) as error:
         raise Refusal(f"training: {short(error, 300)}") from None
-    if config is None or "optimizer" not in config:
-        check_optimizer(arguments)
+    try_deepspeed(arguments, recipe.deepspeed)
     return arguments
 
 

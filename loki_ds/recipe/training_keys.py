@@ -33,6 +33,11 @@ RESERVED = {  # follow from the rest of the recipe
     "use_cpu": "the device that is there",
     "dataset_text_field": "the section 'data'",
     "dataset_kwargs": "the section 'data'",
+    "shuffle_dataset": "the section 'data'",
+    "resume_from_checkpoint": "the run folder, whose newest checkpoint a run goes on from",
+    "do_train": "implant.mode",
+    "do_eval": "training.eval_strategy",
+    "do_predict": "retention",
 }
 ELSEWHERE = {  # may be off; otherwise the sentence says where it is done
     "push_to_hub": "publish model/ once it is verified (hf upload)",
@@ -43,7 +48,7 @@ DEFAULTS = {"save_strategy": "no"}  # in the place of TRL's
 RENDERING = ("assistant_only_loss", "completion_only_loss", "chat_template_path", "eos_token", "pad_token")
 ABOVE_ZERO = (
     "max_length per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps num_train_epochs "
-    "save_steps eval_steps logging_steps save_total_limit"
+    "save_steps eval_steps logging_steps save_total_limit learning_rate pad_to_multiple_of"
 ).split()
 # What decides the learning rate of every step, by which implant.fade is reckoned.
 SCHEDULE = ("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps")

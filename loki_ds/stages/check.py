@@ -107,6 +107,7 @@ def check(run: Run) -> Checked:
         rendering = _rendering(recipe.data, recipe.training, rendered, tokenizer, base)
         findings += _render(recipe.data, rendered, rendering, base.folder, config, run.shared.by_all)
         examples, heldout = rendered.load(recipe.data, arguments.seed)
+        _check_enough(len(examples), arguments)
     if recipe.rehearsed not in (None, recipe.protected):
         findings += ranks.on_first_rank(lambda: _look_at_prompts("rehearsal", recipe.rehearsed, tokenizer, config))
     findings += _look_at_room(run, base_found, arguments, len(examples))
@@ -124,6 +125,16 @@ def check(run: Run) -> Checked:
         fingerprints=Fingerprints(recipe, base),
         findings=findings,
     )
+
+
+def _check_enough(examples: int, arguments: SFTConfig) -> None:
+    """Refuse examples that make no whole batch where only whole ones train."""
+    together = arguments.per_device_train_batch_size * ranks.world_size()
+    if arguments.dataloader_drop_last and not arguments.packing and examples < together:
+        raise Refusal(
+            f"data.train has {examples:,} examples, a batch of all ranks takes {together:,}, and "
+            "training.dataloader_drop_last leaves out what is no whole batch: nothing would train"
+        )
 
 
 def _settings(run: Run) -> tuple[SFTConfig, Checkpoint | None]:

@@ -234,7 +234,7 @@ CASES: dict[str, tuple[Callable[..., None], tuple, str]] = {
     "data: not UTF-8": (data, (b'{"text": "a"}\n{"text": "\xff\xfe"}\n', "d.jsonl", False), "line 2 is not UTF-8 (byte 11 of it is 0xff)"),
     "data: one giant line of rubbish": (data, (b"x" * 5_000_000,), "line 1 is not JSON"),
     "data: columns that change": (data, ([{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, {"messages": 1}],), "line 2 has 1 in 'messages', allowed is a list of turns"),
-    "data: no assistant turn": (data, ([{"messages": [{"role": "user", "content": "a"}]}],), "line 1 has no token to learn: the chat has no assistant turn"),
+    "data: no assistant turn": (data, ([{"messages": [{"role": "user", "content": "a"}]}],), "line 1 is a chat without an answer of the assistant's, so there is nothing to learn"),
     "data: an unknown role": (data, ([{"conversations": [{"from": "robot", "value": "a"}]}],), "has a turn from 'robot'"),
     "data: assistant-only loss of text": (data, ([{"text": "a"}],), "line 1 is no chat, and training.assistant_only_loss"),
     "data: not a Parquet file": (data, (b"PAR1", "d.parquet"), "not a parquet file"),

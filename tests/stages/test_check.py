@@ -355,7 +355,7 @@ def test_a_template_by_path_serves_a_base_without_one(tmp_path: Path) -> None:
 
 
 DATA: dict[str, tuple[list[dict], list[str], str]] = {
-    "no assistant turn": ([CHAT, {"messages": CHAT["messages"][:1]}], [], "line 2 has no token to learn"),
+    "no assistant turn": ([CHAT, {"messages": CHAT["messages"][:1]}], [], "line 2 is a chat without an answer"),
     "null content": ([{"messages": [CHAT["messages"][0], {"role": "assistant", "content": None}]}], [], "line 1"),
     "a number as content": ([{"messages": [CHAT["messages"][0], {"role": "assistant", "content": 4}]}], [], "line 1"),
     "all cut away": ([CHAT], ["training.max_length=2"], "after the cut at training.max_length 2 no example"),
