@@ -9,6 +9,11 @@ GATE = "--gate"
 Arguments = list[tuple[str, dict[str, Any]]]
 
 
+def _path(said: str) -> Path:
+    """A path with its `~`, which a shell leaves in `--out=~/runs`."""
+    return Path(said).expanduser()
+
+
 def _paths(*names: str) -> Arguments:
     return [(name, {"type": Path}) for name in names]
 
@@ -36,7 +41,7 @@ ARGUMENTS: dict[str, Arguments] = {
         ("--quota", {"type": float, "required": True, "help": "percent of each layer's rows"}),
         ("--strategy", {"choices": STRATEGIES, "default": "layer_balanced"}),
         ("--seed", {"type": int, "default": 0, "help": "of the strategy random"}),
-        ("--out", {"type": Path, "required": True}),
+        ("--out", {"type": _path, "required": True}),
     ],
     "positions": _paths("first", "second"),
     "apply": _paths("base", "implant", "out"),
@@ -47,12 +52,12 @@ ARGUMENTS: dict[str, Arguments] = {
         ("base", {"help": "folder or hub id"}),
         ("model", {"help": "folder, hub id, or folder of a PEFT adapter on the base"}),
         *_overrides("retention.* and model.* as in a recipe"),
-        ("--out", {"type": Path, "default": Path("retained"), "help": "folder of report and answers (retained)"}),
+        ("--out", {"type": _path, "default": Path("retained"), "help": "folder of report and answers (retained)"}),
         *GATED,
     ],
     "report": [*_paths("run"), *GATED],
     "compare": [
         ("runs", {"nargs": "+", "type": Path}),
-        ("--out", {"type": Path, "help": "folder for compare.html, compare.json and the picture"}),
+        ("--out", {"type": _path, "help": "folder for compare.html, compare.json and the picture"}),
     ],
 }

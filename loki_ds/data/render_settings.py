@@ -45,7 +45,7 @@ class LossSettings:
         truncation = setting(training, "truncation_mode")
         if truncation not in TRUNCATIONS:
             raise Refusal(f"training.truncation_mode is {truncation!r}, allowed is {' or '.join(TRUNCATIONS)}")
-        whole = setting(training, "packing") and setting(training, "packing_strategy") == "wrapped"
+        whole = setting(training, "packing") and setting(training, "packing_strategy") in ("wrapped", "bfd_split")
         cut = Cut(None if whole else setting(training, "max_length"), truncation == "keep_end")
         return cls(bool(only_assistant), only_completion, template, eos_token, pad_token, cut)
 

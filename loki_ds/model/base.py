@@ -2,12 +2,13 @@
 itself, or one sentence.
 """
 
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, StrictDataclassError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from jinja2 import TemplateError
 from transformers import (
     AutoConfig,
@@ -28,8 +29,6 @@ from loki_ds.refusal import Refusal, short
 
 # What a chat template raises on a conversation it was not made for.
 UNRENDERABLE = (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError)
-# What transformers raises on files it cannot make sense of.
-UNREADABLE = (OSError, ValueError, KeyError, AttributeError, TypeError, StrictDataclassError)
 WANTED = ["*.safetensors", *BESIDE]  # of a model on the hub
 UNWANTED = ["consolidated*", "original/*"]  # other sets of weights
 
@@ -87,37 +86,47 @@ def load_configuration(path: Path | str, trust_remote_code: bool) -> PreTrainedC
     """
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except UNREADABLE as error:
+    except Exception as error:  # noqa: BLE001 (whatever a model's own code or a library raises)
         where = (
             f"{Path(path) / 'config.json'}: not" if Path(path).is_dir() else f"model.path {path}: no folder, and not"
         )
-        raise Refusal(f"{where} a configuration that transformers can read: {short(error, 300)}") from None
+        raise Refusal(f"{where} a configuration that transformers can read: {_why(error, trust_remote_code)}") from None
 
 
 def load_tokenizer(path: Path | str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     """The model's own tokenizer.
 
     Raises:
-        Refusal: there is none.
+        Refusal: there is none, or transformers cannot read it.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except UNREADABLE:
-        tokenizer = None
-    # transformers makes an empty one of nothing
-    if tokenizer is None or len(tokenizer) <= len(tokenizer.all_special_tokens):
-        raise Refusal(f"{path}: no tokenizer that transformers can read beside the model")
+    except Exception as error:  # noqa: BLE001 (tokenizers raises bare ones)
+        raise Refusal(
+            f"{path}: no tokenizer that transformers can read beside the model: {_why(error, trust_remote_code)}"
+        ) from None
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers makes an empty one of nothing
+        raise Refusal(f"{path}: no tokenizer beside the model")
     return tokenizer
+
+
+def _why(error: Exception, trusted: bool) -> str:
+    """What went wrong, with the recipe's key where it asks for trust."""
+    wanted = "trust_remote_code" in str(error) and not trusted
+    return "it brings code of its own (model.trust_remote_code=true runs it)" if wanted else short(error, 300)
 
 
 def stop_tokens(path: Path | str, config: PreTrainedConfig) -> set[int]:
     """Ids of the tokens on which a model's generation stops, as its generation_config.json says, or
     its config.json.
     """
-    try:
-        ids = GenerationConfig.from_pretrained(path).eos_token_id
-    except OSError:  # it has none
-        ids = None
+    ids, file = None, Path(path) / "generation_config.json"
+    if file.exists():
+        try:
+            json.loads(file.read_text(encoding="utf-8"))  # transformers takes what is none for nothing
+            ids = GenerationConfig.from_pretrained(path).eos_token_id
+        except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+            raise Refusal(f"{file}: transformers does not take it: {short(error, 300)}") from None
     if ids is None:
         ids = config.get_text_config().eos_token_id
     return set() if ids is None else {ids} if isinstance(ids, int) else set(ids)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from loki_ds.recipe.implant import ImplantSection
-from loki_ds.recipe.shipped import FileName
+from loki_ds.recipe.shipped import FileName, Folder
 from loki_ds.recipe.strategies import BY_SCORES, Strategy
 from loki_ds.recipe.strict import Section
 from loki_ds.recipe.training_keys import check_training_keys, with_no_as_a_word
@@ -89,7 +89,7 @@ class SelectionSection(Section):
     """Percent of all rows that train: 5 to 30 in the paper; more learns more and changes more."""
     seed: int = 0
     """Seed of the strategy `random`."""
-    positions: str | None = None
+    positions: Folder | None = None
     """A positions file instead of a strategy, as `loki-ds select` writes it."""
     exclude: list[str] = Field(default=[])
     """Implant files whose rows are not chosen again, so that both can be applied."""
@@ -243,7 +243,7 @@ class Recipe(Section):
     """How much of the change stays; all of it when not given."""
     retention: RetentionSection
     """How base and result are compared."""
-    run: str
+    run: Folder
     """The run folder; from the recipe's name and its overrides when not given."""
 
     @property

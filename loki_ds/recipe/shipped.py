@@ -4,6 +4,7 @@ They are named as they lie in the project (`launch/zero3.json`), or recipes by t
 (`qwen3/toolace-q10`). A file beside you wins over one of these, so a copy can be changed.
 """
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +32,17 @@ def resolve_file(name: str) -> str:
     return str(ROOT / name) if (ROOT / name).exists() else name
 
 
-FileName = Annotated[str, AfterValidator(resolve_file)]  # of a recipe's keys
+def written_out(name: str) -> str:
+    """A path as a shell would write it out: `~` is a home, and a variable is refused, which would
+    make a folder of its name.
+    """
+    if "$" in name:
+        raise ValueError(f"{name!r} has a variable, which only a shell fills in; write the path out")
+    return os.path.expanduser(name)
+
+
+Folder = Annotated[str, AfterValidator(written_out)]  # of a recipe's keys
+FileName = Annotated[str, AfterValidator(written_out), AfterValidator(resolve_file)]
 
 
 def find_recipe(name: str | Path) -> Path:

@@ -10,7 +10,7 @@ import numpy as np
 from loki_ds.refusal import Refusal
 from loki_ds.retention.messages import Sample, TaskSamples
 from loki_ds.tasks.loading import TaskFound
-from loki_ds.tasks.metrics import Metric, choices_of, gold_choices, likelihood
+from loki_ds.tasks.metrics import Metric, choices_of, gold_choices, likelihood, number_of
 
 LONGEST_PROMPT = 2000  # characters of a prompt that are kept for the report, from its end
 
@@ -70,17 +70,11 @@ def _sample_result(declared: TaskFound, member: str, task: Any, by_filter: dict[
 
 
 def _number(metric: Metric, declared: TaskFound, task: Any, by_filter: dict[str, dict[str, Any]]) -> float | None:
-    """The document's, None where the task gives none.
-
-    A metric may come under other names than its own, as HumanEval's `pass_at_k` does as `pass@1`:
-    the first that nobody declared.
-    """
+    """The document's, None where the task gives none."""
     if not metric["filter"]:
         return likelihood(task, next(iter(by_filter.values())))
-    sample, names = by_filter[metric["filter"]], {each["metric"] for each in declared.metrics}
-    own_names = [metric["metric"], *(name for name in sample["metrics"] if name not in names)]
-    number = next((sample[name] for name in own_names if name in sample), None)
-    return float(number) if isinstance(number, bool | int | float | np.number | np.bool_) else None
+    sample = by_filter[metric["filter"]]
+    return number_of(metric, declared.metrics, {name: sample[name] for name in sample["metrics"]})
 
 
 def _in_words(task: Any, sample: dict[str, Any]) -> tuple[str, str]:

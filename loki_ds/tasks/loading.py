@@ -33,6 +33,8 @@ def task_manager(names: Sequence[str], include_path: str | None, key: str) -> An
     """
     from lm_eval.tasks import TaskManager
 
+    if include_path is not None and not Path(include_path).is_dir():
+        raise Refusal(f"{key.partition('.')[0]}.include_path is {include_path}, which is no folder of tasks")
     if include_path is not None:
         manager = TaskManager(include_path=include_path, include_defaults=False)
         if set(names) <= manager.task_index.keys():
@@ -40,8 +42,22 @@ def task_manager(names: Sequence[str], include_path: str | None, key: str) -> An
     manager = _with_files_beside(TaskManager(include_path=include_path), include_path)
     for name in names:
         if name not in manager.task_index:
-            raise Refusal(f"{key}: lm-eval knows no task {name!r}{did_you_mean(name, manager.all_tasks)}")
+            unread = _unread_file(name, include_path)
+            raise Refusal(
+                f"{key}: lm-eval cannot read {unread}, which has the task {name!r}"
+                if unread
+                else f"{key}: lm-eval knows no task {name!r}{did_you_mean(name, manager.all_tasks)}"
+            )
     return manager
+
+
+def _unread_file(name: str, include_path: str | None) -> Path | None:
+    """The user's file that has a task which lm-eval does not list, for it is no YAML or includes
+    what is not there.
+    """
+    says = re.compile(rf"^\s*(task|group):\s*[\"']?{re.escape(name)}[\"']?\s*$", re.MULTILINE)
+    files = sorted(Path(include_path).rglob("*.yaml")) if include_path else []
+    return next((file for file in files if says.search(file.read_text(encoding="utf-8", errors="replace"))), None)
 
 
 def _with_files_beside(manager: Any, include_path: str | None) -> Any:
@@ -59,7 +75,10 @@ def _with_files_beside(manager: Any, include_path: str | None) -> Any:
             continue
         beside = _found_files(named, Path(entry.yaml_path).parent)
         if beside != named:
-            entry.cfg = load_yaml(entry.yaml_path, resolve_func=True)
+            try:
+                entry.cfg = load_yaml(entry.yaml_path, resolve_func=True)
+            except Exception:  # noqa: BLE001 (lm-eval says it of a task that is asked for)
+                continue
             entry.cfg["dataset_kwargs"] = {**entry.cfg["dataset_kwargs"], **beside}
             entry.yaml_path = None  # or it would be read anew
     return manager
@@ -131,6 +150,10 @@ def look_at_tasks(
 
 
 def _look_at(name: str, manager: Any, allow_code_execution: bool, key: str) -> TaskFound:
+    members = _config_of(manager, name).get("task")
+    for member in members if isinstance(members, list) else []:
+        if isinstance(member, str) and member not in manager.task_index:
+            raise Refusal(f"{key}: the group {name} names the task {member!r}, which lm-eval does not know")
     try:
         tasks = members_of(name, manager)
         documents = {member: len(task.eval_docs) for member, task in tasks.items()}

@@ -6,6 +6,7 @@ the log-likelihood behind them is taken instead.
 """
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -79,11 +80,16 @@ def _is_mean(aggregation: Callable[[list[float]], float]) -> bool:
 # --- likelihoods ----------------------------------------------------------------------------------
 
 
-def _likelihood(task: Any) -> list[Metric]:
+def is_judged_by_lm_eval(task: Any) -> bool:
+    """Whether a document's requests and its answers' judge are lm-eval's own."""
     from lm_eval.api.task import ConfigurableTask
 
     inherited = type(task).process_results is ConfigurableTask.process_results
-    if not inherited or callable(task.config.process_results):
+    return inherited and not callable(task.config.process_results)
+
+
+def _likelihood(task: Any) -> list[Metric]:
+    if not is_judged_by_lm_eval(task):
         return []  # its requests may be anything
     if task.OUTPUT_TYPE == "loglikelihood_rolling":
         return [_metric(f"bits per byte of the {TEXTS}", TEXTS, "", "bits per byte", False)]
@@ -105,6 +111,21 @@ def likelihood(task: Any, sample: dict[str, Any]) -> float | None:
     if task.OUTPUT_TYPE == "loglikelihood":
         return nats_of[0]
     return max((nats_of[choice] for choice in gold_choices(task, sample["doc"])), default=None)
+
+
+def number_of(metric: Metric, declared: list[Metric], numbers: Any) -> float | None:
+    """A document's number by one of its task's metrics, None where the task gives none.
+
+    It may come under a name that nobody declared, as HumanEval's `pass_at_k` does as `pass@1`.
+
+    numbers: by name, as the task's `process_results` gives them.
+    """
+    if not isinstance(numbers, dict):
+        return None
+    names, begins = {each["metric"] for each in declared}, re.split(r"[^a-z]", metric["metric"], maxsplit=1)[0]
+    others = (name for name in numbers if name not in names and str(name).startswith(begins))
+    found = next((numbers[name] for name in (metric["metric"], *others) if name in numbers), None)
+    return float(found) if isinstance(found, bool | int | float | np.number | np.bool_) else None
 
 
 def gold_choices(task: Any, document: Any) -> list[int]:

@@ -9,6 +9,8 @@ from types import MethodType, SimpleNamespace
 from typing import Any
 
 from loki_ds.refusal import Refusal, short
+from loki_ds.tasks.judging import try_judging
+from loki_ds.tasks.metrics import metrics_of
 
 LOOKED_AT = 24  # documents of a task: half of them the longest, half drawn
 MOST_ANSWER = 256  # tokens of an answer where a task says nothing, as lm-eval has it
@@ -126,7 +128,9 @@ def _some(documents: Sequence[Any]) -> list[int]:
 
 
 def _length(name: str, task: Any, document: Any, asking: Asking) -> int:
-    """Tokens of a document's longest prompt, with its answer or the room for one."""
+    """Tokens of a document's longest prompt, with its answer or the room for one; the right answer
+    is judged on the way.
+    """
     template = asking.template if asking.chats else None
     try:
         context = context_of(task, document, task.config.num_fewshot, template)
@@ -142,9 +146,11 @@ def _length(name: str, task: Any, document: Any, asking: Asking) -> int:
             raise Refusal(f"task {name} asks for {shots} shots, and has {there} documents to draw them from") from None
         said = f"{type(error).__name__}: {short(error, 200)}"
         raise Refusal(f"task {name} cannot put its documents: {said}") from error
-    return max(
-        _tokens(name, request.arguments, asking) for request in (requests if isinstance(requests, list) else [requests])
-    )
+    requests = requests if isinstance(requests, list) else [requests]
+    longest = max(_tokens(name, request.arguments, asking) for request in requests)
+    if not task.config.unsafe_code:  # which runs what an answer says
+        try_judging(name, task, document, requests, metrics_of(task)[0])
+    return longest
 
 
 def _tokens(name: str, arguments: tuple, asking: Asking) -> int:
@@ -154,7 +160,11 @@ def _tokens(name: str, arguments: tuple, asking: Asking) -> int:
     asked, answer = arguments
     if not isinstance(answer, dict):
         return asking.count(asked) + asking.count(answer) - 1  # the last token is predicted, not read
-    most = int(answer.get("max_gen_toks") or answer.get("max_new_tokens") or MOST_ANSWER)
+    most = int(answer.get("max_gen_toks", answer.get("max_new_tokens", MOST_ANSWER)) or 0)
+    if not asked:
+        raise Refusal(f"task {name} has a document with an empty prompt, after which nothing can be written")
+    if most < 1:
+        raise Refusal(f"task {name} asks for answers of {most} tokens (max_gen_toks), allowed is 1 and more")
     if asking.most is not None and most >= asking.most:
         raise Refusal(
             f"task {name} asks for answers of up to {most} tokens (max_gen_toks), and the model was made for "

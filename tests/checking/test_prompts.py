@@ -58,10 +58,10 @@ def test_answers_longer_than_the_context_are_refused(tmp_path: Path) -> None:
         said(folder)
 
 
-@pytest.mark.parametrize("kind", ["generate_until", "loglikelihood"])
-def test_prompts_that_would_be_cut_are_counted(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "metric"), [("generate_until", "exact_match"), ("loglikelihood", "acc")])
+def test_prompts_that_would_be_cut_are_counted(kind: str, metric: str, tmp_path: Path) -> None:
     rows = [*ROWS, {"question": "copy a b " * 200, "answer": "x"}]
-    (line,) = said(own(tmp_path, rows, output_type=kind))
+    (line,) = said(own(tmp_path, rows, output_type=kind, metric_list=[{"metric": metric, "aggregation": "mean"}]))
     assert line.startswith("homes: 1 of 4 prompts looked at lose their beginning: they have up to ")
     assert line.endswith("the model's room is 256")
 
