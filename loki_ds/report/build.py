@@ -6,6 +6,7 @@
 import base64
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -50,7 +51,7 @@ def build_report(
     both, only = (signed([*losses.values()]), losses_only([*losses.values()])) if losses else (None, None)
     for line in lines:
         line["lost_percent"] = 100 * losses[line["task"]].value if line["task"] in losses else None
-    taught = [_learned(line) for line in _lines(learned, section)]
+    taught = _learned(learned, section)
     decisions = decisions_of([*lines, *taught], opposites, section.margin)
     return {
         "run": run,
@@ -95,10 +96,16 @@ def _range(values: Any) -> str:
     return ", ".join(sorted({str(value) for value in values}))
 
 
-def _learned(line: TaskLine) -> TaskLine:
-    """A new task is not kept but learned: a gain that chance does not explain."""
-    verdict = "not shown" if line["p_holm"] >= LEVEL else "learned" if gain_of(line) > 0 else "lost"
-    return {**line, "verdict": verdict}
+def _learned(tasks: Sequence[PairedTask], section: RetentionSection) -> list[TaskLine]:
+    """A new task is not kept but learned: a gain on its documents that chance does not explain,
+    whatever few subtasks would say of others.
+    """
+    alone = [replace(task, pairs=[replace(pair, cluster=None) for pair in task.pairs]) for task in tasks]
+    chances = [change["p_holm"] for change in suite_changes(alone, section.margin)]
+    return [
+        {**line, "verdict": "not shown" if p >= LEVEL else "learned" if gain_of(line) > 0 else "lost"}
+        for line, p in zip(_lines(tasks, section), chances, strict=True)
+    ]
 
 
 def _flips(task: PairedTask) -> list[Flip]:

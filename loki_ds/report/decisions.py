@@ -26,7 +26,7 @@ def decisions_of(lines: Sequence[TaskLine], opposites: Mapping[str, str], margin
 
 
 def _decision(acts: TaskLine, refrains: TaskLine, margin: float) -> Decision:
-    low, high = _interval(acts, refrains)
+    low, high = interval_of_mean(acts, refrains)
     lost = high < 0 or "lost" in (acts["verdict"], refrains["verdict"])
     return {
         "acts": acts["task"],
@@ -42,7 +42,7 @@ def _decision(acts: TaskLine, refrains: TaskLine, margin: float) -> Decision:
     }
 
 
-def _interval(acts: TaskLine, refrains: TaskLine) -> tuple[float, float]:
+def interval_of_mean(acts: TaskLine, refrains: TaskLine) -> tuple[float, float]:
     """95%, of the mean of two changes from their own intervals, which no document shares: distances
     to the ends add as squares (Zou and Donner, Statistics in Medicine 27, 2008, 1693).
     """

@@ -76,6 +76,17 @@ def test_a_new_task_is_learned_and_not_kept() -> None:
     assert [line["verdict"] for line in report("runs/x", None, 0)["new_task"]] == ["learned"]
 
 
+def test_a_new_task_of_few_subtasks_is_learned_by_its_documents() -> None:
+    """Four subtasks say little of a fifth; a third of the documents learned from nothing is no
+    chance."""
+    subtasks = ["a"] * 44 + ["b"] * 44 + ["c"] * 44 + ["d"] * 44
+    right = [i % 4 == 0 and s in "ab" for i, s in enumerate(subtasks)]
+    group = task([0] * 176, [int(one) for one in right], "calls", clusters=subtasks)
+    made = build_report("runs/x", [task([1] * 9, [1] * 9), group], section("sums"), {})
+    assert [line["verdict"] for line in made["new_task"]] == ["learned"]
+    assert made["new_task"][0]["p_holm"] > 0.05  # over subtasks
+
+
 def test_gains_do_not_pay_in_the_headline() -> None:
     tasks = [task([1] * 1000, [1] * 900 + [0] * 100), task([0] * 500 + [1] * 500, [0] * 300 + [1] * 700, "codes")]
     made = build_report("runs/x", tasks, section("sums", "codes"), {})
