@@ -32,6 +32,11 @@ class ModelSection(Section):
     trust_remote_code: bool = False
     """Run the model's own Python files; only for a model whose code you have read."""
 
+    @property
+    def named(self) -> str:
+        """What reports call it."""
+        return f"{self.path}@{self.revision}" if self.revision else self.path
+
 
 class ProtectedSection(Section):
     """The protected set: prompts of what the model is to keep, from a file or lm-eval's tasks."""

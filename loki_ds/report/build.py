@@ -128,13 +128,19 @@ def _flips(task: PairedTask) -> list[Flip]:
     ]
 
 
-def settings_in_words(section: RetentionSection, dtype: str, libraries: Mapping[str, str]) -> dict[str, str]:
-    """How both models were evaluated."""
+def settings_in_words(
+    section: RetentionSection, dtype: str, libraries: Mapping[str, str], cut: Sequence[str]
+) -> dict[str, str]:
+    """How both models were evaluated.
+
+    cut: a line for each task of which prompts are longer than the model was made for.
+    """
     return {
         "dtype": dtype,
         "seed of limits and shots": str(section.seed),
         **({"chat template's arguments": in_a_line(args)} if (args := section.chat_template_args) else {}),
         **({"documents": "in random order, until decided"} if section.stop == "decided" else {}),
+        **({"prompts that were cut": "; ".join(cut)} if cut else {}),
         "versions": in_a_line(libraries),
     }
 

@@ -17,12 +17,17 @@ from loki_ds.report.schema import Facts
 
 
 def facts_of_run(
-    recipe: Recipe, folder: RunFolder, base_digest: str, rewritten: list[str], libraries: Mapping[str, str]
+    recipe: Recipe,
+    folder: RunFolder,
+    base_digest: str,
+    rewritten: list[str],
+    cut: list[str],
+    libraries: Mapping[str, str],
 ) -> Facts:
     """All that a report says of a run beside its figures.
 
-    rewritten: what the chat template has no place for, and where it is written; libraries: the
-    evaluation's versions.
+    rewritten: what the chat template has no place for, and where it is written; cut: of which tasks
+    prompts were cut; libraries: the evaluation's versions.
     """
     by = "file" if recipe.selection.positions else recipe.selection.strategy
     costs, section = folder.costs_so_far, recipe.implant
@@ -35,7 +40,7 @@ def facts_of_run(
         "verification": json.loads(folder.verification.read_text()),
         "costs": costs,
         "origin": {
-            "base model": f"{recipe.model.path} (SHA-256 of weights {base_digest[:16]})",
+            "base model": f"{recipe.model.named} (SHA-256 of weights {base_digest[:16]})",
             **_rows(recipe.selection if recipe.changes_rows else None, recipe.implant, folder),
             "training": in_a_line(without_secrets(recipe.training)),
             **({"pull": in_a_line(pull)} if pull else {}),
@@ -44,7 +49,7 @@ def facts_of_run(
             **({"chat template": "; ".join(rewritten)} if rewritten else {}),
             "again": _again(folder, costs.get("implant", {})),
         },
-        "settings": settings_in_words(recipe.retention, recipe.model.dtype, libraries),
+        "settings": settings_in_words(recipe.retention, recipe.model.dtype, libraries, cut),
     }
 
 

@@ -49,11 +49,13 @@ def check_retention(run: Run, checked: Checked) -> Findings:
     asked = json.loads(json.dumps(section.model_dump(exclude={"processes"})))
     if done is not None and all(done.get(key) == value for key, value in asked.items()):
         return []
+    return ranks.on_first_rank(lambda: in_words(section, run.tasks, run.recipe.tune) + _cut_prompts(run, checked))
+
+
+def _cut_prompts(run: Run, checked: Checked) -> Findings:
+    """The tasks of which the model does not see all of a prompt. Rank 0's work."""
     tokenizer = checked.rendering.renderer.tokenizer if checked.rendering else checked.tokenizer
-    most = max_tokens(checked.config)
-    return ranks.on_first_rank(
-        lambda: in_words(section, run.tasks, run.recipe.tune) + prompts_in_words(section, tokenizer, most)
-    )
+    return prompts_in_words(run.recipe.retention, tokenizer, max_tokens(checked.config))
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,8 @@ def _report(run: Run, checked: Checked, questions: Questions) -> None:
         write_json(settings_folder / "settings.json", recipe.retention.model_dump())
         results = [answers_of_run(folder).read(model.key) for model in questions.asked]
         rewritten = checked.rendering.moved_by_template if checked.rendering else []
-        facts = facts_of_run(recipe, folder, checked.base.digest, rewritten, results[1]["libraries"])
+        cut = [line for _, line in _cut_prompts(run, checked)]
+        facts = facts_of_run(recipe, folder, checked.base.digest, rewritten, cut, results[1]["libraries"])
         report_of_pair(
             recipe.run,
             results,

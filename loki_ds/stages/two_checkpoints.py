@@ -8,11 +8,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from loki_ds.checking.base import max_tokens
+from loki_ds.checking.prompts import prompts_in_words
 from loki_ds.disk.files import digest_of, weights_digest
 from loki_ds.disk.run_folder import RunFolder
 from loki_ds.distributed import device
 from loki_ds.model.adapters import CONFIG, check_adapter
-from loki_ds.model.base import load_configuration, locate_model
+from loki_ds.model.base import load_configuration, load_tokenizer, locate_model
 from loki_ds.model.base_checks import check_whole
 from loki_ds.recipe.file import Pair
 from loki_ds.recipe.sections import ModelSection
@@ -81,9 +83,16 @@ def _facts(pair: Pair, model: str, arms: Sequence[Arm], results: Sequence[ArmRes
         "verification": None,
         "costs": {"retain": {"seconds": seconds, "device": device.name()}},
         "origin": {
-            "base model": f"{pair.model.path} (SHA-256 of weights {base.digest[:16]})",
+            "base model": f"{pair.model.named} (SHA-256 of weights {base.digest[:16]})",
             "second model": f"{model} (SHA-256 of weights {second.digest.split()[-1][:16]})",
             "tokenizers and chat templates": "the same" if same else "they differ; each model read its own tokens",
         },
-        "settings": settings_in_words(pair.retention, pair.model.dtype, results[0]["libraries"]),
+        "settings": settings_in_words(pair.retention, pair.model.dtype, results[0]["libraries"], _cut(pair, base)),
     }
+
+
+def _cut(pair: Pair, base: Arm) -> list[str]:
+    """The tasks of which the base does not see all of a prompt."""
+    trusted = pair.model.trust_remote_code
+    tokenizer, config = load_tokenizer(base.folder, trusted), load_configuration(base.folder, trusted)
+    return [line for _, line in prompts_in_words(pair.retention, tokenizer, max_tokens(config))]

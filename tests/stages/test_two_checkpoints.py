@@ -141,6 +141,34 @@ def test_an_evaluation_that_fails_ends_with_one(tmp_path: Path) -> None:
     assert "scores nan in bits per byte of the text" in done.stderr
 
 
+def test_prompts_that_the_model_saw_cut_are_counted_in_the_report(tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_text('{"q": "%s"}\n{"q": "copy a"}\n' % ("copy a " * 300))
+    task = {
+        "task": "long",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": "d.jsonl"}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{q}}",
+        "doc_to_choice": ["a", "b"],
+        "doc_to_target": 0,
+    }
+    (tmp_path / "long.yaml").write_text(json.dumps(task))
+    asked = [f"retention.include_path={tmp_path}", "retention.abilities={tasks: [long]}", "model.dtype=float32"]
+    report = retain_two(load_pair(str(BASE), asked), str(BASE), tmp_path / "out")
+    assert report["settings"]["prompts that were cut"].startswith("long: 1 of 2 prompts looked at lose their beginning")
+
+
+def test_a_checkpoint_that_lacks_a_tensor_is_refused_before_anything_is_asked(tmp_path: Path) -> None:
+    """transformers would make it up at random, and the report would call it lost."""
+    folder = Path(shutil.copytree(BASE, tmp_path / "model"))
+    tensors = load_file(folder / "model.safetensors")
+    tensors.pop("model.layers.1.self_attn.q_proj.weight")
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    assert "not there of what config.json asks for: model.layers.1." in refused(folder, tmp_path / "out", *FACTS[2:])
+    assert not (tmp_path / "out/retention").exists()
+
+
 def refused(model: Path, out: Path, *asked: str) -> str:
     with pytest.raises(Refusal) as refusal:
         retain_two(load_pair(str(BASE), [*ASKED, *asked]), str(model), out)
