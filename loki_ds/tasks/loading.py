@@ -33,31 +33,33 @@ def task_manager(names: Sequence[str], include_path: str | None, key: str) -> An
     """
     from lm_eval.tasks import TaskManager
 
-    if include_path is not None and not Path(include_path).is_dir():
-        raise Refusal(f"{key.partition('.')[0]}.include_path is {include_path}, which is no folder of tasks")
     if include_path is not None:
+        _check_folder(names, include_path, key)
         manager = TaskManager(include_path=include_path, include_defaults=False)
         if set(names) <= manager.task_index.keys():
             return _with_files_beside(manager, include_path)
     manager = _with_files_beside(TaskManager(include_path=include_path), include_path)
     for name in names:
         if name not in manager.task_index:
-            unread = _unread_file(name, include_path)
-            raise Refusal(
-                f"{key}: lm-eval cannot read {unread}, which has the task {name!r}"
-                if unread
-                else f"{key}: lm-eval knows no task {name!r}{did_you_mean(name, manager.all_tasks)}"
-            )
+            if files := _files_of(name, include_path):  # no YAML, or it includes what is not there
+                raise Refusal(f"{key}: lm-eval cannot read {files[0]}, which has the task {name!r}")
+            raise Refusal(f"{key}: lm-eval knows no task {name!r}{did_you_mean(name, manager.all_tasks)}")
     return manager
 
 
-def _unread_file(name: str, include_path: str | None) -> Path | None:
-    """The user's file that has a task which lm-eval does not list, for it is no YAML or includes
-    what is not there.
-    """
-    says = re.compile(rf"^\s*(task|group):\s*[\"']?{re.escape(name)}[\"']?\s*$", re.MULTILINE)
+def _check_folder(names: Sequence[str], include_path: str, key: str) -> None:
+    if not Path(include_path).is_dir():
+        raise Refusal(f"{key.partition('.')[0]}.include_path is {include_path}, which is no folder of tasks")
+    for name in names:
+        if len(files := _files_of(name, include_path)) > 1:
+            raise Refusal(f"{key}: the task {name!r} stands in {files[0]} and in {files[1]}, allowed is one of them")
+
+
+def _files_of(name: str, include_path: str | None) -> list[Path]:
+    """The user's files that have a task of this name, whether or not lm-eval lists it."""
+    says = re.compile(rf"^(task|group):\s*[\"']?{re.escape(name)}[\"']?\s*(#.*)?$", re.MULTILINE)
     files = sorted(Path(include_path).rglob("*.yaml")) if include_path else []
-    return next((file for file in files if says.search(file.read_text(encoding="utf-8", errors="replace"))), None)
+    return [file for file in files if says.search(file.read_text(encoding="utf-8", errors="replace"))]
 
 
 def _with_files_beside(manager: Any, include_path: str | None) -> Any:

@@ -130,6 +130,7 @@ def test_another_name_is_taken_where_it_is_the_same_metrics() -> None:
         ({"mine.yaml": "task: mine\ninclude: gone.yaml\n"}, "mine", r"lm-eval cannot read .*mine\.yaml"),
         ({"g.yaml": "group: g\ntask: [gone_task]\n"}, "g", "the group g names the task 'gone_task'"),
         ({"mine.yaml": "task: mine\ndoc_to_text: !function gone.f\n"}, "mine", "task mine cannot be loaded"),
+        ({"a.yaml": "task: mine\n", "b.yaml": "task: mine\n"}, "mine", r"the task 'mine' stands in .*a\.yaml and in"),
     ],
 )
 def test_a_task_file_that_cannot_be_used_is_named(files: dict[str, str], asked: str, says: str, tmp_path: Path) -> None:
