@@ -52,6 +52,7 @@ class Counts:
     unanswered: int = 0  # chats whose last turn is not the assistant's
     ends: dict[str, int] = field(default_factory=dict)  # chats by the token that ends what is learned
     lost: dict[str, int] = field(default_factory=dict)  # chats by what the template drops of them
+    brought: dict[str, int] = field(default_factory=dict)  # chats by special tokens in what is said to the model
 
     def said(self) -> str:
         """The counts in a sentence."""
@@ -68,6 +69,9 @@ class Counts:
         parts += [f"{self.undefined:,} rows call functions and define none"] if self.undefined else []
         parts += [f"{self.unanswered:,} chats end without an answer"] if self.unanswered else []
         parts += [f"{rows:,} rows lose {what}, which the template drops" for what, rows in self.lost.items()]
+        if self.brought:
+            chats = ", ".join(f"{token} in {rows:,}" for token, rows in sorted(self.brought.items()))
+            parts.append(f"what is said to the model holds special tokens, which read as the template's own: {chats}")
         parts += [f"columns that are not used: {', '.join(self.unused)}"] if self.unused else []
         of_turns = ", ".join(self.unused_in_turns)
         parts += [f"keys of turns that the template does not use: {of_turns}"] if of_turns else []
@@ -154,6 +158,8 @@ def _rendered(
         counts.undefined += not example.tools and any("tool_calls" in message for message in example.messages)
         counts.unanswered += example.is_chat and not example.answered
         rendered = _row_rendered(partial(place_of, source, number), example, renderer, vocabulary, counts.ends)
+        for token in renderer.brought_by(example):
+            counts.brought[token] = counts.brought.get(token, 0) + 1
         for what in rendered.lost:
             counts.lost[what] = counts.lost.get(what, 0) + 1
         counts.rows, counts.tokens = counts.rows + 1, counts.tokens + len(rendered.input_ids)

@@ -6,6 +6,7 @@ template (`{% generation %}`), or where nobody marked it, found by difference: a
 changes when the turn does.
 """
 
+import re
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -258,6 +259,18 @@ class Renderer:
         end += len(next((token for token in self._special if text.startswith(token, end)), ""))
         end += text.startswith("\n", end)
         return len(text) if text[end:] == self.tokenizer.eos_token else end
+
+    def brought_by(self, example: Example) -> set[str]:
+        """Special tokens that stand in what users, tools and the system say, where they read as
+        the template's own.
+        """
+        said = (message["content"] for message in example.messages if message["role"] != "assistant")
+        return {token for text in said for token in self._in_text.findall(text)}
+
+    @cached_property
+    def _in_text(self) -> re.Pattern[str]:
+        words = [re.escape(token) for token in self._special if token.strip()]
+        return re.compile("|".join(words) if words else r"(?!)")
 
     @cached_property
     def _special(self) -> list[str]:
