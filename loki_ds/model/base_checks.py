@@ -190,7 +190,8 @@ def _check_whole(folder: Path, weights: WeightFiles, model: PreTrainedModel) -> 
         unknown = {name for name in names if name not in weights.names and weights.tied_twin(name) is None}
         missing = min(missing, unknown, key=len)
     optional = [re.compile(pattern) for pattern in getattr(model, "_keys_to_ignore_on_load_missing", None) or ()]
-    missing = {name for name in missing if not any(pattern.search(name) for pattern in optional)}
+    tied = getattr(model, "all_tied_weights_keys", {})
+    missing = {name for name in missing if name not in tied and not any(one.search(name) for one in optional)}
     if missing and len(missing) < FEW * len(parameters):
         first = ", ".join(sorted(missing)[:3])
         raise Refusal(f"{folder}: not there of what config.json asks for: {first} ({len(missing)} in all)")

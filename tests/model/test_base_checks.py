@@ -12,7 +12,7 @@ from mixtures import mixture
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from loki_ds.model.base_checks import Wanted, as_stored, check_usable
+from loki_ds.model.base_checks import Wanted, as_stored, check_usable, check_whole
 from loki_ds.model.files import open_weights
 from loki_ds.recipe.sections import ModelSection
 from loki_ds.refusal import Refusal
@@ -32,6 +32,14 @@ def check(folder: Path, wanted: Wanted = ROWS) -> None:
 @pytest.mark.parametrize("name", ["qwen3 moe", "gpt-oss", "gpt-2", "granite"])
 def test_a_base_is_taken_as_it_is_published(name: str, tmp_path: Path) -> None:
     check(saved(name, tmp_path), Wanted(rows=True, everything=True))
+
+
+def test_a_head_that_its_class_ties_is_not_missed(tmp_path: Path) -> None:
+    """XLM-RoBERTa's lies under another name than all others'."""
+    sizes = {"vocab_size": 64, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
+    config = AutoConfig.for_model("xlm-roberta", num_hidden_layers=1, is_decoder=True, **sizes)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    check_whole(tmp_path, config, trust_remote_code=False)
 
 
 def test_a_missing_expert_is_missed(tmp_path: Path) -> None:
