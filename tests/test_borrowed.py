@@ -13,12 +13,14 @@ from types import ModuleType
 
 import pytest
 import torch
+from accelerate import state
 from accelerate.utils import memory
 from conftest import ROOT
 from deepspeed.runtime import bf16_optimizer
 from deepspeed.runtime.zero import parameter_offload, partition_parameters, stage3
 from deepspeed.utils import mixed_precision_linkage
 from lm_eval import evaluator, utils
+from lm_eval.api.task import Task
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import _factory, _index
 from lm_eval.tasks._yaml_loader import load_yaml
@@ -92,7 +94,9 @@ BORROWED: dict[str, Callable[[], bool]] = {
     "torch: the grouped product of experts": lambda: hasattr(ATEN, "_grouped_mm"),
     "transformers: sdpa's forward": lambda: "attention_mask" in inspect.signature(sdpa_attention_forward).parameters,
     "accelerate: should_reduce_batch_size": lambda: callable(memory.should_reduce_batch_size),
+    "lm-eval: a task's _instances and its filters": lambda: says(Task.apply_filters, "self._instances"),
     # implanting
+    "accelerate: _reset_state of what a trainer leaves": lambda: says(state.AcceleratorState, "def _reset_state"),
     "trl: the trainer's _metrics": lambda: says(
         SFTTrainer, 'self._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}'
     ),

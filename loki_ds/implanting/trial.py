@@ -5,6 +5,7 @@ schedule, its batches or its engine are made, which is after hours of other work
 """
 
 import copy
+import tempfile
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,10 +23,10 @@ WORDS = {"<end>": 0, "a": 1}
 WIDTH, STEPS = 4, 10
 
 
-def try_trainer(arguments: SFTConfig) -> None:
+def try_trainer(settings: dict[str, Any]) -> None:
     """Make the trainer, its optimizer, schedule and batches. All ranks call it.
 
-    arguments: without DeepSpeed, whose engine would want the model.
+    settings: of `SFTConfig`, without DeepSpeed, whose engine would want the model.
 
     Raises:
         Refusal: any of them cannot be made.
@@ -37,6 +38,12 @@ def try_trainer(arguments: SFTConfig) -> None:
     model = LlamaForCausalLM(
         LlamaConfig(vocab_size=len(WORDS), bos_token_id=0, eos_token_id=0, pad_token_id=0, **sizes)
     )
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = SFTConfig(**{**settings, "output_dir": folder, "report_to": "none"})
+        _make(model, arguments, rows, tokenizer)
+
+
+def _make(model: LlamaForCausalLM, arguments: SFTConfig, rows: Dataset, tokenizer: Any) -> None:
     evaluated = rows if arguments.eval_strategy != "no" else None
     try:
         trainer = SFTTrainer(model, arguments, train_dataset=rows, eval_dataset=evaluated, processing_class=tokenizer)

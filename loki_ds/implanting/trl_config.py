@@ -66,8 +66,7 @@ def training_arguments(recipe: Recipe, checkpoints: Path, newest: Checkpoint | N
         plain = SFTConfig(output_dir=str(checkpoints), **settings)
         if config is None or "optimizer" not in config:
             check_optimizer(plain)
-        tried = {key: value for key, value in settings.items() if key not in OF_THE_MODEL}
-        try_trainer(SFTConfig(output_dir=str(checkpoints), **{**tried, "report_to": "none"}))
+        try_trainer({key: value for key, value in settings.items() if key not in OF_THE_MODEL})
         if config is None or recipe.deepspeed is None:
             return plain
         check_deepspeed_values(config, recipe.deepspeed, plain, world_size() if joined() else None)

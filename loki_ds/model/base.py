@@ -106,7 +106,7 @@ def load_tokenizer(path: Path | str, trust_remote_code: bool) -> PreTrainedToken
             f"{path}: no tokenizer that transformers can read beside the model: {_why(error, trust_remote_code)}"
         ) from None
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers makes an empty one of nothing
-        raise Refusal(f"{path}: no tokenizer beside the model")
+        raise Refusal(f"{path}: no tokenizer that transformers can read beside the model: it has no words")
     return tokenizer
 
 
