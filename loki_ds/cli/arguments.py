@@ -28,6 +28,7 @@ ARGUMENTS: dict[str, Arguments] = {
     "doctor": [],
     "schema": [],
     "recipes": [("name", {"nargs": "?", "help": "one to copy, with those that it is made of, to recipes/"})],
+    "run": [*RECIPE, ("--gpus", {"type": int, "help": "GPUs of this node; all of them when not given"})],
     "check": RECIPE,
     "plan": [
         *RECIPE,

@@ -6,6 +6,8 @@ misspelt command or a misspelt recipe key answer at once.
 
 import argparse
 import json
+import os
+import shlex
 import signal
 import sys
 from importlib.metadata import version
@@ -13,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loki_ds.cli.arguments import ARGUMENTS, GATE
-from loki_ds.distributed.launcher import be_no_rank
+from loki_ds.distributed.launcher import be_no_rank, free_port
 from loki_ds.refusal import Refusal, did_you_mean, shown_once
 
 if TYPE_CHECKING:
@@ -21,8 +23,7 @@ if TYPE_CHECKING:
 
 REFUSED = 2
 MISUSED = 1  # also of a refusal, where 2 means that something was lost
-TRAINS = ("implant", "train", "run", "launch", "finetune")  # what people type for the main job
-MAIN_JOB = "deepspeed --num_gpus N --module loki_ds.implant --recipe RECIPE"
+TRAINS = ("implant", "train", "launch", "finetune")  # what people type for the main job
 
 
 def main() -> None:
@@ -73,6 +74,23 @@ def schema(arguments: argparse.Namespace) -> int:
 
     print(json.dumps(recipe_schema(), indent=1))
     return 0
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """A recipe's whole job on this node, by DeepSpeed's launcher, whose line is shown."""
+    from loki_ds.recipe.file import load_recipe
+
+    load_recipe(arguments.recipe, arguments.overrides)  # a slip is said before anything starts
+    if arguments.gpus is not None and arguments.gpus < 1:
+        raise Refusal(f"--gpus is {arguments.gpus}, allowed is 1 or more")
+
+    import torch
+
+    ranks = arguments.gpus or torch.cuda.device_count() or 1
+    launcher = ["deepspeed", "--num_gpus", str(ranks), "--master_port", str(free_port()), "--module", "loki_ds.implant"]
+    line = [*launcher, "--recipe", arguments.recipe, *arguments.overrides]
+    print(shlex.join(line), flush=True)
+    os.execv(Path(sys.executable).parent / line[0], line)
 
 
 def check(arguments: argparse.Namespace) -> int:
@@ -294,8 +312,8 @@ def _arguments() -> argparse.Namespace:
         parser.exit(0)
     word = sys.argv[1]
     if not word.startswith("-") and word not in ARGUMENTS:
-        near = "" if word in TRAINS else did_you_mean(word, ARGUMENTS)
-        raise Refusal(f"{word!r} is no command{near or f'; a recipe is run by {MAIN_JOB}'}")
+        near = "; did you mean 'run'?" if word in TRAINS else did_you_mean(word, ARGUMENTS)
+        raise Refusal(f"{word!r} is no command{near}")
     arguments, left = parser.parse_known_args()
     if left and (not hasattr(arguments, "overrides") or any(word.startswith("-") for word in left)):
         parser.error(f"unrecognized arguments: {' '.join(left)}")

@@ -46,7 +46,6 @@ def run_lm_eval(request: Request, folder: Path) -> ArmResult:
 
 def evaluated(model: Any, request: Request, folder: Path) -> ArmResult:
     """What `run_lm_eval` gives, on a model that is loaded."""
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     manager = task_manager(request.names, request.include_path, "retention")
     part, of = request.part
     base = answers_of_base(request.stop) if request.stop else {}
@@ -87,6 +86,7 @@ def load(request: Request) -> Any:
     """
     from loki_ds.retention.harness import LeanHFLM
 
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # its advice is for who runs lm-eval
     placed = "auto" if request.devices_per_model > 1 else {"": request.device}
     model = load_whole(Path(request.model), request.trust_remote_code, dtype=request.dtype, device_map=placed)
     if request.adapter:

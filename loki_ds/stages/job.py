@@ -83,14 +83,16 @@ def _stages(run: Run, checked: Checked) -> Iterator[str]:
 
 def _judge(run: Run, checked: Checked, share: "Share") -> None:
     """The stages of one rank of a node: the dial, and the report."""
-    from loki_ds.report.compare import compare_runs, comparison
+    from loki_ds.report.compare import compare_runs, comparison, read_report
     from loki_ds.stages.retain import retain
     from loki_ds.stages.tune import tune
 
     tune(run, checked)
     retain(run, checked, share)
     if share.nodes.this == 0:
+        report = read_report(run.folder.root)
         Console().print(comparison(compare_runs([run.folder.root])))
+        Console().print(f"{report['headline']}\n{report['verdict']}\nReport: {run.folder.report / 'report.html'}")
 
 
 def log_on_first_rank() -> None:

@@ -24,9 +24,9 @@ from loki_ds.selection.positions import Positions
 TOOLCALLS = ROOT / "recipes/tiny/data/toolcalls/train.jsonl"
 
 
-def loki_ds(*arguments: object) -> subprocess.CompletedProcess:
+def loki_ds(*arguments: object, timeout: float = 120) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "loki_ds.cli.commands", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout)
 
 
 @pytest.fixture
@@ -251,9 +251,11 @@ def test_select_refuses_an_attribution_that_is_not_whole(run: Path) -> None:
         (
             ["train", "recipe.yaml"],
             1,
-            "'train' is no command; a recipe is run by deepspeed --num_gpus N --module loki_ds",
+            "'train' is no command; did you mean 'run'?",
         ),
         (["chek"], 1, "'chek' is no command; did you mean 'check'?"),
+        (["run", "recipes/tiny/loki.yaml", "quota=20"], 2, "did you mean 'selection.quota'?"),
+        (["run", "recipes/tiny/loki.yaml", "--gpus", "0"], 2, "--gpus is 0, allowed is 1 or more"),
         (["retain", "BASE"], 1, "the following arguments are required: model\n"),
         (["report", "runs/x", "--gates"], 1, "unrecognized arguments: --gates"),
         (
@@ -273,3 +275,18 @@ def test_slips_get_the_nearest_right_word(words: list[str], status: int, says: s
     done = loki_ds(*words)
     assert done.returncode == status
     assert says in done.stdout + done.stderr
+
+
+@pytest.mark.timeout(600)
+def test_a_recipe_is_run_by_one_command(tmp_path: Path) -> None:
+    """It says DeepSpeed's line, is the launcher's own job, and ends with verdict and report."""
+    short = ["selection.strategy=random", "training.max_steps=3", "retention.new_task=null"]
+    asked = [*short, "retention.abilities={tasks: [tiny_facts], limit: 4}", f"run={tmp_path / 'run'}"]
+    done = loki_ds("run", "recipes/tiny/loki.yaml", *asked, "--gpus", "1", timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    line, *_ = done.stdout.splitlines()
+    assert line.startswith("deepspeed --num_gpus 1 --master_port ")
+    assert "--module loki_ds.implant --recipe recipes/tiny/loki.yaml selection.strategy=random" in line
+    said = " ".join(done.stdout.split())
+    assert "Not shown: tiny_facts may have lost more than" in said
+    assert f"Report: {tmp_path / 'run/report/report.html'}" in said.replace(" ", "").replace("Report:", "Report: ")
