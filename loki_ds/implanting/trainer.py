@@ -5,7 +5,6 @@ What is rehearsed is learned by its divergence from the base. The model runs onc
 is asked a second time for the rehearsed tokens.
 """
 
-import logging
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -24,21 +23,17 @@ from loki_ds.implanting.watch import check_finite
 from loki_ds.model.anatomy import final_states, logits_from
 from loki_ds.model.template_date import replaced
 
-log = logging.getLogger(__name__)
-
 
 class Rehearsed(NamedTuple):
     """The base's answers that labels point to, and rows of texts that are never trained on, whose
     drift is measured.
 
-    learned: whether any row that trains points to an answer. stop_at_drift: where training ends, in
-    nats a token (None: never).
+    learned: whether any row that trains points to an answer.
     """
 
     answers: Answers
     measured: Dataset
     learned: bool
-    stop_at_drift: float | None = None
 
 
 class ImplantTrainer(SFTTrainer):
@@ -114,21 +109,16 @@ class ImplantTrainer(SFTTrainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         metrics = super().evaluate(*args, **kwargs)
         if self.rehearsed is not None:
-            drift = self.measure_drift(self.rehearsed)
-            if self.rehearsed.stop_at_drift is not None and drift > self.rehearsed.stop_at_drift:
-                log.info("implant: the drift is %.3g nats a token, training ends", drift)
-                self.control.should_training_stop = True
+            self.measure_drift(self.rehearsed)
         return metrics
 
-    def measure_drift(self, rehearsed: Rehearsed) -> float:
+    def measure_drift(self, rehearsed: Rehearsed) -> None:
         """Mean divergence from the base on the rows that are measured, in nats a token; it goes to
         the log as `drift`. All ranks call it.
         """
         loader = self.get_eval_dataloader(rehearsed.measured)
         done = self.evaluation_loop(loader, "drift", prediction_loss_only=True, metric_key_prefix="drift")
-        drift = float((done.metrics or {})["drift_loss"])
-        self.log({"drift": drift})
-        return drift
+        self.log({"drift": float((done.metrics or {})["drift_loss"])})
 
 
 def _label_only_head() -> AbstractContextManager:

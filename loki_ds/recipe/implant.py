@@ -60,8 +60,6 @@ class RehearseSection(Section):
     """
     top_k: Annotated[int, Field(gt=0)] = 64
     """The base's likeliest tokens that the divergence is taken over, beside the rest as one."""
-    stop_at_drift: Annotated[float, Field(gt=0)] | None = None
-    """Nats a token of drift on the held-out texts at which the training ends; never by default."""
 
 
 class ImplantSection(Section):

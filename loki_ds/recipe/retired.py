@@ -19,6 +19,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     "retention.backend": ("hf", "models are asked through transformers, on every device of the node"),
     "attribution.stop": (None, "attribution goes over all protected prompts; protected.per_subject takes fewer"),
     "implant.frozen_inputs": (None, "it kept no more than rows alone; implant.fade keeps more in every mode"),
+    "implant.rehearse.stop_at_drift": (None, "the drift foretells losses worst; training.max_steps ends earlier"),
     "implant.rehearse.loss": (
         "kl",
         "the base's predictions are learned; texts to be learned themselves are a source of data.train with a weight",

@@ -269,11 +269,6 @@ class Recipe(Section):
             return self.protected if section else None
         return ProtectedSection(prompts=section.prompts)
 
-    @property
-    def _evaluates(self) -> bool:
-        """Whether held-out examples are looked at while it trains."""
-        return self.data.heldout is not None and self.training.get("eval_strategy", "no") != "no"
-
     @model_validator(mode="after")
     def _check_together(self) -> "Recipe":
         if self.needs_attribution and self.protected is None:
@@ -283,10 +278,6 @@ class Recipe(Section):
             raise ValueError("implant.quiet needs a protected set: add the section 'protected'")
         if self.implant.rehearse and self.rehearsed is None:
             raise ValueError("implant.rehearse needs a protected set, or a file: add 'protected', or rehearse.prompts")
-        if self.implant.rehearse and self.implant.rehearse.stop_at_drift and not self._evaluates:
-            raise ValueError(
-                "implant.rehearse.stop_at_drift needs data.heldout and training.eval_strategy steps or epoch"
-            )
         if not self.data.train and self.implant.kind.trains:
             raise ValueError("the key data.train is missing; only implant.mode suppress trains on nothing")
         if self.tune and not self.implant.kind.trains:

@@ -53,7 +53,7 @@ def rehearse(run: Run, checked: Checked, section: RehearseSection) -> Examples:
     examples = mixed_in(new, learned, section.share, seed) if learned else new
     count = len(examples) - len(new)
     log.info("implant: %d of %d examples are rehearsed, of %d texts", count, len(examples), len(drawn))
-    return Examples(examples, checked.heldout, Rehearsed(answers, measured, bool(learned), section.stop_at_drift))
+    return Examples(examples, checked.heldout, Rehearsed(answers, measured, bool(learned)))
 
 
 def _texts(run: Run, checked: Checked) -> list[list[int]]:
