@@ -23,19 +23,21 @@ def _overrides(said: str | None = None) -> Arguments:
 
 
 GATED: Arguments = [(GATE, {"action": "store_true", "help": "end with 0 when all is kept, 2 lost, 3 not shown"})]
+JSON: Arguments = [("--json", {"action": "store_true", "help": "the same as JSON on the standard output"})]
 RECIPE: Arguments = [("recipe", {"help": "file or name"}), *_overrides()]
 ARGUMENTS: dict[str, Arguments] = {
-    "doctor": [],
+    "doctor": JSON,
     "schema": [],
     "recipes": [("name", {"nargs": "?", "help": "one to copy, with those that it is made of, to recipes/"})],
     "run": [*RECIPE, ("--gpus", {"type": int, "help": "GPUs of this node; all of them when not given"})],
-    "check": RECIPE,
+    "check": [*RECIPE, *JSON],
     "plan": [
         *RECIPE,
         ("--ranks", {"type": int, "default": 8, "help": "GPUs, of all nodes together (default 8)"}),
         ("--gpu", {"help": "h100, a100-80, ...; when not given, this machine's, or an h100"}),
         ("--memory", {"type": float, "help": "GiB of a GPU, instead of the named one's"}),
         ("--tflops", {"type": float, "help": "TFLOP/s as measured in training, instead of the named GPU's"}),
+        *JSON,
     ],
     "select": [
         *_paths("run"),
@@ -55,6 +57,7 @@ ARGUMENTS: dict[str, Arguments] = {
         *_overrides("retention.* and model.* as in a recipe"),
         ("--out", {"type": _path, "default": Path("retained"), "help": "folder of report and answers (retained)"}),
         *GATED,
+        *JSON,
     ],
     "report": [*_paths("run"), *GATED],
     "compare": [

@@ -10,9 +10,10 @@ import os
 import shlex
 import signal
 import sys
+from dataclasses import fields, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from loki_ds.cli.arguments import ARGUMENTS, GATE
 from loki_ds.distributed.launcher import be_no_rank, free_port
@@ -52,7 +53,10 @@ def doctor(arguments: argparse.Namespace) -> int:
     from loki_ds.cli.doctor import as_table, examine
 
     looked = examine(Path("runs"))
-    Console().print(as_table(looked))
+    if arguments.json:
+        _print_json(looked)
+    else:
+        Console().print(as_table(looked))
     return 1 if any(look.stops for look in looked) else 0
 
 
@@ -110,7 +114,11 @@ def check(arguments: argparse.Namespace) -> int:
 
     run = Run(recipe)
     checked = check_run(run)
-    Console().print(as_table(checked.findings + check_retention(run, checked)))
+    findings = checked.findings + check_retention(run, checked)
+    if arguments.json:
+        _print_json([{"at": looked_at, "found": finding} for looked_at, finding in findings])
+    else:
+        Console().print(as_table(findings))
     return 0
 
 
@@ -131,7 +139,11 @@ def plan(arguments: argparse.Namespace) -> int:
     from loki_ds.planning.plan import make_plan
     from loki_ds.planning.table import tables
 
-    for piece in tables(make_plan(recipe, gpu(arguments.gpu, arguments.memory, arguments.tflops), arguments.ranks)):
+    made = make_plan(recipe, gpu(arguments.gpu, arguments.memory, arguments.tflops), arguments.ranks)
+    if arguments.json:
+        _print_json(made)
+        return 0
+    for piece in tables(made):
         Console().print(piece, soft_wrap=isinstance(piece, Text))
     return 0
 
@@ -221,6 +233,11 @@ def retain(arguments: argparse.Namespace) -> int:
     from loki_ds.stages.two_checkpoints import retain_two
 
     report = retain_two(pair, arguments.model, arguments.out)
+    if arguments.json:
+        from loki_ds.report.verdict import gate
+
+        _print_json(report)
+        return gate(report)[0] if arguments.gate else 0
     print(report["headline"])
     print(report["verdict"])
     print(f"As a page: {arguments.out / 'report/report.html'}")
@@ -272,6 +289,23 @@ def report(arguments: argparse.Namespace) -> int:
         print(text)
     print(f"As a page: {folder / 'report.html'}")
     return _gate(written) if arguments.gate else 0
+
+
+def _print_json(value: Any) -> None:
+    """Plain values, and what has fields by their names."""
+    print(json.dumps(_plain(value), indent=1))
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        value = {field.name: getattr(value, field.name) for field in fields(value)}
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
 def _gate(report: "Report") -> int:

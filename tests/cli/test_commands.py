@@ -7,7 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -275,6 +277,24 @@ def test_slips_get_the_nearest_right_word(words: list[str], status: int, says: s
     done = loki_ds(*words)
     assert done.returncode == status
     assert says in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "holds"),
+    [
+        (["doctor", "--json"], lambda said: {"libraries", "devices"} <= {look["at"] for look in said}),
+        (["check", "recipes/tiny/loki.yaml", "--json"], lambda said: said[0]["at"] == "base" and said[0]["found"]),
+        (
+            ["plan", "recipes/tiny/loki.yaml", "--ranks", "2", "--gpu", "h100", "--json"],
+            lambda said: said["stages"][0]["name"] == "attribute" and said["training"]["memory"]["weights"] > 0,
+        ),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_what_is_said_is_there_as_json(words: list[str], holds: Callable[[Any], bool], tmp_path: Path) -> None:
+    done = loki_ds(*words, *([f"run={tmp_path / 'run'}"] if "recipes/tiny/loki.yaml" in words else []))
+    assert done.returncode in (0, 1), done.stderr  # of a machine that doctor refuses
+    assert holds(json.loads(done.stdout))
 
 
 @pytest.mark.timeout(600)
