@@ -184,6 +184,9 @@ def test_of_named_templates_the_one_for_these_rows_trains_and_leaves(tmp_path: P
     assert with_tools.exported_template == named["tool_use"]
     assert any("default, tool_use the one taken for these rows trains, and alone" in note for note in with_tools.notes)
     assert rendering_of([{"messages": [USER, ANSWER]}], named, tmp_path).exported_template == named["default"]
+    # One template leaves, so where only some rows have functions it renders the others, too.
+    mixed = rendering_of([{"messages": [USER, ANSWER]}, {"messages": [USER, ANSWER], "tools": [tool]}], named, tmp_path)
+    assert mixed.exported_template == mixed.template == named["tool_use"]
 
 
 @pytest.mark.parametrize("arguments", ["", None, "{}", {}])
