@@ -15,7 +15,7 @@ CASES = {
     "misspelt key": (["selection.quotta=20"], "selection.quotta is not a key of a recipe; did you mean 'quota'?"),
     "quota out of range": (["selection.quota=100"], "selection.quota is 100, allowed is less than 100"),
     "missing model": (["model.path=nowhere/model"], "model.path nowhere/model: no such folder"),
-    "no assistant turn": (["data.train={chats}"], "line 1 has no token to learn: the chat has no assistant turn"),
+    "no assistant turn": (["data.train={chats}"], "line 1 is a chat without an answer of the assistant's"),
     "another whole batch": (["deepspeed={zero}"], "train_batch_size is 16, the recipe's .* makes it 32; say auto"),
     "positions of another model": (["selection.positions={positions}"], "the positions have 1 layers, the model has 6"),
 }
