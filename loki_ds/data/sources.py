@@ -46,7 +46,11 @@ def place_of(source: SourceSection, number: int) -> str:
     """A row's place as a sentence names it."""
     file = Path(source.path)
     by_line = file.suffix == ".csv" or (file.suffix in (".json", ".jsonl") and not _is_whole_json(file))
-    return f"{source.path}: {'line' if by_line else 'row'} {number}"
+    return _place(source.path, by_line, number)
+
+
+def _place(file: Path | str, by_line: bool, number: int) -> str:
+    return f"{file}: {'line' if by_line else 'row'} {number}"
 
 
 def count_of(source: SourceSection) -> int | None:
@@ -76,9 +80,11 @@ def _rows(source: SourceSection, file: Path) -> Iterator[Row]:
 
 def _json(file: Path) -> Iterator[Row]:
     """JSON Lines, or one JSON list of objects."""
-    for number, row in _whole_json(file) if _is_whole_json(file) else json_lines(file, "data file"):
+    whole = _is_whole_json(file)
+    for number, row in _whole_json(file) if whole else json_lines(file, "data file"):
         if not isinstance(row, dict):
-            raise Refusal(f"{file}: line {number} is {json.dumps(row)[:40]}, allowed is an object with named columns")
+            place = _place(file, not whole, number)
+            raise Refusal(f"{place} is {json.dumps(row)[:40]}, allowed is an object with named columns")
         yield number, row
 
 
