@@ -21,7 +21,8 @@ from loki_ds.data.layouts import Example
 from loki_ds.data.messages import Message
 from loki_ds.data.template_preface import WORDS, preface
 from loki_ds.model.base import UNRENDERABLE
-from loki_ds.model.template_date import one_date, replaced
+from loki_ds.model.replaced import replaced
+from loki_ds.model.template_date import one_date
 from loki_ds.refusal import Refusal, short
 
 STAND_IN = "\ue000\ue001\ue000"  # said in a turn's place; of Unicode's private use, so in no text

@@ -21,7 +21,7 @@ from loki_ds.implanting.divergence import Answers, divergence
 from loki_ds.implanting.rehearsal_rows import is_pointer, places_of
 from loki_ds.implanting.watch import check_finite
 from loki_ds.model.anatomy import final_states, logits_from
-from loki_ds.model.template_date import replaced
+from loki_ds.model.replaced import replaced
 
 
 class Rehearsed(NamedTuple):

@@ -4,5 +4,6 @@
 `classes` says, `adapters` puts PEFT's on it; `files` reads its tensors and `stored_rows` knows
 which of them hold its rows, `base_checks` asks whether it can be trained and written again. On the
 loaded model, `ffn` finds where each layer writes, and `anatomy` all around it; `expert_rows` says
-what a row of a mixture of experts is. `template_date` holds the date in its chat template.
+what a row of a mixture of experts is. `template_date` holds the date in its chat template,
+and `replaced` a library's name for a while.
 """

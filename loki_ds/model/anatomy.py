@@ -17,7 +17,7 @@ from torch.nn import Module
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from loki_ds.model.ffn import Site, site_of
-from loki_ds.model.template_date import replaced
+from loki_ds.model.replaced import replaced
 from loki_ds.refusal import Refusal
 
 LAYERS = ("layers", "h", "blocks")  # what families call their stack

@@ -7,9 +7,10 @@ and a base asked on another day was asked the same.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, tzinfo
-from typing import Any
 
 from transformers.utils import chat_template_utils
+
+from loki_ds.model.replaced import replaced
 
 
 class _OneDay(datetime):
@@ -25,14 +26,3 @@ def one_date() -> Iterator[None]:
     """While it lasts, templates' `strftime_now` gives 26 July 2024."""
     with replaced(chat_template_utils, "datetime", _OneDay):  # where `strftime_now` looks
         yield
-
-
-@contextmanager
-def replaced(holder: Any, name: str, value: Any) -> Iterator[None]:
-    """While it lasts, an attribute of a library's has another value; a decorator, too."""
-    before = getattr(holder, name)
-    setattr(holder, name, value)
-    try:
-        yield
-    finally:
-        setattr(holder, name, before)
