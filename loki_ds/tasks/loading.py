@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from datasets import disable_progress_bars
 
 from loki_ds.refusal import Refusal, did_you_mean, short
@@ -53,6 +54,29 @@ def _check_folder(names: Sequence[str], include_path: str, key: str) -> None:
     for name in names:
         if len(files := _files_of(name, include_path)) > 1:
             raise Refusal(f"{key}: the task {name!r} stands in {files[0]} and in {files[1]}, allowed is one of them")
+
+
+def _check_keys(file: Path) -> None:
+    """Refuse a key that the YAML of a task, or one that it includes, has twice in one mapping;
+    lm-eval takes the last.
+    """
+    try:
+        nodes = [yaml.compose(file.read_text(encoding="utf-8"), yaml.SafeLoader)]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return  # lm-eval says it of a task that is asked for
+    for node in nodes:  # grows while it is walked
+        parts = node.value if isinstance(node, yaml.SequenceNode) else []
+        if isinstance(node, yaml.MappingNode):
+            keys = [name.value for name, _ in node.value]
+            if twice := next((name for name in keys if keys.count(name) > 1), None):
+                place = f"{file}: what begins in line {node.start_mark.line + 1}"
+                raise Refusal(f"{place} has the key {twice!r} twice, allowed is once")
+            parts = [value for _, value in node.value]
+        nodes.extend(part for part in parts if part not in nodes)
+    top = nodes[0].value if isinstance(nodes[0], yaml.MappingNode) else []
+    for included in (value for name, value in top if name.value == "include"):
+        for other in included.value if isinstance(included, yaml.SequenceNode) else [included]:
+            _check_keys(file.parent / other.value)
 
 
 def _files_of(name: str, include_path: str | None) -> list[Path]:
@@ -142,6 +166,9 @@ def look_at_tasks(
     if unsafe and not allow_code_execution:
         raise Refusal(runs_code(unsafe))  # known before its data is fetched
     tasks = [_look_at(name, manager, allow_code_execution, key) for name in names]
+    for name in {member for task in tasks for member in (task.name, *task.documents)}:
+        for file in _files_of(name, include_path):
+            _check_keys(file)
     held: dict[str, str] = {}
     for task in tasks:
         for member in task.documents:

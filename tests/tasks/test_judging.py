@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 from loki_ds.checking.prompts import prompts_in_words
 from loki_ds.recipe.sections import RetentionSection
 from loki_ds.refusal import Refusal
+from loki_ds.tasks.loading import look_at_tasks
 from loki_ds.tasks.metrics import Metric, number_of
 
 TOKENIZER = AutoTokenizer.from_pretrained(ROOT / "recipes/tiny/model")
@@ -134,11 +135,25 @@ def test_another_name_is_taken_where_it_is_the_same_metrics() -> None:
     ],
 )
 def test_a_task_file_that_cannot_be_used_is_named(files: dict[str, str], asked: str, says: str, tmp_path: Path) -> None:
-    from loki_ds.tasks.loading import look_at_tasks
-
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(Refusal, match=f"retention: {says}"):
+        look_at_tasks([asked], str(tmp_path), False, "retention")
+
+
+@pytest.mark.parametrize("asked", ["mine", "grouped"])
+@pytest.mark.parametrize(
+    ("part", "says"),
+    [
+        ("metadata: {version: 1, version: 2}\n", r"in line \d+ has the key 'version' twice"),
+        ("include: more.yaml\n", r"more\.yaml: what begins in line 1 has the key 'num_fewshot' twice"),
+    ],
+)
+def test_a_key_twice_in_a_task_is_refused(part: str, says: str, asked: str, tmp_path: Path) -> None:
+    section(tmp_path, WRITES, part)
+    (tmp_path / "more.yaml").write_text("num_fewshot: 0\nnum_fewshot: 1\n")
+    (tmp_path / "group.yaml").write_text("group: grouped\ntask: [mine]\n")
+    with pytest.raises(Refusal, match=says):
         look_at_tasks([asked], str(tmp_path), False, "retention")
 
 
