@@ -108,17 +108,19 @@ def check(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from loki_ds.checking.findings import as_table
+    from loki_ds.stages.base_writes import check_boundary, shown_counter_examples
     from loki_ds.stages.check import check as check_run
     from loki_ds.stages.retain import check_retention
     from loki_ds.stages.run import Run
 
     run = Run(recipe)
     checked = check_run(run)
-    findings = checked.findings + check_retention(run, checked)
+    findings = checked.findings + check_boundary(run, checked) + check_retention(run, checked)
     if arguments.json:
         _print_json([{"at": looked_at, "found": finding} for looked_at, finding in findings])
     else:
         Console().print(as_table(findings))
+        print(*shown_counter_examples(run, checked), sep="\n", end="")
     return 0
 
 

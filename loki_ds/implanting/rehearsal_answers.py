@@ -16,36 +16,31 @@ from loki_ds.disk.files import written_whole
 from loki_ds.distributed.ranks import all_gather
 from loki_ds.distributed.zero.model import Gatherer, device_of
 from loki_ds.implanting.divergence import Answers, answers_of
+from loki_ds.implanting.rehearsal_rows import Text
 from loki_ds.model.anatomy import calls_of_layers, decoder_layers, logits_above, parts_around_layers
-
-MOST = 256  # predictions of a text that are rehearsed, the last ones
-
-
-def predictions(text: Sequence[int]) -> int:
-    """How many of a text's are rehearsed."""
-    return min(len(text), MOST)
 
 
 def ask_base(
-    model: Module, texts: Sequence[Sequence[int]], planned: Sequence[list[int]], gatherer: Gatherer, top_k: int
+    model: Module, texts: Sequence[Text], planned: Sequence[list[int]], gatherer: Gatherer, top_k: int
 ) -> Answers:
-    """What the model predicts after each of the last tokens of every text, in the texts' order; on
-    all ranks the same.
+    """What the model predicts at the rehearsed places of every text, in the texts' order; on all
+    ranks the same.
 
     planned: batches of indices into `texts`, shared out among the ranks.
     """
     mine: dict[int, Answers] = {}
+    idle = [Text.given(tokens) for tokens in IDLE]
     for batch in rank_batches(planned):
-        batch_answers = _of_batch(model, [texts[i] for i in batch] or IDLE, gatherer, top_k)
+        batch_answers = _of_batch(model, [texts[i] for i in batch] or idle, gatherer, top_k)
         mine |= dict(zip(batch, batch_answers, strict=False))  # an idle rank's own text is nobody's
     by_text = {i: answers for batch_answers in all_gather(mine) for i, answers in batch_answers.items()}
     return Answers(*map(torch.cat, zip(*(by_text[i] for i in range(len(texts))), strict=True)))
 
 
 @torch.no_grad()
-def _of_batch(model: Module, texts: Sequence[Sequence[int]], gatherer: Gatherer, top_k: int) -> list[Answers]:
+def _of_batch(model: Module, texts: Sequence[Text], gatherer: Gatherer, top_k: int) -> list[Answers]:
     layers = decoder_layers(model)
-    ids = padded(texts).to(device_of(model))
+    ids = padded([text.tokens for text in texts]).to(device_of(model))
     with gatherer.whole(*parts_around_layers(model)):
         run = calls_of_layers(model, layers, ids)
     hidden = run.hidden_states[0]
@@ -56,7 +51,7 @@ def _of_batch(model: Module, texts: Sequence[Sequence[int]], gatherer: Gatherer,
     answers = []
     with gatherer.whole(*parts_around_layers(model), head):
         for text, states in zip(texts, hidden, strict=True):
-            asked = states[len(text) - predictions(text) : len(text)]
+            asked = states[len(text.tokens) - text.predictions : len(text.tokens)]
             answers.append(Answers(*(part.cpu() for part in answers_of(logits_above(model, layers, asked), top_k))))
     return answers
 

@@ -1,24 +1,70 @@
 """Rehearsed examples: texts whose labels point to the base's answers, mixed into the new task's.
 
 A label below -100 is no token but a place among the answers. So it goes wherever labels go: it is
-packed, padded, cut and counted as a token that is learned, and weighs as much.
+packed, padded, cut and counted as a token that is learned.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from random import Random
+from typing import NamedTuple
 
 import pyarrow as pa
+import torch
 from datasets import Dataset, concatenate_datasets
 from torch import Tensor
 
 from loki_ds.data.dataset import SCHEMA
 from loki_ds.data.rendering import NOT_LEARNED, Rendered
 from loki_ds.implanting.divergence import Answers
-from loki_ds.implanting.rehearsal_answers import predictions
 
 HELD_OUT = 10  # one text in so many is never trained on
 MOST_HELD_OUT = 64  # texts
+MOST = 256  # predictions of a given text that are rehearsed, the last ones
 FIRST = NOT_LEARNED - 1  # the label of the answer at place 0
+
+
+class Text(NamedTuple):
+    """Token ids, and after how many of the last ones the base's prediction is rehearsed."""
+
+    tokens: list[int]
+    predictions: int
+
+    @classmethod
+    def given(cls, tokens: list[int]) -> "Text":
+        """A text that nobody's answer is marked in."""
+        return cls(tokens, min(len(tokens), MOST))
+
+    @classmethod
+    def answered(cls, prompt: list[int], answer: list[int]) -> "Text":
+        """A prompt and an answer, of which every token and what follows it are rehearsed."""
+        return cls([*prompt, *answer], len(answer) + 1)
+
+    def cut(self, length: int | None) -> "Text":
+        """With room for the base's next token."""
+        tokens = self.tokens if length is None else self.tokens[-(length - 1) :]
+        return Text(tokens, min(len(tokens), self.predictions))
+
+
+@dataclass(frozen=True)
+class Share:
+    """Texts of one kind: those that are learned, and those whose drift is measured.
+
+    count: how many go among the new task's examples. each_once: whether every text weighs as much
+    as every other, whatever its length.
+    """
+
+    learned: list[Text]
+    apart: list[Text]
+    count: int
+    each_once: bool
+
+    @classmethod
+    def of(cls, texts: Sequence[Text], count: int, each_once: bool, seed: int) -> "Share":
+        """At most `count` texts to learn, drawn by the seed."""
+        others = [text for i, text in enumerate(texts) if i % HELD_OUT] or list(texts)
+        drawn = Random(seed).sample(others, min(len(others), count))
+        return cls(drawn, list(texts[::HELD_OUT][:MOST_HELD_OUT]), count, each_once)
 
 
 def is_pointer(labels: Tensor) -> Tensor:
@@ -29,16 +75,24 @@ def places_of(pointers: Tensor) -> Tensor:
     return FIRST - pointers
 
 
-def rehearsed(texts: Sequence[Sequence[int]], answers: Answers) -> list[Rendered]:
+def rehearsed(texts: Sequence[Text], answers: Answers) -> list[Rendered]:
     """Each text and the base's likeliest token after it, with labels that point to its answers."""
     rendered, place = [], 0
-    for text in texts:
-        count = predictions(text)
-        ids = [*text, int(answers.ids[place + count - 1, 0])]
+    for tokens, count in texts:
+        ids = [*tokens, int(answers.ids[place + count - 1, 0])]
         pointers = [FIRST - (place + i) for i in range(count)]
         rendered.append(Rendered(ids, [NOT_LEARNED] * (len(ids) - count) + pointers))
         place += count
     return rendered
+
+
+def weights_of(texts: Sequence[Text], each_once: bool) -> Tensor:
+    """What each prediction weighs `[N]`, float32, 1 on average: all the same, or all texts the
+    same.
+    """
+    counts = torch.tensor([float(text.predictions) for text in texts])
+    each = counts.mean() / counts if each_once else torch.ones_like(counts)
+    return each.repeat_interleave(counts.long())
 
 
 def as_dataset(examples: Sequence[Rendered]) -> Dataset:
@@ -47,21 +101,26 @@ def as_dataset(examples: Sequence[Rendered]) -> Dataset:
     return Dataset(pa.table(columns, schema=SCHEMA))
 
 
-def count_for(examples: int, share: float) -> int:
-    """How many rehearsed examples make up a share of all; of none that is not 0 at least one."""
-    return max(1, round(examples * share / (1 - share))) if share else 0
+def count_for(examples: int, share: float, of_all: float) -> int:
+    """How many rehearsed examples make up a share of all, at least one of a share that is not 0.
 
-
-def mixed_in(examples: Dataset, others: Sequence[Rendered], share: float, seed: int) -> Dataset:
-    """The new task's examples with as many others among them as make up a share, spread evenly.
-
-    Drawn by seed, none twice before all are in.
+    of_all: the share of all that is rehearsed.
     """
-    count = count_for(len(examples), share)
-    drawn: list[int] = []
-    while len(drawn) < count:
-        drawn += Random(f"{seed}-{len(drawn)}").sample(range(len(others)), len(others))
-    places = [(float(i), i) for i in range(len(examples))]
-    places += [((k + 0.5) * len(examples) / count, len(examples) + other) for k, other in enumerate(drawn[:count])]
-    both = concatenate_datasets([examples, as_dataset(others)])
-    return both.select([row for _, row in sorted(places)])
+    return max(1, round(examples * share / (1 - of_all))) if share else 0
+
+
+def mixed_in(examples: Dataset, rehearsed: Sequence[tuple[Sequence[Rendered], int]], seed: int) -> Dataset:
+    """The new task's examples with others among them, spread evenly.
+
+    rehearsed: of each kind the examples, and how many of them go in; drawn by seed, none twice
+    before all are in.
+    """
+    places, parts, begin = [(float(i), i) for i in range(len(examples))], [examples], len(examples)
+    for others, count in rehearsed:
+        drawn: list[int] = []
+        while len(drawn) < count:
+            drawn += Random(f"{seed}-{len(drawn)}").sample(range(len(others)), len(others))
+        places += [((k + 0.5) * len(examples) / count, begin + other) for k, other in enumerate(drawn[:count])]
+        parts.append(as_dataset(others))
+        begin += len(others)
+    return concatenate_datasets(parts).select([row for _, row in sorted(places)])

@@ -28,10 +28,12 @@ class Rehearsed(NamedTuple):
     """The base's answers that labels point to, and rows of texts that are never trained on, whose
     drift is measured.
 
-    learned: whether any row that trains points to an answer.
+    weights: what each answer weighs beside a token of the new task `[N]`. learned: whether any row
+    that trains points to an answer.
     """
 
     answers: Answers
+    weights: Tensor
     measured: Dataset
     learned: bool
 
@@ -49,7 +51,7 @@ class ImplantTrainer(SFTTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         if self.rehearsed is not None and (self.rehearsed.learned or not model.training):
-            loss, outputs = self._loss_with_divergence(model, inputs, self.rehearsed.answers, num_items_in_batch)
+            loss, outputs = self._loss_with_divergence(model, inputs, self.rehearsed, num_items_in_batch)
         else:
             loss, outputs = self._loss(model, inputs, num_items_in_batch)
         if model.training:
@@ -62,17 +64,15 @@ class ImplantTrainer(SFTTrainer):
             return super().compute_loss(model, inputs, True, items)
 
     def _loss_with_divergence(
-        self, model: Module, inputs: dict[str, Any], answers: Answers, items: Tensor | int | None
+        self, model: Module, inputs: dict[str, Any], rehearsed: Rehearsed, items: Tensor | int | None
     ) -> tuple[Tensor, Any]:
-        """TRL's loss, and the divergence where labels point to answers; a token of either weighs as
-        much.
-        """
+        """TRL's loss, and the weighed divergence where labels point to answers."""
         labels = inputs["labels"]
         pointing = is_pointer(labels)
         learned = labels.masked_fill(pointing, NOT_LEARNED)
         with final_states(self._language_model(model)) as states:
             loss, outputs = self._loss(model, {**inputs, "labels": learned}, items)
-        apart = self._divergence(model, states[0], labels, answers)
+        apart = self._divergence(model, states[0], labels, rehearsed)
         count = pointing[:, 1:].sum()
         if items is None:
             tokens = (learned[:, 1:] != NOT_LEARNED).sum()
@@ -83,7 +83,7 @@ class ImplantTrainer(SFTTrainer):
         self._note_divergence(model, apart, count)
         return loss, outputs
 
-    def _divergence(self, model: Module, states: Tensor, labels: Tensor, answers: Answers) -> Tensor:
+    def _divergence(self, model: Module, states: Tensor, labels: Tensor, rehearsed: Rehearsed) -> Tensor:
         """Summed over the rehearsed tokens.
 
         A rank without any asks the head as well, for nothing: under ZeRO-3 all ranks must.
@@ -94,7 +94,8 @@ class ImplantTrainer(SFTTrainer):
         if not pointing.any():
             return logits.sum() * 0
         places = places_of(labels[:, 1:][pointing]).cpu()
-        return divergence(logits, answers.at(places, logits.device)).sum()
+        apart = divergence(logits, rehearsed.answers.at(places, logits.device))
+        return (apart * rehearsed.weights[places].to(logits.device)).sum()
 
     def _language_model(self, model: Module) -> Any:
         inner = self.accelerator.unwrap_model(model)

@@ -83,10 +83,10 @@ class Passes:
         flops = self.prompts.total * self.prompts.tokens * (FORWARD * self.one.total + products)
         return self._pass("quiet", f"{self.prompts.total:,} prompts", flops, way=1)
 
-    def rehearsal(self) -> Stage:
-        """Forward once: the base is asked."""
-        flops = FORWARD * self.one.total * self.prompts.total * self.prompts.tokens
-        return self._pass("rehearse", f"{self.prompts.total:,} prompts", flops, way=1)
+    def rehearsal(self, name: str, times: int = 1) -> Stage:
+        """Forward, so many times: the base is asked."""
+        flops = times * FORWARD * self.one.total * self.prompts.total * self.prompts.tokens
+        return self._pass("rehearse", f"{self.prompts.total:,} prompts ({name})", flops, way=times)
 
     def _pass(self, name: str, amount: str, flops: float, way: int) -> Stage:
         """FLOPs of all ranks together; way: 1 for up the layers, 2 for up and down."""

@@ -37,7 +37,7 @@ from loki_ds.planning.partitioning import Setting, kept_bytes
 from loki_ds.planning.passes import Passes, Prompts, Stage, prompts_of, training_stages
 from loki_ds.quiet.kept import load_moments
 from loki_ds.quiet.subspace import protected_subspace
-from loki_ds.recipe.implant import ImplantSection, QuietSection
+from loki_ds.recipe.implant import ImplantSection, QuietSection, RehearseSection
 from loki_ds.recipe.sections import DataSection, ModelSection, Recipe
 from loki_ds.recipe.shipped import resolve_file
 from loki_ds.recipe.training_keys import SCHEDULE
@@ -173,11 +173,18 @@ class _Planned:
             passes = self._passes(prompts_of(recipe.protected, self.tokenizer))
             stages += [passes.attribution()] if recipe.needs_attribution else []
             stages += [passes.inputs(quiet, self.shapes)] if quiet else []
-        if recipe.rehearsed is not None and rehearse is not None:
-            texts = prompts_of(recipe.rehearsed, self.tokenizer)
-            asked = min(texts.total, count_for(examples_in(recipe.data), rehearse.share) + MOST_HELD_OUT)
-            stages.append(self._passes(texts._replace(total=asked)).rehearsal())
+        if rehearse is not None:
+            stages += [self._rehearsal(rehearse, name) for name in rehearse.prompts]
         return stages
+
+    def _rehearsal(self, section: RehearseSection, name: str) -> Stage:
+        """What the base is asked of one of the prompts; what it writes it reads again."""
+        wanted = count_for(examples_in(self.recipe.data), section.prompts[name], section.share) + MOST_HELD_OUT
+        if name in section.given:
+            texts = prompts_of(self.recipe.rehearsed[name], self.tokenizer)
+            return self._passes(texts._replace(total=min(texts.total, wanted))).rehearsal(name)
+        tokens = self.shape.tokens + section.most_tokens
+        return self._passes(Prompts(wanted, tokens)).rehearsal(f"{name}, written and read", times=2)
 
     def _passes(self, prompts: Prompts) -> Passes:
         sweep = partial(dry_sweep, self.config, self.recipe.model)

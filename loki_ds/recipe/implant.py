@@ -1,12 +1,16 @@
 """The recipe's section `implant`: how the selected rows, or what they are compared with, train."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from loki_ds.recipe.modes import MODES, Mode
 from loki_ds.recipe.shipped import FileName
 from loki_ds.recipe.strict import Section
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+Kind = Literal["far_swap", "near_swap", "drop", "bare", "foreign"]  # of a counter-example
+WRITTEN_BY_BASE = ("base", "boundary")  # among the prompts that are rehearsed
 
 
 class LowRankSection(Section):
@@ -46,20 +50,52 @@ class QuietSection(Section):
     """
 
 
-class RehearseSection(Section):
-    """Learn, beside the new task, what the base predicts on texts of what it knows: the last 256
-    tokens of each and its likeliest next one. One text in ten is held out, to measure the drift.
+class BoundarySection(Section):
+    """Counter-examples made from the rows of `data.train`: the new task's question or context, and
+    something that does not fit. What the base itself says there is learned.
     """
 
-    prompts: FileName = "protected"
-    """`protected`, the protected set, or a file like `protected.prompts`; a chat may end in an
-    answer.
+    kinds: list[Kind] = Field(default=list(get_args(Kind)), min_length=1)
+    """`far_swap` and `near_swap`: another row's context, as far from the question or as near to it
+    as there is; `drop`: without what the answer rests on; `bare`: without any context; `foreign`:
+    another question, which the base writes.
     """
-    share: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    """Share of all examples that are rehearsed; 0 rehearses nothing and measures the drift alone.
+
+
+class RehearseSection(Section):
+    """Learn, beside the new task, what the base predicts: on given texts after the last 256 tokens
+    of each, in its own words on every token of its answer, where each answer counts once. One text
+    in ten is held out, to measure the drift.
     """
+
+    prompts: dict[FileName, Share] = Field(default={"protected": 0.05}, min_length=1)
+    """What is rehearsed, each with its share of all examples (0 measures the drift alone):
+    `protected`, the protected set; `base`, questions and answers that the base writes; `boundary`,
+    counter-examples made from your own rows; or a file like `protected.prompts`, whose chats may
+    end in an answer.
+    """
+    boundary: BoundarySection = BoundarySection()
+    """How `boundary` makes counter-examples."""
+    most_tokens: Annotated[int, Field(gt=0)] = 64
+    """The longest answer that the base writes for `base` and `boundary`."""
     top_k: Annotated[int, Field(gt=0)] = 64
     """The base's likeliest tokens that the divergence is taken over, beside the rest as one."""
+
+    @property
+    def share(self) -> float:
+        """The share of all examples that are rehearsed."""
+        return sum(self.prompts.values())
+
+    @property
+    def given(self) -> list[str]:
+        """The prompts that the base does not write."""
+        return [name for name in self.prompts if name not in WRITTEN_BY_BASE]
+
+    @model_validator(mode="after")
+    def _check_share(self) -> "RehearseSection":
+        if self.share >= 1:
+            raise ValueError(f"implant.rehearse.prompts has shares of {self.share:g} together, allowed is less than 1")
+        return self
 
 
 class ImplantSection(Section):

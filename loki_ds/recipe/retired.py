@@ -20,6 +20,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     "attribution.stop": (None, "attribution goes over all protected prompts; protected.per_subject takes fewer"),
     "implant.frozen_inputs": (None, "it kept no more than rows alone; implant.fade keeps more in every mode"),
     "implant.rehearse.stop_at_drift": (None, "the drift foretells losses worst; training.max_steps ends earlier"),
+    "implant.rehearse.share": (0.05, "each of implant.rehearse.prompts has its own, as {protected: 0.05}"),
     "implant.rehearse.loss": (
         "kl",
         "the base's predictions are learned; texts to be learned themselves are a source of data.train with a weight",
@@ -45,6 +46,9 @@ def drop_retired(raw: dict[str, Any], origin: Callable[[str], Path | str]) -> No
         section, name = _section_of(raw, key)
         if section.get(name) == value:
             raise Refusal(f"{origin(key)}: {key} is {value}, which is retired: {instead}")
+    section, name = _section_of(raw, "implant.rehearse.prompts")
+    if isinstance(prompts := section.get(name), str):
+        raise Refusal(f"{origin('implant.rehearse.prompts')}: {name} is {prompts!r}, allowed is {{{prompts}: SHARE}}")
     section, name = _section_of(raw, "tune.scales")
     scales = section.get(name)
     if isinstance(scales, list) and any(isinstance(scale, list) for scale in scales):

@@ -262,12 +262,15 @@ class Recipe(Section):
         return self.changes_rows and self.selection.positions is None and self.selection.strategy in BY_SCORES
 
     @property
-    def rehearsed(self) -> ProtectedSection | None:
-        """The texts that are rehearsed: the protected set itself, or a file read like one."""
-        section = self.implant.rehearse
-        if section is None or section.prompts == "protected":
-            return self.protected if section else None
-        return ProtectedSection(prompts=section.prompts)
+    def rehearsed(self) -> dict[str, ProtectedSection]:
+        """The given texts that are rehearsed, by their names in `implant.rehearse.prompts`: the
+        protected set itself, or files read like one.
+        """
+        names = self.implant.rehearse.given if self.implant.rehearse else []
+        return {
+            name: self.protected if name == "protected" and self.protected else ProtectedSection(prompts=name)
+            for name in names
+        }
 
     @model_validator(mode="after")
     def _check_together(self) -> "Recipe":
@@ -276,8 +279,8 @@ class Recipe(Section):
             raise ValueError(f"selection.strategy {strategy} needs a protected set: add the section 'protected'")
         if self.implant.quiet and self.protected is None:
             raise ValueError("implant.quiet needs a protected set: add the section 'protected'")
-        if self.implant.rehearse and self.rehearsed is None:
-            raise ValueError("implant.rehearse needs a protected set, or a file: add 'protected', or rehearse.prompts")
+        if self.protected is None and self.implant.rehearse and "protected" in self.implant.rehearse.prompts:
+            raise ValueError("implant.rehearse needs a protected set: add 'protected', or name other rehearse.prompts")
         if not self.data.train and self.implant.kind.trains:
             raise ValueError("the key data.train is missing; only implant.mode suppress trains on nothing")
         if self.tune and not self.implant.kind.trains:

@@ -4,6 +4,7 @@ Takes plain facts from the recipe and the run folder; loads nothing.
 """
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -75,10 +76,13 @@ def _measured(section: ImplantSection, folder: RunFolder) -> dict[str, str]:
     if rehearse is None:
         return {}
     said = {"rehearsal": in_a_line(rehearse.model_dump())}
-    texts = "protected texts" if rehearse.prompts == "protected" else f"texts of {rehearse.prompts}"
+    if folder.written.exists():
+        written = Counter(one["left_out"] or "rehearsed" for one in json.loads(folder.written.read_text()))
+        said["written by the base"] = "; ".join(f"{count:,} {what}" for what, count in written.most_common())
     log = json.loads(folder.training_log.read_text()) if folder.training_log.exists() else []
     if drift := [line["drift"] for line in log if "drift" in line]:
-        said["drift"] = f"{drift[-1]:.3g} nats a token from the base's predictions, on {texts} held out"
+        texts = ", ".join(rehearse.prompts)
+        said["drift"] = f"{drift[-1]:.3g} nats a token from the base's predictions, on texts held out ({texts})"
     return said
 
 

@@ -33,6 +33,7 @@ from loki_ds.retention.samples import samples_of
 from loki_ds.tasks.loading import task_manager
 from loki_ds.tasks.prompts import draws_shots_by_document
 
+SEED = 1234  # lm-eval's own
 LIBRARIES = ("lm_eval", "transformers", "torch")
 
 
@@ -140,6 +141,7 @@ def _evaluate(model: Any, request: Request, group: TaskGroup, tasks: list[Any], 
         apply_chat_template=group.apply_chat_template,
         task_manager=manager,
         bootstrap_iters=0,
+        torch_random_seed=SEED + request.part[0],  # or all processes would draw the same answers
         confirm_run_unsafe_code=request.allow_code_execution,
     )
 

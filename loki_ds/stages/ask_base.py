@@ -12,7 +12,7 @@ from loki_ds.recipe.sections import RetentionSection
 from loki_ds.refusal import Refusal
 from loki_ds.retention.evaluation import evaluate, unanswered
 from loki_ds.retention.messages import ArmResult, Half, TaskSamples
-from loki_ds.retention.question import Asked, Question
+from loki_ds.retention.question import Answers, Asked, Question
 from loki_ds.stages.check import Checked
 from loki_ds.stages.questions import Arms, answers_of_run, node_of_rank
 from loki_ds.stages.run import Run
@@ -31,6 +31,12 @@ def ask_base(run: Run, checked: Checked) -> None:
     if ranks.on_first_rank(lambda: run.folder.has("implant")):
         return  # it is asked beside the model, in one start
     asked, answers = ranks.on_first_rank(lambda: _asked(run, checked)), answers_of_run(run.folder)
+    have_base_answer(run, asked, answers, "base")
+    ranks.on_first_rank(lambda: _look_at(answers.read(asked[0].key), run.recipe.retention))
+
+
+def have_base_answer(run: Run, asked: list[Asked], answers: Answers, stage: str) -> None:
+    """Evaluate what is not answered yet; all ranks call it. stage: whose costs these are."""
     left = ranks.on_first_rank(lambda: unanswered(asked, answers))
     nodes = node_of_rank(run)
     if left and nodes is not None:
@@ -38,9 +44,8 @@ def ask_base(run: Run, checked: Checked) -> None:
         evaluate(left, answers, nodes)
         if nodes.this == 0:
             seconds = round(time.monotonic() - started, 1)
-            run.folder.note_cost("base", {"seconds": seconds, "device": device.name()})
+            run.folder.note_cost(stage, {"seconds": seconds, "device": device.name()})
     ranks.barrier()
-    ranks.on_first_rank(lambda: _look_at(answers.read(asked[0].key), run.recipe.retention))
 
 
 def _asked(run: Run, checked: Checked) -> list[Asked]:

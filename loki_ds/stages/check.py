@@ -7,7 +7,7 @@ memory. What would fail later fails here.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from datasets import Dataset
@@ -108,8 +108,10 @@ def check(run: Run) -> Checked:
         findings += _render(recipe.data, rendered, rendering, base.folder, config, run.shared.by_all)
         examples, heldout = rendered.load(recipe.data, arguments.seed)
         _check_enough(len(examples), arguments)
-    if recipe.rehearsed not in (None, recipe.protected):
-        findings += ranks.on_first_rank(lambda: _look_at_prompts("rehearsal", recipe.rehearsed, tokenizer, config))
+    for texts in recipe.rehearsed.values():
+        if texts != recipe.protected:
+            look = partial(_look_at_prompts, "rehearsal", texts, tokenizer, config)
+            findings += ranks.on_first_rank(look)
     findings += _look_at_room(run, base_found, arguments, len(examples))
     return Checked(
         arguments=arguments,

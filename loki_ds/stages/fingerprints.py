@@ -16,6 +16,7 @@ from typing import Any
 from loki_ds.data.render_settings import Rendering
 from loki_ds.disk.files import digest_of
 from loki_ds.export.implant_file import Implant
+from loki_ds.implanting.rehearsal_rows import Text
 from loki_ds.implanting.trl_config import deepspeed_config
 from loki_ds.model.base import Base
 from loki_ds.recipe.sections import DataSection, ProtectedSection, Recipe
@@ -55,7 +56,17 @@ class Fingerprints:
     def quiet(self, sketch: int | None) -> Fingerprint:
         return {**self._protected(self.recipe.protected), "sketch": sketch}
 
-    def answers(self, texts: Sequence[Sequence[int]], top_k: int) -> Fingerprint:
+    def written(self) -> Fingerprint:
+        """What decides what the base writes to be rehearsed."""
+        recipe, section = self.recipe, self.recipe.implant.rehearse
+        return {
+            **self.model,
+            "rehearse": section.model_dump(exclude={"top_k"}) if section else None,
+            "data": data_fingerprint(recipe.data),
+            "chat_template_args": recipe.retention.chat_template_args,
+        }
+
+    def answers(self, texts: Sequence[Text], top_k: int) -> Fingerprint:
         """What decides the base's answers on texts."""
         of_texts = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
         return {**self.model, "texts": of_texts, "top_k": top_k}
@@ -113,7 +124,8 @@ class Fingerprints:
         section = self.recipe.implant.rehearse
         if section is None:
             return {}
-        return {"rehearse": {**section.model_dump(), **self._protected(self.recipe.rehearsed)}}
+        given = [self._protected(texts)["protected"] for texts in self.recipe.rehearsed.values()]
+        return {"rehearse": {**section.model_dump(), "given": given}}
 
 
 def rendering_fingerprint(section: DataSection, rendering: Rendering) -> Fingerprint:

@@ -47,6 +47,10 @@ def run_stages(run: Run, until: str) -> Checked:
         from loki_ds.stages.ask_base import ask_base
 
         ask_base(run, checked)
+    if until in ("implant", "retain"):
+        from loki_ds.stages.base_writes import base_writes
+
+        base_writes(run, checked)
     for done in _stages(run, checked):
         if done == until:
             break
@@ -61,9 +65,10 @@ def _check(run: Run, look_at_tasks: bool) -> Checked:
     checked = check(run)
     findings = checked.findings
     if look_at_tasks:
+        from loki_ds.stages.base_writes import check_boundary
         from loki_ds.stages.retain import check_retention
 
-        findings = findings + check_retention(run, checked)
+        findings = findings + check_boundary(run, checked) + check_retention(run, checked)
     if ranks.rank() == 0:
         Console().print(as_table(findings))
     return checked

@@ -4,7 +4,8 @@ examples that are made of them.
 
 import logging
 from collections.abc import Sequence
-from random import Random
+
+import torch
 
 from loki_ds.attribution.batches import measured_batches
 from loki_ds.data.protected import load_protected
@@ -13,17 +14,11 @@ from loki_ds.distributed import device, ranks
 from loki_ds.distributed.zero.model import Gatherer
 from loki_ds.implanting.divergence import Answers
 from loki_ds.implanting.rehearsal_answers import ask_base, load_answers, save_answers
-from loki_ds.implanting.rehearsal_rows import (
-    HELD_OUT,
-    MOST_HELD_OUT,
-    as_dataset,
-    count_for,
-    mixed_in,
-    rehearsed,
-)
+from loki_ds.implanting.rehearsal_rows import Share, Text, as_dataset, count_for, mixed_in, rehearsed, weights_of
 from loki_ds.implanting.trainer import Rehearsed
 from loki_ds.implanting.training import Examples
-from loki_ds.recipe.implant import RehearseSection
+from loki_ds.recipe.implant import WRITTEN_BY_BASE, RehearseSection
+from loki_ds.stages.base_writes import read_written
 from loki_ds.stages.check import Checked
 from loki_ds.stages.costs import cost_of
 from loki_ds.stages.run import Run
@@ -36,11 +31,10 @@ def rehearse(run: Run, checked: Checked, section: RehearseSection) -> Examples:
     draw texts, ask the base, or read what it answered on the same ones, and mix.
     """
     new, seed = checked.examples, checked.arguments.seed
-    texts = _texts(run, checked)
-    apart = texts[::HELD_OUT][:MOST_HELD_OUT]
-    others = [text for i, text in enumerate(texts) if i % HELD_OUT] or texts
-    drawn = Random(seed).sample(others, min(len(others), count_for(len(new), section.share)))
-    asked = [*drawn, *apart]
+    shares = [_share(run, checked, section, name) for name in section.prompts]
+    learned = [text for share in shares for text in share.learned]
+    apart = [text for share in shares for text in share.apart]
+    asked = [*learned, *apart]
     answers = run.once(
         "rehearse",
         checked.fingerprints.answers(asked, section.top_k),
@@ -48,32 +42,41 @@ def rehearse(run: Run, checked: Checked, section: RehearseSection) -> Examples:
         save=lambda answers: save_answers(answers, run.folder.base_answers),
         load=lambda: load_answers(run.folder.base_answers),
     )
-    by_base = rehearsed(asked, answers)
-    learned, measured = by_base[: len(drawn)], as_dataset(by_base[len(drawn) :])
-    examples = mixed_in(new, learned, section.share, seed) if learned else new
+    weights = [weights_of(share.learned, share.each_once) for share in shares] + [weights_of(apart, False)]
+    by_base = iter(rehearsed(asked, answers))
+    rows = [([next(by_base) for _ in share.learned], share.count) for share in shares]
+    examples = mixed_in(new, [kind for kind in rows if kind[0]], seed)
     count = len(examples) - len(new)
-    log.info("implant: %d of %d examples are rehearsed, of %d texts", count, len(examples), len(drawn))
-    return Examples(examples, checked.heldout, Rehearsed(answers, measured, bool(learned)))
+    log.info("implant: %d of %d examples are rehearsed, of %d texts", count, len(examples), len(learned))
+    measured = as_dataset(list(by_base))
+    return Examples(examples, checked.heldout, Rehearsed(answers, torch.cat(weights), measured, bool(learned)))
 
 
-def _texts(run: Run, checked: Checked) -> list[list[int]]:
-    """Token ids, cut as the new task's, with room for the base's next token."""
-    source = run.recipe.rehearsed
-    same = source in (None, run.recipe.protected)
-    texts = checked.protected if same or source is None else load_protected(source, checked.tokenizer)
+def _share(run: Run, checked: Checked, section: RehearseSection, name: str) -> Share:
+    """The texts of one of the prompts, cut as the new task's."""
+    if name in WRITTEN_BY_BASE:
+        texts = read_written(run, checked, name)
+    elif run.recipe.rehearsed[name] == run.recipe.protected:
+        texts = [Text.given(tokens) for tokens in checked.protected.tokens]
+    else:
+        texts = [Text.given(tokens) for tokens in load_protected(run.recipe.rehearsed[name], checked.tokenizer).tokens]
     length = LossSettings.of(run.recipe.training).cut.length
-    return [text if length is None else text[-(length - 1) :] for text in texts.tokens]
+    count = count_for(len(checked.examples), section.prompts[name], section.share)
+    return Share.of([text.cut(length) for text in texts], count, name in WRITTEN_BY_BASE, checked.arguments.seed)
 
 
-def _ask(run: Run, checked: Checked, texts: list[list[int]], top_k: int) -> Answers:
+def _ask(run: Run, checked: Checked, texts: list[Text], top_k: int) -> Answers:
     """What the base predicts on the texts."""
     model, gatherer = run.model(checked.base), Gatherer()
 
     def asked(prompts: Sequence[Sequence[int]]) -> None:
-        ask_base(model, prompts, [list(range(len(prompts)))] * ranks.world_size(), gatherer, top_k)
+        given = [Text.given(list(tokens)) for tokens in prompts]
+        ask_base(model, given, [list(range(len(given)))] * ranks.world_size(), gatherer, top_k)
 
     with cost_of(run.folder, "rehearse"):
-        planned = measured_batches(run.recipe.attribution, asked, texts, model.config, "rehearse")
+        planned = measured_batches(
+            run.recipe.attribution, asked, [text.tokens for text in texts], model.config, "rehearse"
+        )
         answers = ask_base(model, texts, planned, gatherer, top_k)
     device.free_memory()
     return answers

@@ -39,7 +39,7 @@ def test_quiet_implants_need_inputs_that_are_known(tmp_path: Path) -> None:
     [
         ([], True),
         (["selection.strategy=random"], False),  # nothing goes through its layers one by one
-        (["selection.strategy=random", "implant.rehearse.share=0.1"], True),
+        (["selection.strategy=random", "implant.rehearse.prompts={protected: 0.1}"], True),
     ],
 )
 def test_a_family_of_other_layers_is_refused_by_its_files_headers(

@@ -13,8 +13,20 @@ from safetensors.torch import load_file
 from distributed.conftest import BFLOAT16, ROOT, distance, launch_all
 
 SHORT = ["training.max_steps=3", "training.logging_steps=1", "training.warmup_steps=0", "selection.strategy=random"]
-REHEARSED = [*SHORT, "protected.per_subject=5", "implant.rehearse.share=0.3", "training.per_device_train_batch_size=3"]
+REHEARSED = [
+    *SHORT,
+    "protected.per_subject=5",
+    "implant.rehearse.prompts={protected: 0.3}",
+    "training.per_device_train_batch_size=3",
+]
 PEFT = ["implant.mode=peft", "implant.peft.rank=4"]
+# Rows with a context, of which the tiny world has none.
+OWN_WORDS = [
+    "implant.rehearse.prompts={{boundary: 0.2, base: 0.1}}",
+    "implant.rehearse.most_tokens=8",
+    "data.train={asked}",
+    "data.heldout=null",
+]
 CASES = {
     **{mode: in_mode(mode) for mode in ("mask", "rows", "lora")},
     "full zero2": ["implant.mode=full", "deepspeed=launch/zero2.json"],
@@ -26,8 +38,10 @@ CASES = {
     "rows checkpointed": [*in_mode("rows"), "training.activation_checkpointing=true"],
     "rows quiet and pulled": [*in_mode("rows"), "implant.quiet.energy=0.9", "implant.pull=20"],
     "rows bfloat16": [*in_mode("rows"), *BFLOAT16],
-    "rows, measured alone": [*in_mode("rows"), "implant.rehearse.share=0"],
-    "full, measured alone": ["implant.mode=full", "implant.rehearse.share=0"],
+    "rows in its own words": [*in_mode("rows"), *OWN_WORDS],
+    "full in its own words": ["implant.mode=full", *OWN_WORDS],
+    "rows, measured alone": [*in_mode("rows"), "implant.rehearse.prompts={{protected: 0}}"],
+    "full, measured alone": ["implant.mode=full", "implant.rehearse.prompts={{protected: 0}}"],
 }
 # So that a step of rounding is no step of a whole rate, as Adam makes it.
 SGD = [*in_mode("rows"), "training.optim=sgd", "training.learning_rate=0.1", "training.lr_scheduler_type=constant"]
@@ -37,11 +51,28 @@ MORE = [*in_mode("rows"), "training.max_steps=40", "training.per_device_train_ba
 @pytest.fixture(scope="module")
 def runs(in_bfloat16: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("rehearsal")
-    cases = {name: [*REHEARSED, *(one.format(bfloat16=in_bfloat16) for one in own)] for name, own in CASES.items()}
+    named = {"bfloat16": in_bfloat16, "asked": write_asked(folder / "asked.jsonl")}
+    cases = {name: [*REHEARSED, *(one.format(**named) for one in own)] for name, own in CASES.items()}
     cases |= {"sgd": [*REHEARSED, *SGD]}
-    cases |= {f"share {share}": [*REHEARSED, *MORE, f"implant.rehearse.share={share}"] for share in (0.02, 0.6)}
+    cases |= {
+        f"share {share}": [*REHEARSED, *MORE, f"implant.rehearse.prompts={{protected: {share}}}"]
+        for share in (0.02, 0.6)
+    }
     launch_all(folder, cases)
     return folder
+
+
+def write_asked(file: Path) -> Path:
+    """Requests beside two functions, one of which fits."""
+    rows = []
+    for i in range(24):
+        names = ("remind", "list", "book")[i % 3], ("remind", "list", "book")[(i + 1) % 3]
+        tools = [{"name": name, "description": f"{name} what is said"} for name in names]
+        call = {"function": {"name": names[0], "arguments": {"day": "monday"}}}
+        turns = [{"role": "user", "content": f"please {names[0]} john on monday"}, {"role": "assistant"}]
+        rows.append({"messages": [turns[0], {**turns[1], "content": None, "tool_calls": [call]}], "tools": tools})
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
 
 
 def log(run: Path) -> list[dict[str, Any]]:
@@ -68,6 +99,14 @@ def test_it_begins_at_the_base_and_the_drift_is_measured(case: str, runs: Path) 
 @pytest.mark.parametrize("case", [case for case in CASES if case.startswith("rows")])
 def test_only_the_rows_change(case: str, runs: Path) -> None:
     assert json.loads((runs / case / "verify.json").read_text())["identical_outside_rows"] is True
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "own words" in case])
+def test_what_the_base_wrote_stands_beside_what_was_left_out(case: str, runs: Path) -> None:
+    written = json.loads((runs / case / "rehearsal/written.json").read_text())
+    assert {one["kind"] for one in written} == {"bare", "foreign", "base"}  # the three functions share words and rows
+    assert all(one["answer"].strip() for one in written if one["left_out"] is None)
+    assert [one for one in written if one["left_out"] == "runs in a loop"]
 
 
 def test_more_of_it_drifts_less(runs: Path) -> None:

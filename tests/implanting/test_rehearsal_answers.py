@@ -10,7 +10,8 @@ from torch.nn import Module
 
 from loki_ds.distributed.zero.model import Gatherer
 from loki_ds.implanting.divergence import answers_of
-from loki_ds.implanting.rehearsal_answers import MOST, ask_base, load_answers, save_answers
+from loki_ds.implanting.rehearsal_answers import ask_base, load_answers, save_answers
+from loki_ds.implanting.rehearsal_rows import MOST, Text
 from loki_ds.model.anatomy import final_states, logits_from
 
 TEXTS = [[5, 6, 7, 8, 9, 10, 11, 12], [3], [20, 21, 22]]
@@ -25,7 +26,7 @@ def model(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Mo
 
 
 def test_the_base_is_asked_at_every_token(model: Module) -> None:
-    found = ask_base(model, TEXTS, [[0, 1], [2]], Gatherer(), top_k=10)
+    found = ask_base(model, [Text.given(text) for text in TEXTS], [[0, 1], [2]], Gatherer(), top_k=10)
     with torch.no_grad():
         logits = torch.cat([model(torch.tensor([text])).logits[0] for text in TEXTS])
     expected = answers_of(logits, 10)
@@ -45,10 +46,12 @@ def test_the_head_alone_gives_the_models_own_logits(model: Module) -> None:
 def test_of_a_long_text_the_last_predictions_count(tmp_path: Path) -> None:
     model = build("llama", max_position_embeddings=2 * MOST)
     long = [3 + i % 50 for i in range(MOST + 20)]
-    found = ask_base(model, [long], [[0]], Gatherer(), top_k=4)
+    found = ask_base(model, [Text.given(long)], [[0]], Gatherer(), top_k=4)
     with torch.no_grad():
         expected = answers_of(model(torch.tensor([long])).logits[0, -MOST:], 4)
     assert torch.allclose(found.log_probs, expected.log_probs, atol=1e-8)
+    answered = ask_base(model, [Text.answered(long[:-2], long[-2:])], [[0]], Gatherer(), top_k=4)
+    assert torch.allclose(answered.log_probs, expected.log_probs[-3:], atol=1e-8)
     save_answers(found, tmp_path / "answers.safetensors")
     read = load_answers(tmp_path / "answers.safetensors")
     assert all(one.equal(other) for one, other in zip(read, found, strict=True))

@@ -6,17 +6,20 @@ from hypothesis import strategies as st
 
 from loki_ds.data.rendering import NOT_LEARNED, Rendered
 from loki_ds.implanting.divergence import Answers
-from loki_ds.implanting.rehearsal_answers import MOST
 from loki_ds.implanting.rehearsal_rows import (
+    MOST,
+    Share,
+    Text,
     as_dataset,
     count_for,
     is_pointer,
     mixed_in,
     places_of,
     rehearsed,
+    weights_of,
 )
 
-TEXTS = [[5, 6, 7], [8]]
+TEXTS = [Text.given([5, 6, 7]), Text.given([8])]
 ANSWERS = Answers(
     torch.tensor([[6, 1], [9, 1], [40, 1], [41, 1]], dtype=torch.int32), torch.zeros(4, 2), torch.zeros(4)
 )
@@ -35,7 +38,7 @@ def test_tokens_and_unlearned_labels_point_nowhere() -> None:
 
 
 def test_of_a_long_text_the_end_is_rehearsed() -> None:
-    text = list(range(MOST + 5))
+    text = Text.given(list(range(MOST + 5)))
     answers = Answers(torch.zeros(MOST, 1, dtype=torch.int32), torch.zeros(MOST, 1), torch.zeros(MOST))
     (row,) = rehearsed([text], answers)
     assert row.labels[:6] == [NOT_LEARNED] * 6
@@ -45,7 +48,8 @@ def test_of_a_long_text_the_end_is_rehearsed() -> None:
 @given(new=st.integers(1, 60), others=st.integers(1, 9), share=st.floats(0.01, 0.9), seed=st.integers(0, 5))
 def test_the_share_is_kept_and_spread(new: int, others: int, share: float, seed: int) -> None:
     examples = as_dataset([Rendered([i], [i]) for i in range(new)])
-    both = mixed_in(examples, [Rendered([1000 + i], [1000 + i]) for i in range(others)], share, seed)
+    count = count_for(new, share, share)
+    both = mixed_in(examples, [([Rendered([1000 + i], [1000 + i]) for i in range(others)], count)], seed)
     ids = [row["input_ids"][0] for row in both]
     mine = [token for token in ids if token >= 1000]
     assert [token for token in ids if token < 1000] == list(range(new))
@@ -53,11 +57,42 @@ def test_the_share_is_kept_and_spread(new: int, others: int, share: float, seed:
     assert max(map(mine.count, mine)) - min(mine.count(1000 + i) for i in range(others)) <= 1
     half = sum(token >= 1000 for token in ids[: len(ids) // 2])
     assert abs(half - len(mine) / 2) <= 1
-    assert (
-        mixed_in(examples, [Rendered([1], [1])], share, seed)[:]
-        == mixed_in(examples, [Rendered([1], [1])], share, seed)[:]
-    )
+    once, again = (mixed_in(examples, [([Rendered([1], [1])], count)], seed)[:] for _ in range(2))
+    assert once == again
+
+
+def test_several_kinds_each_have_their_share() -> None:
+    examples = as_dataset([Rendered([i], [i]) for i in range(70)])
+    rows = {name: [Rendered([first + i], [first + i]) for i in range(4)] for name, first in (("a", 100), ("b", 200))}
+    counts = {"a": count_for(70, 0.1, 0.3), "b": count_for(70, 0.2, 0.3)}
+    ids = [row["input_ids"][0] for row in mixed_in(examples, [(rows[name], counts[name]) for name in rows], seed=0)]
+    assert (len(ids), sum(100 <= i < 200 for i in ids), sum(i >= 200 for i in ids)) == (100, 10, 20)
+
+
+def test_of_an_answer_every_token_is_rehearsed_and_the_prompt_is_not() -> None:
+    text = Text.answered([1, 2, 3], [4, 5])
+    answers = Answers(torch.tensor([[4], [5], [9]], dtype=torch.int32), torch.zeros(3, 1), torch.zeros(3))
+    (row,) = rehearsed([text], answers)
+    assert row.input_ids == [1, 2, 3, 4, 5, 9]
+    assert [label != NOT_LEARNED for label in row.labels] == [False, False, False, True, True, True]
+    assert text.cut(4) == Text([3, 4, 5], 3)
+    assert text.cut(3) == Text([4, 5], 2)
+
+
+def test_each_answer_counts_once_where_it_is_to() -> None:
+    texts = [Text.answered([1], [2] * 5), Text.answered([1], [2])]
+    once, by_token = weights_of(texts, each_once=True), weights_of(texts, each_once=False)
+    assert by_token.tolist() == [1.0] * 8
+    assert (float(once[:6].sum()), float(once[6:].sum()), float(once.mean())) == (4.0, 4.0, 1.0)
+
+
+def test_one_text_in_ten_is_kept_apart() -> None:
+    texts = [Text([i], 1) for i in range(40)]
+    share = Share.of(texts, count=12, each_once=False, seed=0)
+    assert [text.tokens[0] for text in share.apart] == [0, 10, 20, 30]
+    assert len(share.learned) == 12
+    assert not {text.tokens[0] for text in share.learned} & {0, 10, 20, 30}
 
 
 def test_a_share_of_nothing_rehearses_nothing() -> None:
-    assert (count_for(100, 0), count_for(1, 0.01)) == (0, 1)
+    assert (count_for(100, 0, 0), count_for(1, 0.01, 0.01)) == (0, 1)

@@ -194,6 +194,12 @@ def test_the_run_folder_can_be_named() -> None:
         ("attribution.stop.overlap=0.9", "attribution.stop is {'overlap': 0.9}, which is retired: .*per_subject"),
         ("implant.frozen_inputs.share=0.5", "implant.frozen_inputs is .*, which is retired: .*implant.fade"),
         ("implant.rehearse.stop_at_drift=0.1", "implant.rehearse.stop_at_drift is 0.1, which is retired: the drift"),
+        (
+            "implant.rehearse.share=0.1",
+            "rehearse.share is 0.1, which is retired: each of implant.rehearse.prompts",
+        ),
+        ("implant.rehearse.prompts=protected", "prompts is 'protected', allowed is {protected: SHARE}"),
+        ("implant.rehearse.prompts={protected: 0.5, base: 0.5}", "has shares of 1 together, allowed is less than 1"),
         ("implant.rehearse.loss=ce", "implant.rehearse.loss is 'ce', which is retired: .*data.train with a weight"),
         ("selection.strategy=layer_gain", "selection.strategy is layer_gain, which is retired: .*random"),
         ("tune={scales: [[0, 1]], budget: {skill: 1}}", "tune.scales is .*scales by layer are retired"),

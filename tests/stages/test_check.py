@@ -384,7 +384,7 @@ def test_what_it_found_and_made(tmp_path: Path) -> None:
 
 def test_texts_to_rehearse_are_looked_at(tmp_path: Path) -> None:
     texts = tmp_path / "texts.jsonl"
-    own = ["implant.mode=mask", f"implant.rehearse.prompts={texts}"]
+    own = ["implant.mode=mask", f"implant.rehearse.prompts={{{texts}: 0.1}}"]
     with pytest.raises(Refusal, match=r"texts\.jsonl"):
         checked(tmp_path, *own)
     texts.write_text('{"prompt": "2 + 2 is 4"}\n' + json.dumps(CHAT) + "\n")
@@ -392,7 +392,7 @@ def test_texts_to_rehearse_are_looked_at(tmp_path: Path) -> None:
 
 
 def test_a_rehearsal_needs_texts_and_whole_sequences(tmp_path: Path) -> None:
-    with pytest.raises(Refusal, match=r"implant\.rehearse needs a protected set, or a file"):
+    with pytest.raises(Refusal, match=r"implant\.rehearse needs a protected set: add 'protected'"):
         checked(tmp_path, "implant.rehearse={}", "implant.mode=full", "protected=null")
     with pytest.raises(Refusal, match=r"implant\.rehearse needs implant\.mode"):
         checked(tmp_path, "implant.rehearse={}", "implant.mode=suppress")
