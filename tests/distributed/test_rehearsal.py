@@ -22,7 +22,7 @@ REHEARSED = [
 PEFT = ["implant.mode=peft", "implant.peft.rank=4"]
 # Rows with a context, of which the tiny world has none.
 OWN_WORDS = [
-    "implant.rehearse.prompts={{boundary: 0.2, base: 0.1}}",
+    "implant.rehearse.prompts={{boundary: 0.4, base: 0.2}}",
     "implant.rehearse.most_tokens=8",
     "data.train={asked}",
     "data.heldout=null",
