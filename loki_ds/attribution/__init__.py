@@ -1,5 +1,4 @@
-"""Knowledge Vector Attribution: how much each row of each down-projection carries of what the model
-already knows.
+"""Knowledge Vector Attribution: how much of what a model knows each down-projection row carries.
 
 `definition` is the method word for word, with its target and the points of the path in `rules`.
 `sweep` gives the same numbers in one pass up and one down the layers: `token_pass` carries the

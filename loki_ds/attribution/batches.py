@@ -49,8 +49,7 @@ def attribute(
 ) -> Tensor:
     """Integrated-Gradients score of every node for every prompt, at the prompt's last token.
 
-    With a model sharded by ZeRO-3 all ranks call it with the same prompts, share them out, and get
-    all scores.
+    With a model sharded by ZeRO-3 all ranks pass the same prompts, share them and get all scores.
 
     Args:
         model: a causal language model of transformers, in eval mode, whole or sharded by ZeRO-3.
@@ -107,9 +106,7 @@ def _of_one_class(members: list[int], prompts: Sequence[Sequence[int]], size: in
 
 
 def _families(members: list[int], prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Indices of prompts that share a beginning worth computing once; in lexical order they are
-    neighbours.
-    """
+    """Indices by shared beginnings worth computing once; such prompts are lexical neighbors."""
     families: list[list[int]] = []
     for i in sorted(members, key=lambda i: (list(prompts[i]), i)):
         if families and shared_length([prompts[families[-1][0]], prompts[i]]):
@@ -221,12 +218,9 @@ def sweep_batches(
 ) -> Iterator[tuple[list[int], Swept]]:
     """Sweep each planned batch once; yields a batch's indices and result on the rank that made it.
 
-    When a device runs out of memory, all batches from there on are half as large, on all ranks, and
-    the log says so.
+    When a device's memory runs out, all ranks halve all later batches, and the log says so.
 
-    Args:
-        split_over_ranks: the ranks share the batches; False lets this rank alone do all of them (an
-            unsharded model).
+    split_over_ranks: the ranks share the batches; False has this rank do all (an unsharded model).
 
     Raises:
         Refusal: a single prompt does not fit the device's memory.
@@ -250,9 +244,7 @@ def sweep_batches(
 
 
 def rank_batches(planned: Sequence[list[int]]) -> Iterator[list[int]]:
-    """This rank's batch of every turn; empty when it has none left, because every gather needs all
-    ranks.
-    """
+    """This rank's batch of every turn, empty when none is left, as every gather needs all ranks."""
     for first in range(0, len(planned), world_size()):
         mine = first + rank()
         yield planned[mine] if mine < len(planned) else []

@@ -21,8 +21,7 @@ from loki_ds.refusal import Refusal
 
 WORTH_SHARING = 32  # tokens
 CACHE_NAMES = ("cache", "past_key_values", "layer_past")  # by version of transformers and family
-# Gemma 4 hands `shared_kv_states` to layers that share nothing, too; those that do are refused
-# (`self_check`).
+# Gemma 4 also hands `shared_kv_states` to layers that share nothing; `self_check` refuses sharing.
 KNOWN_ARGUMENTS = {
     "attention_mask",
     "position_ids",
@@ -88,9 +87,7 @@ class LayerCall:
         return layer(tokens, **self._for_rest(tokens))
 
     def probes(self, layer: Module, probes: Tensor) -> Tensor:
-        """`[B, R, d_model]` probes at each prompt's last position: they see the tokens before it
-        and themselves.
-        """
+        """Probes `[B, R, d_model]` at each prompt's end see the tokens before it and themselves."""
         return layer(probes, **self._for_probes(probes))
 
     def close(self) -> None:
@@ -135,9 +132,7 @@ class LayerCall:
         self.keys_values = KeysValues()
 
     def _for_first(self, count: int, prompts: slice) -> dict[str, Any]:
-        """As the model itself calls the layer, for the first positions only (its mask may be none,
-        then attention is causal).
-        """
+        """The model's own call for the first positions (a mask of none means causal attention)."""
         mask = self.arguments["attention_mask"]
         return self._call(
             **self._tables(lambda table: table[prompts, :count]),
@@ -146,9 +141,7 @@ class LayerCall:
         )
 
     def _tables(self, at: Callable[[Tensor], Tensor]) -> dict[str, Any]:
-        """The rotary tables, or the one that a family has, at some positions; none where it does
-        not rotate.
-        """
+        """The rotary tables, or a family's one, at some positions; none without rotation."""
         tables = self.arguments.get("position_embeddings")
         if tables is None:
             return {}

@@ -60,9 +60,7 @@ class State:
         return True
 
     def copies(self, batch: int, times: int = 1) -> "State":
-        """`times` for each of a batch's prompts, one after the other; of a state that they share,
-        what each begins with.
-        """
+        """Each prompt's state (or the shared one), `times` in a row for each prompt of a batch."""
 
         def copied(cell: Tensor) -> Tensor:
             return cell.expand(batch, *cell.shape[1:]).repeat_interleave(times, dim=0)

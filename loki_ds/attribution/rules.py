@@ -1,6 +1,5 @@
-"""What attribution explains, the model's own next token by its probability or its logit; and the
-path from the baseline 0 to a node's value: at which fractions of it the gradient is taken, with
-which weights.
+"""What attribution explains, the model's own next token by its probability or its logit; and where
+on the path from the baseline 0 to a node's value the gradient is taken, with which weights.
 """
 
 import numpy as np
@@ -13,8 +12,7 @@ def quadrature(rule: str, steps: int) -> tuple[list[float], list[float]]:
     `steps` intervals or nodes.
 
     `right` is the paper's eq. 5 (`k/m`, k = 1..m), `left` the authors' first code (`k = 0..m-1`),
-    `trapezoid` takes both ends with half weight (m + 1 points), `gauss_legendre` the m Legendre
-    nodes (numpy).
+    `trapezoid` takes both ends with half weight (m + 1 points), `gauss_legendre` numpy's m nodes.
     """
     if steps < 1:
         raise ValueError(f"steps is {steps}, allowed is 1 or more")
@@ -32,9 +30,7 @@ def quadrature(rule: str, steps: int) -> tuple[list[float], list[float]]:
 
 
 def target_value(logits: Tensor, token: Tensor, target: str) -> Tensor:
-    """`F`: the probability (softmax in float32 or better) or the logit of `token`; logits `[...,
-    V]`, token `[...]`.
-    """
+    """`F`, probability (float32 softmax or better) or logit of `token [...]`; logits `[..., V]`."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     picked = logits.gather(-1, token[..., None]).squeeze(-1)
     if target == "logit":

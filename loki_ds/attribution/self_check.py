@@ -100,9 +100,7 @@ def _builder(model: PreTrainedModel) -> Callable[[Any], PreTrainedModel]:
 
 
 def difference(name: str, build: Callable[[Any], Any], config: Any) -> float:
-    """Largest difference between sweep and definition, relative to the largest score, on a tiny
-    model of the class.
-    """
+    """Largest difference of sweep and definition on a tiny model, relative to the largest score."""
     try:
         with torch.random.fork_rng(devices=[]), unsharded():
             torch.manual_seed(0)
@@ -144,9 +142,7 @@ def _check_layers(name: str, model: PreTrainedModel) -> None:
 
 
 def tiny_config(config: Any) -> Any:
-    """A copy of a configuration with every size made small and every other choice kept; at most
-    four layers, all kinds of them.
-    """
+    """A copy with all sizes small, all other choices kept, and at most four layers of all kinds."""
     stated = config.to_dict()
     by_layer = stated.get("per_layer_config") or {}
     sizes = {**_tiny_sizes(stated), **_tiny_layers(stated, by_layer)}

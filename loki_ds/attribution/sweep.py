@@ -82,8 +82,7 @@ class Sweep:
     def attempt(self, prompts: Sequence[Sequence[int]]) -> Swept | None:
         """Scores for one batch, or None when the device's memory is not enough for it.
 
-        Also then this rank has taken part in every gather of the pass, so the other ranks do not
-        wait for it.
+        Even so this rank has joined every gather of the pass, so no other rank waits for it.
         """
         gathers = self.gatherer.count
         try:
@@ -229,8 +228,7 @@ def _on_device(alphas: Sequence[float], beside: Tensor) -> Tensor:
 
 @contextmanager
 def scaled_writes(layer: Module, alphas: Tensor) -> Iterator[_Taken]:
-    """While open, what the FFN writes for the last `len(alphas)` probes is multiplied by alpha: the
-    intervention itself.
+    """The intervention: while open, alpha scales the FFN's output at the last `len(alphas)` probes.
 
     It happens inside the layer, so whatever follows (a post-norm, a residual multiplier) is the
     family's own code. Writers that are added up are each multiplied, which multiplies the sum, and

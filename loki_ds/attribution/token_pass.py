@@ -22,9 +22,7 @@ Call = LayerCall | RecurrentCall
 
 @dataclass
 class Tokens:
-    """B prompts between two layers: the longest has T tokens, P is T - 1, they begin with the same
-    C.
-    """
+    """B prompts between two layers: the longest has T tokens, P is T - 1, all share the first C."""
 
     shared: Tensor  # the tokens that all prompts begin with [1, C, d_model]
     rest: Tensor  # every other token but the last, right-padded [B, P - C, d_model]
@@ -47,9 +45,7 @@ class Tokens:
 def embed(
     model: Module, layers: list[Module], gatherer: Gatherer, prompts: Sequence[Sequence[int]]
 ) -> tuple[Tokens, list[Call]]:
-    """Embed the prompts (right-padded), and learn from the model's own forward what each layer is
-    called with.
-    """
+    """Embed the right-padded prompts, and learn each layer's call from the model's own forward."""
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     where = device_of(model)
     ids, last = padded(prompts).to(where), (lengths - 1).to(where)
