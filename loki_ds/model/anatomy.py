@@ -1,5 +1,4 @@
-"""The parts of a causal language model that attribution works on, found on the model as
-transformers built it.
+"""The parts of a causal language model, found on the model as transformers built it.
 
 Knows where decoder layers sit (`sites` knows where they write) and how to run a model with its
 layers emptied, so that everything around the layers (embedding scale, rotary tables per layer type,
@@ -67,9 +66,7 @@ def down_shapes(model: Module) -> list[tuple[int, int]]:
 
 
 def parts_around_layers(model: Module) -> list[Module]:
-    """What the decoder itself uses below and above its layers: embedding, rotary tables, final
-    norm.
-    """
+    """What the decoder uses below and above its layers: embedding, rotary tables, final norm."""
     decoder = decoder_of(model)
     stacks = [getattr(decoder, name, None) for name in LAYERS]
     return [child for child in decoder.children() if not any(child is stack for stack in stacks)]
@@ -85,9 +82,7 @@ class EmptiedRun:
 
 @contextmanager
 def emptied(layers: list[Module], output: Tensor | None = None) -> Iterator[EmptiedRun]:
-    """While open, layers compute nothing: they note their arguments and return their input, or
-    `output` if given.
-    """
+    """While open, layers only note their arguments and return their input, or `output` if given."""
     run = EmptiedRun()
 
     def stand_in_for(layer: Module) -> Callable[..., Tensor]:
@@ -120,9 +115,7 @@ def calls_of_layers(model: Module, layers: list[Module], ids: Tensor) -> Emptied
 
 
 def logits_above(model: Module, layers: list[Module], rows: Tensor) -> Tensor:
-    """The model's own final norm, head and logit scaling on rows `[N, d_model]`, each a sequence of
-    one token.
-    """
+    """The model's final norm, head and logit scaling on one-token sequences `[N, d_model]`."""
     with emptied(layers, output=rows[:, None]):
         return model(inputs_embeds=rows[:, None].detach(), use_cache=False).logits.squeeze(1)
 

@@ -1,6 +1,4 @@
-"""The base model that a recipe names: its folder, its configuration, its tokenizer and the model
-itself, or one sentence.
-"""
+"""A recipe's base model: folder, configuration, tokenizer and the model itself, or one sentence."""
 
 import json
 from pathlib import Path
@@ -117,9 +115,7 @@ def _why(error: Exception, trusted: bool) -> str:
 
 
 def stop_tokens(path: Path | str, config: PreTrainedConfig) -> set[int]:
-    """Ids of the tokens on which a model's generation stops, as its generation_config.json says, or
-    its config.json.
-    """
+    """Ids of the tokens that stop generation, by the generation_config.json or else config.json."""
     ids, file = None, Path(path) / "generation_config.json"
     if file.exists():
         try:
@@ -133,9 +129,7 @@ def stop_tokens(path: Path | str, config: PreTrainedConfig) -> set[int]:
 
 
 def check_attention_installed(name: str | None) -> None:
-    """Refuse, before anything is computed, an attention whose package is not there or does not run
-    on this machine.
-    """
+    """Refuse, before any computing, an attention whose package is missing or does not run here."""
     available = {"flash_attention_2": is_flash_attn_2_available, "flash_attention_3": is_flash_attn_3_available}
     if name in available and not available[name]():
         raise Refusal(f"model.attention is {name}, which needs its package and a GPU it runs on; sdpa needs neither")

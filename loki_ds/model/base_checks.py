@@ -181,9 +181,7 @@ def _check_names(folder: Path, weights: WeightFiles, model: PreTrainedModel) -> 
 
 
 def _check_whole(folder: Path, weights: WeightFiles, model: PreTrainedModel) -> None:
-    """By the naming that knows most of the class's tensors. Where it knows too few, only loading
-    them tells.
-    """
+    """Check by the naming that knows most tensors; where it knows too few, only loading tells."""
     parameters: dict[str, Tensor] = dict(model.named_parameters())
     missing: set[str] = {*parameters}
     for names in _namings(model, parameters):

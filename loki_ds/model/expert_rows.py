@@ -1,11 +1,10 @@
 """The rows of one layer's FFN, whatever it is made of.
 
-A dense FFN writes by one `W_down [d_model, d_ff]`. A mixture of experts writes by many, and what it
-writes is `sum_e g_e W_e a_e + W_s a_s`: one wide FFN whose `W_down` is `[W_1 .. W_E W_s]`, whose
-inputs are 0 for experts that a token is not routed to. So a node stays a row: row `j` of a layer is
-row `j` of its routed and shared experts side by side, `[width]` with `width` the sum of their
-`d_ff`. Weights may lie as `[d_model, d_ff]`, as experts `[E, d_model, d_ff]`, or with `d_model`
-last.
+A dense FFN writes by one `W_down [d_model, d_ff]`. A mixture of experts writes by many, together
+`sum_e g_e W_e a_e + W_s a_s`: one wide FFN whose `W_down` is `[W_1 .. W_E W_s]`, whose inputs are 0
+for experts that a token is not routed to. So a node stays a row: row `j` of a layer is row `j` of
+its routed and shared experts side by side, `[width]` with `width` the sum of their `d_ff`. Weights
+may lie as `[d_model, d_ff]`, as experts `[E, d_model, d_ff]`, or with `d_model` last.
 """
 
 from collections.abc import Sequence
@@ -38,9 +37,7 @@ def side_by_side(rows: Tensor) -> Tensor:
 
 
 def as_in(shape: Sequence[int], rows: Tensor) -> Tensor:
-    """Rows side by side, as a weight of this shape has them: `[k, d_ff]`, of experts
-    `[E, k, d_ff]`.
-    """
+    """Side-by-side rows as a weight of this shape has them: `[k, d_ff]`, experts `[E, k, d_ff]`."""
     return rows if len(shape) == 2 else rows.unflatten(1, (shape[0], -1)).transpose(0, 1)
 
 

@@ -1,8 +1,7 @@
 """Where each layer's FFN writes into the residual stream, found on the layer as transformers built
 it: the modules whose outputs together are `z`, and the weights that hold its rows.
 
-One table of names serves all families. What is not in it is refused, never taken for something
-else.
+One table of names serves all families. What is not in it is refused, never taken for another.
 """
 
 from collections.abc import Callable, Iterator
@@ -80,8 +79,7 @@ class Writer(NamedTuple):
 class Site(NamedTuple):
     """Where one layer's FFN writes.
 
-    writers: in the order in which they write. downs: the weights of its rows, routed experts before
-    what all tokens share.
+    writers: in the order in which they write. downs: the weights of its rows, routed experts first.
     """
 
     writers: list[Writer]

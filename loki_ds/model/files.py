@@ -37,9 +37,7 @@ EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embe
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors of one shape and dtype hold the same bytes (-0.0 is not 0.0, a NaN equals
-    itself).
-    """
+    """Whether tensors of one shape and dtype have equal bytes (-0.0 is not 0.0, NaN is itself)."""
     return torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))
 
 
@@ -86,9 +84,7 @@ class WeightFiles:
 
 @contextmanager
 def open_weights(folder: Path) -> Iterator[WeightFiles]:
-    """The folder's single safetensors file, or all shards that its index names: the same as
-    transformers reads.
-    """
+    """The folder's single safetensors file, or all shards of its index, as transformers reads."""
     weights, index = WeightFiles(folder), folder / INDEX
     shards = _shards_of(index) if index.exists() and not (folder / SINGLE).exists() else [SINGLE]
     handles = []
@@ -107,9 +103,7 @@ def open_weights(folder: Path) -> Iterator[WeightFiles]:
 
 
 def model_files(folder: Path, weights: WeightFiles) -> list[Path]:
-    """The files that are the model, relative to its folder: the weights that its index names, and
-    what stands beside them.
-    """
+    """The model's files, relative to its folder: the index's weights and what is beside them."""
     stored = {Path(name) for name in set(weights.files.values())}
     # An index that is left over beside a single file names other ones.
     own_index = {Path(INDEX)} if stored != {Path(SINGLE)} and (folder / INDEX).is_file() else set()
@@ -117,17 +111,13 @@ def model_files(folder: Path, weights: WeightFiles) -> list[Path]:
 
 
 def files_beside(folder: Path) -> list[Path]:
-    """What stands beside a model's weights, relative to its folder: configuration, tokenizer,
-    templates, code.
-    """
+    """Files beside weights, relative to the folder: configuration, tokenizer, templates, code."""
     beside = {file.relative_to(folder) for pattern in BESIDE for file in folder.glob(pattern) if file.is_file()}
     return sorted(file for file in beside if not any(map(file.match, OF_OTHERS)))
 
 
 def other_weights(folder: Path, weights: WeightFiles) -> list[str]:
-    """Weight files in the folder that its index does not name: nobody reads them here, another
-    program might.
-    """
+    """Weight files that the folder's index does not name: another program might read them."""
     present = {file.name for file in folder.iterdir() if file.suffix in WEIGHTS}
     return sorted(present - set(weights.files.values()))
 

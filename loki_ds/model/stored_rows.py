@@ -1,9 +1,8 @@
 """Where the rows of every layer lie in a checkpoint's files, by the names of its tensors.
 
-Loads no model. The rows of a dense FFN are one tensor's; those of a mixture of experts are one
-tensor's for all routed experts or one's for each, and the shared ones' (`wide`). The names are the
-published files', of the families that `sites` knows on loaded models; `usable` holds the two
-together.
+Loads no model. A dense FFN's rows are one tensor; those of a mixture of experts are one tensor for
+all routed experts or one for each, and the shared ones' (`expert_rows`). The names are the
+published files', of the families that `ffn` knows when loaded; `base_checks` compares the two.
 """
 
 import json
