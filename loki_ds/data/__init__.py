@@ -1,5 +1,4 @@
-"""All that becomes tokens: the new task's examples, from files as people have them, and the
-protected prompts.
+"""All that becomes tokens: the new task's examples, from people's files, and the protected prompts.
 
 `sources` reads files and the hub's data sets row by row, `layouts` makes a conversation, a pair or
 a text of each row (`messages`: what one turn says), `templates` says how the model's template takes

@@ -108,8 +108,7 @@ def needs_of(sources: Iterable[SourceSection], most: int | None = None) -> tuple
 
 
 def render_source(source: SourceSection, renderer: Renderer, cut: Cut, vocabulary: int, file: Path) -> Counts:
-    """Write a source's tokens and labels to an Arrow file; rows that are cut away are left out, as
-    TRL does.
+    """Write a source's tokens and labels to an Arrow file; rows cut away are left out, as in TRL.
 
     vocabulary: rows of the model's embedding.
 
@@ -146,9 +145,7 @@ def first_counts(source: SourceSection, renderer: Renderer, cut: Cut, vocabulary
 def _rendered(
     source: SourceSection, renderer: Renderer, cut: Cut, vocabulary: int, counts: Counts
 ) -> Iterator[Rendered]:
-    """The examples of a source that have something to learn after the cut, whole; counts is kept
-    up.
-    """
+    """A source's examples that have something to learn after the cut, whole; counts is kept up."""
     unused: set[str] = set()
     in_turns: set[str] = set()
     for number, row in islice(rows_of(source), counts.first):
@@ -222,9 +219,7 @@ def _row_rendered(
 
 
 def examples_in(data: DataSection) -> int:
-    """How many examples an epoch has, of a mix about; what a hub's data set does not say counts as
-    one.
-    """
+    """Examples of an epoch, of a mix about; what a hub's data set does not say counts as one."""
     total = sum(source.weight for source in data.train)
     counts = [
         count_of(source) or 1 if not is_local(source) else sum(1 for _ in rows_of(source)) for source in data.train
@@ -235,8 +230,7 @@ def examples_in(data: DataSection) -> int:
 def mixed(files: list[Path], sources: list[SourceSection], seed: int) -> Dataset:
     """All sources as one data set.
 
-    Several are drawn from in proportion to their weights until every one has been seen whole (small
-    ones repeat).
+    Several are drawn in proportion to their weights until each is seen whole (small ones repeat).
     """
     loaded = [Dataset.from_file(str(file)) for file in files]
     if len(loaded) == 1:
@@ -248,9 +242,7 @@ def mixed(files: list[Path], sources: list[SourceSection], seed: int) -> Dataset
 
 @dataclass(frozen=True)
 class RenderedFolder:
-    """The folder in which a recipe's examples are kept as tokens, with what was found and what they
-    were made from.
-    """
+    """The folder of a recipe's examples as tokens, what was found, and what they were made from."""
 
     folder: Path
 

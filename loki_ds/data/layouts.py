@@ -1,10 +1,9 @@
 """What a row says, whatever its layout: a conversation, a pair or a text.
 
-Layouts, by their columns: `messages` as OpenAI has them (with `tools`, and a `system` beside them),
+Layouts, by columns: `messages` as OpenAI has them (with `tools`, and a `system` beside them),
 conversational `prompt`/`completion`, ShareGPT's `conversations` (with `system` and `tools`; ToolACE
-and the LB reranker's set are of this kind), Alpaca (with `system` and `history`), Glaive's `chat`,
-xLAM's `query`/`answers`; plain `prompt`/`completion` and `text`. What is not understood is refused
-by name.
+and the LB reranker's set are such), Alpaca (with `system` and `history`), Glaive's `chat`, xLAM's
+`query`/`answers`; plain `prompt`/`completion` and `text`. Others are refused by name.
 """
 
 import re

@@ -170,9 +170,7 @@ def is_filled(row: dict[str, Any]) -> bool:
 
 
 def as_declared(messages: list[Message], tools: list[dict[str, Any]]) -> list[Message]:
-    """Calls without arguments that are null and that their function does not have, which Arrow
-    fills in, too.
-    """
+    """Calls without null arguments that their function does not have (Arrow fills them in, too)."""
     declared = {tool["function"]["name"]: tool["function"].get("parameters") for tool in tools}
     return [
         {**message, "tool_calls": [_declared_call(call, declared) for call in message["tool_calls"]]}

@@ -29,9 +29,7 @@ from loki_ds.tasks.prompts import context_of, shots_of, template_of
 
 
 class ProtectedPrompt(NamedTuple):
-    """One prompt: its token ids, its subject (empty when the file has none), and its line in the
-    file or the task, from 1.
-    """
+    """A prompt's token ids, subject (empty if there is none) and line in file or task, from 1."""
 
     tokens: list[int]
     subject: str
@@ -39,9 +37,7 @@ class ProtectedPrompt(NamedTuple):
 
 
 class _Source(NamedTuple):
-    """A prompt before it is drawn: where it stands, and how to get its tokens (only drawn ones are
-    rendered).
-    """
+    """A prompt before the draw: its place, and how to get tokens (only drawn ones are rendered)."""
 
     subject: str
     line: int
@@ -64,9 +60,7 @@ class ProtectedSet:
 
     @cached_property
     def order(self) -> list[int]:
-        """Indices of the prompts, one of each subject in turn: the first ones are a fair sample of
-        the whole set.
-        """
+        """Prompts' indices, one of each subject in turn: the first are a fair sample of the set."""
         by_subject: dict[str, list[int]] = {}
         for i, prompt in enumerate(self.prompts):
             by_subject.setdefault(prompt.subject, []).append(i)

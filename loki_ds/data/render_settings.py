@@ -26,9 +26,7 @@ def setting(training: dict[str, Any], key: str) -> Any:
 
 @dataclass(frozen=True)
 class LossSettings:
-    """Which keys of `training:` say how examples are rendered and which tokens are learned, as TRL
-    means them.
-    """
+    """Keys of `training:`, as TRL means them, on how examples are rendered and what is learned."""
 
     only_assistant: bool
     only_completion: bool | None

@@ -39,9 +39,7 @@ class Rendered:
 
 @dataclass(frozen=True)
 class Cut:
-    """What is cut off: examples longer than `length` lose their end (or their beginning); None for
-    no cut.
-    """
+    """Examples longer than `length` lose their end (or their beginning); None for no cut."""
 
     length: int | None
     keeps_end: bool = False
@@ -85,8 +83,7 @@ class Renderer:
             raise NotUnderstood(f"is refused by the chat template: {said}") from None
 
     def _fitted(self, example: Example, template: ChatTemplate) -> Example:
-        """The conversation with ids where the template wants them, and thoughts where it has a
-        place for them."""
+        """The conversation with ids if the template wants them, and thoughts where it puts them."""
         messages = with_ids(example.messages) if template.wants_ids else example.messages
         moves = template.places_thoughts and not template.keeps_thoughts
         if self.drops_thoughts or moves:
@@ -165,9 +162,7 @@ class Renderer:
         return self._learned(ids, said)
 
     def end_of(self, learned: list[int]) -> str | None:
-        """The special token that ends what is learned, whitespace behind it aside; None where text
-        does.
-        """
+        """The special token that ends what is learned, but for whitespace; None where text does."""
         for token in reversed(learned):
             text = str(self.tokenizer.decode([token]))
             if text in self._special or text in self.tokenizer.all_special_tokens:
@@ -240,9 +235,7 @@ class Renderer:
         return encoded["input_ids"], inside
 
     def _span(self, text: str, place: int, example: Example, template: ChatTemplate) -> tuple[int, int]:
-        """Where in the text an assistant's turn stands, from its first character to the end of the
-        turn.
-        """
+        """Where an assistant's turn stands in the text, from its first character to its end."""
         span = template.span(text, place, example.messages, example.tools)
         if span is None:
             raise NotUnderstood(
@@ -261,9 +254,7 @@ class Renderer:
         return len(text) if text[end:] == self.tokenizer.eos_token else end
 
     def brought_by(self, example: Example) -> set[str]:
-        """Special tokens that stand in what users, tools and the system say, where they read as
-        the template's own.
-        """
+        """Special tokens in what users, tools and system say, which read as the template's own."""
         said = (message["content"] for message in example.messages if message["role"] != "assistant")
         return {token for text in said for token in self._in_text.findall(text)}
 
@@ -283,9 +274,7 @@ class Renderer:
 
 
 def _apart(message: Message, keep: bool) -> Message:
-    """An answer with the thought that stands in its text as its `reasoning_content`, or without any
-    thought.
-    """
+    """An answer with the thought of its text as `reasoning_content`, or without any thought."""
     if message["role"] != "assistant":
         return message
     match = THOUGHT.fullmatch(message["content"])

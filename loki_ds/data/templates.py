@@ -2,9 +2,8 @@
 
 Families' own templates refuse what they were not made for (Gemma's have no tool turns, some no
 system turn), or drop it in silence (OLMo 2's). What the examples need and the template lacks is
-written into the turns it has, by a preface to the template itself: so training, evaluation and
-whoever loads the model later all render the same. The preface stands in the exported tokenizer, and
-in the log.
+written into the turns it has, by a preface to the template: so training, evaluation and whoever
+loads the model later render the same. The preface stands in the exported tokenizer and the log.
 """
 
 import re
@@ -49,9 +48,8 @@ THOUGHT = re.compile(r"\s*<think>(?P<thought>.*?)</think>\s*(?P<answer>.*)", re.
 
 @dataclass(frozen=True)
 class Needs:
-    """What conversations ask of a template: turns of the system, functions, calls of one or of
-    several at once, a tool's turns after such calls (`results`) and after calls written as text
-    (`tool_turns`).
+    """What conversations ask of a template: system turns, functions, calls of one or several at
+    once, a tool's turns after such calls (`results`) and after calls as text (`tool_turns`).
     """
 
     system: bool = False
@@ -135,9 +133,7 @@ class ChatTemplate:
 
     @cached_property
     def calls_stand_alone(self) -> bool:
-        """Whether a turn that calls is found by difference; not where what a tool gave is written
-        into it.
-        """
+        """Whether a calling turn is found by difference; not where it holds a tool's result."""
         messages: list[Message] = [USER, CALLED, RESULT, ANSWER]
         return self.span(self.render(messages), 1, messages) is not None
 
@@ -149,8 +145,7 @@ class ChatTemplate:
 
     @cached_property
     def keeps_thoughts(self) -> bool:
-        """Whether it shows a thought that stands in the last answer's text (R1's families drop
-        it)."""
+        """Whether it shows a thought in the last answer's text (R1's families drop it)."""
         answer = {"role": "assistant", "content": f"<think>\n{SEEN}thought\n</think>\n\n{SEEN}answer"}
         return self._shows([USER, answer], f"{SEEN}thought", f"{SEEN}answer")
 
@@ -231,8 +226,7 @@ def unmarked(text: str) -> str:
 
 
 def fitted(template: ChatTemplate, needs: Needs, by_difference: bool = False) -> tuple[ChatTemplate, list[str]]:
-    """The template with a place for all that the examples need, and in words what is written
-    elsewhere.
+    """The template with a place for all that examples need, and in words what is written elsewhere.
 
     by_difference: what the assistant says is found so, and calls must stand alone for that.
     """
