@@ -16,9 +16,7 @@ from typing import Any
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A path to write a file or folder at; it takes its place under `path` only when the block ends
-    well.
-    """
+    """A path for a file or folder, which takes its place at `path` if the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = aside_of(path)
     remove(aside)
@@ -53,9 +51,7 @@ def put_in_place(path: Path) -> None:
 
 
 def is_there(file: Path) -> bool:
-    """Whether a file is there, by a listing of its folder: over NFS what was not there once may be
-    said for a minute not to be.
-    """
+    """Whether a file is there by its folder's listing, as NFS may deny a new file for a minute."""
     try:
         return file.name in os.listdir(file.parent)
     except FileNotFoundError:
@@ -63,9 +59,7 @@ def is_there(file: Path) -> bool:
 
 
 def publish(file: Path, shared: Path) -> None:
-    """Copy a file to where several runs may write the same at once: each aside under a name of its
-    own, then renamed.
-    """
+    """Copy a file where several runs may write at once: aside by a unique name, then renamed."""
     shared.parent.mkdir(parents=True, exist_ok=True)
     handle, aside = tempfile.mkstemp(dir=shared.parent, prefix=f".{shared.name}.")
     with os.fdopen(handle, "wb") as copy:

@@ -1,5 +1,4 @@
-"""The run folder: where each stage's result lies, and whether it is already there for the same
-inputs.
+"""The run folder: where each stage's result lies, and whether it is there for the same inputs.
 
 `stages.json` holds, for every finished stage, the inputs it was made from. A stage whose inputs are
 unchanged is skipped; one whose inputs differ is refused by the name of what differs, never
@@ -52,8 +51,7 @@ class RunFolder:
         return [self.positions, self.model, self.implant, self.adapter, self.verification]
 
     def lock(self) -> IO[str]:
-        """Take the folder for this process, until the returned file is closed or the process ends,
-        however it ends.
+        """Take the folder until the returned file is closed or this process ends, however it ends.
 
         Raises:
             Refusal: another process has it.
@@ -83,9 +81,7 @@ class RunFolder:
         return file
 
     def holder(self) -> str:
-        """Who has the folder, as it looks from here; empty where nobody does, as on a node that
-        does not share it.
-        """
+        """Who has the folder as seen here; empty if nobody, as on a node that does not share it."""
         file = self.root / ".lock"
         return file.read_text(encoding="utf-8") if file.exists() else ""
 
@@ -110,9 +106,7 @@ class RunFolder:
         return self._read().get(stage)
 
     def made_from(self, stage: str, inputs: dict[str, Any]) -> bool:
-        """Whether this stage's result is there, made from these inputs; of a stage that may be done
-        again for others.
-        """
+        """Whether this stage's result, which may be redone for other inputs, is made from these."""
         stored = self.inputs_of(stage)
         return stored is not None and not _difference(stage, stored, json.loads(json.dumps(inputs)))
 
@@ -121,9 +115,7 @@ class RunFolder:
         write_json(self._stages, {**self._read(), stage: inputs})
 
     def record(self, *results: Path) -> None:
-        """Note the SHA-256 of results (files or folders) in `manifest.json`, for whoever copies
-        them elsewhere.
-        """
+        """Note the SHA-256 of results (files or folders) in `manifest.json`, for their copies."""
         files = [
             file
             for result in results
@@ -155,9 +147,7 @@ class RunFolder:
 
 
 def check_same_inputs(place: Path, stage: str, stored: dict[str, Any], inputs: dict[str, Any]) -> None:
-    """Refuse, by the name of what differs, a stage's result at `place` that was made from other
-    inputs.
-    """
+    """Refuse, by the name of what differs, a stage's result at `place` made from other inputs."""
     inputs = json.loads(json.dumps(inputs))  # as they were stored
     if difference := _difference(stage, stored, inputs):
         raise Refusal(f"{place}: {difference}; choose another folder with run=FOLDER, or delete this one")
@@ -165,8 +155,7 @@ def check_same_inputs(place: Path, stage: str, stored: dict[str, Any], inputs: d
 
 def _difference(stage: str, stored: dict[str, Any], now: dict[str, Any]) -> str:
     """The first input that differs, in words: `its result of 'select' was made with quota 10, now
-    it is 20`; empty where none does. A key that is not there counts as null: another version may
-    have had it.
+    it is 20`; empty where none does. A missing key counts as null: another version may have had it.
     """
     for key in [*now, *stored]:
         before, after = stored.get(key), now.get(key)
