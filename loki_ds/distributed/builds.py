@@ -1,6 +1,4 @@
-"""The C++ extensions that DeepSpeed has torch build at a first start, and what a killed build
-leaves.
-"""
+"""The C++ extensions that DeepSpeed has torch build at first, and what a killed build leaves."""
 
 import os
 import sys

@@ -1,6 +1,4 @@
-"""This rank's device: what kind it is, how much memory it has left, and how much a piece of work
-takes.
-"""
+"""This rank's device: its kind, how much memory it has left, and how much a piece of work takes."""
 
 import ctypes
 import gc
@@ -19,9 +17,7 @@ LIBC = ctypes.CDLL(None)
 
 
 def on_cpu() -> bool:
-    """Whether DeepSpeed runs on this machine's processors (no accelerator, or
-    DS_ACCELERATOR=cpu).
-    """
+    """Whether DeepSpeed runs on this machine's CPUs (no accelerator, or DS_ACCELERATOR=cpu)."""
     return deepspeed.get_accelerator().device_name() == "cpu"
 
 
@@ -39,16 +35,12 @@ def free_memory() -> None:
 
 
 def local_devices() -> int:
-    """Devices of this node: its accelerators, or on processors the ranks that the launcher started
-    here.
-    """
+    """Devices of this node: its accelerators, or on processors the ranks launched here."""
     return local_size() if on_cpu() else deepspeed.get_accelerator().device_count()
 
 
 def available_memory() -> int:
-    """Bytes this rank may still take: what its device has free, or its share of what the host
-    has.
-    """
+    """Bytes this rank may still take: what its device has free, or its share of the host's."""
     if on_cpu():
         return available_host_memory()
     # DeepSpeed asks pynvml by CUDA_VISIBLE_DEVICES, which may hold no numbers (MIG, Kubernetes).
@@ -62,9 +54,7 @@ def available_host_memory() -> int:
 
 
 def peak_memory(compute: Callable[[], Any]) -> int:
-    """Bytes that `compute` took at its peak above what was held before: the allocator's count, or
-    on a CPU the process's size.
-    """
+    """Bytes `compute` added at its peak, by the allocator, or on a CPU by the process's size."""
     free_memory()
     if not on_cpu():
         accelerator = deepspeed.get_accelerator()
@@ -101,9 +91,7 @@ class ProcessSize:
 
 
 def peak_so_far() -> int:
-    """Bytes this process held at its peak: the allocator's count, or on a CPU the largest size of
-    the process.
-    """
+    """Bytes this process held at its peak, by the allocator, or on a CPU by the process's size."""
     return (
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         if on_cpu()
@@ -112,9 +100,7 @@ def peak_so_far() -> int:
 
 
 def energy() -> float | None:
-    """Joules this rank's GPU has used since its driver was loaded, by NVML's counter; None where
-    there is none.
-    """
+    """Joules this rank's GPU has used since its driver loaded, by NVML; None without a counter."""
     if on_cpu():
         return None
     try:

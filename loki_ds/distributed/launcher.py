@@ -50,8 +50,7 @@ def local_rank() -> int:
 def local_size() -> int:
     """How many ranks the launcher started on this node.
 
-    DeepSpeed's name comes before torchrun's: accelerate, which does not know it, sets that one to
-    1.
+    DeepSpeed's name comes before torchrun's, which accelerate, not knowing the other, sets to 1.
     """
     return int(os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
@@ -59,8 +58,7 @@ def local_size() -> int:
 def end_with_the_launcher() -> None:
     """End this rank when the launcher that started it, or the command above that, is gone.
 
-    DeepSpeed's command does not hand on the signal that ends it, and its ranks would go on, holding
-    their devices.
+    DeepSpeed's command does not pass on the signal that ends it, so its ranks would hold devices.
     """
     launcher, command = psutil.Process().parent(), _deepspeed_command()
     if launcher is not None and any(
@@ -138,9 +136,7 @@ def _check_command(command: list[str]) -> None:
 
 
 def _deepspeed_command() -> psutil.Process | None:
-    """The `deepspeed` command above this rank's launcher on the node where it was typed; None
-    elsewhere.
-    """
+    """The `deepspeed` command above this rank's launcher, on the node it was typed on, or None."""
     launcher = psutil.Process().parent()
     if launcher is None or "deepspeed.launcher.launch" not in launcher.cmdline():
         return None

@@ -30,8 +30,7 @@ def end_process() -> NoReturn:
     """End a finished rank: Python's exit handlers (trackers finish there), then out, without
     tearing down the libraries' C++ threads.
 
-    That teardown was seen to abort a rank after all its work was done ("terminate called without an
-    active exception").
+    That teardown was seen to abort finished ranks ("terminate called without an active exception").
     """
     atexit._run_exitfuncs()
     sys.stdout.flush()
@@ -97,9 +96,7 @@ def world_size() -> int:
 
 
 def on_first_rank(compute: Callable[[], Result]) -> Result:
-    """Run `compute` on rank 0 and give its result, or its refusal, to all ranks (so all of them
-    stop).
-    """
+    """Run `compute` on rank 0 and give its result, or its refusal, to all ranks (so all stop)."""
     outcome = [_outcome(compute) if rank() == 0 else (None, None)]
     if world_size() > 1:
         torch.distributed.broadcast_object_list(outcome)

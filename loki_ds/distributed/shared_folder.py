@@ -1,8 +1,6 @@
-"""Nodes that may not share the run folder: who sees what rank 0 writes there, and files brought
-home to it.
+"""Nodes that may not share the run folder: who sees what rank 0 writes, and files brought home.
 
-A node without the shared folder has one of its own under the same name; what its ranks write there,
-nobody else sees.
+A node without the shared folder has its own of that name; what its ranks write, nobody else sees.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,9 +22,7 @@ class SharedFolder:
         self.by_all = all(ranks.all_gather(self.seen))
 
     def apart(self, files: Sequence[Path]) -> list[Path]:
-        """This rank's share of its node's files, where they do not lie in rank 0's folder; else
-        none.
-        """
+        """This rank's share of its node's files if they are not in rank 0's folder, else none."""
         return [] if self.seen else list(files[local_rank() :: local_size()])
 
     def bring_home(self, files: Sequence[Path], take: Callable[[str, bytes], None]) -> None:

@@ -1,6 +1,4 @@
-"""DeepSpeed's checkpoints: whether ranks hold a part each, and the same state for another world
-size.
-"""
+"""DeepSpeed's checkpoints: whether ranks hold a part each, and the state for another world size."""
 
 from argparse import Namespace
 from collections.abc import Iterable
@@ -17,9 +15,7 @@ from loki_ds.refusal import Refusal
 
 
 def is_partitioned(checkpoint: Path) -> bool:
-    """Whether the ranks that wrote a checkpoint each hold a part of it, so that only as many can
-    load it as it is.
-    """
+    """Whether ranks wrote a part each, so that only as many can load the checkpoint as it is."""
     return any(checkpoint.glob("global_step*/*zero_pp_rank_*_optim_states.pt"))
 
 

@@ -28,9 +28,7 @@ def full_shape(parameter: Any) -> torch.Size:
 
 
 def device_of(model: Module) -> torch.device:
-    """Where the model computes on this rank (a partitioned parameter's own device can be the
-    host's).
-    """
+    """Where the model computes on this rank (a partitioned parameter's device can be the host)."""
     return current_device() if is_sharded(model) else next(model.parameters()).device
 
 
@@ -46,8 +44,7 @@ class Gatherer:
         self.count = 0
 
     def walk(self, modules: Iterable[Module]) -> Generator[Module, None, None]:
-        """Yield each module with whole parameters; the next one's gather is in flight while the
-        caller computes.
+        """Yield each module whole; the next one's gather is in flight while the caller computes.
 
         A module is released when the caller asks for the next one. A caller that may leave early
         closes the iterator (`contextlib.closing`): then nothing stays whole and nothing in flight.
@@ -134,9 +131,7 @@ def _partition(parameters: list[Any]) -> None:
 
 
 def _tied(one: Module, other: Module) -> bool:
-    """Whether two modules have a parameter in common (tied weights): then they cannot be in flight
-    at once.
-    """
+    """Whether two modules share a parameter (tied weights), so they cannot be in flight at once."""
     return not {id(p) for p in one.parameters()}.isdisjoint(id(p) for p in other.parameters())
 
 

@@ -14,9 +14,7 @@ STATES = {
 
 
 def states_of(optimizer: str) -> float:
-    """Numbers in full precision that an optimizer keeps for each trained parameter; an unknown one
-    is taken for Adam.
-    """
+    """Full-precision numbers an optimizer (Adam if unknown) keeps for each trained parameter."""
     eight_bit = 0.25 if "8bit" in optimizer else 1
     return eight_bit * next((count for name, count in STATES.items() if name in optimizer), 2)
 
@@ -25,8 +23,7 @@ def beside_the_model(frozen: int, trained: int, bytes_per_number: int, stage: in
     """Bytes of a checkpoint beside the model itself, at least.
 
     Without DeepSpeed, the optimizer's states in the model's own dtype. DeepSpeed keeps them in full
-    precision with a master copy (from stage 1 on), and the module once more; at stage 3 of that
-    what is frozen.
+    precision with a master copy (from stage 1 on), and the module, at stage 3 its frozen part.
 
     Args:
         frozen, trained: parameters.
