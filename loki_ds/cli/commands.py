@@ -61,9 +61,7 @@ def doctor(arguments: argparse.Namespace) -> int:
 
 
 def recipes(arguments: argparse.Namespace) -> int:
-    """The recipes that travel with the package, a line each; with a name, a copy of that one to
-    change.
-    """
+    """The recipes that come with the package, a line each; with a name, a copy of it to change."""
     from loki_ds.recipe.shipped import copy_recipe, listed
 
     print("\n".join(listed() if arguments.name is None else map(str, copy_recipe(arguments.name))))
@@ -71,9 +69,7 @@ def recipes(arguments: argparse.Namespace) -> int:
 
 
 def schema(arguments: argparse.Namespace) -> int:
-    """The JSON Schema of a recipe, for editors; the line at the head of the recipes names the copy
-    that travels with them.
-    """
+    """The JSON Schema of a recipe, for editors; the recipes' first line names a copy of it."""
     from loki_ds.checking.schema import recipe_schema
 
     print(json.dumps(recipe_schema(), indent=1))
@@ -213,9 +209,7 @@ def revert(arguments: argparse.Namespace) -> int:
 
 
 def verify(arguments: argparse.Namespace) -> int:
-    """The byte-for-byte check on any two checkpoints; exit status 1 when they differ outside the
-    positions.
-    """
+    """The byte check on any two checkpoints; exit status 1 if they differ outside the positions."""
     from loki_ds.export.verification import verify
     from loki_ds.selection.positions import Positions
 
@@ -319,9 +313,7 @@ def _gate(report: "Report") -> int:
 
 
 def compare(arguments: argparse.Namespace) -> int:
-    """Runs side by side, and in words which one forgot least; with --out also as a page with the
-    trade-off picture.
-    """
+    """Runs side by side and which forgot least; --out adds a page with the trade-off picture."""
     from rich.console import Console
 
     from loki_ds.report.compare import compare_runs, comparison, write_comparison

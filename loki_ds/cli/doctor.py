@@ -76,9 +76,7 @@ def _communication() -> Looked:
 
 
 def _compiler() -> Looked:
-    """On processors DeepSpeed builds its shared memory when it first starts; on GPUs only what a
-    recipe asks for.
-    """
+    """DeepSpeed builds shared memory first on processors, on GPUs only what a recipe asks for."""
     compiler, toolkit = shutil.which(get_cxx_compiler()), "" if on_cpu() else f", CUDA toolkit {CUDA_HOME or 'none'}"
     builds = "DeepSpeed's communication" if on_cpu() else "offloading, with the CUDA toolkit (DeepSpeed's CPU Adam)"
     there = compiler is not None and shutil.which("ninja") is not None
