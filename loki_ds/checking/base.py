@@ -89,11 +89,9 @@ def check_passes(implant: ImplantSection, attributes: bool, model: PreTrainedMod
 
 
 def check_targets(section: PeftSection, model: PreTrainedModel) -> None:
-    """Refuse targets that PEFT finds nowhere, or cannot train. model: without data; PEFT's modules
-    are put into it.
+    """Refuse targets PEFT finds nowhere or cannot train. model: without data, takes PEFT's modules.
 
-    An adapter on a tied embedding leaves as a head, too, once it is merged, which it was not while
-    it trained.
+    Once merged, an adapter on a tied embedding is the head's, too, which it was not in training.
     """
     tied, embedding = model.config.get_text_config().tie_word_embeddings, model.get_input_embeddings()
     head = model.get_output_embeddings()

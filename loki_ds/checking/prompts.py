@@ -1,5 +1,4 @@
-"""The retention tasks' prompts, made before anything trains: what would be cut, or cannot be
-asked."""
+"""The retention tasks' prompts, made before any training: what would be cut, or cannot be asked."""
 
 from transformers import PreTrainedTokenizerBase
 

@@ -54,9 +54,7 @@ def _training() -> dict[str, Any]:
 
 
 def _plain(declared: Any) -> dict[str, Any]:
-    """The schema of one field's type; names alone where they are enumerated, `no` also as YAML
-    reads it.
-    """
+    """The schema of a field's type; names alone where they are enumerated, `no` also as in YAML."""
     schema = TypeAdapter(declared).json_schema()
     names = [name for definition in schema.get("$defs", {}).values() for name in definition.get("enum", [])]
     if names:

@@ -1,6 +1,4 @@
-"""What a recipe's selection will be able to choose from, looked at before anything is computed for
-it.
-"""
+"""What a recipe's selection can choose from, looked at before anything is computed for it."""
 
 from loki_ds.export.implant_file import Implant
 from loki_ds.recipe.sections import SelectionSection

@@ -54,9 +54,7 @@ def _other_side(task: TaskFound, asked: Mapping[str, TaskFound]) -> str:
 
 
 def limits_in_words(section: RetentionSection) -> Findings:
-    """What is known of the tasks before their data is: whether as many documents as a limit allows
-    can show that one was kept.
-    """
+    """Whether as many documents as a limit allows can show a task kept, before data is known."""
     findings: Findings = []
     for group in section.groups:
         if group.limit and (least := least_margin(group.limit)) > section.margin:

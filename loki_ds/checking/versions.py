@@ -24,8 +24,7 @@ def installed() -> dict[str, str]:
 
 
 def newer_than_tested(versions: dict[str, str]) -> list[str]:
-    """Libraries that are newer than any that was tested, each with the tested one: `trl 1.17.0
-    (tested: 1.16)`."""
+    """Libraries newer than any tested, each with the tested one: `trl 1.17.0 (tested: 1.16)`."""
     return [
         f"{name} {there} (tested: {TESTED[name]})"
         for name, there in versions.items()
