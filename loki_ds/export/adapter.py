@@ -1,5 +1,4 @@
-"""A LoKI implant as a stock PEFT LoRA adapter: nothing of ours is needed to load, merge or serve
-it.
+"""A LoKI implant as a stock PEFT LoRA adapter: nothing of ours is needed to load, merge or serve.
 
 `W + B A` with `lora_B [d_model, r]` and `lora_A [r, d_ff]`. For whole rows, `r = k`, `lora_B`
 selects the rows (one 1 in each column) and `lora_A` is the delta; for `lora` mode the two factors
@@ -106,8 +105,6 @@ def save_adapter(
 
 
 def _said(config: LoraConfig) -> dict[str, Any]:
-    """The keys that differ from PEFT's defaults, as every engine reads them, and those that name
-    the method.
-    """
+    """Keys that differ from PEFT's defaults, as engines read them, and those naming the method."""
     defaults, own = LoraConfig().to_dict(), {**config.to_dict(), "target_modules": sorted(config.target_modules or ())}
     return {key: value for key, value in own.items() if key in NAMED or value != defaults[key]}

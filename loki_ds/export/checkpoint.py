@@ -32,9 +32,7 @@ NAMED = "additional_chat_templates"  # and a folder of others, which transformer
 
 
 def copy_model(source: Path, out: Path) -> None:
-    """Copy the files that are the model; their contents, not their modes (a shared store is
-    read-only).
-    """
+    """Copy the model's files; their contents, not their modes (a shared store is read-only)."""
     with open_weights(source) as weights:
         files = model_files(source, weights)
     copy_files(files, source, out)
@@ -152,9 +150,7 @@ def put_template(text: str, folder: Path) -> None:
 
 
 def _exchange_template(folder: Path, facts: dict[str, str], wanted: str) -> None:
-    """The chat template that goes with the rows, where the implant has one of its own; taken out
-    only if it is there.
-    """
+    """Put in the implant's own chat template, if it has one; take it out only if it is there."""
     file = folder / TEMPLATE
     if "chat_template" not in facts:
         return
@@ -202,8 +198,7 @@ def _overwrite(file: Path, piece: Piece, rows: Tensor, values: Tensor) -> None:
 
 @contextmanager
 def _mapped(file: Path, name: str) -> Iterator[np.memmap]:
-    """One tensor's numbers where they lie in a safetensors file, as unsigned integers of their
-    size.
+    """A tensor's numbers where they lie in a safetensors file, as unsigned integers of their size.
 
     The file is 8 bytes of header length, a JSON header, the data.
     """

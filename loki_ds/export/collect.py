@@ -1,5 +1,4 @@
-"""From the trained model on the ranks to rank 0: the deltas in memory, or the gathered weights or
-adapter as files.
+"""From the ranks' model to rank 0: the deltas in memory, or gathered weights or adapter as files.
 
 All functions are called on every rank; what they return is for rank 0.
 """

@@ -24,9 +24,7 @@ MOST_LAYERS = 10_000  # of a file that may be believed
 
 @dataclass(frozen=True)
 class LayerRows:
-    """One layer's share: row numbers `[k]` (int64, ascending), their values in the base and
-    implanted, each `[k, d_ff]`.
-    """
+    """A layer's row numbers `[k]` (int64, ascending) and values, base and implanted `[k, d_ff]`."""
 
     rows: Tensor
     base: Tensor
@@ -51,8 +49,7 @@ class Implant:
             for name in ("rows", "base", "implanted"):
                 tensors[f"layers.{layer}.{name}"] = getattr(rows, name).contiguous()
         with written_whole(path) as aside:
-            # One entry, because safetensors writes several in any order: equal implants are equal
-            # files.
+            # One entry, as safetensors writes several in any order: equal implants, equal files.
             save_file(
                 tensors, aside, {FORMAT: json.dumps({"layers": self.layer_count, "facts": self.facts}, sort_keys=True)}
             )

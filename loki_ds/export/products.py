@@ -53,9 +53,7 @@ def write_model(
 
 
 def export_template(template: str | None, folder: Path) -> None:
-    """The chat template that trained, where it is not the base's own, beside a result that is
-    there.
-    """
+    """The chat template that trained, if not the base's own, beside a result that is there."""
     if template is not None and folder.exists():
         put_template(template, folder)
 
@@ -117,9 +115,7 @@ def _factors(rows: Tensor, delta: WeightDelta, d_model: int) -> Factors:
 
 
 def changes_of(implant: Implant, base: Path) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-    """Per layer the base's rows, all of them `[d_model, width]`, and what the implant adds to its
-    own `[k, width]` in float64.
-    """
+    """By layer, all base rows `[d_model, width]` and the implant's change `[k, width]`, float64."""
     with open_weights(base) as weights:
         stored = StoredRows(weights)
         whole = {i: stored.read(i) for i in implant.layers}

@@ -47,11 +47,9 @@ class Verification:
 
 
 def verify(base: Path, model: Path, positions: Positions | None) -> Verification:
-    """Compare two checkpoint folders byte for byte, outside the rows of every layer that
-    `positions` selects.
+    """Compare two checkpoint folders byte for byte, outside the rows that `positions` selects.
 
-    positions: None for a baseline that trained everything; then whole tensors count as changed or
-    not.
+    positions: None for a baseline that trained all; then whole tensors count as changed or not.
 
     Raises:
         Refusal: a checkpoint cannot be read, or the two do not hold the same tensors in the same
@@ -139,9 +137,7 @@ def _relative(squares: Iterable[tuple[float, float]]) -> float:
 
 
 def _changed_rows(old: Tensor, new: Tensor) -> Tensor:
-    """Which first-axis rows differ in any bit (so that -0.0 is not 0.0, and NaN equals the same
-    NaN).
-    """
+    """Which first-axis rows differ in a bit (so -0.0 is not 0.0, and NaN equals the same NaN)."""
     old, new = (t.reshape(len(t) if t.ndim else 1, -1).contiguous().view(torch.uint8) for t in (old, new))
     return (old != new).any(1)
 
