@@ -1,5 +1,4 @@
-"""Held-out chats as an lm-eval task: does the model call what the chat calls, asked as it was
-trained?
+"""Held-out chats as an lm-eval task: does the model, asked as it was trained, call what they call?
 
 Every turn of the assistant's is a document. Its prompt is what stands before it, and the functions,
 by the model's own chat template. Right is an answer that makes the same calls in any order and in
@@ -57,8 +56,7 @@ class HeldOutCalls(ConfigurableTask):
 def documents(path: str, turns: Turns = "all", **_: Any) -> DatasetDict:
     """Each turn of the assistant's that answers a user, as text.
 
-    turns: all, those that call, or those that do not: the two sides of a decision, as two tasks of
-    one file.
+    turns: all, those that call, or those that do not: two sides of a decision, two tasks of a file.
 
     Raises:
         Refusal: the file cannot be read or has no such turn, or a row is not understood or no chat.

@@ -1,9 +1,8 @@
 """Tool calls written as Python, read as the Berkeley Function Calling Leaderboard reads them.
 
-Its rules (bfcl-eval's `default_decode_ast_prompting`), odd ones included, because a score stands
-beside its scores: brackets are completed, positional arguments fall away, a later keyword wins, a
-bare name is its own text, sums are computed, any sign is a minus. Nothing is ever called, and sums
-are bounded.
+Its rules (bfcl-eval's `default_decode_ast_prompting`), odd ones included, as scores stand beside
+its own: brackets are completed, positional arguments fall away, a later keyword wins, a bare name
+is its own text, sums are computed, any sign is a minus. Nothing is called, and sums are bounded.
 """
 
 import ast
@@ -48,9 +47,7 @@ class Call(NamedTuple):
 
 
 def python_calls(text: str) -> list[Call] | None:
-    """The calls in `[f(a=1), g.h(b='x')]`, with or without brackets; None when the text is anything
-    else.
-    """
+    """The calls in `[f(a=1), g.h(b='x')]`, with or without brackets; None for any other text."""
     text = text.strip("`\n ")
     text = text if text.startswith("[") else "[" + text
     text = text if text.endswith("]") else text + "]"

@@ -1,6 +1,4 @@
-"""Judge a reranker on data in BEIR's format: corpus, queries and relevance judgements, by nDCG, MAP
-and MRR from `ir_measures`.
-"""
+"""Judge a reranker on data in BEIR's format by nDCG, MAP and MRR from `ir_measures`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,9 +17,7 @@ MEASURES = {"ndcg@10": ir_measures.nDCG @ 10, "map": ir_measures.AP, "mrr": ir_m
 
 
 class Beir(NamedTuple):
-    """A data set: passages and queries by id, and for each query the relevance of judged
-    passages.
-    """
+    """A data set: passages and queries by id, and by query the relevance of judged passages."""
 
     corpus: dict[str, str]
     queries: dict[str, str]
@@ -29,8 +25,7 @@ class Beir(NamedTuple):
 
 
 def load_beir(source: str, split: str = "test") -> Beir:
-    """A folder with `corpus.jsonl`, `queries.jsonl` and `qrels/SPLIT.tsv`, or a hub id such as
-    `BeIR/scifact`.
+    """A folder of `corpus.jsonl`, `queries.jsonl`, `qrels/SPLIT.tsv`, or a hub id: `BeIR/scifact`.
 
     Raises:
         Refusal: a judgement that cannot be read, or is of a query or passage that is not there.
@@ -90,8 +85,7 @@ def _check_there(source: str, data: Beir) -> None:
 
 def candidates(data: Beir, run: str | None, depth: int, seed: int) -> dict[str, list[str]]:
     """For each judged query the passages to rank: the first `depth` of a TREC run file (a first
-    stage's, such as BM25's), or without one the judged passages and others drawn by the seed up to
-    `depth`.
+    stage's, like BM25's), or else the judged passages and others drawn by the seed up to `depth`.
 
     Raises:
         Refusal: the run file lacks a query, or ranks a passage that is not there.
@@ -114,17 +108,13 @@ def candidates(data: Beir, run: str | None, depth: int, seed: int) -> dict[str, 
 
 
 def measure(relevance: Mapping[str, int], scores: Mapping[str, float]) -> dict[str, float]:
-    """nDCG@10, average precision and reciprocal rank of one query; ties fall as `ir_measures`
-    breaks them.
-    """
+    """nDCG@10, average precision and reciprocal rank of a query; `ir_measures` breaks ties."""
     measured = ir_measures.calc_aggregate(MEASURES.values(), {"q": dict(relevance)}, {"q": dict(scores)})
     return {name: float(measured[one]) for name, one in MEASURES.items()}
 
 
 def expected_score(log_likelihoods: Sequence[float]) -> float:
-    """The mean of the labels 1, 2, ... under the model's own probabilities of them, as the LB
-    Reranker is read.
-    """
+    """The mean of labels 1, 2, ... under the model's probabilities, as the LB Reranker is read."""
     probabilities = np.exp(np.array(log_likelihoods) - np.max(log_likelihoods))
     return float((probabilities * np.arange(1, len(probabilities) + 1)).sum() / probabilities.sum())
 

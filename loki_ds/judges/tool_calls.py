@@ -1,5 +1,4 @@
-"""Judge tool calls as the Berkeley Function Calling Leaderboard does: by the parsed call, not by
-its text.
+"""Judge tool calls as the Berkeley Function Calling Leaderboard does: by parsed call, not by text.
 
 A call is right when it names the function, gives every required argument and no unknown one, and
 each value is one of those the answer file allows, of the type the function declares (Patil et al.,
