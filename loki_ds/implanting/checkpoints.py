@@ -40,8 +40,7 @@ class Checkpoint:
             )
 
     def micro_steps(self, at_once: int) -> int:
-        """How many micro-steps of `at_once` examples (over all ranks) make a step of as many as
-        before.
+        """How many micro-steps of `at_once` examples over all ranks make a step as large as before.
 
         Raises:
             Refusal: no whole number does.
@@ -90,8 +89,7 @@ class MarkWhole(TrainerCallback):
     """Marks a checkpoint once every rank has written its part, so that a killed write is never
     resumed from; older ones go only then (the trainer's own limit deletes them before).
 
-    examples: of one optimizer step; inputs: the stage's; limit: checkpoints that stay, None for
-    all.
+    examples: of a step; inputs: the stage's; limit: checkpoints that stay, None for all.
     """
 
     def __init__(self, examples: int, inputs: dict[str, Any], limit: int | None) -> None:

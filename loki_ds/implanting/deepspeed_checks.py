@@ -1,5 +1,4 @@
-"""What a training cannot be: settings that would run, and end in weights that are not those that
-trained.
+"""What a training cannot be: settings that would run and end in other weights than trained.
 
 Each is one sentence, before the model is loaded.
 """
@@ -19,9 +18,7 @@ from loki_ds.refusal import Refusal
 
 
 def check_deepspeed(config: dict[str, Any], file: str, implant: ImplantSection) -> None:
-    """Refuse what would make the gathered weights other ones than those that train, or train rows
-    that are nowhere whole.
-    """
+    """Refuse what would gather other weights than those that train, or train rows nowhere whole."""
     if _part(config, "tensor_parallel", file).get("autotp_size", 1) not in (0, 1):
         raise Refusal(
             f"{file}: tensor_parallel splits the rows that are trained and compared; use ZeRO-3 to shard the model"
@@ -57,8 +54,7 @@ def check_full_precision(config: dict[str, Any] | None, dtype: str, implant: Imp
     """Refuse 16-bit numbers that would train without a copy in full precision that a pull reaches:
     small steps would round away.
 
-    config: of DeepSpeed's file, None without one. PEFT's adapters are of full precision by
-    themselves.
+    config: of DeepSpeed's file, None without one. PEFT's adapters are in full precision anyway.
     """
     stage = config["zero_optimization"].get("stage", 0) if config else 0
     full_by_itself = config is None and implant.kind.leaves == "adapter"
@@ -72,11 +68,9 @@ def check_full_precision(config: dict[str, Any] | None, dtype: str, implant: Imp
 
 
 def check_deepspeed_values(config: dict[str, Any], file: str, arguments: SFTConfig, ranks: int | None) -> None:
-    """Hold DeepSpeed's file against the recipe, value by value: what it says must be `auto` or the
-    same.
+    """Hold DeepSpeed's file against the recipe, value by value: each must be `auto` or the same.
 
-    arguments: TRL's settings as the recipe makes them. ranks: None where nobody knows yet, as in a
-    check by hand.
+    arguments: TRL's settings of the recipe. ranks: None if not known yet, as in a check by hand.
     """
     if parse_flag_from_env("ACCELERATE_USE_CPU"):  # accelerate launch --cpu, which starts one process
         raise Refusal(
@@ -140,9 +134,7 @@ def _part(config: dict[str, Any], key: str, file: str) -> dict[str, Any]:
 
 
 def check_dtype(base: Path, wanted: str, implant: ImplantSection, arguments: SFTConfig) -> None:
-    """Modes that write the gathered weights must train in the checkpoint's own dtype, or every
-    tensor would be rounded.
-    """
+    """Modes that write gathered weights must train in the checkpoint's dtype, or all is rounded."""
     if implant.kind.leaves == "deltas":
         return  # the base's own bytes are written, and its rows added to
     trained = getattr(torch, wanted)

@@ -27,8 +27,7 @@ def train_only_rows(model: Module, positions: Positions) -> dict[Tensor, Tensor]
     Call before DeepSpeed sees the model.
 
     Returns:
-        Per weight with selected rows, the mask of its frozen elements: bool, of its whole shape, on
-        the CPU.
+        Per weight with selected rows, the mask of its frozen elements: bool, whole shape, on CPU.
     """
     model.requires_grad_(False)
     frozen = {}
@@ -74,8 +73,7 @@ class KeepFrozenRows(TrainerCallback):
 def keep_through_steps(optimizer: Any, frozen: Mapping[Tensor, Tensor]) -> None:
     """Put back, bit for bit, what the optimizer may not change, after each of its steps.
 
-    frozen: per trainable parameter, a boolean mask of its elements (full shape, CPU): True stays as
-    it is now.
+    frozen: per trainable parameter, a boolean mask of its elements (full shape, CPU): True stays.
     """
     kept = [_Frozen(parameter, mask) for parameter, mask in frozen.items()]
 

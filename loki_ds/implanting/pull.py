@@ -66,9 +66,7 @@ class PullToBase(TrainerCallback):
 
 
 def pull_through_steps(optimizer: Any, starts: list[tuple[Shard, Tensor]], strength: float) -> None:
-    """After each step of the optimizer `p <- p - lr * strength * (p - start)`, on this rank's
-    shards in full precision.
-    """
+    """After each step `p -= lr * strength * (p - start)`, on this rank's full-precision shards."""
 
     def pull() -> None:
         way, stepped = min(learning_rate(optimizer) * strength, 1.0), just_stepped(optimizer)
@@ -100,9 +98,7 @@ def planned_rates(arguments: TrainingArguments, steps: int) -> np.ndarray:
 
 
 def strength_of(fade: float, rates: np.ndarray) -> float:
-    """The pull by which that share of a change is gone after these steps; 0 where no step has a
-    rate.
-    """
+    """The pull by which that share of a change is gone after these steps; 0 if none has a rate."""
     if not rates.any():
         return 0.0
     left, most = np.log1p(-fade), (1 - 1e-12) / rates.max()
@@ -110,9 +106,7 @@ def strength_of(fade: float, rates: np.ndarray) -> float:
 
 
 def gone(strength: float, rates: np.ndarray) -> float:
-    """The share of its way back that a change has gone after these steps, if nothing asks for it
-    again.
-    """
+    """The share of its way back that a change has gone after these steps if nothing renews it."""
     return float(1 - np.prod(1 - np.minimum(strength * rates, 1)))
 
 

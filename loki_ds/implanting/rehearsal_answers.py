@@ -1,6 +1,4 @@
-"""The base's answers on texts: one pass up the layers, each gathered once for a batch, before
-training.
-"""
+"""The base's answers on texts: one pass up, each layer gathered once a batch, before training."""
 
 from collections.abc import Sequence
 from contextlib import closing

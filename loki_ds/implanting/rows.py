@@ -1,5 +1,4 @@
-"""`rows` and `lora` mode: the weights stay frozen and a delta on the selected rows trains, zero at
-the start.
+"""`rows` and `lora` mode: the weights stay frozen, and a delta on selected rows trains, from zero.
 
 A layer computes `y = x (W + D on rows S)^T` (the paper's LoKI Linear). `lora` is the paper's LoKI*:
 `D = alpha/r A B`. Of a dense FFN's linear layer, the rows are put inside the weight for one product
@@ -71,16 +70,12 @@ class RowDelta(Module):
         self.delta_b = nn.Parameter(right.to(device, dtype))
 
     def whole_delta(self) -> Tensor:
-        """`D [k, d_ff]`, of experts `[E, k, d_ff]`; for a quiet implant `D P`, which protected
-        inputs do not feel.
-        """
+        """`D [k, d_ff]`, of experts `[E, k, d_ff]`; if quiet `D P`, unfelt by protected inputs."""
         delta = self.scaling * self.delta_a @ self.delta_b if hasattr(self, "delta_a") else self.delta
         return project_out(delta, self._quiet[0]) if self._quiet else delta
 
     def keep_quiet(self, basis: Tensor) -> None:
-        """From now on keep the delta out of the span of `basis [d_ff, r]` (orthonormal, on this
-        module's device).
-        """
+        """From now on keep the delta out of `basis [d_ff, r]`'s span (orthonormal, same device)."""
         self._quiet = [basis]
 
     def right_factor(self) -> Tensor:
@@ -197,9 +192,7 @@ def rows_product(x: Tensor, weight: Tensor, delta: Tensor, rows: Tensor) -> Tens
 
 
 class _AtRows(torch.autograd.Function):
-    """Stands for `x D^T [..., k]`, whose value nobody reads: it takes the gradient at the rows and
-    gives the delta's.
-    """
+    """Stands for `x D^T [..., k]`, never read: takes the gradient at rows, gives the delta's."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, delta: Tensor) -> Tensor:

@@ -25,8 +25,7 @@ from loki_ds.model.replaced import replaced
 
 
 class Rehearsed(NamedTuple):
-    """The base's answers that labels point to, and rows of texts that are never trained on, whose
-    drift is measured.
+    """The base's answers that labels point to, and untrained rows of texts, to measure their drift.
 
     weights: what each answer weighs beside a token of the new task `[N]`. learned: whether any row
     that trains points to an answer.

@@ -1,6 +1,4 @@
-"""Training itself: TRL's `SFTTrainer` on DeepSpeed, from a prepared model to a trained one, with
-checkpoints to resume from.
-"""
+"""Training itself: TRL's `SFTTrainer` on DeepSpeed, with checkpoints that a run resumes from."""
 
 import logging
 from contextlib import suppress
@@ -53,9 +51,7 @@ class Method(NamedTuple):
 
 
 class Examples(NamedTuple):
-    """Rows of tokens and labels to train on, held-out ones (evaluated when the arguments say so),
-    and what is rehearsed.
-    """
+    """Token and label rows to train on, held out (evaluated if arguments say so) and rehearsed."""
 
     train: Dataset
     heldout: Dataset | None
@@ -72,9 +68,7 @@ class Resume(NamedTuple):
 
 
 def prepare(model: PreTrainedModel, method: Method, seed: int) -> list[TrainerCallback]:
-    """Make exactly what the mode trains trainable, before DeepSpeed sees the model; returns the
-    callbacks the mode needs.
-    """
+    """Make trainable what the mode trains, before DeepSpeed sees it; returns its callbacks."""
     mode = method.section.kind
     if mode.masks:
         return [KeepFrozenRows(train_only_rows(model, method.rows))]

@@ -1,5 +1,4 @@
-"""The recipe's `training:` held against what TRL declares: types, ranges, and what has no place
-here.
+"""The recipe's `training:` held against what TRL declares: types, ranges, and what is out of place.
 
 TRL and transformers would take most of it and fail when the training begins, or when it ends.
 """
@@ -98,9 +97,7 @@ def _named(declared: Any) -> str:
 
 
 def check_trackers(names: list[str] | str | None) -> None:
-    """Refuse trackers whose package is not there: transformers would say so when the training
-    begins.
-    """
+    """Refuse trackers whose package is not there: transformers says so when training begins."""
     there = get_available_reporting_integrations()
     for name in [names] if isinstance(names, str) else names or []:
         if name in ("none", "all") or name in there:

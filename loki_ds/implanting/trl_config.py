@@ -46,8 +46,7 @@ PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 def training_arguments(recipe: Recipe, checkpoints: Path, newest: Checkpoint | None) -> SFTConfig:
     """All training arguments, checked by TRL and transformers themselves.
 
-    newest: the checkpoint to resume from, if any; where it has another world size, a step keeps its
-    number of examples.
+    newest: the checkpoint to resume, if any; at another world size a step keeps its example count.
 
     Raises:
         Refusal: a value that TRL or transformers does not take, a missing DeepSpeed configuration,
@@ -60,8 +59,7 @@ def training_arguments(recipe: Recipe, checkpoints: Path, newest: Checkpoint | N
         check_full_precision(config, recipe.model.dtype, recipe.implant)
         if newest is not None:
             settings, config = _resuming(newest, settings, config)
-        # Nobody's environment decides: accelerate would take the precision that another launcher
-        # left there.
+        # No environment decides: accelerate would take the precision that another launcher left.
         os.environ["ACCELERATE_MIXED_PRECISION"] = PRECISIONS[recipe.model.dtype]
         plain = SFTConfig(output_dir=str(checkpoints), **settings)
         if config is None or "optimizer" not in config:
@@ -80,8 +78,7 @@ def training_arguments(recipe: Recipe, checkpoints: Path, newest: Checkpoint | N
 
 @dataclass(frozen=True)
 class TrainingShape:
-    """What in the settings gives a training its size, with TRL's own defaults where they say
-    nothing.
+    """What in the settings gives a training its size, by TRL's own defaults where they are silent.
 
     sequences: of a micro-step on one rank; tokens: of each at most; accumulation: micro-steps of an
     optimizer step; checkpointing: whether activations are computed twice instead of kept;

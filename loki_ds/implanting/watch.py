@@ -1,10 +1,8 @@
-"""Stops a training whose numbers go wrong: on all ranks, at the step it happens, with the layer it
-came from.
+"""Stops a training whose numbers go wrong, on all ranks, at that step, with the layer it came from.
 
 A loss is looked at before its gradient is taken, so no bad step is made and the last checkpoint
-stays good. Gradients are looked at where they arrive, on the device; one number a step is exchanged
-between the ranks. In float16 an infinite gradient is not an error: DeepSpeed's loss scale skips
-that step.
+stays good. Gradients are looked at where they arrive, on the device; ranks exchange one number a
+step. In float16 an infinite gradient is not an error: DeepSpeed's loss scale skips that step.
 """
 
 import time
@@ -34,9 +32,7 @@ def check_finite(loss: Tensor, trainer: Trainer, model: Module, inputs: dict[str
 
 @torch.no_grad()
 def _first_wrong_layer(layers: Sequence[Module], model: Module, inputs: dict[str, Any]) -> str:
-    """The lowest layer whose output is wrong on some rank, in words, by one more forward; all ranks
-    take part.
-    """
+    """The lowest layer whose output is wrong on a rank, in words, by a forward on all ranks."""
     wrong: list[Tensor] = []
     read = {name: inputs[name] for name in ("input_ids", "attention_mask", "position_ids") if name in inputs}
     with ExitStack() as hooks:
