@@ -1,5 +1,4 @@
-"""What a recipe would need, before a node is booked: memory, traffic and time, for any number of
-ranks.
+"""What a recipe would need, before a node is booked: memory, traffic and time on so many ranks.
 
 `dry_run` runs the recipe's own work on tensors without data, `partitioning` says what ZeRO makes of
 it, `hardware` knows GPUs, `estimate` puts the three together for one setting, `passes` for each

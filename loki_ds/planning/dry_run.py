@@ -1,5 +1,4 @@
-"""A recipe's own work on tensors without data: what one micro-step or one batch of the attribution
-computes and holds.
+"""Work on tensors without data: what a micro-step or an attribution batch computes and holds.
 
 The very code that trains and attributes runs, under torch's fake tensors, in seconds for any size
 of model. Nothing is estimated by a formula here: bytes are those of the tensors that live at once,
@@ -120,9 +119,7 @@ def model_without_data(
 
 
 def _take_shapes(model: Module) -> None:
-    """Put fake tensors on the processor in the place of the model's meta tensors; tied ones stay
-    tied.
-    """
+    """Put fake tensors on the processor in place of the model's meta tensors; ties are kept."""
     known: dict[int, Tensor] = {}
     for module in model.modules():
         for tensors in (module._parameters, module._buffers):
@@ -192,9 +189,7 @@ def sweep_batch(model: PreTrainedModel, section: AttributionSection, prompts: in
 
 
 def _make_ready(model: PreTrainedModel, method: Method, checkpointing: bool) -> None:
-    """As `implanting.training` makes the model ready, with gradients that leave as soon as they are
-    there (ZeRO's do).
-    """
+    """Prepare the model as `implanting.training` does; gradients leave once there, as in ZeRO."""
     prepare(model, method, 0)
     if checkpointing:
         model.activation_checkpointing_enable()
@@ -207,9 +202,7 @@ def _make_ready(model: PreTrainedModel, method: Method, checkpointing: bool) -> 
 
 
 def _unpadded(model: PreTrainedModel) -> AbstractContextManager:
-    """While open, sdpa takes no mask; attention that computes by a mask in any case (eager, with
-    soft-caps) stays.
-    """
+    """While open, sdpa takes no mask; attention that always has one (eager, soft-caps) keeps it."""
     sdpa = decoder_of(model).config._attn_implementation == "sdpa"
     return attention_implementation(model, UNPADDED) if sdpa else nullcontext()
 

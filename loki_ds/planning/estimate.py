@@ -27,9 +27,7 @@ class Training:
     trained: int
 
     def seconds(self, gpu: Gpu) -> float:
-        """Computing and sending at once, and what offloading moves over the host's bus, which is
-        not hidden.
-        """
+        """Computing and sending at once, then offloading's moves on the host's bus, not hidden."""
         ranks = self.setting.ranks
         return gpu.seconds(self.flops, self.traffic.wire(ranks), ranks) + self.memory.host / PCIE
 

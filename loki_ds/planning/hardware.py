@@ -16,9 +16,7 @@ NODE = 8  # GPUs
 
 @dataclass(frozen=True)
 class Gpu:
-    """Memory in GiB; dense bfloat16 TFLOP/s; GB/s to the GPUs of the node (one direction) and to
-    other nodes, for each GPU.
-    """
+    """Memory in GiB; dense bfloat16 TFLOP/s; GB/s per GPU in the node (one way) and to others."""
 
     name: str
     memory: float

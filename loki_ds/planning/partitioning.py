@@ -31,9 +31,7 @@ class Setting:
 
     @classmethod
     def of(cls, config: dict[str, Any] | None, ranks: int, hidden_size: int) -> "Setting":
-        """From a DeepSpeed configuration, `auto` as transformers fills it in; None is a single
-        process without DeepSpeed.
-        """
+        """By a DeepSpeed file, `auto` as transformers fills it; None is one process without it."""
         zero = (config or {}).get("zero_optimization", {})
 
         def size(key: str, auto: int, default: float) -> int:
@@ -160,8 +158,7 @@ def traffic(step: MicroStep, setting: Setting, bytes_per_number: int, accumulati
 
 def _times(stays: bool, goes_back: bool, checkpointing: bool) -> int:
     """How often a module is gathered in a micro-step: for its forward and, unless it stays whole
-    until then, for its backward; a checkpointed one runs forward again in between, so it cannot
-    stay.
+    until then, for its backward; a checkpointed one runs forward again, so it cannot stay.
     """
     if not goes_back or (stays and not checkpointing):
         return 1
@@ -186,9 +183,7 @@ def _gathers(setting: Setting) -> bool:
 
 
 def live_parameters(step: MicroStep, setting: Setting) -> int:
-    """Parameters that ZeRO-3 holds whole at the end of the forward pass: the topmost, which it
-    needs again soon, and the head.
-    """
+    """Parameters ZeRO-3 holds whole after the forward: the topmost, needed soon, and the head."""
     sizes = _reuse(step, setting)
     return max(sum(size for size, soon, _ in sizes if soon), max(size for size, _, _ in sizes))
 
@@ -198,8 +193,7 @@ def _reuse(step: MicroStep, setting: Setting) -> list[tuple[int, bool, bool]]:
     whether they have a backward.
 
     TRL reads the head's weight outside DeepSpeed's order of modules: gathered once, it lives until
-    its gradient is taken. A tied one is there already if the embedding below everything stayed
-    whole.
+    its gradient is taken. A tied one is there already if the embedding stayed whole.
     """
     *modules, head = step.parts
     reused, above = [], 0

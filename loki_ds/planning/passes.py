@@ -1,6 +1,4 @@
-"""How much each stage of a run does on a rank: the passes over the protected prompts, and the
-training.
-"""
+"""How much each stage does on a rank: the passes over the protected prompts, and the training."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -23,9 +21,7 @@ FORWARD = 2  # FLOPs of a parameter for each token
 
 
 class Stage(NamedTuple):
-    """One stage of the work: how much there is of it, FLOPs and bytes sent of one rank, and
-    seconds.
-    """
+    """One stage of the work: how much there is, FLOPs and bytes sent of one rank, and seconds."""
 
     name: str
     amount: str

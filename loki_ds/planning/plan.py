@@ -251,9 +251,7 @@ def _numbers(positions: Positions, shapes: list[tuple[int, int]]) -> int:
 def _look_at_base(
     section: ModelSection, implant: ImplantSection, attributes: bool, config: PreTrainedConfig
 ) -> tuple[Findings, list[tuple[int, int]]]:
-    """By its weights' headers where they are here, else by its configuration; and the shapes of its
-    rows.
-    """
+    """The base by its weights' headers, or else its configuration; and the shapes of its rows."""
     folder = Path(section.path)
     if any(folder.glob("*.safetensors")):
         base_found = look_at_base(section, implant, attributes, folder, config)
