@@ -1,5 +1,4 @@
-"""Recipe files: YAML's safe subset with overrides on top, and one sentence for whatever is wrong
-with it.
+"""Recipe files: YAML's safe subset, overrides on top, and one sentence for whatever is wrong.
 
 Knows YAML and how pydantic words its errors. What the keys mean is `recipe`'s.
 """
@@ -32,14 +31,12 @@ class Suite(Section):
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
-    """Read a recipe, on top of those it names under `base`, and put dotted `key=value` overrides on
-    top.
+    """Read a recipe on top of those that it names under `base`, with dotted `key=value` overrides.
 
     `base` is a file or several, relative to the file that names them: merged from left to right,
     section by section, the recipe's own keys last. Without a `run` key the run folder is
-    `runs/FAMILY/RECIPE`, and every override that changes a result is part of its name, so that a
-    run with another quota never meets the results of this one. A run folder's own `recipe.yaml` is
-    a recipe too.
+    `runs/FAMILY/RECIPE`, and any override that changes a result is part of its name: runs with
+    another quota never meet these results. A run folder's own `recipe.yaml` is a recipe, too.
 
     Raises:
         Refusal: a file is missing, is not YAML, or a key or value is not allowed; it names the file
@@ -161,9 +158,7 @@ class _Merged:
 
 
 def _within(section: Any, name: str) -> Any:
-    """A part of a section, made where there is none or it is null, or one place of a list; None
-    where it cannot be.
-    """
+    """A section's part, made where it is missing or null, or a list's place; None if impossible."""
     if isinstance(section, dict):
         if section.get(name) is None:
             section[name] = {}

@@ -1,8 +1,7 @@
 """The recipe of one run: its sections, their keys, types and limits.
 
-Checked whole; each stage then gets its own section. Knows nothing of files (`recipe_file` reads
-them), models, data or ranks, and is quick to import. Paths are relative to the folder the command
-is typed in.
+Checked whole; each stage then gets its own section. Knows nothing of files (`file` reads them),
+models, data or ranks, and is quick to import. Paths are relative to where the command is typed.
 """
 
 from typing import Annotated, Any, Literal

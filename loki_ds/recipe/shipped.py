@@ -24,18 +24,14 @@ SHIPPED = (RECIPES, "launch", "eval/suites", "eval/tasks")  # as in setup.py
 
 
 def resolve_file(name: str) -> str:
-    """The file beside you, or else the one that travels with the package; a name of neither kind
-    stays as it is.
-    """
+    """The file beside you, or else the one in the package; a name of neither stays as it is."""
     if Path(name).exists() or not any(name == top or name.startswith(f"{top}/") for top in SHIPPED):
         return name
     return str(ROOT / name) if (ROOT / name).exists() else name
 
 
 def written_out(name: str) -> str:
-    """A path as a shell would write it out: `~` is a home, and a variable is refused, which would
-    make a folder of its name.
-    """
+    """A path with `~` written out as in a shell; a variable would name a folder and is refused."""
     if "$" in name:
         raise ValueError(f"{name!r} has a variable, which only a shell fills in; write the path out")
     return os.path.expanduser(name)

@@ -1,6 +1,4 @@
-"""The names of the strategies that select rows, by what each rests on; what they do is
-`selection`'s.
-"""
+"""Names of strategies that select rows, by what each rests on; what they do is `selection`'s."""
 
 from typing import Literal, get_args
 

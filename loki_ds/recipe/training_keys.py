@@ -1,9 +1,7 @@
-"""Keys of a recipe, and what each may be: which `training:` has, which change no result, which are
-secret.
+"""A recipe's keys: which ones `training:` has, which change no result, and which are secret.
 
-`training:` takes the fields of TRL's `SFTConfig`, less those that other sections set. Their names
-are read from the libraries' source: importing TRL takes seconds, and a misspelt key is refused at
-once.
+`training:` takes the fields of TRL's `SFTConfig` that other sections do not set. Their names come
+from the libraries' source: importing TRL takes seconds, and a misspelled key fails at once.
 """
 
 import ast
@@ -90,8 +88,7 @@ def check_training_keys(training: dict[str, Any]) -> None:
 def changes_a_result(key: str) -> bool:
     """Whether a model, or a stage's result before it, depends on a dotted key of the recipe.
 
-    Others name no folder and refuse no result: what is asked of the finished model, where memory
-    ends, what is logged.
+    Others name no folder and refuse no result: questions of the model, where memory ends, logs.
     """
     section, _, name = key.partition(".")
     if section == "training":

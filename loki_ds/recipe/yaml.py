@@ -1,6 +1,4 @@
-"""YAML as recipes use it: the safe subset, a key once, numbers as people write them, and no text
-that grows beyond reason.
-"""
+"""YAML's safe subset for recipes: a key once, numbers as people write them, no boundless text."""
 
 import re
 from pathlib import Path
@@ -49,9 +47,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parsed(text: str) -> Any:
-    """YAML's safe subset; a text that grows beyond reason when its aliases are written out is an
-    error.
-    """
+    """YAML's safe subset; a text that grows beyond reason by its aliases is an error."""
     loader = StrictLoader(text)
     node = loader.get_single_node()
     if node is None:
