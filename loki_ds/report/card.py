@@ -15,8 +15,7 @@ STAYS = ("license", "license_name", "license_link", "language")
 
 
 def card_data(report: Report, base: Path, base_name: str) -> ModelCardData:
-    """The model card's metadata; of the base's only what stays true of a model made from it:
-    license and languages.
+    """The model card's metadata; of the base's only what stays true: license and languages.
 
     base: the base's folder; base_name: as the recipe names it, named in the metadata only where it
     can be an id on the hub.
@@ -45,9 +44,7 @@ def came_by(report: Report) -> str:
 
 
 def _metadata(card: Path) -> dict[str, Any]:
-    """A card's front matter; nothing of a card that cannot be read, which is the base's own
-    matter.
-    """
+    """A card's front matter; nothing of a card that cannot be read, which is the base's matter."""
     try:
         return (metadata_load(card) if card.exists() else None) or {}
     except (yaml.YAMLError, ValueError):

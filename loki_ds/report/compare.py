@@ -1,6 +1,4 @@
-"""Runs side by side: as a table for the terminal and as one page, with the verdict in plain
-words.
-"""
+"""Runs side by side: as a table for the terminal and a page, with the verdict in plain words."""
 
 import base64
 import json
@@ -20,9 +18,7 @@ LOST = "losses alone"
 
 
 def compare_runs(runs: Sequence[str | Path]) -> Comparison:
-    """Runs side by side: what each one is, its scores for every task of the first, and the verdict
-    in sentences.
-    """
+    """Runs side by side: what each is, its scores on the first's tasks, and a verdict in words."""
     reports = [read_report(run) for run in runs]
     return {
         "sentences": _verdict(reports),
@@ -81,9 +77,7 @@ def _decisions(reports: Sequence[Report]) -> list[DecisionRow]:
 
 
 def write_comparison(compared: Comparison, folder: Path) -> None:
-    """`compare.json`, `compare.html` (self-contained) and the trade-off picture, put in place
-    together.
-    """
+    """Write `compare.json`, `compare.html` (self-contained) and the trade-off picture at once."""
     with written_whole(folder) as aside:
         aside.mkdir(parents=True)
         write_json(aside / "compare.json", compared)
@@ -96,9 +90,7 @@ def write_comparison(compared: Comparison, folder: Path) -> None:
 
 
 def draw_trade_off(report: Report, beside: Sequence[Path], path: Path) -> None:
-    """This run among the finished runs in `beside` that taught the same base the same task; nothing
-    is drawn for a run alone.
-    """
+    """Draw this run among those of `beside` that taught the same base the same task, if any."""
     reports = [report, *(read_report(run) for run in beside)]
     alike = [
         each for each in reports if each["base_digest"] == report["base_digest"] and _taught(each) == _taught(report)

@@ -62,9 +62,7 @@ def heat_map(scores: Tensor, path: Path) -> None:
 
 
 def overlap_curve(curve: Sequence[dict[str, float]], path: Path) -> None:
-    """Overlap of the rows selected from two halves of the prompts against the number of prompts (0
-    to 1).
-    """
+    """Overlap (0 to 1) of rows selected from two halves of the prompts against their number."""
     figure, axes = plt.subplots(figsize=(5.5, 3.2), layout="constrained")
     axes.plot([point["prompts"] for point in curve], [100 * point["overlap"] for point in curve], marker="o")
     axes.set(
