@@ -1,3 +1,1 @@
-"""Which rows may train: `select` chooses them from scores, `positions` are the rows and the
-authors' file that holds them.
-"""
+"""Which rows may train: `select` chooses them by scores, `positions` has them and their file."""

@@ -1,6 +1,4 @@
-"""Positions: which rows of each layer's `W_down` may train, and the authors' JSON file that holds
-them.
-"""
+"""Positions: which rows of each layer's `W_down` may train, and the authors' JSON file of them."""
 
 import hashlib
 import json
@@ -20,9 +18,7 @@ class Positions:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the rows' canonical JSON: equal for equal rows, whatever file they came
-        from.
-        """
+        """SHA-256 of the rows' canonical JSON: equal for equal rows, whatever their file."""
         return hashlib.sha256(json.dumps(self.rows, separators=(",", ":")).encode()).hexdigest()
 
     def save(self, path: str | Path) -> None:
@@ -55,9 +51,7 @@ class Positions:
         return cls([sorted(layer) for layer in rows])
 
     def check_fits(self, shapes: Sequence[Sequence[int]], source: str) -> None:
-        """Refuse positions of another model: `shapes` are the model's `[d_model, d_ff]`, layer by
-        layer.
-        """
+        """Refuse positions of another model than that of `shapes`, `[d_model, d_ff]` by layer."""
         if len(self.rows) != len(shapes):
             raise Refusal(f"{source}: the positions have {len(self.rows)} layers, the model has {len(shapes)}")
         for i, (layer, (d_model, _)) in enumerate(zip(self.rows, shapes, strict=True)):
@@ -79,8 +73,6 @@ class Positions:
         return sum(map(len, self.rows))
 
     def overlap(self, other: "Positions") -> float:
-        """Share of the selected rows that both have, of the larger selection; 1 when equal (the
-        paper's stability figure).
-        """
+        """Share of the larger selection in both; 1 when equal (the paper's stability figure)."""
         shared = sum(len(set(mine) & set(theirs)) for mine, theirs in zip(self.rows, other.rows, strict=True))
         return shared / max(self.count, other.count, 1)

@@ -76,8 +76,7 @@ def select(
 
 
 def _rows_to_choose(quota: float, layers: int, d_model: int, exclude: Positions | None) -> tuple[int, np.ndarray]:
-    """How many rows of each layer the quota asks for, and which `[layers, d_model]` another implant
-    holds.
+    """How many rows a layer the quota asks for, and which of `[layers, d_model]` others hold.
 
     Raises:
         ValueError: a layer has too few free rows, or the quota is none.
@@ -94,24 +93,18 @@ def _rows_to_choose(quota: float, layers: int, d_model: int, exclude: Positions 
 
 
 def split_half_overlap(scores: Tensor, quota: float, strategy: str) -> float:
-    """How far the prompts agree: overlap of the rows selected from the prompts at even and at odd
-    places of `scores`.
-    """
+    """How far prompts agree: the overlap of rows selected from even and odd ones of `scores`."""
     return select(scores[::2], quota, strategy).overlap(select(scores[1::2], quota, strategy))
 
 
 def select_random(layers: int, d_model: int, quota: float, seed: int, exclude: Positions | None = None) -> Positions:
-    """The baseline every selection has to beat: k rows of each layer, drawn without replacement
-    from those not in `exclude`.
-    """
+    """The baseline to beat: k rows of each layer, drawn without replacement outside `exclude`."""
     generator, (k, taken) = np.random.default_rng(seed), _rows_to_choose(quota, layers, d_model, exclude)
     return Positions([sorted(generator.choice(np.flatnonzero(~row), size=k, replace=False).tolist()) for row in taken])
 
 
 def _most_voted(k: int, values: np.ndarray) -> list[int]:
-    """Each prompt votes for its k smallest of `values [prompts, nodes]`; the k nodes with most
-    votes, ascending.
-    """
+    """The k nodes, ascending, most often in a prompt's k smallest of `values [prompts, nodes]`."""
     votes = np.zeros(values.shape[1], dtype=np.int64)
     for row in values:
         votes[np.lexsort((np.arange(row.size), row))[:k]] += 1
