@@ -1,6 +1,4 @@
-"""Abilities asked block by block, until enough documents are: the same ones by every process that
-shares them.
-"""
+"""Abilities asked block by block until enough documents are, the same by every sharing process."""
 
 import json
 import time

@@ -2,9 +2,8 @@
 share of the documents, and the shares are put together.
 
 Processes of their own because a second model must not be loaded beside a live ZeRO-3 configuration.
-They are independent of each other, so any lm-eval backend can be shared out, on GPUs or on CPUs.
-Nodes meet in a shared folder and in no collective, which would run into its time limit while others
-evaluate.
+They are independent, so any lm-eval backend can be shared out, on GPUs or on CPUs. Nodes meet in a
+shared folder and in no collective, which would run into its time limit while others evaluate.
 """
 
 import json
@@ -32,8 +31,7 @@ PATIENCE = 3.0  # seconds for the first process to fail as well
 class Nodes:
     """Which this node is, of all that evaluate together and see the same folder.
 
-    processes: of each node, which may have other numbers of devices; of one node alone, what the
-    request says.
+    processes: of each node, which may differ in devices; for one node, what the request says.
     """
 
     this: int = 0
@@ -123,9 +121,7 @@ def forget_failures(folder: Path) -> None:
 
 
 def evaluate(asked: Sequence[Asked], answers: Answers, nodes: Nodes = Nodes()) -> None:
-    """Evaluate this node's shares of what models are asked; the first node puts all nodes' together
-    and keeps them.
-    """
+    """Evaluate this node's shares of what models are asked; the first node joins and keeps all."""
     for batch in _sharing_processes(asked):
         log.info("evaluating %s", ", ".join(_name(asking.request) for asking in batch))
         evaluate_shares([(asking.request, answers.shares(asking.key)) for asking in batch], nodes)

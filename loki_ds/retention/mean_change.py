@@ -31,9 +31,8 @@ Z = float(stats.norm.ppf(1 - LEVEL / 2))
 class MeanChange:
     """A mean and what is known of its error.
 
-    error: standard error; df: its degrees of freedom; open: half-width of what so few documents
-    leave open; moved: mean absolute difference; span: of one document's difference at most, None
-    where it has no bound.
+    error: standard error; df: its degrees of freedom; open: half-width that so few documents leave
+    open; moved: mean absolute difference; span: most that a document differs, None if unbounded.
     """
 
     value: float
@@ -63,16 +62,12 @@ class MeanChange:
         return low if self.span is None else max(low, -self.span)
 
     def _below(self, by: float, skewed_by: float, opened: float, one_way: float) -> float:
-        """The end towards the worse: `by` so many errors, leaning by `skewed_by` of them as far as
-        changes go one way.
-        """
+        """The worse end: `by` errors away, leaning by `skewed_by` as far as changes go one way."""
         skew = one_way * (skewed_by * self.error) ** 2 / self.moved / 2 if self.moved else 0.0
         return float(self.value - skew - np.sqrt(skew**2 + (by * self.error) ** 2 + opened**2))
 
     def p_value(self) -> float:
-        """The two-sided p-value of no mean change; 5% where the interval without its skew just
-        reaches 0.
-        """
+        """The two-sided p-value of no mean change; 5% where the unskewed interval reaches 0."""
         whole = self.whole_error
         return float(2 * stats.t.sf(abs(self.value) / whole, self.df)) if whole else float(self.value == 0)
 

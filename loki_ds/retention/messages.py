@@ -32,9 +32,8 @@ class Request(BaseModel):
 
     `model` is its folder, `adapter` that of a PEFT adapter on it, `implant` a file of rows that are
     put into it once it is loaded. `tasks` is what the check found behind every name. Each of
-    `processes` evaluates a share of the documents: process `part[0]` of `part[1]`. `seed` draws
-    the documents of a limit; of those `half` is asked, None for all. `stop`: when no more of them
-    are.
+    `processes` evaluates a share of the documents: process `part[0]` of `part[1]`. `seed` draws the
+    documents of a limit; of those `half` is asked, None for all. `stop`: when no more are.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

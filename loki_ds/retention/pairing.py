@@ -1,6 +1,4 @@
-"""Join two arms' samples by document; anything that does not match is an error that names the
-task.
-"""
+"""Join two arms' samples by document; what does not match is an error that names the task."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -13,9 +11,7 @@ from loki_ds.tasks.metrics import Metric
 
 @dataclass(frozen=True)
 class Pair:
-    """One document on both arms; `cluster` is the subtask it comes from, in a group of tasks like
-    MMLU.
-    """
+    """One document on both arms; `cluster` is its subtask in a group of tasks like MMLU."""
 
     doc_hash: str
     prompt: str
@@ -32,8 +28,7 @@ class PairedTask:
     """One task by one metric: its lm-eval name, and its documents on both arms.
 
     by_size: whether a group's subtasks weigh by their documents; shots, versions: of each subtask;
-    stopped: what is known of all documents, where not all of them were asked and the metric is the
-    one that decided.
+    stopped: what is known of all documents, if not all were asked and this metric decided.
     """
 
     task: str
@@ -46,8 +41,7 @@ class PairedTask:
 
 
 def pair(base: ArmResult, implanted: ArmResult, one_tokenizer: bool = True) -> list[PairedTask]:
-    """Tasks of two arms (`worker.run_lm_eval`), their samples joined by document hash, never by
-    position.
+    """Tasks of two arms (`worker.run_lm_eval`), samples joined by document hash, never by position.
 
     A task with several metrics comes once for each, its main one first; but for those that some
     document has no number for.

@@ -75,8 +75,7 @@ class Asked(NamedTuple):
 class Question:
     """The tasks, and how they run; the same for both models.
 
-    model: how both are loaded; tasks: what is behind their names; half: of the documents, where a
-    scale is chosen.
+    model: how both load; tasks: what is behind names; half: of documents, where a scale is chosen.
     """
 
     model: ModelSection

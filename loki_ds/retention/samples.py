@@ -1,6 +1,4 @@
-"""What lm-eval found of a task, document by document: numbers, and what was asked, answered and
-right in words.
-"""
+"""What lm-eval found of a task by document: numbers, and in words the question, answer and gold."""
 
 import math
 from typing import Any
@@ -32,9 +30,7 @@ def samples_of(task: TaskFound, tasks: dict[str, Any], results: Any) -> TaskSamp
 
 
 def _by_document(samples: list[dict[str, Any]]) -> list[dict[str, dict[str, Any]]]:
-    """lm-eval's samples of a task, one for every document and filter: those of a document by their
-    filter.
-    """
+    """lm-eval's samples of a task by document, and those of a document by filter."""
     documents: dict[int, dict[str, dict[str, Any]]] = {}
     for sample in samples:
         documents.setdefault(sample["doc_id"], {})[sample["filter"]] = sample

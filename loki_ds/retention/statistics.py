@@ -1,5 +1,4 @@
-"""What paired documents show of each task: its change with interval and test, and a verdict at a
-margin.
+"""What paired documents show of each task: change with interval and test, and verdict at a margin.
 
 "Nothing was lost" is not "p is large": a task counts as kept only when its whole interval lies
 within the margin, and every task says the smallest change its documents could have shown.
@@ -185,9 +184,7 @@ def _squared_and_added(one: float, other: float, phi: float) -> float:
 
 
 def least_margin(n: int) -> float:
-    """The smallest margin above which `n` documents can be `kept`: half of them right, none
-    changed.
-    """
+    """The smallest margin above which `n` documents can be `kept`: half right, none changed."""
     right = np.arange(n) % 2
     return -paired_proportions_interval(right, right)[0]
 

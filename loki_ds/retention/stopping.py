@@ -24,9 +24,7 @@ HALVINGS = 40  # of an interval that a bound is looked for in
 
 @dataclass(frozen=True)
 class Bounds:
-    """Bounds of the mean gain over all documents, each end wrong in at most 2.5%; p_value: of no
-    loss.
-    """
+    """Bounds of all documents' mean gain, each end wrong in at most 2.5%; p_value: of no loss."""
 
     low: float
     high: float
@@ -40,8 +38,7 @@ class Bounds:
 
 
 def bounds(gains: np.ndarray, documents: int, margin: float, span: float = 1.0) -> Bounds:
-    """Bounds of the mean gain, from the gains `[t]` of the first documents, in the order they were
-    drawn, out of so many.
+    """Bounds of the mean gain, from gains `[t]` of the first of so many documents, in drawn order.
 
     Args:
         margin: the loss at which bets are aimed.
@@ -58,8 +55,7 @@ def bounds(gains: np.ndarray, documents: int, margin: float, span: float = 1.0) 
 
 
 def stakes(x: np.ndarray, documents: int, aim: float) -> np.ndarray:
-    """What is bet on each document `[t]`, that the mean of `x` is more than `aim`; chosen before
-    the document is seen.
+    """Bets `[t]` that the mean of `x` is more than `aim`, each chosen before its document is seen.
 
     Near the growth-optimal stake (aGRAPA) where the mean so far is above the aim, else the stake
     that makes the bound narrow wherever the mean lies (predictable plug-in).

@@ -1,5 +1,4 @@
-"""One arm of the paired evaluation, or a share of its documents: one model through lm-eval, in a
-process of its own.
+"""One arm of the paired evaluation, or a share of it: a model through lm-eval in its own process.
 
 `python -m loki_ds.retention REQUEST.json RESULT.json ...`, started by `evaluation`. Of several
 requests in a row each loads its model, unless the last one had it and only the implant differs.
@@ -103,9 +102,7 @@ def load(request: Request) -> Any:
 
 
 def _drawn(name: str, task: Any, limit: int | None, request: Request) -> list[int]:
-    """A task's documents: `limit` of them drawn by the seed, the same on both arms, and of those
-    the half that is asked.
-    """
+    """A task's documents: `limit` drawn by the seed, the same on both arms, and the asked half."""
     count = len(task.eval_docs)
     drawn = sorted(Random(f"{request.seed}-{name}").sample(range(count), min(limit or count, count)))
     halves = {None: drawn, "choosing": drawn[::2], "confirming": drawn[1::2]}
@@ -125,9 +122,7 @@ def _ask(
 
 @one_date()
 def _evaluate(model: Any, request: Request, group: TaskGroup, tasks: list[Any], manager: Any, chosen: Places) -> Any:
-    """lm-eval's own `simple_evaluate`, allowed to run model-written code only if the recipe says
-    so.
-    """
+    """lm-eval's `simple_evaluate`, allowed to run model-written code only if the recipe says so."""
     from loki_ds.retention.harness import simple_evaluate
 
     if request.allow_code_execution:
@@ -147,9 +142,7 @@ def _evaluate(model: Any, request: Request, group: TaskGroup, tasks: list[Any], 
 
 
 def _tokenizer_digest(model: Any) -> str:
-    """The digest of everything that turns a document into tokens: vocabulary, rules and chat
-    template.
-    """
+    """The digest of what turns a document into tokens: vocabulary, rules and chat template."""
     tokenizer = model.tokenizer
     parts = [
         json.dumps(tokenizer.get_vocab(), sort_keys=True),
