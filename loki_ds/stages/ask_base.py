@@ -57,9 +57,7 @@ def _asked(run: Run, checked: Checked) -> list[Asked]:
 
 
 def _look_at(result: ArmResult, section: RetentionSection) -> None:
-    """Name the abilities of which the base can do nothing, each with a document: what it is asked,
-    what is right, what it says.
-    """
+    """Name abilities on which the base scores 0, each by a document: what is asked, right, said."""
     names = [name for group in section.abilities for name in group.tasks]
     dead = [name for name in names if _scores_nothing(result["tasks"][name])]
     for name in dead:

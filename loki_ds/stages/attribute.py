@@ -35,9 +35,7 @@ Batches = list[list[int]]  # of prompts' indices
 
 
 def attribute(run: Run, checked: Checked) -> None:
-    """Score every row of every `W_down` on the protected set, batches split over the ranks; kept
-    prompt by prompt.
-    """
+    """Score every row of every `W_down` on the protected set, split over ranks, kept by prompt."""
     recipe = run.recipe
     if not recipe.needs_attribution:
         why = recipe.selection.strategy if recipe.changes_rows else recipe.implant.method

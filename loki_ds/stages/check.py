@@ -184,9 +184,7 @@ def _render(
 def _look_at_prompts(
     name: str, section: ProtectedSection | None, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig
 ) -> Findings:
-    """A file of prompts; those of lm-eval's tasks take longer to make, and are looked at when they
-    are.
-    """
+    """A file's prompts; those of lm-eval's tasks take longer, and are looked at when made."""
     if section is None or section.prompts is None:
         return []
     tokens, most = load_protected(section, tokenizer).tokens, max_tokens(config)

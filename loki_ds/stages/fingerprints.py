@@ -1,5 +1,4 @@
-"""What each stage's result depends on, from the first stage to the last; in JSON's types, without
-secrets.
+"""What each stage's result depends on, from first to last; in JSON's types, without secrets.
 
 A stage whose result is there for the same fingerprint is skipped. What changes no result stands in
 none of them (`recipe.training_keys.changes_a_result`).
@@ -35,9 +34,7 @@ class Fingerprints:
 
     @cached_property
     def model(self) -> Fingerprint:
-        """What decides whatever the base computes: weights, what stands beside them, and the dtype
-        it runs in.
-        """
+        """What decides what the base computes: weights, files beside them, and the dtype."""
         return {"model": model_digest(self.base.folder, self.base.digest), "dtype": self.base.section.dtype}
 
     def attribution(self) -> Fingerprint:
@@ -105,9 +102,7 @@ class Fingerprints:
         }
 
     def tune(self, trained: Fingerprint | None) -> Fingerprint:
-        """What decides the scale that was chosen: the training before it, the dial and what was
-        asked.
-        """
+        """What decides the chosen scale: the training before it, the dial and what was asked."""
         asked = self.recipe.retention.model_dump(exclude={"processes"})
         tuned = self.recipe.tune.model_dump() if self.recipe.tune else None
         return {"implant": trained, "tune": tuned, "retention": asked, "dtype": self.base.section.dtype}

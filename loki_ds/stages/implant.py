@@ -1,6 +1,4 @@
-"""Stage 3: the trained model in `model/`, what leaves the run beside it, and the proof in
-`verify.json`.
-"""
+"""Stage 3: the trained model in `model/`, what leaves beside it, and the proof in `verify.json`."""
 
 import logging
 from typing import Any, NoReturn
@@ -29,9 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def implant(run: Run, checked: Checked, positions: Positions | None) -> None:
-    """Train, write the model and what goes with it, and compare the model with the base byte for
-    byte.
-    """
+    """Train, write the model and what goes with it, and compare it with the base byte for byte."""
     inputs = checked.fingerprints.implant(positions)
     run.once("implant", inputs, lambda: _implant(run, checked, positions, inputs))
 

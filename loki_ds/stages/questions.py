@@ -59,7 +59,5 @@ def node_of_rank(run: Run) -> Nodes | None:
 
 
 def answers_of_run(folder: RunFolder) -> Answers:
-    """A run's answers; the base's are published for all runs beside it that ask the same of the
-    same weights.
-    """
+    """A run's answers; runs beside it that ask the same of the same weights share the base's."""
     return Answers(folder.retention / "answers", folder.root.parent / ".base-results")

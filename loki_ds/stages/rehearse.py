@@ -1,6 +1,4 @@
-"""Before a training with rehearsal: the base's answers on the texts, in `rehearsal/`, and the
-examples that are made of them.
-"""
+"""Before rehearsing: the base's answers on the texts, in `rehearsal/`, and the examples of them."""
 
 import logging
 from collections.abc import Sequence

@@ -30,8 +30,7 @@ def report_of_pair(
 ) -> None:
     """Pair the base's answers with the model's, and write the report into a folder of its settings.
 
-    tasks: what was asked; pictures: what else the report shows, by captions, drawn when it is
-    known.
+    tasks: what was asked; pictures: what else the report shows, by captions, drawn once known.
     """
     base, model = results
     opposites = {task.name: task.opposite for task in tasks if task.opposite}

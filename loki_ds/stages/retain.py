@@ -2,8 +2,7 @@
 
 Every node that trained evaluates, where all see the run folder; the report is rank 0's work. It can
 be asked again, with other tasks or another margin: `retention/` keeps every model's answers by what
-determines them, and every report under the settings that made it; `report/` is the one last asked
-for.
+determines them, and every report under the settings that made it; `report/` is the last one.
 """
 
 import json
@@ -71,9 +70,7 @@ class Questions:
 
 
 class Share(NamedTuple):
-    """What one rank of a node does of the evaluation. questions: None where no other node takes
-    part, and it finds them itself.
-    """
+    """What a rank evaluates. questions: None where no other node takes part and it finds them."""
 
     nodes: Nodes = Nodes()
     questions: Questions | None = None
@@ -83,8 +80,7 @@ ALONE = Share()
 
 
 def share_of_rank(run: Run, checked: Checked) -> Share | None:
-    """This rank's share of the evaluation; None for those that have nothing to do. All ranks call
-    it.
+    """This rank's share of the evaluation; None for those with nothing to do. All ranks call it.
 
     The first rank of every node has one, where all see the run folder; with a dial, which comes
     before the questions, the first rank alone.
@@ -131,9 +127,7 @@ def _questions(run: Run, checked: Checked) -> Questions | None:
 
 
 def _report(run: Run, checked: Checked, questions: Questions) -> None:
-    """The report of these settings, made unless it is there, in the run's place. Rank 0's
-    work.
-    """
+    """The report of these settings, made unless it is there, in the run's place. Rank 0's work."""
     folder, recipe, settings_folder = run.folder, run.recipe, questions.settings_folder
     if not (settings_folder / "report").exists():
         write_json(settings_folder / "settings.json", recipe.retention.model_dump())

@@ -18,9 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def select(run: Run, checked: Checked) -> Positions | None:
-    """Choose the rows on rank 0, write `positions.json`, and make sure every rank holds the same;
-    None for baselines.
-    """
+    """Choose rows on rank 0, write `positions.json`, compare all ranks'; None for baselines."""
     recipe, file, shapes = run.recipe, run.folder.positions, checked.down_shapes
     if not recipe.changes_rows:
         log.info("select: not needed (%s)", recipe.implant.method)

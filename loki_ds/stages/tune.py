@@ -41,8 +41,7 @@ log = logging.getLogger(__name__)
 class Trained:
     """What training gave, at scale 1: an implant, or a whole model, and the adapter beside it.
 
-    base: the base's folder; template: the chat template that leaves with a model, where it is not
-    the base's own.
+    base: its folder; template: the chat template that leaves with a model, if not the base's own.
     """
 
     def __init__(self, folder: RunFolder, base: Path, template: str | None) -> None:

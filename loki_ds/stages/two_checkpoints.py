@@ -1,5 +1,4 @@
-"""Retention of any two checkpoints, or of a PEFT adapter on a base: what the last stage of a run
-does, without a run.
+"""Retention of any two checkpoints, or of a PEFT adapter on a base: a run's last stage by itself.
 
 The folder is one of a run that only retained, so that `report` and `compare` read it.
 """
@@ -28,8 +27,7 @@ from loki_ds.stages.report import put_report, report_of_pair
 
 
 def retain_two(pair: Pair, model: str, out: Path) -> Report:
-    """Evaluate both, pair their documents, write the report; documents answered before are not
-    asked again.
+    """Evaluate both, pair their documents, write the report; what was answered is not asked again.
 
     model: a folder, a hub id, or the folder of a PEFT adapter.
 
