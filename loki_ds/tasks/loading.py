@@ -1,5 +1,4 @@
-"""lm-eval's tasks: which there are, what is behind a name, and which of them run code that the
-model wrote.
+"""lm-eval's tasks: which there are, what is behind a name, and which run code that a model wrote.
 
 Used for the protected set and for retention, in the main process and in the arms' own.
 """

@@ -23,9 +23,8 @@ TEXTS = "text"
 class Metric(TypedDict):
     """A number for every document.
 
-    name: as reports show it; metric, filter: lm-eval's (`filter` empty for a likelihood); unit: of
-    the number; a mean `score`, `nats` of the gold answer's log-likelihood, or `bits per byte` of a
-    text.
+    name: as reports show it; metric, filter: lm-eval's (`filter` empty for a likelihood); unit: a
+    mean `score`, `nats` of the gold answer's log-likelihood, or `bits per byte` of a text.
     """
 
     name: str
@@ -100,8 +99,7 @@ def _likelihood(task: Any) -> list[Metric]:
 
 def likelihood(task: Any, sample: dict[str, Any]) -> float | None:
     """The likelihood in one of lm-eval's samples: nats of the gold answer (the likeliest of
-    several), or bits per byte of the text; None where the document has no gold answer among its
-    choices.
+    several), or bits per byte of the text; None where no gold answer is among the choices.
     """
     first = [responses[0] for responses in sample["resps"]]
     if task.OUTPUT_TYPE == "loglikelihood_rolling":
@@ -129,9 +127,7 @@ def number_of(metric: Metric, declared: list[Metric], numbers: Any) -> float | N
 
 
 def gold_choices(task: Any, document: Any) -> list[int]:
-    """Places of the right choices of a multiple-choice document; none where the task does not say
-    so in lm-eval's way.
-    """
+    """Places of a multiple-choice document's right choices; none unless given in lm-eval's way."""
     if task.OUTPUT_TYPE != "multiple_choice" or document is None:
         return []
     try:

@@ -1,5 +1,4 @@
-"""The prompts that lm-eval makes of a task's documents: what of them the model will not see is
-known before it is asked."""
+"""lm-eval's prompts of a task's documents: what a model will not see, known before it is asked."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -61,8 +60,7 @@ def look_at_prompts(name: str, task: Any, asking: Asking) -> Prompts:
 
 
 def draws_shots_by_document(task: Any, seed: int) -> Any:
-    """The task, drawing each document's shots by the seed and the document alone, and never the
-    document itself.
+    """The task, drawing shots by the seed and the document alone, and never the document itself.
 
     lm-eval draws from one stream over all documents, so that the shots of each would depend on how
     many processes share them. Where a task has no other split it draws from the documents that it
@@ -84,9 +82,7 @@ def draws_shots_by_document(task: Any, seed: int) -> Any:
 
 
 def context_of(task: Any, document: Any, shots: int, template: Callable[..., str] | None) -> Any:
-    """The prompt that lm-eval makes of a document, by a chat template or without one; of some tasks
-    one for each choice.
-    """
+    """lm-eval's prompt of a document, by a chat template or none; in some tasks one a choice."""
     chats = template is not None
     return task.fewshot_context(
         document,
@@ -128,9 +124,7 @@ def _some(documents: Sequence[Any]) -> list[int]:
 
 
 def _length(name: str, task: Any, document: Any, asking: Asking) -> int:
-    """Tokens of a document's longest prompt, with its answer or the room for one; the right answer
-    is judged on the way.
-    """
+    """Tokens of a document's longest prompt with (room for) an answer; judges the right answer."""
     template = asking.template if asking.chats else None
     try:
         context = context_of(task, document, task.config.num_fewshot, template)
