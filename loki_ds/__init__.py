@@ -10,8 +10,7 @@ if TYPE_CHECKING:
     from loki_ds.selection.positions import Positions
     from loki_ds.selection.select import select
 
-# Each name's module. It is loaded when the name is used (PEP 562): torch and DeepSpeed take
-# seconds.
+# Each name's module, loaded when the name is used (PEP 562): torch and DeepSpeed take seconds.
 _PLACES = {
     "Positions": "loki_ds.selection.positions",
     "apply_implant": "loki_ds.export.in_memory",

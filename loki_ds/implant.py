@@ -4,8 +4,7 @@
     deepspeed --num_gpus 8 --module loki_ds.implant --recipe tiny/loki [key=value ...]
 
 The second needs no checkout. Dotted keys override the recipe (selection.quota=20). Stages whose
-result is already in the run folder are skipped; `--until STAGE` stops early. Without a launcher it
-runs on one process.
+result is in the run folder are skipped; `--until STAGE` stops early. One process needs no launcher.
 """
 
 import argparse

@@ -1,6 +1,4 @@
-"""The one way loki-ds says no: a sentence for the user, raised where the fact is known and shown
-once at the edge.
-"""
+"""How loki-ds says no: one sentence, raised where the fact is known and shown once at the edge."""
 
 import errno
 import os
@@ -52,9 +50,7 @@ def shown_once(status: int = 2) -> Iterator[None]:
 
 @contextmanager
 def full_disks_refused() -> Iterator[None]:
-    """Turn the error of a full disk, quota or file-size limit into a refusal; any other error
-    passes.
-    """
+    """Turn the error of a full disk, quota or file-size limit into a refusal; other errors pass."""
     try:
         yield
     except (OSError, SafetensorError) as error:
