@@ -142,17 +142,19 @@ class DataSection(Section):
 
 
 class BudgetSection(Section):
-    """What the scale is chosen by: one of the two."""
+    """What the scale is chosen by: either, or the largest that fits both."""
 
     forgetting: Annotated[float, Field(gt=0, lt=1)] | None = None
     """The most that losses alone may come to: 0.01 is one percent of the base's scores."""
     skill: Annotated[float, Field(gt=0, le=1)] | None = None
-    """The share of the new skill that is to stay; it needs `retention.new_task`."""
+    """The share of the new skill that is to stay, of what the whole change gained; it needs
+    `retention.new_task`. Where only `forgetting` is given and a new task is asked, one half.
+    """
 
     @model_validator(mode="after")
     def _check_one(self) -> "BudgetSection":
-        if (self.forgetting is None) == (self.skill is None):
-            raise ValueError("tune.budget needs one of the keys 'forgetting' and 'skill'")
+        if self.forgetting is None and self.skill is None:
+            raise ValueError("tune.budget needs one of the keys 'forgetting' and 'skill', or both")
         return self
 
 

@@ -7,6 +7,8 @@ from loki_ds.recipe.sections import BudgetSection
 from loki_ds.refusal import Refusal
 from loki_ds.report.schema import Report
 
+HALF = 0.5  # of the new skill has to stay where the budget does not say how much
+
 
 class Point(TypedDict):
     """A scale, and what the model is there; in percent, but for the new task's own score."""
@@ -43,32 +45,51 @@ def point_of(scale: float, report: Report) -> Point:
 
 
 def choose(curve: Sequence[Point], budget: BudgetSection) -> Point:
-    """The largest scale whose losses alone are below the budget with their whole interval, or the
-    smallest that keeps a share of the skill that the whole change gained.
+    """The largest scale whose losses alone are below the budget with their whole interval and that
+    keeps enough of the skill; without such a budget the smallest that keeps enough.
 
     Raises:
         Refusal: no scale that was tried does.
     """
     ordered = sorted(curve, key=lambda point: point["scale"])
     ordered = [point for point in ordered if point["scale"]]  # at 0 it is the base
-    if budget.forgetting is not None:
-        within = [point for point in ordered if point["losses_only_ci"][1] <= 100 * budget.forgetting]
-        if within:
-            return within[-1]
-        least = min(ordered, key=lambda point: point["losses_only_ci"][1])
-        raise Refusal(
-            f"tune.budget.forgetting is {budget.forgetting:g}, and at no scale losses alone are shown to be below it; "
-            f"nearest is {least['scale']:g}, with up to {least['losses_only_ci'][1]:.2g}%; loki-ds tune RUN "
-            "tune.budget.forgetting=... chooses by a larger budget and trains nothing; or ask more documents, or try "
-            "smaller tune.scales"
-        )
-    wanted = [point for point in ordered if _share_of_skill(point, curve) >= (budget.skill or 0)]
-    return wanted[0]  # the whole change keeps all of its own
+    floor = _floor(curve, budget)
+    skilled = [point for point in ordered if _share_of_skill(point, curve, budget.skill) >= floor]
+    if budget.forgetting is None:
+        return skilled[0]  # the whole change keeps all of its own
+    within = [point for point in skilled if point["losses_only_ci"][1] <= 100 * budget.forgetting]
+    if within:
+        return within[-1]
+    tried = "; ".join(said_of(point) for point in ordered)
+    raise Refusal(
+        f"tune.budget: no scale is shown to lose less than {budget.forgetting:.2g} and keeps {floor:.0%} of the new skill "
+        f"({tried}); loki-ds tune RUN tune.budget.forgetting=... tune.budget.skill=... chooses by another budget and "
+        "trains nothing; or ask more documents, or try other tune.scales"
+    )
 
 
-def _share_of_skill(point: Point, curve: Sequence[Point]) -> float:
-    (whole,) = (one for one in curve if one["scale"] == 1)
+def said_of(point: Point) -> str:
+    """A scale's losses and skill in words."""
+    skill = "" if point["skill"] is None else f", skill {point['skill']:.3f} (base {point['base_skill']:.3f})"
+    low, high = point["losses_only_ci"]
+    return f"scale {point['scale']:g}: losses alone {point['losses_only']:.2g}% ({low:.2g} to {high:.2g}){skill}"
+
+
+def _floor(curve: Sequence[Point], budget: BudgetSection) -> float:
+    """The share of the skill that has to stay; of a whole change that gained nothing none can."""
+    if budget.skill is not None:
+        return budget.skill
+    whole = next((point for point in curve if point["scale"] == 1), None)
+    gained = whole is not None and whole["skill"] is not None and whole["skill"] > (whole["base_skill"] or 0)
+    return HALF if gained else 0.0
+
+
+def _share_of_skill(point: Point, curve: Sequence[Point], asked: float | None) -> float:
+    """How much of what the whole change gained a scale keeps; all of it where nobody asks."""
+    whole = next((one for one in curve if one["scale"] == 1), None)
+    if whole is None or whole["base_skill"] is None or whole["skill"] is None or point["skill"] is None:
+        if asked is not None:
+            raise Refusal("tune.budget.skill needs retention.new_task, whose skill it is a share of")
+        return 1.0
     base, full, own = whole["base_skill"], whole["skill"], point["skill"]
-    if base is None or full is None or own is None:
-        raise Refusal("tune.budget.skill needs retention.new_task, whose skill it is a share of")
     return 1.0 if own >= full else (own - base) / (full - base) if full != base else 0.0

@@ -29,7 +29,7 @@ from loki_ds.retention.messages import ArmResult
 from loki_ds.retention.pairing import pair
 from loki_ds.retention.question import Answers, Question
 from loki_ds.stages.check import Checked
-from loki_ds.stages.curve import Point, choose, point_of
+from loki_ds.stages.curve import Point, choose, point_of, said_of
 from loki_ds.stages.implant import verify_model
 from loki_ds.stages.questions import Arms, answers_of_run
 from loki_ds.stages.quiet import Quiet
@@ -103,10 +103,12 @@ def tune(run: Run, checked: Checked) -> None:
     ask = _rows_answered if in_place else _models_answered
     curve = _curve(scales, base, ask(trained, folder.tune, scales, arms, question, answers), recipe.retention)
     write_json(folder.tune / "curve.json", curve)
+    for point in curve:
+        log.info("tune: %s", said_of(point))
     chosen = choose(curve, section.budget)
     places = {f"{point['scale']:g}": point for point in curve}
     dial(places, f"{chosen['scale']:g}", folder.tune / "curve.png")
-    log.info("tune: scale %g, losses alone %.2g%% on the half that chose", chosen["scale"], chosen["losses_only"])
+    log.info("tune: chosen on half of the documents is %s", said_of(chosen))
     _put_in_place(folder, checked, recipe.implant, trained, chosen["scale"])
     write_json(folder.tune / "chosen.json", chosen)
     folder.note_cost("tune", {"seconds": round(time.monotonic() - started, 1), "device": device.name()})
@@ -114,9 +116,8 @@ def tune(run: Run, checked: Checked) -> None:
 
 
 def _scales(section: TuneSection) -> list[float]:
-    """Those of the recipe, and the whole change, whose skill a budget may be a share of."""
-    asked = list(section.scales)
-    return asked if 1 in asked or section.budget.skill is None else [*asked, 1]
+    """Those of the recipe, and the whole change, whose skill a budget is a share of."""
+    return [*section.scales, *([] if 1 in section.scales else [1])]
 
 
 def _curve(

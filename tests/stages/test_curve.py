@@ -25,14 +25,26 @@ def point(scale: float, lost: float, upper: float, skill: float | None) -> Point
 CURVE = [point(1.0, 5, 9, 0.9), point(0.25, 0, 0.5, 0.3), point(0.75, 1.0, 2, 0.88), point(0.5, 0.2, 0.8, 0.74)]
 
 
-@pytest.mark.parametrize(("budget", "scale"), [(0.5, 1.0), (0.02, 0.75), (0.019, 0.5), (0.006, 0.25)])
+@pytest.mark.parametrize(("budget", "scale"), [(0.5, 1.0), (0.02, 0.75), (0.019, 0.5)])
 def test_the_largest_whose_whole_interval_is_below_the_budget(budget: float, scale: float) -> None:
     assert choose(CURVE, BudgetSection(forgetting=budget))["scale"] == scale
 
 
-def test_where_none_is_the_nearest_is_named() -> None:
-    with pytest.raises(Refusal, match=r"tune\.budget\.forgetting is 0\.001, .*nearest is 0\.25, with up to 0\.5%"):
+def test_where_none_is_every_scale_is_said_with_both_figures() -> None:
+    says = r"keeps 50% of the new skill \(scale 0\.25: losses alone 0% \(0 to 0\.5\), skill 0\.300"
+    with pytest.raises(Refusal, match=says):
         choose(CURVE, BudgetSection(forgetting=0.001))
+
+
+def test_a_scale_that_lost_the_skill_is_no_choice() -> None:
+    """At 0.25 a quarter of it is left, and nothing is lost."""
+    with pytest.raises(Refusal, match="keeps 50% of the new skill"):
+        choose(CURVE, BudgetSection(forgetting=0.006))
+    assert choose(CURVE, BudgetSection(forgetting=0.006, skill=0.2))["scale"] == 0.25
+    with pytest.raises(Refusal, match="keeps 90% of the new skill"):
+        choose(CURVE, BudgetSection(forgetting=0.01, skill=0.9))
+    gone = [point(1.0, 5, 9, 0.1), point(0.5, 0.2, 0.8, 0.1)]
+    assert choose(gone, BudgetSection(forgetting=0.01))["scale"] == 0.5  # nothing was gained that could go
 
 
 @pytest.mark.parametrize(("share", "scale"), [(1.0, 1.0), (0.95, 0.75), (0.79, 0.5), (0.1, 0.25)])
@@ -42,7 +54,7 @@ def test_the_smallest_that_keeps_a_share_of_what_was_gained(share: float, scale:
 
 
 def test_the_base_is_no_result() -> None:
-    with pytest.raises(Refusal, match=r"nearest is 0\.25, with up to 0\.5%"):
+    with pytest.raises(Refusal, match=r"\(scale 0\.25: losses"):
         choose([point(0.0, 0, 0.1, 0.1), *CURVE], BudgetSection(forgetting=0.001))
 
 
