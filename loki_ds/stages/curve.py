@@ -63,8 +63,8 @@ def choose(curve: Sequence[Point], budget: BudgetSection) -> Point:
     tried = "; ".join(said_of(point) for point in ordered)
     raise Refusal(
         f"tune.budget: no scale is shown to lose less than {budget.forgetting:.2g} and keeps {floor:.0%} of the new "
-        f"skill ({tried}); loki-ds tune RUN tune.budget.forgetting=... tune.budget.skill=... chooses by another budget and "
-        "trains nothing; or ask more documents, or try other tune.scales"
+        f"skill ({tried}); loki-ds tune RUN tune.budget.forgetting=... tune.budget.skill=... chooses by another budget "
+        "and trains nothing; or ask more documents, or try other tune.scales"
     )
 
 
