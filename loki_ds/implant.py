@@ -9,11 +9,10 @@ result is in the run folder are skipped; `--until STAGE` stops early. One proces
 
 import argparse
 
+from loki_ds.disk.run_folder import STAGES
 from loki_ds.distributed.quick_imports import quick_imports
 from loki_ds.recipe.file import load_recipe
 from loki_ds.refusal import shown_once
-
-STAGES = ("check", "attribute", "select", "implant", "retain")
 
 
 def main() -> None:
@@ -30,7 +29,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--recipe", required=True, help="YAML file or name (loki-ds recipes), for example recipes/tiny/loki.yaml"
     )
-    parser.add_argument("--until", choices=STAGES, default="retain", help="stop after this stage")
+    parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="stop after this stage")
     # The launcher passes it; the environment has it, too.
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted recipe keys to override")

@@ -113,7 +113,7 @@ BORROWED: dict[str, Callable[[], bool]] = {
     "lm-eval: its environment of templates": lambda: (
         hasattr(utils.env.from_string, "cache_info") or callable(utils.env.from_string)
     ),
-    "lm-eval: the look at the machine": lambda: says(evaluator.simple_evaluate, "add_env_info"),
+    "lm-eval: the look at the machine": lambda: says(evaluator.simple_evaluate, "add_env_info", "get_git_commit_hash"),
     "lm-eval: what a model is asked by": lambda: (
         {"disable_tqdm", "override_bs"} <= set(inspect.signature(HFLM._loglikelihood_tokens).parameters)
         and {"inps", "attn_mask", "labels"} <= set(inspect.signature(HFLM._model_call).parameters)

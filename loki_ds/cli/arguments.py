@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from loki_ds.disk.run_folder import STAGES
 from loki_ds.recipe.strategies import STRATEGIES
 
 GATE = "--gate"
@@ -29,7 +30,11 @@ ARGUMENTS: dict[str, Arguments] = {
     "doctor": JSON,
     "schema": [],
     "recipes": [("name", {"nargs": "?", "help": "one to copy, with those that it is made of, to recipes/"})],
-    "run": [*RECIPE, ("--gpus", {"type": int, "help": "GPUs of this node; all of them when not given"})],
+    "run": [
+        *RECIPE,
+        ("--gpus", {"type": int, "help": "GPUs of this node; all of them when not given"}),
+        ("--until", {"choices": STAGES, "default": STAGES[-1], "help": "the last stage (retain)"}),
+    ],
     "check": [*RECIPE, *JSON],
     "plan": [
         *RECIPE,

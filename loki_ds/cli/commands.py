@@ -10,6 +10,8 @@ import os
 import shlex
 import signal
 import sys
+import warnings
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import fields, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -30,6 +32,7 @@ TRAINS = ("implant", "train", "launch", "finetune")  # what people type for the 
 def main() -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a word
     be_no_rank()
+    warnings.simplefilter("ignore", FutureWarning)  # for the libraries' authors, not for whoever runs this
     refused = MISUSED if GATE in sys.argv else REFUSED
     try:
         with shown_once(MISUSED):
@@ -37,7 +40,7 @@ def main() -> None:
     except SystemExit as ended:  # argparse has said why
         sys.exit(MISUSED if ended.code else 0)
     try:
-        with shown_once(refused):
+        with shown_once(refused), _libraries_aside("json" in arguments and arguments.json):
             status = arguments.command(arguments)
     except SystemExit as ended:  # a process that evaluated has said why
         sys.exit(refused if ended.code else 0)
@@ -88,7 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     ranks = arguments.gpus or torch.cuda.device_count() or 1
     launcher = ["deepspeed", "--num_gpus", str(ranks), "--master_port", str(free_port()), "--module", "loki_ds.implant"]
-    line = [*launcher, "--recipe", arguments.recipe, *arguments.overrides]
+    line = [*launcher, "--recipe", arguments.recipe, *arguments.overrides, "--until", arguments.until]
     print(shlex.join(line), flush=True)
     os.execv(Path(sys.executable).parent / line[0], line)
 
@@ -287,9 +290,14 @@ def report(arguments: argparse.Namespace) -> int:
     return _gate(written) if arguments.gate else 0
 
 
+def _libraries_aside(asked: bool) -> AbstractContextManager:
+    """While open, what libraries print goes to the standard error, if JSON is asked for."""
+    return redirect_stdout(sys.stderr) if asked else nullcontext()
+
+
 def _print_json(value: Any) -> None:
     """Plain values, and what has fields by their names."""
-    print(json.dumps(_plain(value), indent=1))
+    print(json.dumps(_plain(value), indent=1), file=sys.__stdout__)
 
 
 def _plain(value: Any) -> Any:

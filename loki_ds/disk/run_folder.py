@@ -15,6 +15,8 @@ from typing import IO, Any
 from loki_ds.disk.files import sha256, write_json
 from loki_ds.refusal import Refusal, short
 
+STAGES = ("check", "attribute", "select", "implant", "retain")  # after which a job may end
+
 
 class RunFolder:
     """Paths of one run."""

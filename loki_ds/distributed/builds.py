@@ -7,8 +7,11 @@ from pathlib import Path
 import psutil
 from torch.utils import cpp_extension
 
+from loki_ds.distributed.device import on_cpu
 from loki_ds.distributed.launcher import local_rank
 from loki_ds.refusal import Refusal
+
+SHARED_MEMORY = "deepspeed_shm_comm"  # what DeepSpeed builds where ranks are processors
 
 
 def check_builds() -> None:
@@ -32,12 +35,22 @@ def check_builds() -> None:
             )
 
 
+def say_if_it_builds() -> None:
+    """Say why a first start on processors takes longer: DeepSpeed builds its shared memory."""
+    if local_rank() == 0 and on_cpu() and not _files(f"{SHARED_MEMORY}/*.so"):
+        print(f"loki-ds: DeepSpeed builds {SHARED_MEMORY}, once on this machine; it takes about a minute", flush=True)
+
+
 def _locks() -> list[Path]:
+    return _files("*/lock")
+
+
+def _files(pattern: str) -> list[Path]:
     """Where torch builds: by default in a folder for each version of Python and CUDA."""
     if own := os.environ.get("TORCH_EXTENSIONS_DIR"):
-        return sorted(Path(own).glob("*/lock"))
+        return sorted(Path(own).glob(pattern))
     python = f"py{sys.version_info.major}{sys.version_info.minor}"
-    return sorted(Path(cpp_extension.get_default_build_root()).glob(f"{python}*_*/*/lock"))
+    return sorted(Path(cpp_extension.get_default_build_root()).glob(f"{python}*_*/{pattern}"))
 
 
 def _held(lock: Path) -> bool:

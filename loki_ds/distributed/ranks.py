@@ -16,7 +16,7 @@ from typing import Any, NoReturn, TypeVar
 import deepspeed
 import torch
 
-from loki_ds.distributed.builds import check_builds
+from loki_ds.distributed.builds import check_builds, say_if_it_builds
 from loki_ds.distributed.launcher import end_with_the_launcher, local_rank, take_place
 from loki_ds.refusal import Refusal, full_disks_refused
 
@@ -50,6 +50,7 @@ def process_group() -> Iterator[None]:
     # Before the group is joined: DeepSpeed binds NCCL's group to this rank's GPU, and collectives
     # of objects go to the current one, which is the first for all ranks until somebody says so.
     deepspeed.get_accelerator().set_device(local_rank())
+    say_if_it_builds()
     deepspeed.init_distributed(timeout=LONGEST_WAIT)
     _unname_shared_buffer()
     end_with_the_launcher()

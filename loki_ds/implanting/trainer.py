@@ -118,6 +118,7 @@ class ImplantTrainer(SFTTrainer):
         """
         loader = self.get_eval_dataloader(rehearsed.measured)
         done = self.evaluation_loop(loader, "drift", prediction_loss_only=True, metric_key_prefix="drift")
+        self._metrics["eval"].clear()  # of these rows, which TRL would put into the log as if held out
         self.log({"drift": float((done.metrics or {})["drift_loss"])})
 
 

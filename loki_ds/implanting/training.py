@@ -126,9 +126,15 @@ def train(
         if checkpoint.other_world_size:
             on_first_rank(lambda: repartition(checkpoint.folder, _trained(trainer)))
     trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
-    if examples.rehearsed is not None:
+    if examples.rehearsed is not None and not _drift_is_known(trainer):
         trainer.measure_drift(examples.rehearsed)
     return trainer
+
+
+def _drift_is_known(trainer: SFTTrainer) -> bool:
+    """Whether the last step's evaluation has measured the drift."""
+    state = trainer.state
+    return any("drift" in line and line["step"] == state.global_step for line in state.log_history)
 
 
 def peft_config(section: PeftSection) -> LoraConfig:

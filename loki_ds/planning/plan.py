@@ -5,7 +5,7 @@ no weights are loaded, and nothing is drawn here.
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -17,9 +17,9 @@ from loki_ds.checking.base import check_passes, data_found, look_at_base
 from loki_ds.checking.findings import Findings
 from loki_ds.checking.selection import check_selection
 from loki_ds.checking.tasks import limits_in_words
-from loki_ds.data.dataset import examples_in, examples_of, first_counts, needs_of
+from loki_ds.data.dataset import Counts, examples_in, examples_of, first_counts, needs_of
 from loki_ds.data.messages import NotUnderstood
-from loki_ds.data.render_settings import Rendering, make_rendering
+from loki_ds.data.render_settings import Rendering, make_rendering, setting
 from loki_ds.data.rendering import NOT_LEARNED
 from loki_ds.data.sources import place_of
 from loki_ds.disk.run_folder import RunFolder
@@ -106,9 +106,8 @@ def make_plan(recipe: Recipe, gpu: Gpu, ranks: int) -> Plan:
     if training is not None:
         steps = planned.shape.steps(recipe.training, examples_in(recipe.data), ranks)
         stages += training_stages(training, planned.shape, steps, gpu)
-        rendering = planned.rendering()
-        findings = findings + planned.training_findings(rendering, steps)
-        example = _marked(recipe.data, rendering)
+        findings = findings + planned.training_findings(steps)
+        example = _marked(recipe.data, planned.rendering)
     quiet, shapes = recipe.implant.quiet, planned.shapes
     return Plan(
         model=recipe.model.path,
@@ -141,7 +140,6 @@ class _Planned:
     shapes: list[tuple[int, int]]
     positions: Positions | None
     setting: Setting
-    shape: TrainingShape
 
     @classmethod
     def of(cls, recipe: Recipe, gpu: Gpu, ranks: int) -> Self:
@@ -162,8 +160,17 @@ class _Planned:
             shapes=shapes,
             positions=planned_positions(recipe.selection, shapes) if recipe.changes_rows else None,
             setting=Setting.of(deepspeed, ranks, config.get_text_config().hidden_size),
-            shape=TrainingShape.of(recipe.training, section.dtype),
         )
+
+    @cached_property
+    def shape(self) -> TrainingShape:
+        """As the settings have it, but unless rows are packed no longer than the longest that was
+        looked at.
+        """
+        shape = TrainingShape.of(self.recipe.training, self.recipe.model.dtype)
+        if not self.counts or setting(self.recipe.training, "packing"):
+            return shape
+        return replace(shape, tokens=min(shape.tokens, max(count.longest for count in self.counts)))
 
     def passes_over_prompts(self) -> list[Stage]:
         """Attribution, the inputs of a quiet implant, and the base's answers to rehearse."""
@@ -207,20 +214,30 @@ class _Planned:
         planned = steps[self.shape.checkpointing]
         return estimate(planned, self.setting, self.shape, section.kind, kept), others
 
+    @cached_property
     def rendering(self) -> Rendering:
         """How examples become tokens, by what the first rows of each source ask of a template."""
         needs = needs_of(self.recipe.data.sources, LOOKED_AT)
         drops = self.recipe.data.thoughts == "drop"
         return make_rendering(needs, self.recipe.training, self.tokenizer, self.recipe.model.path, drops)
 
-    def training_findings(self, rendering: Rendering, steps: int) -> Findings:
-        """The pull, the template, and the first rows of each source as the run will render them."""
-        vocabulary, renderer = self.config.get_text_config().vocab_size, (rendering.renderer, rendering.loss.cut)
-        counts = [first_counts(source, *renderer, vocabulary, LOOKED_AT) for source in self.recipe.data.sources]
+    @cached_property
+    def counts(self) -> list[Counts]:
+        """The first rows of each source as the run will render them."""
+        if not self.recipe.implant.kind.trains:
+            return []
+        vocabulary, renderer = self.config.get_text_config().vocab_size, self.rendering.renderer
+        cut, sources = self.rendering.loss.cut, self.recipe.data.sources
+        return [first_counts(source, renderer, cut, vocabulary, LOOKED_AT) for source in sources]
+
+    def training_findings(self, steps: int) -> Findings:
+        """The pull, the template and the rows."""
         pull: Findings = []
         if self.recipe.implant.fade:
             pull = [("pull", _pull_in_words(self.recipe.implant.fade, self.recipe.training, steps))]
-        return pull + data_found(rendering, counts, self.config, stop_tokens(self.recipe.model.path, self.config))
+        return pull + data_found(
+            self.rendering, self.counts, self.config, stop_tokens(self.recipe.model.path, self.config)
+        )
 
 
 def shipped_settings(ranks: int, hidden_size: int) -> Iterator[tuple[str, Setting]]:

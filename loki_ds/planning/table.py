@@ -83,7 +83,8 @@ def _stages_table(plan: Plan) -> Table:
         table.add_row(stage.name, stage.amount, *figures)
     table.caption = (
         f"{gpu.reached:.0%} of {gpu.tflops:g} TFLOP/s and {gpu.wire_rate(ranks) / 1e9:.0f} GB/s between ranks assumed; "
-        "every sequence at its longest; retain depends on its tasks"
+        "every sequence as long as the longest of the first rows, packed ones as long as may be; retain depends on its "
+        "tasks"
     )
     return table
 

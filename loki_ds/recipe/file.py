@@ -14,7 +14,7 @@ from loki_ds.recipe.retired import drop_retired
 from loki_ds.recipe.sections import ModelSection, Recipe, RetentionSection, TaskGroup
 from loki_ds.recipe.shipped import find_recipe, resolve_file
 from loki_ds.recipe.strict import Section
-from loki_ds.recipe.training_keys import changes_a_result
+from loki_ds.recipe.training_keys import changes_a_result, training_keys
 from loki_ds.recipe.yaml import parsed, read_yaml
 from loki_ds.refusal import Refusal, did_you_mean, short
 
@@ -206,7 +206,10 @@ def _sentence(origin: Callable[[str], Path | str], error: ValidationError, root:
         wrong = str(first["loc"][-1])
         key = ".".join(part for part in (key, wrong) if part)
         near = did_you_mean(wrong, section.model_fields)
-        if elsewhere := [dotted for dotted in _keys(root) if dotted.endswith(f".{wrong}")]:
+        elsewhere = [dotted for dotted in _keys(root) if dotted.endswith(f".{wrong}")]
+        if not elsewhere and "training" in root.model_fields and wrong in training_keys():
+            elsewhere = [f"training.{wrong}"]
+        if elsewhere:
             near = f"; did you mean {' or '.join(map(repr, elsewhere))}?"
         return f"{origin(key)}: {key} is not a key of a {root.__name__.lower()}{near}"
     if first["type"] == "missing":

@@ -15,16 +15,19 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from loki_ds.disk.files import write_json, written_whole
 from loki_ds.recipe.sections import RetentionSection, TaskGroup
+from loki_ds.refusal import short
 from loki_ds.report.card import came_by, card_data
 from loki_ds.report.decisions import decisions_of
-from loki_ds.report.schema import Asked, Facts, Flip, Report, TaskLine
+from loki_ds.report.schema import Asked, Document, Facts, Flip, Report, TaskLine
 from loki_ds.report.verdict import headline, learned_of, outcome_of, points, sentences
 from loki_ds.retention.forgetting import losses_only, relative_loss, signed
 from loki_ds.retention.mean_change import LEVEL
-from loki_ds.retention.pairing import PairedTask, main_metric_only
+from loki_ds.retention.pairing import Pair, PairedTask, main_metric_only
 from loki_ds.retention.statistics import gain_of, suite_changes
 
-MOST_FLIPS = 50  # documents of a task that the report shows
+MOST_FLIPS = 50  # documents of a task that changed and that the report shows
+MOST_SAID = 300  # characters of a document in Markdown
+MOST_ANSWERS = 5  # documents of the new task that it shows, changed or not
 
 
 def build_report(
@@ -69,6 +72,7 @@ def build_report(
         "new_task": taught,
         "decisions": decisions,
         "flips": [flip for task in main for flip in _flips(task)],
+        "answers": [answer for task in main if task.task in new for answer in _answers(task)],
         **facts,
     }
 
@@ -87,13 +91,18 @@ def _asked(task: PairedTask, group: TaskGroup) -> Asked:
         "limit": group.limit,
         "chat_template": group.apply_chat_template,
         "filter": task.metric["filter"],
-        "version": _range(task.versions.values()),
+        "version": _version(task.versions.values()),
     }
 
 
 def _range(values: Any) -> str:
     """The distinct values of a group's subtasks."""
     return ", ".join(sorted({str(value) for value in values}))
+
+
+def _version(versions: Any) -> str:
+    """As `_range`; lm-eval calls the version of a task that states none by the word of its file."""
+    return _range("-" if version == "Yaml" else version for version in versions)
 
 
 def _learned(tasks: Sequence[PairedTask], section: RetentionSection) -> list[TaskLine]:
@@ -116,16 +125,24 @@ def _flips(task: PairedTask) -> list[Flip]:
         key=lambda pair: (better * (pair.implanted - pair.base), pair.doc_hash),
     )
     return [
-        {
-            "task": task.task,
-            "lost": better * (pair.implanted - pair.base) < 0,
-            "prompt": pair.prompt,
-            "gold": pair.gold,
-            "base": pair.base_answer,
-            "implanted": pair.implanted_answer,
-        }
-        for pair in changed[:MOST_FLIPS]
+        {**_document(task, pair), "lost": better * (pair.implanted - pair.base) < 0} for pair in changed[:MOST_FLIPS]
     ]
+
+
+def _answers(task: PairedTask) -> list[Document]:
+    """Some documents of a task, from its first to its last, whatever came of them."""
+    apart = max(1, len(task.pairs) // MOST_ANSWERS)
+    return [_document(task, pair) for pair in task.pairs[::apart][:MOST_ANSWERS]]
+
+
+def _document(task: PairedTask, pair: Pair) -> Document:
+    return {
+        "task": task.task,
+        "prompt": pair.prompt,
+        "gold": pair.gold,
+        "base": pair.base_answer,
+        "implanted": pair.implanted_answer,
+    }
 
 
 def settings_in_words(
@@ -195,4 +212,5 @@ def pages() -> Environment:
         lstrip_blocks=True,
     )
     made.filters["points"] = points
+    made.filters["said"] = lambda text: repr(short(text, MOST_SAID))
     return made

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,27 +13,37 @@ from loki_ds.disk.run_folder import RunFolder
 from loki_ds.refusal import Refusal
 from loki_ds.report.build import pages
 from loki_ds.report.pictures import Point, trade_off
-from loki_ds.report.schema import Comparison, DecisionRow, Report, RunLine, TaskLine, TaskRow
+from loki_ds.report.schema import Asked, Comparison, DecisionRow, Report, RunLine, TaskLine, TaskRow
 
 LOST = "losses alone"
 
 
 def compare_runs(runs: Sequence[str | Path]) -> Comparison:
-    """Runs side by side: what each is, its scores on the first's tasks, and a verdict in words."""
-    reports = [read_report(run) for run in runs]
+    """Runs side by side: what each is, its scores on all that any was asked, and a verdict in
+    words.
+    """
+    names = _names([Path(run).resolve().parts for run in runs])
+    reports: list[Report] = [{**read_report(run), "run": name} for run, name in zip(runs, names, strict=True)]
     return {
         "sentences": _verdict(reports),
         "runs": [_summary(report) for report in reports],
-        "new_task": _rows(reports[0]["new_task"], [report["new_task"] for report in reports]),
-        "tasks": _rows(reports[0]["tasks"], [report["tasks"] for report in reports]),
+        "new_task": _rows([report["new_task"] for report in reports]),
+        "tasks": _rows([report["tasks"] for report in reports]),
         "decisions": _decisions(reports),
     }
+
+
+def _names(paths: Sequence[tuple[str, ...]]) -> list[str]:
+    """Of each run's path the shortest end that no other has, or the whole."""
+    ends = [["/".join(path[-count:]) for count in range(1, len(path) + 1)] for path in paths]
+    taken = Counter(end for of_path in ends for end in of_path)
+    return [next((end for end in of_path if taken[end] == 1), of_path[-1]) for of_path in ends]
 
 
 def _summary(report: Report) -> RunLine:
     """What a run is and what came of it, in a line."""
     return {
-        "name": _name(report),
+        "name": report["run"],
         "mode": report["mode"],
         "selection": report["selection"],
         "outcome": report["outcome"],
@@ -48,17 +59,14 @@ def _summary(report: Report) -> RunLine:
     }
 
 
-def _rows(first: Sequence[TaskLine], lines: Sequence[Sequence[TaskLine]]) -> list[TaskRow]:
-    """Each task of the first run in all runs; None where a run was not asked for it."""
+def _rows(lines: Sequence[Sequence[TaskLine]]) -> list[TaskRow]:
+    """Each task of any run in all runs; None where a run was not asked for it."""
     by_task = [{(line["task"], line["metric"]): line for line in of_run} for of_run in lines]
+    first = {key: line for known in reversed(by_task) for key, line in known.items()}
+    order = dict.fromkeys(key for known in by_task for key in known)
     return [
-        {
-            "task": task["task"],
-            "metric": task["metric"],
-            "base": task["base"],
-            "cells": [known.get((task["task"], task["metric"])) for known in by_task],
-        }
-        for task in first
+        {"task": key[0], "metric": key[1], "base": first[key]["base"], "cells": [known.get(key) for known in by_task]}
+        for key in order
     ]
 
 
@@ -129,7 +137,7 @@ def comparison(compared: Comparison) -> Table:
     table.add_row("losses alone\n(95% interval)", "-", *only)
     scores = [_percent(run["forgetting"], run["forgetting_ci"]) for run in compared["runs"]]
     table.add_row("forgetting\n(95% interval)", "-", *scores)
-    sizes = [f"{100 * run['change']:.2g}%" if run["change"] is not None else "-" for run in compared["runs"]]
+    sizes = [f"{100 * run['change']:.3g}%" if run["change"] is not None else "-" for run in compared["runs"]]
     table.add_row("size of the change", "-", *sizes, end_section=True)
     for kind in ("new_task", "tasks"):
         for row in compared[kind]:
@@ -157,19 +165,33 @@ def _verdict(reports: Sequence[Report]) -> list[str]:
     selection of rows beat random rows and the baselines. In plain words. What learned nothing, or
     had nothing to lose, stands apart: to lose nothing is then no merit.
     """
-    apart = [report for report in reports if report["learned"] == "not learned" or report["losses_only"] is None]
+    reasons = {report["run"]: _not_ranked(report, reports[0]) for report in reports}
+    apart = [report for report in reports if reasons[report["run"]]]
     reports = sorted(
         (report for report in reports if report not in apart), key=lambda report: report["losses_only"] or 0
     )
-    ranked = ", ".join(f"{_name(report)} {report['losses_only']:.2f}%" for report in reports)
+    ranked = ", ".join(f"{report['run']} {report['losses_only']:.2f}%" for report in reports)
     sentences = [f"Least lost first: {ranked}."] if reports else []
-    for report in apart:
-        why = "the base has no scores to lose" if report["losses_only"] is None else "it has not learned the new task"
-        sentences.append(f"{_name(report)} is not ranked: {why}.")
+    sentences += [f"{report['run']} is not ranked: {reasons[report['run']]}." for report in apart]
     for report in reports:
         if report["selection"] not in (None, "random"):
             sentences += [_against(report, other) for other in reports if other["selection"] in (None, "random")]
     return sentences
+
+
+def _not_ranked(report: Report, first: Report) -> str:
+    """Why a run's losses cannot be set beside the first run's; empty where they can."""
+    if report["losses_only"] is None:
+        return "the base has no scores to lose"
+    if report["base_digest"] != first["base_digest"]:
+        return f"its base is not that of {first['run']}"
+    if _abilities(report) != _abilities(first):
+        return f"it was not asked the documents that {first['run']} was"
+    return "it has not learned the new task" if report["learned"] == "not learned" else ""
+
+
+def _abilities(report: Report) -> list[tuple[str, int, Asked]]:
+    return sorted((task["task"], task["documents"], task["asked"]) for task in report["tasks"])
 
 
 def _against(report: Report, other: Report) -> str:
@@ -177,9 +199,9 @@ def _against(report: Report, other: Report) -> str:
     random rows has shown nothing.
     """
     ours = f"the selection by {report['selection']}"
-    theirs = "random rows" if other["selection"] == "random" else f"the baseline {_name(other)}"
+    theirs = "random rows" if other["selection"] == "random" else f"the baseline {other['run']}"
     figures = ", ".join(
-        f"{_name(each)} lost {each['losses_only']:.2f}% ({_range(_interval(each))})" for each in (report, other)
+        f"{each['run']} lost {each['losses_only']:.2f}% ({_range(_interval(each))})" for each in (report, other)
     )
     (low, high), (their_low, their_high) = _interval(report), _interval(other)
     if high < their_low:
@@ -194,10 +216,6 @@ def _interval(report: Report) -> tuple[float, float]:
     interval = report["losses_only_ci"]
     assert interval is not None
     return interval
-
-
-def _name(report: Report) -> str:
-    return Path(report["run"]).name
 
 
 def is_read(run: Path) -> bool:

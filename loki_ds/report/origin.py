@@ -66,7 +66,7 @@ def _again(folder: RunFolder, cost: Mapping[str, Any]) -> str:
     """The command that trains the same, on as many nodes and devices. cost: of the training."""
     ranks, nodes = cost.get("ranks", 1), cost.get("nodes", 1)
     several = f"--num_nodes {nodes} " if nodes > 1 else ""
-    started = f"deepspeed {several}--num_gpus {ranks // nodes} launch/implant.py"
+    started = f"deepspeed {several}--num_gpus {ranks // nodes} --module loki_ds.implant"
     return f"{started} --recipe {folder.recipe} run=ANOTHER_FOLDER"
 
 

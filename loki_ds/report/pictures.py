@@ -61,10 +61,14 @@ def heat_map(scores: Tensor, path: Path) -> None:
     _save(figure, path)
 
 
-def overlap_curve(curve: Sequence[dict[str, float]], path: Path) -> None:
-    """Overlap (0 to 1) of rows selected from two halves of the prompts against their number."""
+def overlap_curve(curve: Sequence[dict[str, float]], chance: float, path: Path) -> None:
+    """Overlap (0 to 1) of rows selected from two halves of the prompts against their number, and
+    what chance gives.
+    """
     figure, axes = plt.subplots(figsize=(5.5, 3.2), layout="constrained")
     axes.plot([point["prompts"] for point in curve], [100 * point["overlap"] for point in curve], marker="o")
+    axes.axhline(100 * chance, color="black", linewidth=0.8, linestyle=":", label="by chance")
+    axes.legend()
     axes.set(
         xlabel="prompts",
         ylabel="rows in common, percent",
@@ -120,8 +124,10 @@ def training_curves(log: Sequence[dict[str, Any]], path: Path) -> None:
     steps = [entry for entry in log if "loss" in entry]
     figure, (loss, norm) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
     for axes, key, title in ((loss, "loss", "training loss"), (norm, "grad_norm", "gradient norm over what trains")):
-        axes.plot([entry["step"] for entry in steps], [float(entry[key]) for entry in steps])
-        axes.set(xlabel="step", title=title, yscale="log")
+        values = [float(entry[key]) for entry in steps]
+        axes.plot([entry["step"] for entry in steps], values)
+        over_a_decade = min(values, default=1) > 0 and max(values, default=1) > 10 * min(values, default=1)
+        axes.set(xlabel="step", title=title, yscale="log" if over_a_decade else "linear")
         axes.grid(alpha=0.3)
     evaluated = [entry for entry in log if "eval_loss" in entry]
     if evaluated:

@@ -37,15 +37,20 @@ class Decision(TypedDict):
     base_can_act: bool
 
 
-class Flip(TypedDict):
-    """A document that fell or rose by its task's main metric."""
+class Document(TypedDict):
+    """What both models said to a document."""
 
     task: str
-    lost: bool
     prompt: str
     gold: str  # the right answer
     base: str  # the answer given
     implanted: str
+
+
+class Flip(Document):
+    """A document that fell or rose by its task's main metric."""
+
+    lost: bool
 
 
 class Facts(TypedDict):
@@ -83,6 +88,7 @@ class Report(Facts):
     new_task: list[TaskLine]
     decisions: list[Decision]
     flips: list[Flip]
+    answers: list[Document]  # some of the new task's, whether they changed or not
 
 
 class RunLine(TypedDict):

@@ -28,6 +28,7 @@ def _nothing(*_: Any) -> None:
 
 utils.env.from_string = lru_cache(maxsize=1024)(utils.env.from_string)
 evaluator.add_env_info = _nothing
+evaluator.get_git_commit_hash = _nothing  # of the folder that one stands in
 
 
 class LeanHFLM(HFLM):

@@ -133,7 +133,7 @@ def _draw(folder: RunFolder, selection: SelectionSection, order: list[int], kept
     curve = _overlap_curve(selection, order, kept)
     kept.note(overlap=curve)
     heat_map(kept.scores(), folder.heat_map)
-    overlap_curve(curve, folder.overlap_curve)
+    overlap_curve(curve, selection.quota / 100, folder.overlap_curve)
 
 
 def _overlap_curve(selection: SelectionSection, order: list[int], kept: KeptScores) -> list[dict[str, float]]:

@@ -103,6 +103,7 @@ def test_plan_says_what_fits_another_node() -> None:
         "plan",
         ROOT / "recipes/tiny/full.yaml",
         "training.max_length=4096",
+        "training.packing=true",
         "--ranks",
         "16",
         "--gpu",

@@ -161,7 +161,7 @@ def test_documents_that_flipped_are_shown_with_both_answers(tmp_path: Path) -> N
     write_report(made, tmp_path / "report")
     page = (tmp_path / "report/report.html").read_text()
     assert "sums: 2 worse, 0 better</summary>" in page
-    for said in ("prompt 9</pre>", "right: <b>gold 9</b>", "base: old 1<", "implanted: &lt;b&gt;new 0&lt;/b&gt;"):
+    for said in ("prompt 9</pre>", "right: <b>gold 9</b>", "base: old 1<", "model: &lt;b&gt;new 0&lt;/b&gt;"):
         assert said in page
 
 
@@ -188,7 +188,7 @@ def test_how_each_task_was_asked_is_said(tmp_path: Path) -> None:
 
 def test_pictures_are_inside_the_page_and_beside_the_markdown(tmp_path: Path) -> None:
     heat_map(torch.randn(3, 4, 300, generator=torch.Generator().manual_seed(0)), tmp_path / "heat.png")
-    overlap_curve([{"prompts": 2, "overlap": 0.5}, {"prompts": 4, "overlap": 0.75}], tmp_path / "overlap.png")
+    overlap_curve([{"prompts": 2, "overlap": 0.5}, {"prompts": 4, "overlap": 0.75}], 0.1, tmp_path / "overlap.png")
     retention(report("runs/x", "layer_balanced", lost=1)["tasks"], 0.01, tmp_path / "retention.png")
     training_curves(
         [{"step": 1, "loss": 2.0, "grad_norm": 1.0}, {"step": 1, "eval_loss": 1.5}], tmp_path / "training.png"
@@ -368,4 +368,30 @@ def test_runs_of_one_name_are_ranked_each_by_its_own_losses(tmp_path: Path) -> N
     for place, lost in (("a", 40), ("b", 1)):
         write_report(report("runs/x", "random", lost, n=100), tmp_path / place / "x" / "report")
     (first, *_) = compare_runs([tmp_path / "a/x", tmp_path / "b/x"])["sentences"]
-    assert first == "Least lost first: x 1.00%, x 40.00%."
+    assert first == "Least lost first: b/x 1.00%, a/x 40.00%."
+
+
+def test_runs_that_were_asked_something_else_are_not_ranked_together(tmp_path: Path) -> None:
+    asked = report("runs/first", "random", lost=40, n=100)
+    write_report(asked, tmp_path / "first/report")
+    (task, *_) = asked["tasks"]
+    write_report({**asked, "tasks": [{**task, "task": "names"}], "flips": []}, tmp_path / "less/report")
+    write_report({**asked, "base_digest": "another"}, tmp_path / "other/report")
+    write_report(report("runs/more", "random", lost=1, n=200), tmp_path / "more/report")
+    compared = compare_runs([tmp_path / name for name in ("less", "first", "other", "more")])
+    assert compared["sentences"][1:] == [
+        "first is not ranked: it was not asked the documents that less was.",
+        "other is not ranked: its base is not that of less.",
+        "more is not ranked: it was not asked the documents that less was.",
+    ]
+    assert [row["task"] for row in compared["tasks"]] == ["names", *(task["task"] for task in asked["tasks"])]
+    assert [cell is None for cell in compared["tasks"][0]["cells"]] == [False, True, True, True]
+
+
+def test_some_of_the_new_tasks_answers_are_shown_even_where_nothing_changed(tmp_path: Path) -> None:
+    made = report("runs/x", "random", lost=0, n=100)
+    assert {answer["task"] for answer in made["answers"]} == {"calls"}
+    assert len(made["answers"]) == 5
+    write_report(made, tmp_path / "report")
+    for ending in ("html", "md"):
+        assert "What it says now" in (tmp_path / f"report/report.{ending}").read_text()
