@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loki_ds.cli.arguments import ARGUMENTS, GATE
-from loki_ds.distributed.launcher import be_no_rank, free_port
+from loki_ds.distributed.launcher import be_no_rank, launcher_for
 from loki_ds.refusal import Refusal, did_you_mean, shown_once
 
 if TYPE_CHECKING:
@@ -80,7 +80,9 @@ def schema(arguments: argparse.Namespace) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """A recipe's whole job on this node, by DeepSpeed's launcher, whose line is shown."""
+    """A recipe's whole job on this node, by DeepSpeed's launcher, whose line is shown; on devices
+    that CUDA_VISIBLE_DEVICES names, by torchrun.
+    """
     from loki_ds.recipe.file import load_recipe
 
     load_recipe(arguments.recipe, arguments.overrides)  # a slip is said before anything starts
@@ -90,8 +92,16 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     ranks = arguments.gpus or torch.cuda.device_count() or 1
-    launcher = ["deepspeed", "--num_gpus", str(ranks), "--master_port", str(free_port()), "--module", "loki_ds.implant"]
-    line = [*launcher, "--recipe", arguments.recipe, *arguments.overrides, "--until", arguments.until]
+    job = [
+        "--module",
+        "loki_ds.implant",
+        "--recipe",
+        arguments.recipe,
+        *arguments.overrides,
+        "--until",
+        arguments.until,
+    ]
+    line = [*launcher_for(ranks), *job]
     print(shlex.join(line), flush=True)
     os.execv(Path(sys.executable).parent / line[0], line)
 

@@ -158,3 +158,13 @@ def _end_when(gone: Callable[[], bool], says: str) -> None:
         os._exit(128 + signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def launcher_for(ranks: int) -> list[str]:
+    """The command that starts so many ranks on this node: DeepSpeed's, or torchrun where
+    CUDA_VISIBLE_DEVICES is set, which DeepSpeed's passes over (and which may hold no numbers).
+    """
+    port = str(free_port())
+    if os.environ.get("CUDA_VISIBLE_DEVICES"):
+        return ["torchrun", "--nproc-per-node", str(ranks), "--master-port", port]
+    return ["deepspeed", "--num_gpus", str(ranks), "--master_port", port]

@@ -19,6 +19,7 @@ from loki_ds.attribution.kept import KeptScores
 from loki_ds.attribution.sweep import Swept
 from loki_ds.cli import commands
 from loki_ds.disk.files import digest_of
+from loki_ds.distributed.launcher import launcher_for
 from loki_ds.export.checkpoint import read_rows
 from loki_ds.export.implant_file import Implant, LayerRows
 from loki_ds.selection.positions import Positions
@@ -245,6 +246,22 @@ def test_select_refuses_an_attribution_that_is_not_whole(run: Path) -> None:
     assert done.returncode == 2
     assert "the scores of 1 of 5 prompts are not there" in done.stderr
     assert not (run / "p.json").exists()
+
+
+def test_a_slip_in_the_training_names_its_section() -> None:
+    said = loki_ds("check", "recipes/tiny/loki.yaml", "learning_rate=1e-4").stderr
+    assert "learning_rate is not a key of a recipe; did you mean 'training.learning_rate'?" in said
+
+
+@pytest.mark.parametrize(
+    ("visible", "launcher"), [("", "deepspeed"), ("2,3", "torchrun"), ("GPU-8932f937", "torchrun")]
+)
+def test_named_devices_are_the_ones_that_a_run_takes(
+    visible: str, launcher: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DeepSpeed's launcher passes over CUDA_VISIBLE_DEVICES and takes the first ones."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert launcher_for(2)[:3] == [launcher, "--num_gpus" if launcher == "deepspeed" else "--nproc-per-node", "2"]
 
 
 @pytest.mark.parametrize(
