@@ -30,6 +30,14 @@ ARGUMENTS: dict[str, Arguments] = {
     "doctor": JSON,
     "schema": [],
     "recipes": [("name", {"nargs": "?", "help": "one to copy, with those that it is made of, to recipes/"})],
+    "new": [
+        ("file", {"type": _path, "help": "the recipe to write"}),
+        ("--model", {"help": "folder or hub id of the base"}),
+        ("--data", {"help": "file or hub id of what is learned"}),
+        ("--keep", {"help": "suite of what must stay, such as quick"}),
+        ("--gpus", {"type": int, "help": "GPUs of this node; 0 for a processor"}),
+    ],
+    "completion": [("shell", {"choices": ("bash", "zsh", "fish")})],
     "run": [
         *RECIPE,
         ("--gpus", {"type": int, "help": "GPUs of this node; all of them when not given"}),

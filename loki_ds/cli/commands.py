@@ -79,6 +79,56 @@ def schema(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def new(arguments: argparse.Namespace) -> int:
+    """A recipe of your own: asks for model, data, what must stay and GPUs, where no option says it,
+    and writes them down with a comment on every line.
+    """
+    from loki_ds.recipe.new import Wanted, recipe_text, suites
+
+    if arguments.file.exists():
+        raise Refusal(f"{arguments.file}: there already")
+    wanted = Wanted(
+        model=arguments.model or _answer("--model", "Which model (a folder or a hub id)?"),
+        data=arguments.data or _answer("--data", "What is learned (a file or a hub id)?"),
+        keep=arguments.keep or _answer("--keep", f"What must stay ({', '.join(suites())})?", "quick"),
+        gpus=_number(arguments.gpus if arguments.gpus is not None else _answer("--gpus", "How many GPUs?", "1")),
+    )
+    if wanted.keep not in suites():
+        raise Refusal(f"--keep is {wanted.keep}, allowed are {', '.join(suites())}")
+    arguments.file.parent.mkdir(parents=True, exist_ok=True)
+    arguments.file.write_text(recipe_text(wanted, arguments.file), encoding="utf-8")
+    print(f"{arguments.file}: look before you start with loki-ds check {arguments.file}")
+    return 0
+
+
+def _number(given: Any) -> int:
+    if not str(given).isdigit():
+        raise Refusal(f"--gpus is {given}, allowed is a number, 0 for a processor")
+    return int(given)
+
+
+def _answer(option: str, question: str, otherwise: str = "") -> str:
+    """What the user types, or what is taken otherwise.
+
+    Raises:
+        Refusal: nobody is there to answer.
+    """
+    if not sys.stdin.isatty():
+        raise Refusal(f"{option} is missing, and nobody is there to ask")
+    given = input(f"{question} {f'[{otherwise}] ' if otherwise else ''}").strip() or otherwise
+    return given or _answer(option, question, otherwise)
+
+
+def completion(arguments: argparse.Namespace) -> int:
+    """What a shell needs to complete commands, recipes and keys, as its start file reads it:
+    eval "$(loki-ds completion bash)".
+    """
+    import argcomplete
+
+    print(argcomplete.shellcode(["loki-ds"], shell=arguments.shell))
+    return 0
+
+
 def run(arguments: argparse.Namespace) -> int:
     """A recipe's whole job on this node, by DeepSpeed's launcher, whose line is shown; on devices
     that CUDA_VISIBLE_DEVICES names, by torchrun.
@@ -353,6 +403,10 @@ def _arguments() -> argparse.Namespace:
         Refusal: a command that is none.
     """
     parser = _parser()
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks, and reads what is said here alone
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
     if not sys.argv[1:]:
         parser.print_help()
         parser.exit(0)
@@ -378,8 +432,25 @@ def _parser() -> argparse.ArgumentParser:
         subparser = added.add_parser(name, help=said, description=said, allow_abbrev=False)
         subparser.set_defaults(command=command)
         for argument, settings in arguments:
-            subparser.add_argument(argument, **settings)
+            added_argument: Any = subparser.add_argument(argument, **settings)
+            if argument in COMPLETED:
+                added_argument.completer = COMPLETED[argument]
     return parser
+
+
+def _recipes_that_begin(prefix: str, **_: Any) -> list[str]:
+    from loki_ds.recipe.shipped import recipe_names
+
+    return [*recipe_names(), *map(str, Path().glob(f"{prefix}*.yaml"))]
+
+
+def _keys(**_: Any) -> list[str]:
+    from loki_ds.recipe.file import all_keys
+
+    return [f"{key}=" for key in all_keys()]
+
+
+COMPLETED = {"recipe": _recipes_that_begin, "overrides": _keys}  # of a command's arguments
 
 
 if __name__ == "__main__":

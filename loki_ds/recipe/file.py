@@ -222,6 +222,11 @@ def _sentence(origin: Callable[[str], Path | str], error: ValidationError, root:
     return f"{origin(key)}: {key} is {short(repr(first['input']))}, allowed is {allowed}"
 
 
+def all_keys() -> list[str]:
+    """All dotted keys of a recipe, those of `training` that TRL has among them."""
+    return [*_keys(Recipe), *(f"training.{key}" for key in sorted(training_keys()))]
+
+
 def _keys(section: type[Section], above: str = "") -> Iterator[str]:
     """All dotted keys of a section and of those in it."""
     for name, field in section.model_fields.items():

@@ -248,6 +248,39 @@ def test_select_refuses_an_attribution_that_is_not_whole(run: Path) -> None:
     assert not (run / "p.json").exists()
 
 
+def test_a_new_recipe_passes_the_check(tmp_path: Path) -> None:
+    chats = ROOT / "recipes/tiny/data/toolcalls/train.jsonl"
+    told = ["--model", ROOT / "recipes/tiny/model", "--data", chats, "--keep", "tiny", "--gpus", 0]
+    assert loki_ds("new", tmp_path / "my.yaml", *told).returncode == 0
+    done = loki_ds("check", tmp_path / "my.yaml", "training.max_length=256", f"run={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
+    assert "3,000 rows" in done.stdout
+    assert "there already" in loki_ds("new", tmp_path / "my.yaml", *told).stderr
+
+
+def test_what_is_missing_and_nobody_can_be_asked_is_named(tmp_path: Path) -> None:
+    done = loki_ds("new", tmp_path / "my.yaml", "--model", "org/chat")
+    assert (done.returncode, done.stderr.strip()) == (2, "loki-ds: --data is missing, and nobody is there to ask")
+    assert not (tmp_path / "my.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("loki-ds comp", ["completion", "compare"]),
+        ("loki-ds run qwen3/r", ["qwen3/recommended"]),
+        ("loki-ds check tiny/loki implant.fa", ["implant.fade="]),
+        ("loki-ds plan tiny/loki training.learning_r", ["training.learning_rate="]),
+    ],
+)
+def test_a_shell_completes_commands_recipes_and_keys(typed: str, completed: list[str], tmp_path: Path) -> None:
+    asks = {"COMP_LINE": typed, "COMP_POINT": str(len(typed)), "_ARGCOMPLETE": "1", "_ARGCOMPLETE_IFS": "\n"}
+    asks["_ARGCOMPLETE_STDOUT_FILENAME"] = str(tmp_path / "said")
+    subprocess.run([sys.executable, "-m", "loki_ds.cli.commands"], env={**os.environ, **asks}, cwd=ROOT, timeout=60)
+    assert [word.strip() for word in (tmp_path / "said").read_text().split("\n")] == completed
+    assert "loki-ds" in loki_ds("completion", "fish").stdout
+
+
 def test_a_slip_in_the_training_names_its_section() -> None:
     said = loki_ds("check", "recipes/tiny/loki.yaml", "learning_rate=1e-4").stderr
     assert "learning_rate is not a key of a recipe; did you mean 'training.learning_rate'?" in said

@@ -1,0 +1,92 @@
+"""A recipe for whoever has none: four answers, and every line says what it is for."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from loki_ds.recipe.shipped import resolve_file
+
+TEXT = """\
+# {data} on {model}: every parameter trains, and is pulled to the base.
+#
+#   loki-ds check {file}
+#   loki-ds run {file}{gpus}
+
+model:
+  path: {model}  # a folder or a hub id
+  dtype: {dtype}  # {why_dtype}
+
+implant:
+  mode: full  # rows: every other byte stays the base's; peft: an adapter
+  fade: 0.88  # of a change that nothing asks for again 0.88 is gone at the end
+  # When not to do the new task, by counter-examples from chats with functions, passages or a system turn:
+  # rehearse: {{prompts: {{boundary: 0.15}}}}
+
+data:
+  train: {data}  # chats, pairs or texts; several with weights
+  # heldout: my_heldout.jsonl
+
+training:  # any key of TRL's SFTConfig
+  num_train_epochs: 2
+  per_device_train_batch_size: 4
+  learning_rate: 1e-5  # rows and adapters take ten times as much
+  max_length: 2048  # longer rows are cut; loki-ds check says how many
+  assistant_only_loss: {only_assistant}  # of chats: learn what the assistant says
+  save_strategy: epoch  # checkpoints; without them a killed training starts anew
+  save_total_limit: 1
+
+deepspeed: {deepspeed}  # {why_deepspeed}
+
+retention:
+  abilities: {keep}  # what must stay: a suite ({suites}), or {{tasks: [...]}}
+  include_path: eval/tasks  # or a folder of your own lm-eval tasks
+  # What is learned, as a task: docs/tasks/own-data.md makes one of held-out chats.
+  # new_task: {{tasks: [my_calls], apply_chat_template: true}}
+"""
+
+
+class Wanted(NamedTuple):
+    """The four answers. keep: a suite's name; gpus: 0 for a processor."""
+
+    model: str
+    data: str
+    keep: str
+    gpus: int
+
+
+def recipe_text(wanted: Wanted, file: Path) -> str:
+    """The recipe's YAML, with its comments."""
+    stored = _stored_dtype(Path(wanted.model))
+    on_processor = wanted.gpus == 0
+    dtype = "float32" if on_processor else stored or "bfloat16"
+    several = wanted.gpus > 1
+    return TEXT.format(
+        **wanted._asdict() | {"gpus": f" --gpus {wanted.gpus}" if wanted.gpus else ""},
+        file=file,
+        dtype=dtype,
+        why_dtype="exact on a processor" if on_processor else "the checkpoint's own" if stored else "of most models",
+        only_assistant=str(_holds_chats(Path(wanted.data))).lower(),
+        deepspeed="launch/zero3.json" if several else "launch/zero2.json",
+        why_deepspeed="shards the model over the GPUs" if several else "one device; zero3.json shards over several",
+        suites=", ".join(suites()),
+    )
+
+
+def suites() -> list[str]:
+    """The names of those that travel with the package."""
+    return sorted(file.stem for file in Path(resolve_file("eval/suites")).glob("*.yaml"))
+
+
+def _stored_dtype(folder: Path) -> str | None:
+    """Of a model's folder what its configuration says."""
+    file = folder / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return config.get("dtype") or config.get("torch_dtype")
+
+
+def _holds_chats(file: Path) -> bool:
+    """By the first row, where the file is here and has rows as lines."""
+    if not file.is_file() or file.suffix not in (".jsonl", ".json"):
+        return True
+    first = file.read_text(encoding="utf-8", errors="replace").lstrip().partition("\n")[0]
+    return not ('"prompt"' in first or '"text"' in first) or '"messages"' in first
