@@ -133,9 +133,9 @@ def run(arguments: argparse.Namespace) -> int:
     """A recipe's whole job on this node, by DeepSpeed's launcher, whose line is shown; on devices
     that CUDA_VISIBLE_DEVICES names, by torchrun.
     """
-    from loki_ds.recipe.file import load_recipe
+    from loki_ds.recipe.file import check_files, load_recipe
 
-    load_recipe(arguments.recipe, arguments.overrides)  # a slip is said before anything starts
+    check_files(load_recipe(arguments.recipe, arguments.overrides))  # a slip is said before anything starts
     if arguments.gpus is not None and arguments.gpus < 1:
         raise Refusal(f"--gpus is {arguments.gpus}, allowed is 1 or more")
 
@@ -160,9 +160,10 @@ def check(arguments: argparse.Namespace) -> int:
     """What a run of a recipe would rest on: base, template, data, settings, tasks, disk; refused as
     the run would be. Needs no accelerator and reads no weights into memory.
     """
-    from loki_ds.recipe.file import load_recipe
+    from loki_ds.recipe.file import check_files, load_recipe
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
+    check_files(recipe)
 
     from rich.console import Console
 
@@ -173,8 +174,12 @@ def check(arguments: argparse.Namespace) -> int:
     from loki_ds.stages.run import Run
 
     run = Run(recipe)
-    checked = check_run(run)
-    findings = checked.findings + check_boundary(run, checked) + check_retention(run, checked)
+    try:
+        checked = check_run(run)
+        findings = checked.findings + check_boundary(run, checked) + check_retention(run, checked)
+    except Refusal:
+        run.folder.leave_if_empty()
+        raise
     if arguments.json:
         _print_json([{"at": looked_at, "found": finding} for looked_at, finding in findings])
     else:
@@ -187,11 +192,12 @@ def plan(arguments: argparse.Namespace) -> int:
     """What a recipe would train and need: memory, traffic, time on so many GPUs; and one training
     example. Loads no weights.
     """
-    from loki_ds.recipe.file import load_recipe
+    from loki_ds.recipe.file import check_files, load_recipe
 
     if arguments.ranks < 1:
         raise Refusal(f"--ranks is {arguments.ranks}, allowed is 1 or more")
     recipe = load_recipe(arguments.recipe, arguments.overrides)
+    check_files(recipe)
 
     from rich.console import Console
     from rich.text import Text

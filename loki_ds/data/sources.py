@@ -18,12 +18,11 @@ from pyarrow import ArrowException
 from pyarrow.parquet import ParquetFile
 
 from loki_ds.disk.text import json_lines, json_value, lines_of, read_text
-from loki_ds.recipe.sections import SourceSection
+from loki_ds.recipe.sections import DATA_FILES, SourceSection
 from loki_ds.refusal import Refusal, short
 
 NOT_HAD = "no such file, and no data set of that name could be had from the hub"
 LONGEST = 2**31 - 1  # characters of a CSV's value
-READERS = (".json", ".jsonl", ".parquet", ".csv")
 
 Row = tuple[int, dict[str, Any]]  # its number from 1, in a text file that of its line
 
@@ -60,14 +59,14 @@ def count_of(source: SourceSection) -> int | None:
 
 
 def is_local(source: SourceSection) -> bool:
-    return Path(source.path).exists() or Path(source.path).suffix in READERS
+    return Path(source.path).exists() or Path(source.path).suffix in DATA_FILES
 
 
 def _rows(source: SourceSection, file: Path) -> Iterator[Row]:
     if not is_local(source):
         yield from enumerate(map(_without_nulls, _from_hub(source)), start=1)
-    elif not file.is_file() or file.suffix not in READERS:
-        kinds = f"allowed are files that end in {', '.join(READERS)}"
+    elif not file.is_file() or file.suffix not in DATA_FILES:
+        kinds = f"allowed are files that end in {', '.join(DATA_FILES)}"
         problem = kinds if file.exists() else "the data file is not there"
         raise Refusal(f"{file}: {problem}")
     elif file.suffix == ".parquet":

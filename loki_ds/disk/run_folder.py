@@ -12,7 +12,7 @@ import socket
 from pathlib import Path
 from typing import IO, Any
 
-from loki_ds.disk.files import sha256, write_json
+from loki_ds.disk.files import remove, sha256, write_json
 from loki_ds.refusal import Refusal, short
 
 STAGES = ("check", "attribute", "select", "implant", "retain")  # after which a job may end
@@ -81,6 +81,11 @@ class RunFolder:
         file.flush()
         os.fsync(file.fileno())  # for other nodes to see
         return file
+
+    def leave_if_empty(self) -> None:
+        """Take the folder away again where nothing but the lock is in it."""
+        if {file.name for file in self.root.iterdir()} <= {".lock"}:
+            remove(self.root)
 
     def holder(self) -> str:
         """Who has the folder as seen here; empty if nobody, as on a node that does not share it."""

@@ -6,11 +6,13 @@ schedule, its batches or its engine are made, which is after hours of other work
 
 import copy
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 from accelerate.state import AcceleratorState
-from datasets import Dataset
+from datasets import Dataset, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -38,7 +40,7 @@ def try_trainer(settings: dict[str, Any]) -> None:
     model = LlamaForCausalLM(
         LlamaConfig(vocab_size=len(WORDS), bos_token_id=0, eos_token_id=0, pad_token_id=0, **sizes)
     )
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _without_bars():
         arguments = SFTConfig(**{**settings, "output_dir": folder, "report_to": "none"})
         _make(model, arguments, rows, tokenizer)
 
@@ -53,6 +55,18 @@ def _make(model: LlamaForCausalLM, arguments: SFTConfig, rows: Dataset, tokenize
         raise Refusal(f"training: the trainer cannot be made: {short(repr(error), 300)}") from None
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """While open, `datasets` shows no progress: of four rows that are nobody's."""
+    shown = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            enable_progress_bars()
 
 
 def try_deepspeed(arguments: SFTConfig, file: str) -> None:

@@ -11,7 +11,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from loki_ds.recipe.retired import drop_retired
-from loki_ds.recipe.sections import ModelSection, Recipe, RetentionSection, TaskGroup
+from loki_ds.recipe.sections import DATA_FILES, ModelSection, Recipe, RetentionSection, TaskGroup
 from loki_ds.recipe.shipped import find_recipe, resolve_file
 from loki_ds.recipe.strict import Section
 from loki_ds.recipe.training_keys import changes_a_result, training_keys
@@ -220,6 +220,17 @@ def _sentence(origin: Callable[[str], Path | str], error: ValidationError, root:
     same = [e["msg"].removeprefix("Input should be ") for e in errors if _key_and_section(e["loc"], root)[0] == key]
     allowed = " or ".join(dict.fromkeys(same))
     return f"{origin(key)}: {key} is {short(repr(first['input']))}, allowed is {allowed}"
+
+
+def check_files(recipe: Recipe) -> None:
+    """Refuse files and folders that are not there, before any library is loaded to read them."""
+    for source in recipe.data.sources:
+        if Path(source.path).suffix in DATA_FILES and not Path(source.path).exists():
+            raise Refusal(f"{source.path}: the data file is not there")
+    if recipe.model.path[:1] in ("/", ".") and not Path(recipe.model.path).exists():
+        raise Refusal(f"model.path {recipe.model.path}: no such folder")
+    if recipe.deepspeed is not None and not Path(recipe.deepspeed).is_file():
+        raise Refusal(f"{recipe.deepspeed}: the DeepSpeed configuration is not there")
 
 
 def all_keys() -> list[str]:

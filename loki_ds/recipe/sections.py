@@ -122,6 +122,7 @@ def _named(value: Any) -> Any:
     return {"path": value} if isinstance(value, str) else value
 
 
+DATA_FILES = (".json", ".jsonl", ".parquet", ".csv")  # endings of what is read here; other names are the hub's
 Source = Annotated[SourceSection, BeforeValidator(_named)]
 
 

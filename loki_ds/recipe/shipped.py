@@ -60,13 +60,21 @@ def recipe_names() -> list[str]:
 
 
 def listed() -> list[str]:
-    """The names of all recipes, each with the line that says what it does."""
-    heads = {name: find_recipe(name).read_text(encoding="utf-8").splitlines() for name in recipe_names()}
-    said = {
-        name: next((line for line in lines if line[:2] == "# " and "$schema" not in line), "")
-        for name, lines in heads.items()
-    }
-    return [f"{name:40} {line[2:]}" for name, line in said.items()]
+    """The names of all recipes, each with the sentence that says what it does."""
+    return [f"{name:40} {_first_sentence(find_recipe(name))}" for name in recipe_names()]
+
+
+def _first_sentence(recipe: Path) -> str:
+    """What a recipe's comment says first, up to a full stop or an empty line."""
+    said: list[str] = []
+    for line in recipe.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("# "):
+            break
+        if "$schema" not in line:
+            said.append(line[2:])
+        if line.endswith("."):
+            break
+    return " ".join(said)
 
 
 def copy_recipe(name: str) -> list[Path]:
