@@ -170,20 +170,9 @@ def _rendered(
         counts.dropped += 1
         if counts.dropped <= NAMED:
             counts.dropped_lines.append(number)
-    _check_padding(source, renderer, vocabulary)
     counts.unused = sorted(unused)
     template = renderer.template.text if renderer.template else ""
     counts.unused_in_turns = sorted(key for key in in_turns - UNDERSTOOD if key not in template)
-
-
-def _check_padding(source: SourceSection, renderer: Renderer, vocabulary: int) -> None:
-    pad = renderer.tokenizer.pad_token_id
-    if pad is not None and pad >= vocabulary:
-        token = renderer.tokenizer.pad_token
-        raise Refusal(
-            f"{source.path}: batches would be filled up by {token!r} (id {pad}), and the model's embedding has "
-            f"{vocabulary} rows; name another token by training.pad_token"
-        )
 
 
 def _row_rendered(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from loki_ds.disk.files import remove, written_whole
+from loki_ds.disk.files import remove, write_json, written_whole
 from loki_ds.export.implant_file import Implant, LayerRows
 from loki_ds.model.base_checks import as_stored
 from loki_ds.model.expert_rows import as_in
@@ -28,6 +28,7 @@ from loki_ds.refusal import Refusal
 from loki_ds.selection.positions import Positions
 
 TEMPLATE = "chat_template.jinja"  # beside the weights
+TOKENIZER = "tokenizer_config.json"  # which may hold a template, or several by name
 NAMED = "additional_chat_templates"  # and a folder of others, which transformers would take with tools
 
 
@@ -139,6 +140,8 @@ def with_template(implant: Implant, template: str | None, base: Path) -> Implant
     facts = {**implant.facts, "chat_template": template, "base_chat_template": of_base}
     if named := {file.name: file.read_text(encoding="utf-8") for file in sorted((base / NAMED).glob("*.jinja"))}:
         facts["base_named_templates"] = json.dumps(named)
+    if _names_template(base / TOKENIZER):
+        facts["base_tokenizer_config"] = (base / TOKENIZER).read_bytes().decode()
     return replace(implant, facts=facts)
 
 
@@ -147,6 +150,14 @@ def put_template(text: str, folder: Path) -> None:
     with written_whole(folder / TEMPLATE) as aside:
         aside.write_bytes(text.encode())
     remove(folder / NAMED)
+    if _names_template(folder / TOKENIZER):  # where other programs would look first
+        config = json.loads((folder / TOKENIZER).read_text(encoding="utf-8"))
+        del config["chat_template"]
+        write_json(folder / TOKENIZER, config)
+
+
+def _names_template(file: Path) -> bool:
+    return file.exists() and "chat_template" in json.loads(file.read_text(encoding="utf-8"))
 
 
 def _exchange_template(folder: Path, facts: dict[str, str], wanted: str) -> None:
@@ -161,6 +172,8 @@ def _exchange_template(folder: Path, facts: dict[str, str], wanted: str) -> None
         return  # another implant's
     text = facts["base_chat_template"]
     file.write_bytes(text.encode()) if text else file.unlink()
+    if whole := facts.get("base_tokenizer_config"):
+        (folder / TOKENIZER).write_bytes(whole.encode())
     for name, named in json.loads(facts.get("base_named_templates", "{}")).items():
         (folder / NAMED).mkdir(exist_ok=True)
         (folder / NAMED / name).write_text(named, encoding="utf-8")

@@ -91,6 +91,16 @@ def load_configuration(path: Path | str, trust_remote_code: bool) -> PreTrainedC
         raise Refusal(f"{where} a configuration that transformers can read: {_why(error, trust_remote_code)}") from None
 
 
+def check_padding(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, origin: str | Path) -> None:
+    """Refuse a token that fills batches up and has no row in the model's embedding."""
+    pad, rows = tokenizer.pad_token_id, config.get_text_config().vocab_size
+    if pad is not None and pad >= rows:
+        raise Refusal(
+            f"{origin}: batches would be filled up by {tokenizer.pad_token!r} (id {pad}), and the model's embedding "
+            f"has {rows} rows; name another pad_token in its tokenizer_config.json"
+        )
+
+
 def load_tokenizer(path: Path | str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     """The model's own tokenizer.
 

@@ -30,6 +30,7 @@ from loki_ds.implanting.trl_config import TrainingShape, training_arguments
 from loki_ds.model.base import (
     Base,
     check_attention_installed,
+    check_padding,
     load_configuration,
     load_tokenizer,
     locate_model,
@@ -97,6 +98,7 @@ def check(run: Run) -> Checked:
     findings: Findings = [("newer than tested", ", ".join(newer))] if newer else []
     findings.append(("base", base_found.said()))
     tokenizer = load_tokenizer(base.folder, section.trust_remote_code)
+    check_padding(tokenizer, config, base.folder)
     if recipe.changes_rows:
         ranks.on_first_rank(lambda: check_selection(recipe.selection, base_found.down_shapes))
     if recipe.needs_attribution:
@@ -105,6 +107,7 @@ def check(run: Run) -> Checked:
     if recipe.implant.kind.trains:
         rendered = RenderedFolder(run.folder.examples)
         rendering = _rendering(recipe.data, recipe.training, rendered, tokenizer, base)
+        check_padding(rendering.renderer.tokenizer, config, "training.pad_token")
         findings += _render(recipe.data, rendered, rendering, base.folder, config, run.shared.by_all)
         examples, heldout = rendered.load(recipe.data, arguments.seed)
         _check_enough(len(examples), arguments)

@@ -13,7 +13,7 @@ from loki_ds.disk.files import digest_of, weights_digest
 from loki_ds.disk.run_folder import RunFolder
 from loki_ds.distributed import device
 from loki_ds.model.adapters import CONFIG, check_adapter
-from loki_ds.model.base import load_configuration, load_tokenizer, locate_model
+from loki_ds.model.base import check_padding, load_configuration, load_tokenizer, locate_model
 from loki_ds.model.base_checks import check_whole
 from loki_ds.recipe.file import Pair
 from loki_ds.recipe.sections import ModelSection
@@ -41,6 +41,7 @@ def retain_two(pair: Pair, model: str, out: Path) -> Report:
     second = _second(pair, model, base)
     question = Question(pair.model, section, tasks_of(section))
     with folder.lock():
+        cut = _cut(pair, base)  # before anything is asked: it refuses what the evaluation could not do
         started, answers = time.monotonic(), Answers(folder.retention / "answers")
         asked = question.of_both(base, second, answers)
         results = answers_of(asked, answers)
@@ -48,7 +49,7 @@ def retain_two(pair: Pair, model: str, out: Path) -> Report:
         settings_folder = folder.retention / short_digest(
             {"section": section.model_dump(), "keys": [model.key for model in asked]}
         )
-        facts = _facts(pair, model, [base, second], results, seconds)
+        facts = _facts(pair, model, [base, second], results, seconds, cut)
         report_of_pair(str(out), results, section, facts, question.tasks, settings_folder, one_tokenizer=False)
         return put_report(settings_folder, folder)
 
@@ -70,7 +71,10 @@ def _second(pair: Pair, model: str, base: Arm) -> Arm:
     return _checkpoint(ModelSection(path=model, dtype=pair.model.dtype, trust_remote_code=pair.model.trust_remote_code))
 
 
-def _facts(pair: Pair, model: str, arms: Sequence[Arm], results: Sequence[ArmResult], seconds: float) -> Facts:
+def _facts(
+    pair: Pair, model: str, arms: Sequence[Arm], results: Sequence[ArmResult], seconds: float, cut: list[str]
+) -> Facts:
+    """cut: as `_cut`."""
     base, second = arms
     same = results[0]["tokenizer"] == results[1]["tokenizer"]
     return {
@@ -85,7 +89,7 @@ def _facts(pair: Pair, model: str, arms: Sequence[Arm], results: Sequence[ArmRes
             "second model": f"{model} (SHA-256 of weights {second.digest.split()[-1][:16]})",
             "tokenizers and chat templates": "the same" if same else "they differ; each model read its own tokens",
         },
-        "settings": settings_in_words(pair.retention, pair.model.dtype, results[0]["libraries"], _cut(pair, base)),
+        "settings": settings_in_words(pair.retention, pair.model.dtype, results[0]["libraries"], cut),
     }
 
 
@@ -93,4 +97,5 @@ def _cut(pair: Pair, base: Arm) -> list[str]:
     """The tasks of which the base does not see all of a prompt."""
     trusted = pair.model.trust_remote_code
     tokenizer, config = load_tokenizer(base.folder, trusted), load_configuration(base.folder, trusted)
+    check_padding(tokenizer, config, base.folder)
     return [line for _, line in prompts_in_words(pair.retention, tokenizer, max_tokens(config))]

@@ -15,7 +15,7 @@ from loki_ds.data.layouts import example_of
 from loki_ds.data.messages import NotUnderstood
 from loki_ds.data.render_settings import Rendering, make_rendering
 from loki_ds.data.rendering import NOT_LEARNED
-from loki_ds.model.base import load_configuration, stop_tokens
+from loki_ds.model.base import check_padding, load_configuration, stop_tokens
 from loki_ds.recipe.sections import DataSection, SourceSection
 from loki_ds.refusal import Refusal
 
@@ -216,6 +216,6 @@ def test_dropping_thoughts_is_a_key_of_the_data() -> None:
 def test_padding_beyond_the_embedding_is_refused(tmp_path: Path) -> None:
     rendering = rendering_of([{"messages": [USER, ANSWER]}], ALL, tmp_path)
     rendering.renderer.tokenizer.add_special_tokens({"pad_token": "<|beyond|>"})
-    source = SourceSection(path=str(tmp_path / "rows.jsonl"))
-    with pytest.raises(Refusal, match=r"filled up by '<\|beyond\|>' \(id \d+\), and the model's"):
-        first_counts(source, rendering.renderer, rendering.loss.cut, len(TOKENIZER), 5)
+    config = load_configuration(ROOT / "recipes/tiny/model", False)
+    with pytest.raises(Refusal, match=r"mine: .* filled up by '<\|beyond\|>' \(id \d+\), and the model's"):
+        check_padding(rendering.renderer.tokenizer, config, "mine")

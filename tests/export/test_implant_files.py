@@ -2,9 +2,11 @@
 else is refused by name.
 """
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -71,16 +73,21 @@ def test_apply_gives_the_model_and_revert_the_base_back(base: Path, tmp_path: Pa
     AutoModelForCausalLM.from_pretrained(tmp_path / "applied")
 
 
+@pytest.mark.parametrize("inside", [None, "{{ old }}", [{"name": "tool_use", "template": "{{ old }}"}]])
 @pytest.mark.parametrize("own", ["{{ bos }}\r\n", None])
-def test_the_template_that_trained_goes_in_and_out_with_the_rows(own: str | None, tmp_path: Path) -> None:
+def test_the_template_that_trained_goes_in_and_out_with_the_rows(own: str | None, inside: Any, tmp_path: Path) -> None:
+    """inside: what tokenizer_config.json holds, which converters to GGUF read first."""
     build("llama", torch.float32).save_pretrained(tmp_path / "base")
     base = tmp_path / "base"
     if own:
         (base / TEMPLATE).write_bytes(own.encode())
+    config = {"chat_template": inside} if inside else {}
+    (base / "tokenizer_config.json").write_text(json.dumps({**config, "model_max_length": 8}))
     implant = implant_between(base, implanted(base, POSITIONS), POSITIONS, {})
     with_template(implant, "{{ messages }}\n", base).save(tmp_path / "i.safetensors")
     apply_to_checkpoint(base, Implant.load(tmp_path / "i.safetensors"), tmp_path / "applied")
     assert (tmp_path / "applied" / TEMPLATE).read_bytes() == b"{{ messages }}\n"
+    assert json.loads((tmp_path / "applied/tokenizer_config.json").read_text()) == {"model_max_length": 8}
     revert_in_checkpoint(tmp_path / "applied", Implant.load(tmp_path / "i.safetensors"), tmp_path / "reverted")
     assert digest_of(tmp_path / "reverted") == digest_of(base)
 
