@@ -80,7 +80,7 @@ def _check_keys(file: Path) -> None:
 
 def _files_of(name: str, include_path: str | None) -> list[Path]:
     """The user's files that have a task of this name, whether or not lm-eval lists it."""
-    says = re.compile(rf"^(task|group):\s*[\"']?{re.escape(name)}[\"']?\s*(#.*)?$", re.MULTILINE)
+    says = re.compile(rf"^\s*[\"']?(task|group)[\"']?:\s*[\"']?{re.escape(name)}[\"']?\s*,?\s*(#.*)?$", re.MULTILINE)
     files = sorted(Path(include_path).rglob("*.yaml")) if include_path else []
     return [file for file in files if says.search(file.read_text(encoding="utf-8", errors="replace"))]
 
