@@ -90,9 +90,13 @@ class Run:
 
     def write_recipe(self) -> None:
         """Rank 0, once: later calls in this folder either find the same inputs or are refused."""
-        if self.folder.recipe.exists():
-            return
         versions = {name: version(name) for name in LIBRARIES}
+        if self.folder.recipe.exists():
+            old = yaml.safe_load(self.folder.recipe.read_text(encoding="utf-8")).get("versions") or {}
+            others = [f"{name} {old[name]}, now {now}" for name, now in versions.items() if old.get(name, now) != now]
+            if others:
+                log.warning("%s was begun with %s; its stages may not agree", self.folder.root, "; ".join(others))
+            return
         resolved = {**without_secrets(self.recipe.model_dump()), "versions": versions, "world_size": ranks.world_size()}
         with written_whole(self.folder.recipe) as aside:
             aside.write_text(yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")

@@ -3,6 +3,7 @@
 The folder is one of a run that only retained, so that `report` and `compare` read it.
 """
 
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -85,12 +86,22 @@ def _facts(
         "verification": None,
         "costs": {"retain": {"seconds": seconds, "device": device.name()}},
         "origin": {
+            **_made_for(second),
             "base model": f"{pair.model.named} (SHA-256 of weights {base.digest[:16]})",
             "second model": f"{model} (SHA-256 of weights {second.digest.split()[-1][:16]})",
             "tokenizers and chat templates": "the same" if same else "they differ; each model read its own tokens",
         },
         "settings": settings_in_words(pair.retention, pair.model.dtype, results[0]["libraries"], cut),
     }
+
+
+def _made_for(second: Arm) -> dict[str, str]:
+    """The base that an adapter says it was trained on; another of the same shape takes it, too."""
+    if second.adapter is None:
+        return {}
+    config = json.loads((second.adapter / CONFIG).read_text(encoding="utf-8"))
+    named, revision = config.get("base_model_name_or_path"), config.get("revision")
+    return {"the adapter says it was trained on": f"{named} {revision or ''}".strip()} if named else {}
 
 
 def _cut(pair: Pair, base: Arm) -> list[str]:

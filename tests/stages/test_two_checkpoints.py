@@ -97,7 +97,9 @@ def test_a_damaged_model_has_lost(damaged: Path, out: Path) -> None:
 def test_an_adapter_on_the_base(adapter: Path, out: Path) -> None:
     done = retain(adapter, out, *FACTS)
     assert done.returncode == 2, done.stderr
-    assert json.loads((out / "report/report.json").read_text())["mode"] == "adapter"
+    report = json.loads((out / "report/report.json").read_text())
+    assert report["mode"] == "adapter"
+    assert report["origin"]["the adapter says it was trained on"] == str(BASE)
 
 
 @pytest.mark.parametrize(
@@ -139,6 +141,26 @@ def test_an_evaluation_that_fails_ends_with_one(tmp_path: Path) -> None:
     done = retain(folder, tmp_path / "out", *own)
     assert done.returncode == 1, done.stderr
     assert "scores nan in bits per byte of the text" in done.stderr
+
+
+def test_what_the_model_has_no_room_for_is_said_before_anything_is_asked(tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_text('{"q": "copy a", "a": "a"}\n')
+    task = {
+        "task": "much",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": "d.jsonl"}},
+        "test_split": "test",
+        "output_type": "generate_until",
+        "doc_to_text": "{{q}}",
+        "doc_to_target": "{{a}}",
+        "generation_kwargs": {"until": [], "max_gen_toks": 300},
+        "metric_list": [{"metric": "exact_match"}],
+    }
+    (tmp_path / "much.yaml").write_text(json.dumps(task))
+    asked = [f"retention.include_path={tmp_path}", "retention.abilities={tasks: [much]}"]
+    with pytest.raises(Refusal, match="task much asks for answers of up to 300 tokens"):
+        retain_two(load_pair(str(BASE), asked), str(BASE), tmp_path / "out")
+    assert not list((tmp_path / "out").glob("retention/**/*.json"))
 
 
 def test_prompts_that_the_model_saw_cut_are_counted_in_the_report(tmp_path: Path) -> None:
