@@ -289,15 +289,21 @@ def verify(arguments: argparse.Namespace) -> int:
 
 def retain(arguments: argparse.Namespace) -> int:
     """What any checkpoint, or a PEFT adapter on the base, kept of what the base could do: the same
-    suites, pairing and report as of a run, with nothing of ours in the models.
+    suites, pairing and report as of a run, with nothing of ours in the models. Of two folders that
+    lm-eval wrote (--log_samples) the same verdict, with nothing asked.
     """
     from loki_ds.recipe.file import load_pair
 
     pair = load_pair(arguments.base, arguments.overrides)
+    base, model = Path(arguments.base), Path(arguments.model)
+    if all(folder.is_dir() and any(folder.rglob("samples_*.jsonl")) for folder in (base, model)):
+        from loki_ds.stages.two_logs import retain_logged
 
-    from loki_ds.stages.two_checkpoints import retain_two
+        report = retain_logged(base, model, pair.retention, arguments.out)
+    else:
+        from loki_ds.stages.two_checkpoints import retain_two
 
-    report = retain_two(pair, arguments.model, arguments.out)
+        report = retain_two(pair, arguments.model, arguments.out)
     if arguments.json:
         from loki_ds.report.verdict import gate
 

@@ -7,7 +7,7 @@ the log-likelihood behind them is taken instead.
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -45,12 +45,20 @@ def metrics_of(task: Any) -> tuple[list[Metric], dict[str, str]]:
         if not _is_mean(aggregation):
             unpaired[metric] = "is no mean over documents"
             continue
-        for name in filters:
-            shown = metric if name == filters[0] else f"{metric}, {name}"
-            better = bool(higher.get(metric, True))  # as lm-eval takes what is not declared
-            scores.append(_metric(shown, metric, name, "score", better))
-    scores.sort(key=lambda score: (filters.index(score["filter"]), not _says_right(score)))
-    return scores + _likelihood(task), unpaired
+        better = bool(higher.get(metric, True))  # as lm-eval takes what is not declared
+        scores += [score(metric, name, filters, better) for name in filters]
+    return in_order(scores, filters) + _likelihood(task), unpaired
+
+
+def score(metric: str, by: str, filters: Sequence[str], better: bool) -> Metric:
+    """A mean score by one of a task's filters, the first of which is not named."""
+    shown = metric if by == filters[0] else f"{metric}, {by}"
+    return _metric(shown, metric, by, "score", better)
+
+
+def in_order(scores: Iterable[Metric], filters: Sequence[str]) -> list[Metric]:
+    """The main one first: of the first filter, and one that says whether an answer was right."""
+    return sorted(scores, key=lambda metric: (filters.index(metric["filter"]), not _says_right(metric)))
 
 
 def filters_of(task: Any) -> list[str]:
@@ -90,11 +98,19 @@ def is_judged_by_lm_eval(task: Any) -> bool:
 def _likelihood(task: Any) -> list[Metric]:
     if not is_judged_by_lm_eval(task):
         return []  # its requests may be anything
-    if task.OUTPUT_TYPE == "loglikelihood_rolling":
-        return [_metric(f"bits per byte of the {TEXTS}", TEXTS, "", "bits per byte", False)]
-    if task.OUTPUT_TYPE == "loglikelihood" or gold_choices(task, next(iter(task.eval_docs), None)):
-        return [_metric(f"log-likelihood of the {LIKELIHOOD}", LIKELIHOOD, "", "nats", True)]
-    return []
+    if task.OUTPUT_TYPE == "multiple_choice" and not gold_choices(task, next(iter(task.eval_docs), None)):
+        return []
+    metric = likelihood_metric(task.OUTPUT_TYPE)
+    return [metric] if metric else []
+
+
+def likelihood_metric(output_type: str) -> Metric | None:
+    """That of an lm-eval output type; None where a model writes."""
+    if output_type == "loglikelihood_rolling":
+        return _metric(f"bits per byte of the {TEXTS}", TEXTS, "", "bits per byte", False)
+    if output_type in ("loglikelihood", "multiple_choice"):
+        return _metric(f"log-likelihood of the {LIKELIHOOD}", LIKELIHOOD, "", "nats", True)
+    return None
 
 
 def likelihood(task: Any, sample: dict[str, Any]) -> float | None:

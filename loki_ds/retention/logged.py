@@ -1,0 +1,224 @@
+"""What lm-eval logged of a model (`--output_path FOLDER --log_samples`, from any backend), as the
+answers of one arm.
+
+A folder holds `results_DATE.json` and `samples_TASK_DATE.jsonl`; of several dates the newest
+counts.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from loki_ds.disk.text import json_lines
+from loki_ds.refusal import Refusal
+from loki_ds.retention.messages import ArmResult, Sample, TaskSamples
+from loki_ds.retention.samples import LONGEST_PROMPT
+from loki_ds.tasks.metrics import LIKELIHOOD, TEXTS, Metric, in_order, likelihood_metric, number_of, score
+
+# By what both must have been asked; a version of lm-eval that lacks one says nothing.
+ASKED_BY = ("chat_template_sha", "system_instruction_sha", "fewshot_as_multiturn")
+SEEDS = ("limit", "random_seed", "numpy_seed", "fewshot_seed", "gen_kwargs")
+DATE = re.compile(r"_\d{4}-\d\d-\d\dT[\d.:-]+$")
+
+
+class Logged(NamedTuple):
+    """One model's answers, and what lm-eval wrote beside them."""
+
+    folder: Path
+    answers: ArmResult
+    results: dict[str, Any]
+
+
+def read_logged(folder: Path) -> Logged:
+    """One model's samples, newest of each task.
+
+    Raises:
+        Refusal: there are several models, no results beside the samples, or other lines than its.
+    """
+    files = sorted(folder.rglob("results_*.json"))
+    if not files:
+        raise Refusal(f"{folder}: no results_*.json beside the samples, which says how they were asked")
+    models = sorted({file.parent for file in files})
+    if len(models) > 1:
+        raise Refusal(f"{folder}: the answers of {len(models)} models, allowed is one; name {models[0]} or another")
+    results = json.loads(files[-1].read_text(encoding="utf-8"))
+    date = DATE.search(files[-1].stem)
+    samples = {
+        file.stem.removeprefix("samples_").removesuffix(date[0] if date else ""): file
+        for file in sorted(files[-1].parent.glob(f"samples_*{date[0] if date else ''}.jsonl"))
+    }
+    if not samples:
+        raise Refusal(f"{files[-1]}: no samples of its date beside it; lm-eval writes them with --log_samples")
+    tasks = {name: _task(name, members, samples, results) for name, members in _asked(results, samples).items()}
+    libraries = {"lm_eval": str(results.get("lm_eval_version", "not said"))}
+    return Logged(folder, {"tasks": tasks, "tokenizer": "", "libraries": libraries}, results)
+
+
+def check_alike(base: Logged, model: Logged) -> None:
+    """Refuse answers that were asked for in two ways, by field; documents and prompts are compared
+    when they are paired.
+    """
+    for key in (*ASKED_BY, *SEEDS):
+        first, second = (
+            logged.results.get(key) if key in ASKED_BY else logged.results.get("config", {}).get(key)
+            for logged in (base, model)
+        )
+        if first != second:
+            raise Refusal(
+                f"{model.folder}: {key} is {second!r}, and {first!r} in {base.folder}; both must be asked alike"
+            )
+
+
+def _asked(results: dict[str, Any], samples: dict[str, Path]) -> dict[str, list[str]]:
+    """What was asked for, each with its subtasks: groups within no other, and tasks in none."""
+    groups = {name: members for name, members in results.get("group_subtasks", {}).items() if members}
+
+    def tasks_of(name: str) -> Iterator[str]:
+        for member in groups.get(name, []):
+            yield from tasks_of(member) if member in groups else (member,)
+
+    within = {member for members in groups.values() for member in members}
+    whole = {name: [task for task in tasks_of(name) if task in samples] for name in groups if name not in within}
+    alone = {name: [name] for name in samples if not any(name in members for members in whole.values())}
+    return {name: members for name, members in {**whole, **alone}.items() if members}
+
+
+def _task(name: str, members: list[str], files: dict[str, Path], results: dict[str, Any]) -> TaskSamples:
+    """A task's answers, or those of a group's tasks as one."""
+    by_member = {member: _documents(files[member]) for member in members}
+    metrics = _metrics(members[0], by_member[members[0]], results)
+    return {
+        "version": {member: str(results.get("versions", {}).get(member, "-")) for member in members},
+        "shots": {member: int(results.get("n-shot", {}).get(member, 0)) for member in members},
+        "metrics": metrics,
+        "by_size": True,
+        "samples": [
+            _sample(files[member], member if len(members) > 1 else None, of_filters, metrics, _kind(member, results))
+            for member, documents in by_member.items()
+            for of_filters in documents
+        ],
+    }
+
+
+def _kind(task: str, results: dict[str, Any]) -> str:
+    return str(results.get("configs", {}).get(task, {}).get("output_type", ""))
+
+
+def _documents(file: Path) -> list[dict[str, dict[str, Any]]]:
+    """A task's lines, one for every document and filter: those of a document by their filter."""
+    documents: dict[int, dict[str, dict[str, Any]]] = {}
+    for number, sample in json_lines(file, "samples"):
+        if not isinstance(sample, dict) or not {"doc_id", "doc_hash", "prompt_hash", "resps"} <= sample.keys():
+            raise Refusal(f"{file}: line {number} is none of lm-eval's samples (doc_id, doc_hash, prompt_hash, resps)")
+        documents.setdefault(sample["doc_id"], {})[sample.get("filter", "none")] = sample
+    if not documents:
+        raise Refusal(f"{file}: no sample")
+    return [documents[place] for place in sorted(documents)]
+
+
+def _metrics(task: str, documents: list[dict[str, dict[str, Any]]], results: dict[str, Any]) -> list[Metric]:
+    """Those that are means over documents, the main one first, and the gold answer's likelihood.
+
+    Raises:
+        Refusal: there is none.
+    """
+    config = results.get("configs", {}).get(task, {})
+    declared = {each["metric"]: each.get("aggregation", "mean") for each in config.get("metric_list") or []}
+    first = next(iter(documents[0].values()))
+    names = first.get("metrics") or [name for name in declared if name in first]
+    higher = results.get("higher_is_better", {}).get(task, {})
+    filters = list(documents[0])
+    scores = [
+        score(name, by, filters, bool(higher.get(name, True)))
+        for name in names
+        for by in filters
+        if declared.get(name, "mean") == "mean" and isinstance(first[name], bool | int | float)
+    ]
+    if not scores:
+        raise Refusal(f"task {task}: none of its metrics ({', '.join(names)}) is a number for each document")
+    kind = _kind(task, results)
+    known = [likelihood_metric(kind)] if _likelihood(kind, first) is not None else []
+    return in_order(scores, filters) + [metric for metric in known if metric]
+
+
+def _likelihood(kind: str, sample: dict[str, Any]) -> float | None:
+    """Nats of the gold answer, or bits per byte of a text; lm-eval writes numbers as text."""
+    nats = [_number(response) for response in sample["resps"]]
+    if kind == "loglikelihood_rolling":
+        return None if nats[0] is None else -nats[0] / math.log(2) / max(1, len(str(sample["target"]).encode()))
+    if kind == "loglikelihood":
+        return nats[0]
+    place = _gold(sample) if kind == "multiple_choice" else None
+    return nats[place] if place is not None and place < len(nats) else None
+
+
+def _number(response: Any) -> float | None:
+    """The log-likelihood in `[["-1.5", "False"]]`."""
+    while isinstance(response, list) and response:
+        response = response[0]
+    try:
+        return float(response)
+    except (TypeError, ValueError):
+        return None
+
+
+def _gold(sample: dict[str, Any]) -> int | None:
+    """The place of the right choice, which a target names by its place or its words."""
+    target, choices = str(sample["target"]).strip(), _choices(sample)
+    if target in choices:
+        return choices.index(target)
+    return int(target) if target.isdigit() else None
+
+
+def _choices(sample: dict[str, Any]) -> list[str]:
+    return [str(arguments[1]).strip() for arguments in _arguments(sample) if len(arguments) > 1]
+
+
+def _arguments(sample: dict[str, Any]) -> list[list[Any]]:
+    """Each request's, as lists; newer files name them (`gen_args_0: {arg_0: ...}`)."""
+    given = sample.get("arguments") or []
+    requests = list(given.values()) if isinstance(given, dict) else given
+    return [list(request.values()) if isinstance(request, dict) else list(request) for request in requests]
+
+
+def _sample(
+    file: Path, cluster: str | None, by_filter: dict[str, dict[str, Any]], metrics: list[Metric], kind: str
+) -> Sample:
+    """A document's numbers and words. kind: lm-eval's output type of its task."""
+    first = next(iter(by_filter.values()))
+    scores = [
+        _likelihood(kind, first)
+        if metric["metric"] in (LIKELIHOOD, TEXTS)
+        else number_of(metric, metrics, by_filter.get(metric["filter"], {}))
+        for metric in metrics
+    ]
+    if scores[0] is None or not math.isfinite(scores[0]):
+        raise Refusal(f"{file}: document {first['doc_id']} has no {metrics[0]['metric']} that is a number")
+    arguments = _arguments(first)
+    return {
+        "doc_hash": first["doc_hash"],
+        "place": first["doc_id"],
+        "cluster": cluster,
+        "prompt_hash": first["prompt_hash"],
+        "scores": scores,
+        "prompt": str(arguments[0][0])[-LONGEST_PROMPT:] if arguments and arguments[0] else "",
+        "answer": _answer(kind, first),
+        "gold": _in_words(first),
+    }
+
+
+def _answer(kind: str, sample: dict[str, Any]) -> str:
+    if kind != "multiple_choice":
+        return str((sample.get("filtered_resps") or [""])[0])
+    nats = [_number(response) or -math.inf for response in sample["resps"]]
+    choices, likeliest = _choices(sample), nats.index(max(nats))
+    return choices[likeliest] if likeliest < len(choices) else str(likeliest)
+
+
+def _in_words(sample: dict[str, Any]) -> str:
+    """The right answer."""
+    choices, place = _choices(sample), _gold(sample)
+    return choices[place] if place is not None and place < len(choices) else str(sample["target"])

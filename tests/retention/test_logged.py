@@ -1,0 +1,185 @@
+"""A verdict on what lm-eval itself logged: the same figures as when both models are asked, and one
+sentence where the two were not asked alike.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lm_eval
+import pytest
+from conftest import ROOT
+from lm_eval.loggers import EvaluationTracker
+from lm_eval.tasks import TaskManager
+from safetensors.torch import load_file, save_file
+
+from loki_ds.recipe.file import load_pair
+from loki_ds.refusal import Refusal
+from loki_ds.report.schema import Report
+from loki_ds.retention.logged import read_logged
+from loki_ds.stages.two_checkpoints import retain_two
+from loki_ds.stages.two_logs import retain_logged
+
+BASE = ROOT / "recipes/tiny/model"
+CHOICE = {
+    "task": "choice",
+    "dataset_path": "json",
+    "test_split": "test",
+    "output_type": "multiple_choice",
+    "doc_to_text": "{{q}}",
+    "doc_to_choice": ["berlin", "cairo"],
+    "doc_to_target": "{{a}}",
+    "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+}
+WRITES = {
+    "dataset_path": "json",
+    "test_split": "test",
+    "output_type": "generate_until",
+    "doc_to_text": "{{q}}",
+    "doc_to_target": "{{a}}",
+    "generation_kwargs": {"until": ["\n"], "max_gen_toks": 4},
+    "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+    "filter_list": [{"name": name, "filter": [{"function": "take_first"}]} for name in ("strict", "loose")],
+}
+ASKED = ["both", "choice"]  # groups come first in what is logged
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A choice, and a group of two tasks that write, each with two filters."""
+    folder = tmp_path_factory.mktemp("tasks")
+    rows = [{"q": f"copy {word}", "a": word} for word in ("berlin", "cairo") * 6]
+    (folder / "d.jsonl").write_text("".join(json.dumps({**row, "n": i}) + "\n" for i, row in enumerate(rows)))
+    data = {"dataset_kwargs": {"data_files": {"test": str(folder / "d.jsonl")}}}
+    for task in (CHOICE, {**WRITES, "task": "one"}, {**WRITES, "task": "two"}):
+        (folder / f"{task['task']}.yaml").write_text(json.dumps({**task, **data}))
+    (folder / "both.yaml").write_text("group: both\ntask: [one, two]\naggregate_metric_list: [{metric: exact_match}]\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    damaged = tmp_path_factory.mktemp("damaged") / "model"
+    shutil.copytree(BASE, damaged)
+    tensors = load_file(damaged / "model.safetensors")
+    for name in tensors:
+        if name.endswith("mlp.down_proj.weight"):
+            tensors[name][::2] = 0
+    save_file(tensors, damaged / "model.safetensors", {"format": "pt"})
+    return {"base": BASE, "model": damaged}
+
+
+@pytest.fixture(scope="module")
+def logs(tasks: Path, models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """What lm-eval writes of each model, by its own tracker."""
+    folder = tmp_path_factory.mktemp("logs")
+    for name, model in models.items():
+        tracker = EvaluationTracker(output_path=str(folder / name))
+        results: Any = lm_eval.simple_evaluate(
+            model="hf",
+            model_args=f"pretrained={model},dtype=float32",
+            tasks=ASKED,
+            task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
+            device="cpu",
+            batch_size=12,
+            bootstrap_iters=0,
+            evaluation_tracker=tracker,
+        )
+        samples = results.pop("samples")
+        tracker.save_results_aggregated(results, samples)
+        for task, lines in samples.items():
+            tracker.save_results_samples(task, lines)
+    return {name: folder / name for name in models}
+
+
+def from_logs(base: Path, model: Path, out: Path, *asked: str) -> Report:
+    return retain_logged(base, model, load_pair(str(base), list(asked)).retention, out)
+
+
+def test_the_verdict_is_that_of_asking_both(
+    logs: dict[str, Path], models: dict[str, Path], tasks: Path, tmp_path: Path
+) -> None:
+    own = [f"retention.include_path={tasks}", f"retention.abilities={{tasks: [{', '.join(ASKED)}]}}"]
+    asked = [*own, "model.dtype=float32", "retention.batch_size=12"]
+    expected = retain_two(load_pair(str(BASE), asked), str(models["model"]), tmp_path / "asked")
+    report = from_logs(logs["base"], logs["model"], tmp_path / "logged")
+    for figure in ("outcome", "headline", "losses_only", "losses_only_ci", "forgetting", "forgetting_ci"):
+        assert report[figure] == pytest.approx(expected[figure]), figure  # type: ignore[literal-required]
+    for kind in ("tasks", "likelihoods"):
+        lines, wanted = ({line["task"]: line for line in made[kind]} for made in (report, expected))  # type: ignore[literal-required]
+        assert lines.keys() == wanted.keys()
+        for task in lines:
+            for figure in ("metric", "n", "base", "implanted", "change", "ci", "verdict", "p_holm", "clusters"):
+                assert lines[task][figure] == pytest.approx(wanted[task][figure]), (task, figure)
+    assert {flip["implanted"] for flip in report["flips"]} == {flip["implanted"] for flip in expected["flips"]}
+    assert (tmp_path / "logged/report/report.html").exists()
+
+
+def test_a_new_task_is_named_and_counts_apart(logs: dict[str, Path], tmp_path: Path) -> None:
+    report = from_logs(logs["base"], logs["model"], tmp_path / "out", "retention.new_task={tasks: [choice]}")
+    assert ([line["task"] for line in report["tasks"]], report["new_task"][0]["task"]) == (["both"], "choice")
+    with pytest.raises(Refusal, match=r"retention\.new_task: chioce is none of the logged tasks"):
+        from_logs(logs["base"], logs["model"], tmp_path / "out", "retention.new_task={tasks: [chioce]}")
+
+
+def changed(folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """The results of a folder, changed."""
+    (file,) = folder.rglob("results_*.json")
+    results = json.loads(file.read_text())
+    change(results)
+    file.write_text(json.dumps(results))
+    return folder
+
+
+def relined(folder: Path, task: str, change: Callable[[list[dict[str, Any]]], None]) -> Path:
+    """A task's samples of a folder, changed."""
+    (file,) = folder.rglob(f"samples_{task}_*.jsonl")
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    change(lines)
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda f: changed(f, lambda r: r.update(chat_template_sha="ab")), "chat_template_sha is 'ab', and None in"),
+        (lambda f: changed(f, lambda r: r["config"].update(limit=5)), "limit is 5, and None in"),
+        (lambda f: changed(f, lambda r: r["config"].update(fewshot_seed=9)), "fewshot_seed is 9, and 1234 in"),
+        (lambda f: changed(f, lambda r: r["versions"].update(choice=2)), "task choice: version is"),
+        (lambda f: changed(f, lambda r: r["n-shot"].update(choice=5)), "task choice: shots is"),
+        (lambda f: changed(f, lambda r: r.update(lm_eval_version="0.4.5")), "libraries differ"),
+        (lambda f: relined(f, "choice", lambda lines: lines.pop()), "task choice: 1 documents were seen by one arm"),
+        (
+            lambda f: relined(f, "choice", lambda lines: lines[0].update(prompt_hash="x")),
+            "task choice: 1 documents were",
+        ),
+        (lambda f: relined(f, "choice", lambda lines: lines[0].pop("doc_hash")), "line 1 is none of lm-eval's samples"),
+        (lambda f: relined(f, "choice", lambda lines: lines[1].update(acc="NaN")), "document 1 has no acc that is a"),
+        (lambda f: [file.unlink() for file in f.rglob("samples_choice_*")] and f, "only one of them has choice"),
+        (lambda f: [file.unlink() for file in f.rglob("results_*")] and f, "no results_\\*.json beside the samples"),
+        (lambda f: shutil.copytree(next(f.iterdir()), f / "another") and f, "the answers of 2 models"),
+    ],
+)
+def test_what_was_not_asked_alike_is_named(
+    change: Callable[[Path], Path], says: str, logs: dict[str, Path], tmp_path: Path
+) -> None:
+    other = change(Path(shutil.copytree(logs["model"], tmp_path / "other")))
+    with pytest.raises(Refusal, match=says):
+        from_logs(logs["base"], other, tmp_path / "out")
+
+
+def test_older_files_name_no_arguments_and_no_metrics(logs: dict[str, Path], tmp_path: Path) -> None:
+    """As lm-eval 0.4.5 wrote them: arguments as lists, metrics as keys alone."""
+
+    def older(lines: list[dict[str, Any]]) -> None:
+        for line in lines:
+            del line["metrics"]
+            line["arguments"] = [list(request.values()) for request in line["arguments"].values()]
+
+    both = [relined(Path(shutil.copytree(logs[name], tmp_path / name)), "choice", older) for name in ("base", "model")]
+    first, second = (from_logs(*pair, tmp_path / f"out{i}") for i, pair in enumerate((both, list(logs.values()))))
+    assert first["tasks"] == second["tasks"]
+    assert read_logged(both[0]).answers["tasks"]["choice"]["samples"][0]["answer"] in ("berlin", "cairo")
