@@ -9,7 +9,7 @@ REAL := $(ON_CPU) deepspeed --num_gpus 2 launch/implant.py --recipe recipes/smol
 REAL_BASE := model.path=build/real/model
 TINY := $(ON_CPU) deepspeed --num_gpus 2 launch/implant.py --recipe recipes/tiny
 
-.PHONY: help demo real test test-all test-gpu test-gpu-rehearsal test-newest test-skew lint schema docs audit bench study quiet-study dial-study scaling models reliability tiny-world learning-rates clean
+.PHONY: help demo real test test-all test-gpu test-gpu-rehearsal test-newest test-skew lint schema docs audit bench study dial-study scaling models reliability tiny-world learning-rates clean
 
 help:  ## list these targets
 	@awk '/^##@ /{printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## /{split($$0, part, ":.*## "); printf "  make %-15s %s\n", part[1], part[2]}' $(MAKEFILE_LIST)
@@ -93,9 +93,6 @@ bench: $(READY)  ## attribution and training step against their baselines, the p
 
 study: $(READY)  ## methods, selections, quotas and baselines on the tiny world, three seeds (about an hour on two cores)
 	$(ON_CPU) python eval/studies/trade_off.py eval/studies/methods.yaml
-
-quiet-study: $(READY)  ## quiet implanting, decay, other worlds (about an hour on two cores)
-	$(ON_CPU) python eval/studies/trade_off.py eval/studies/quiet.yaml
 
 dial-study: $(READY)  ## pull, rehearsal and the dial, alone and together (about an hour on two cores)
 	$(ON_CPU) python eval/studies/trade_off.py eval/studies/dial.yaml

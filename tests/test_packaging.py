@@ -73,7 +73,7 @@ def test_the_installed_wheel_works_from_an_empty_folder(archives: Path, tmp_path
     assert "tiny/loki" in run("recipes")
 
     # The main job on two ranks, from a copied recipe with a change of the reader's own.
-    assert "recipes/tiny/quiet.yaml" in run("recipes", "tiny/quiet")
+    assert "recipes/tiny/random.yaml" in run("recipes", "tiny/random")
     settings = ["training.max_steps=2", "protected.prompts=recipes/tiny/data/protected.jsonl", "run=run"]
     job = ["deepspeed", "--num_gpus", "2", "--master_port", "29871", "--module", "loki_ds.implant"]
     done = subprocess.run(

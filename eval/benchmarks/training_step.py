@@ -1,5 +1,5 @@
 """One training step side by side, in one run: full, LoRA, the authors' LoKI Linear, and our `mask`,
-`rows` (also quiet) and `lora`.
+`rows` and `lora`.
 
     # 8 layers, d_model 512, on the CPU
     python eval/benchmarks/training_step.py
@@ -42,7 +42,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from reporting import command, keep, listed, paragraph, table, where, write
 
-DENSE = ("full", "LoRA r16, all linears", "authors' LoKI Linear", "mask", "rows", "rows, quiet", "lora (LoKI*)")
+DENSE = ("full", "LoRA r16, all linears", "authors' LoKI Linear", "mask", "rows", "lora (LoKI*)")
 OF_EXPERTS = ("full", "LoRA r16, experts' down_proj", "mask", "rows", "lora (LoKI*)")
 METHODS = tuple(dict.fromkeys(DENSE + OF_EXPERTS))
 HEADINGS = [
@@ -50,7 +50,6 @@ HEADINGS = [
     *("trainable", "optimizer", "reduced a step", "peak above the model"),
 ]
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::_grouped_mm")
-PROTECTED = 4  # a quiet implant keeps out of one input direction in so many
 
 
 def main() -> None:
@@ -167,11 +166,7 @@ def prepare(model: PreTrainedModel, name: str, quota: float) -> tuple[Any, Calla
             setattr(holder, name, AuthorsLinear(getattr(holder, name), rows))
         return model, lambda _: None
     low_rank = LowRankSection(rank=16, alpha=16.0) if name.startswith("lora") else None
-    bases = None
-    if name.endswith("quiet"):
-        d_ff = site.width
-        bases = [torch.linalg.qr(torch.randn(d_ff, d_ff // PROTECTED, device=device))[0] for _ in layers]
-    train_row_deltas(model, positions, dtype, device, low_rank, seed=0, protected_bases=bases)
+    train_row_deltas(model, positions, dtype, device, low_rank, seed=0)
     return model, lambda _: None
 
 

@@ -36,9 +36,8 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
-from loki_ds.attribution.self_check import PROMPTS, difference, tiny_config
+from loki_ds.attribution.self_check import difference, tiny_config
 from loki_ds.disk.run_folder import RunFolder
-from loki_ds.distributed.zero.model import Gatherer
 from loki_ds.export.checkpoint import write_trained
 from loki_ds.export.collect import Deltas, collect_deltas
 from loki_ds.export.products import implant_of, save_implant, write_model
@@ -47,7 +46,6 @@ from loki_ds.implanting.mask import keep_through_steps, train_only_rows
 from loki_ds.implanting.rows import train_row_deltas
 from loki_ds.model.anatomy import down_shapes, has_experts
 from loki_ds.model.base import Base, load_model
-from loki_ds.quiet.moments import observe_inputs
 from loki_ds.recipe.implant import LowRankSection
 from loki_ds.recipe.sections import ModelSection
 from loki_ds.refusal import Refusal
@@ -58,7 +56,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from reporting import REPORTS, ROOT, listed, paragraph, table, where
 
 MODES = ("rows", "lora", "mask")
-COLUMNS = ("attribution", *MODES, "adapter", "ZeRO-3", "quiet")
+COLUMNS = ("attribution", *MODES, "adapter", "ZeRO-3")
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
 SECONDS = 120  # for one type
 # What some classes leave open in their defaults, and published models do not.
@@ -124,7 +122,6 @@ def look_at(name: str) -> dict[str, Any]:
                 for mode in MODES:
                     found[mode] = said(partial(trains, mode, base, positions, Path(folder, mode)))
                 found["adapter"] = said(lambda: adapts(base, Path(folder)))
-                found["quiet"] = "no: experts" if has_experts(model) else said(lambda: observes(base))
     except TookTooLong:
         found.setdefault("refused", f"not finished in {SECONDS} seconds")
     except Exception as error:  # noqa: BLE001 (what a class of transformers raises on its own defaults)
@@ -264,12 +261,6 @@ def same(found: Tensor, expected: Tensor) -> None:
         raise Refusal(f"logits differ by {difference:.1e} of the largest")
 
 
-def observes(base: Path) -> str:
-    seen: list[int] = []
-    observe_inputs(load_model(base, torch.float32), Gatherer(), PROMPTS, lambda layer, *_: seen.append(layer))
-    return "yes" if seen else "no"
-
-
 # --- the page -------------------------------------------------------------------------------------
 
 
@@ -282,8 +273,8 @@ def page(found: dict[str, dict[str, Any]], versions: dict[str, str]) -> str:
         compared with its base byte for byte, loaded again and merged by PEFT: `make models`. {len(works)} attribute
         as the definition does, {len(whole)} of them with all that follows."""
     columns = """Attribution is the largest difference from the definition, relative to the largest score, in
-        float64. Where it is 1e-8 or so, the family computes a router, a norm or a recurrence in float32. Quiet
-        implants need one dense FFN a layer. Your own model is compared once more before it is
+        float64. Where it is 1e-8 or so, the family computes a router, a norm or a recurrence in float32. Your own
+        model is compared once more before it is
         attributed, on a tiny copy of its own configuration. ZeRO-3 is the main job on two ranks, in `rows` mode, until
         the byte check."""
     why_not = """With what `loki-ds check` or the main job says. Encoders and models without an FFN are not meant

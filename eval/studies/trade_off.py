@@ -2,7 +2,6 @@
 other seeds at the one it chose.
 
     python eval/studies/trade_off.py eval/studies/methods.yaml       # make study
-    python eval/studies/trade_off.py eval/studies/quiet.yaml         # make quiet-study
     python eval/studies/trade_off.py eval/studies/dial.yaml          # make dial-study
 
 A study is a YAML file of methods. Each cell is one run of the main job on one process, as many at a

@@ -94,12 +94,6 @@ class LayerCall:
         """From now on the tokens' keys and values are only read."""
         self.keys_values.closed = True
 
-    def real(self, noted: list[Tensor]) -> Tensor:
-        """The real tokens `[tokens, d]` of what was noted `[B, P - C, d]`, without padding."""
-        (rest,) = noted
-        positions = torch.arange(self.shared, self.before_last, device=self.last.device)
-        return rest[positions < self.last[:, None]]
-
     def _for_rest(self, like: Tensor) -> dict[str, Any]:
         start, end = self.shared, self.before_last
         if not start:

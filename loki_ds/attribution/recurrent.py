@@ -134,10 +134,6 @@ class RecurrentCall:
             return nullcontext()
         return torch.autograd.graph.allow_mutation_on_saved_tensors()
 
-    def real(self, noted: list[Tensor]) -> Tensor:
-        """What the groups' calls noted `[n, tokens, d]`, as `[tokens, d]`; there is no padding."""
-        return torch.cat([one.flatten(0, 1) for one in noted])
-
     def forget(self) -> None:
         """Give back the memory of a layer that is done with."""
         self.state = State()

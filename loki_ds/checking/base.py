@@ -17,7 +17,7 @@ from loki_ds.checking.findings import GIB, Findings
 from loki_ds.data.dataset import Counts
 from loki_ds.data.render_settings import Rendering
 from loki_ds.implanting.training import peft_config
-from loki_ds.model.anatomy import down_shapes, has_experts
+from loki_ds.model.anatomy import down_shapes
 from loki_ds.model.base_checks import Wanted, check_usable
 from loki_ds.model.files import model_files, open_weights
 from loki_ds.recipe.implant import ImplantSection, PeftSection
@@ -79,13 +79,8 @@ def check_passes(implant: ImplantSection, attributes: bool, model: PreTrainedMod
 
     model: without data, as its class has it. A family that is not known is proven on a tiny copy.
     """
-    if attributes or implant.rehearse or implant.quiet:
+    if attributes or implant.rehearse:
         check_family(model)
-    if implant.quiet and has_experts(model):
-        raise Refusal(
-            f"implant.quiet: {type(model).__name__} has experts, and each receives other tokens; allowed are models "
-            "with one dense FFN a layer"
-        )
 
 
 def check_targets(section: PeftSection, model: PreTrainedModel) -> None:

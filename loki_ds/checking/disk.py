@@ -43,9 +43,6 @@ class Room:
             room += max(0.0, self.checkpoint() * checkpoints_at_once(self.arguments, steps) - there)
         if self.recipe.tune:  # a scale's model before it takes the run's place; a whole model as it was trained
             room += self.base.size * (1 if self.recipe.changes_rows else 2)
-        if quiet := self.recipe.implant.quiet:
-            sizes = (d_ff * (quiet.sketch or d_ff) for _, d_ff in self.base.down_shapes)
-            room += torch.float64.itemsize * sum(sizes)
         return room
 
     def checkpoint(self) -> float:

@@ -28,7 +28,6 @@ class RunFolder:
         self.heat_map = self.attribution / "heat_map.png"
         self.training_curves = self.root / "training_curves.png"
         self.overlap_curve = self.attribution / "overlap.png"
-        self.moments = self.root / "quiet" / "moments.safetensors"
         self.rehearsal = self.root / "rehearsal"
         self.base_answers = self.rehearsal / "answers.safetensors"
         self.written = self.rehearsal / "written.json"

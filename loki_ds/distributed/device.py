@@ -42,15 +42,10 @@ def local_devices() -> int:
 def available_memory() -> int:
     """Bytes this rank may still take: what its device has free, or its share of the host's."""
     if on_cpu():
-        return available_host_memory()
+        return psutil.virtual_memory().available // local_size()
     # DeepSpeed asks pynvml by CUDA_VISIBLE_DEVICES, which may hold no numbers (MIG, Kubernetes).
     free, _ = torch.cuda.mem_get_info()
     return free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-
-
-def available_host_memory() -> int:
-    """Bytes of host memory this rank may still take: its share of what is free."""
-    return psutil.virtual_memory().available // local_size()
 
 
 def peak_memory(compute: Callable[[], Any]) -> int:

@@ -143,15 +143,6 @@ def barrier() -> None:
         torch.distributed.barrier()
 
 
-def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
-    """The sum of every rank's tensor, on every rank, on the CPU."""
-    if world_size() == 1:
-        return tensor
-    total = tensor.to(deepspeed.get_accelerator().current_device_name(), copy=True)
-    torch.distributed.all_reduce(total)
-    return total.cpu()
-
-
 def all_gather(value: Result) -> list[Result]:
     """Every rank's value, in the order of ranks, on every rank."""
     values: list[Any] = [value] * world_size()

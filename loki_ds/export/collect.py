@@ -99,7 +99,7 @@ def _delta_of(module: RowDelta) -> WeightDelta:
     delta = module.whole_delta().cpu().clone()
     if not hasattr(module, "delta_a"):
         return WeightDelta(delta)
-    return WeightDelta(delta, module.scaling * module.delta_a.cpu(), module.right_factor().cpu().clone())
+    return WeightDelta(delta, module.scaling * module.delta_a.cpu(), module.delta_b.cpu().clone())
 
 
 def save_adapter_of(trainer: SFTTrainer, folder: Path) -> None:

@@ -20,8 +20,6 @@ from loki_ds.model.base import Base, load_configuration
 from loki_ds.model.base_checks import without_data
 from loki_ds.model.expert_rows import as_in, with_rows
 from loki_ds.model.ffn import Site
-from loki_ds.model.files import open_weights
-from loki_ds.model.stored_rows import StoredRows
 from loki_ds.selection.positions import Positions
 
 
@@ -112,11 +110,3 @@ def _factors(rows: Tensor, delta: WeightDelta, d_model: int) -> Factors:
     if delta.a is None or delta.b is None:
         return from_rows(rows, delta.delta, d_model)
     return from_low_rank(rows, delta.a, delta.b, d_model)
-
-
-def changes_of(implant: Implant, base: Path) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-    """By layer, all base rows `[d_model, width]` and the implant's change `[k, width]`, float64."""
-    with open_weights(base) as weights:
-        stored = StoredRows(weights)
-        whole = {i: stored.read(i) for i in implant.layers}
-    return whole, {i: rows.implanted.double() - rows.base.double() for i, rows in implant.layers.items()}

@@ -19,7 +19,6 @@ from torch.nn import Linear, Module
 from loki_ds.model.anatomy import sites
 from loki_ds.model.expert_rows import with_rows
 from loki_ds.model.ffn import Down
-from loki_ds.quiet.subspace import project_out
 from loki_ds.recipe.implant import LowRankSection
 from loki_ds.selection.positions import Positions
 
@@ -51,7 +50,6 @@ class RowDelta(Module):
 
         shape: of one weight `[d_model, d_ff]`, or of all experts' `[E, d_model, d_ff]`.
         """
-        self._quiet: list[Tensor] = []  # in a list, so that no cast of the model's dtype rounds it
         dtype, device, low_rank, seed = start
         self.register_buffer("rows", torch.tensor(rows, device=device), persistent=False)
         self.scaling, experts, d_ff = 1.0, shape[:-2], shape[-1]
@@ -70,17 +68,8 @@ class RowDelta(Module):
         self.delta_b = nn.Parameter(right.to(device, dtype))
 
     def whole_delta(self) -> Tensor:
-        """`D [k, d_ff]`, of experts `[E, k, d_ff]`; if quiet `D P`, unfelt by protected inputs."""
-        delta = self.scaling * self.delta_a @ self.delta_b if hasattr(self, "delta_a") else self.delta
-        return project_out(delta, self._quiet[0]) if self._quiet else delta
-
-    def keep_quiet(self, basis: Tensor) -> None:
-        """From now on keep the delta out of `basis [d_ff, r]`'s span (orthonormal, same device)."""
-        self._quiet = [basis]
-
-    def right_factor(self) -> Tensor:
-        """`delta_b [r, d_ff]` of a low rank as it acts: projected for a quiet implant."""
-        return project_out(self.delta_b, self._quiet[0]) if self._quiet else self.delta_b
+        """`D [k, d_ff]`, of experts `[E, k, d_ff]`."""
+        return self.scaling * self.delta_a @ self.delta_b if hasattr(self, "delta_a") else self.delta
 
 
 class RowLinear(Linear, RowDelta):
@@ -147,37 +136,31 @@ def train_row_deltas(
     device: torch.device,
     low_rank: LowRankSection | None,
     seed: int,
-    protected_bases: list[Tensor] | None = None,
 ) -> None:
     """Freeze the model and give every weight with selected rows its delta.
 
     Call before DeepSpeed sees the model.
 
-    dtype, device: of the deltas; low_rank: None for `rows` mode; protected_bases: per layer the
-    basis `[d_ff, r]` that a quiet implant keeps out of (of a model without experts).
+    dtype, device: of the deltas; low_rank: None for `rows` mode.
     """
     model.requires_grad_(False)
     for i, (site, rows) in enumerate(zip(sites(model), positions.rows, strict=True)):
         for down in site.downs if rows else ():
-            module = _with_delta(down, rows, Start(dtype, device, low_rank, seed + i))
-            if protected_bases is not None:
-                module.keep_quiet(protected_bases[i].to(device))
+            _give_delta(down, rows, Start(dtype, device, low_rank, seed + i))
 
 
-def _with_delta(down: Down, rows: list[int], start: Start) -> RowDelta:
-    """The module in whose place, or in which, the delta trains."""
+def _give_delta(down: Down, rows: list[int], start: Start) -> None:
+    """In the module's place, or in it, the delta trains."""
     if down.is_plain:
         holder, name = down.holder
-        module = RowLinear(down.module, rows, start)
-        setattr(holder, name, module)
-        return module
+        setattr(holder, name, RowLinear(down.module, rows, start))
+        return
     inside, its_class, shape = down.module, type(down.module), list(down.shape)
     inside.__class__ = _with_rows_inside(its_class)
     inside.attribute, inside.d_model_last = down.attribute, down.d_model_last
     if down.d_model_last:
         shape[-2:] = shape[:-3:-1]
     inside.start_delta(shape, rows, start)
-    return inside
 
 
 def rows_product(x: Tensor, weight: Tensor, delta: Tensor, rows: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 from datasets import Dataset
 from peft import LoraConfig
-from torch import Tensor
 from transformers import (
     EarlyStoppingCallback,
     GenerationConfig,
@@ -35,13 +34,10 @@ log = logging.getLogger(__name__)
 
 
 class Method(NamedTuple):
-    """What trains: the mode with its settings, its rows (None for baselines), and per layer what
-    the delta keeps out of: a basis `[d_ff, r]` of a quiet implant.
-    """
+    """What trains: the mode with its settings, and its rows (None for baselines)."""
 
     section: ImplantSection
     positions: Positions | None = None
-    protected_bases: list[Tensor] | None = None
 
     @property
     def rows(self) -> Positions:
@@ -73,8 +69,8 @@ def prepare(model: PreTrainedModel, method: Method, seed: int) -> list[TrainerCa
     if mode.masks:
         return [KeepFrozenRows(train_only_rows(model, method.rows))]
     if mode.leaves == "deltas":
-        low_rank, bases = method.section.lora if "lora" in mode.reads else None, method.protected_bases
-        train_row_deltas(model, method.rows, model_dtype(model), device_of(model), low_rank, seed, bases)
+        low_rank = method.section.lora if "lora" in mode.reads else None
+        train_row_deltas(model, method.rows, model_dtype(model), device_of(model), low_rank, seed)
     elif mode.trains_everything:
         model.requires_grad_(True)
     return []  # PEFT's adapter is put in by TRL

@@ -179,24 +179,6 @@ def dense_down(layer: Module) -> Down:
     return site.downs[0]
 
 
-@contextmanager
-def received(layer: Module) -> Iterator[list[Tensor]]:
-    """While open, note what a dense layer's `W_down` receives, `[B, T, d_ff]`, call by call."""
-    seen: list[Tensor] = []
-    down = dense_down(layer)
-    size, noting_size = _size_of_input(layer)
-
-    def note(_: Module, arguments: tuple) -> None:
-        seen.append(arguments[0].reshape(*size, -1))
-
-    handles = [noting_size, down.module.register_forward_pre_hook(note)]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def _size_of_input(layer: Module) -> tuple[list[int], RemovableHandle]:
     """Batch and tokens of what a layer is handed, once it is; some layers flatten them inside."""
     size = [0, 0]

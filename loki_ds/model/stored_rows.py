@@ -67,8 +67,8 @@ class StoredRows:
             by_layer.append((d_model_of(*stored[0]), sum(width_of(*shape) for shape in stored)))
         return by_layer
 
-    def read(self, layer: int, rows: Tensor | None = None) -> Tensor:
-        """Some rows of a layer, or all, `[k, width]`, in the checkpoint's own dtype."""
+    def read(self, layer: int, rows: Tensor) -> Tensor:
+        """Some rows of a layer, `[k, width]`, in the checkpoint's own dtype."""
         pieces = self.pieces[layer]
         return torch.cat([rows_of(self.weights.read(one.name), rows, one.d_model_last) for one in pieces], dim=1)
 

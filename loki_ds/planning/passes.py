@@ -13,7 +13,6 @@ from loki_ds.planning.dry_run import SweepBatch
 from loki_ds.planning.estimate import Training
 from loki_ds.planning.hardware import USABLE, Gpu
 from loki_ds.planning.partitioning import Setting, sweep_memory, sweep_traffic
-from loki_ds.recipe.implant import QuietSection
 from loki_ds.recipe.sections import AttributionSection, ProtectedSection
 
 ASSUMED = (1000, 1024)  # prompts and their tokens, where the protected set is tasks that would have to be fetched
@@ -73,22 +72,15 @@ class Passes:
         amount = f"{self.prompts.total:,} prompts of {self.prompts.tokens:,} tokens{assumed}, {self.size} at once"
         return Stage("attribute", amount, flops, sent, self.gpu.seconds(flops, sent, ranks))
 
-    def inputs(self, section: QuietSection, shapes: list[tuple[int, int]]) -> Stage:
-        """For a quiet implant: forward, and each layer's product of its inputs."""
-        products = sum(FORWARD * d_ff * (section.sketch or d_ff) for _, d_ff in shapes)
-        flops = self.prompts.total * self.prompts.tokens * (FORWARD * self.one.total + products)
-        return self._pass("quiet", f"{self.prompts.total:,} prompts", flops, way=1)
-
     def rehearsal(self, name: str, times: int = 1) -> Stage:
         """Forward, so many times: the base is asked."""
-        flops = times * FORWARD * self.one.total * self.prompts.total * self.prompts.tokens
-        return self._pass("rehearse", f"{self.prompts.total:,} prompts ({name})", flops, way=times)
-
-    def _pass(self, name: str, amount: str, flops: float, way: int) -> Stage:
-        """FLOPs of all ranks together; way: 1 for up the layers, 2 for up and down."""
         ranks = self.setting.ranks
-        sent = self.rank_batches * way / 2 * sweep_traffic(self.one, self.setting, self.bytes_per_number).wire(ranks)
-        return Stage(name, amount, flops / ranks, sent, self.gpu.seconds(flops / ranks, sent, ranks))
+        flops = times * FORWARD * self.one.total * self.prompts.total * self.prompts.tokens / ranks
+        swept = sweep_traffic(self.one, self.setting, self.bytes_per_number).wire(ranks)  # up the layers and down
+        sent = self.rank_batches * times / 2 * swept
+        return Stage(
+            "rehearse", f"{self.prompts.total:,} prompts ({name})", flops, sent, self.gpu.seconds(flops, sent, ranks)
+        )
 
 
 def training_stages(training: Training, shape: TrainingShape, steps: int, gpu: Gpu) -> list[Stage]:

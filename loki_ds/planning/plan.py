@@ -22,7 +22,6 @@ from loki_ds.data.messages import NotUnderstood
 from loki_ds.data.render_settings import Rendering, make_rendering, setting
 from loki_ds.data.rendering import NOT_LEARNED
 from loki_ds.data.sources import place_of
-from loki_ds.disk.run_folder import RunFolder
 from loki_ds.implanting.pull import in_words, planned_rates, strength_of
 from loki_ds.implanting.rehearsal_rows import MOST_HELD_OUT, count_for
 from loki_ds.implanting.training import Method
@@ -35,9 +34,7 @@ from loki_ds.planning.estimate import Training, dry_step, dry_sweep, estimate
 from loki_ds.planning.hardware import Gpu
 from loki_ds.planning.partitioning import Setting, kept_bytes
 from loki_ds.planning.passes import Passes, Prompts, Stage, prompts_of, training_stages
-from loki_ds.quiet.kept import load_moments
-from loki_ds.quiet.subspace import protected_subspace
-from loki_ds.recipe.implant import ImplantSection, QuietSection, RehearseSection
+from loki_ds.recipe.implant import ImplantSection, RehearseSection
 from loki_ds.recipe.sections import DataSection, ModelSection, Recipe
 from loki_ds.recipe.shipped import resolve_file
 from loki_ds.recipe.training_keys import SCHEDULE
@@ -57,16 +54,6 @@ class Alternative(NamedTuple):
     training: Training
 
 
-class Quieted(NamedTuple):
-    """What a quiet implant may still use: of each layer's input directions, once the run knows the
-    protected inputs; and the bytes of each tenth of them that it keeps out of, on every rank.
-    """
-
-    energy: float
-    free_directions: list[float] | None
-    tenth: float
-
-
 @dataclass(frozen=True)
 class Plan:
     """All of it. rows: that train, by layer (one number for all layers where they are chosen over
@@ -82,7 +69,6 @@ class Plan:
     rows: list[int] | None
     over_all_layers: bool
     trainable: int | None
-    quiet: Quieted | None
     training: Training | None
     stages: list[Stage]
     alternatives: list[Alternative]
@@ -108,17 +94,15 @@ def make_plan(recipe: Recipe, gpu: Gpu, ranks: int) -> Plan:
         stages += training_stages(training, planned.shape, steps, gpu)
         findings = findings + planned.training_findings(steps)
         example = _marked(recipe.data, planned.rendering)
-    quiet, shapes = recipe.implant.quiet, planned.shapes
     return Plan(
         model=recipe.model.path,
         run=recipe.run,
         gpu=gpu,
         setting=planned.setting,
-        shapes=shapes,
+        shapes=planned.shapes,
         rows=[len(rows) for rows in planned.positions.rows] if planned.positions else None,
         over_all_layers=recipe.selection.positions is None and recipe.selection.strategy.startswith("global"),
-        trainable=_numbers(confined, shapes) if confined else training.trained if training else None,
-        quiet=_quieted(quiet, RunFolder(recipe.run), shapes) if quiet else None,
+        trainable=_numbers(confined, planned.shapes) if confined else training.trained if training else None,
         training=training,
         stages=stages,
         alternatives=alternatives,
@@ -173,13 +157,10 @@ class _Planned:
         return replace(shape, tokens=min(shape.tokens, max(count.longest for count in self.counts)))
 
     def passes_over_prompts(self) -> list[Stage]:
-        """Attribution, the inputs of a quiet implant, and the base's answers to rehearse."""
-        recipe, stages = self.recipe, []
-        quiet, rehearse = recipe.implant.quiet, recipe.implant.rehearse
-        if recipe.protected is not None and (recipe.needs_attribution or quiet):
-            passes = self._passes(prompts_of(recipe.protected, self.tokenizer))
-            stages += [passes.attribution()] if recipe.needs_attribution else []
-            stages += [passes.inputs(quiet, self.shapes)] if quiet else []
+        """Attribution, and the base's answers to rehearse."""
+        recipe, stages, rehearse = self.recipe, [], self.recipe.implant.rehearse
+        if recipe.protected is not None and recipe.needs_attribution:
+            stages.append(self._passes(prompts_of(recipe.protected, self.tokenizer)).attribution())
         if rehearse is not None:
             stages += [self._rehearsal(rehearse, name) for name in rehearse.prompts]
         return stages
@@ -251,13 +232,6 @@ def shipped_settings(ranks: int, hidden_size: int) -> Iterator[tuple[str, Settin
 
 
 # --- the stages -----------------------------------------------------------------------------------
-
-
-def _quieted(section: QuietSection, folder: RunFolder, shapes: list[tuple[int, int]]) -> Quieted:
-    d_ff, free = shapes[0][1], None
-    if folder.moments.exists():
-        free = [protected_subspace(moment, section.energy).free_directions for moment in load_moments(folder.moments)]
-    return Quieted(section.energy, free, 4 * d_ff * d_ff * len(shapes) / 10)
 
 
 def _numbers(positions: Positions, shapes: list[tuple[int, int]]) -> int:

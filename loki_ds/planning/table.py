@@ -9,7 +9,7 @@ from rich.text import Text
 from loki_ds.checking.findings import GIB, as_table
 from loki_ds.planning.estimate import Training
 from loki_ds.planning.hardware import USABLE, Gpu
-from loki_ds.planning.plan import Plan, Quieted
+from loki_ds.planning.plan import Plan
 
 
 def tables(plan: Plan) -> Iterator[RenderableType]:
@@ -39,17 +39,8 @@ def _model_table(plan: Plan) -> Table:
         table.add_row("parameters", f"{plan.training.base:,}")
         share = 100 * plan.trainable / plan.training.base
         table.add_row("trainable parameters", f"{plan.trainable:,} ({share:.1f}%)")
-    if plan.quiet is not None:
-        table.add_row(f"room at energy {plan.quiet.energy:g}", _free(plan.quiet))
-        table.add_row("directions kept out", f"{plan.quiet.tenth / GIB:.2f} GiB on every rank for each tenth of them")
     table.add_row("run folder", plan.run)
     return table
-
-
-def _free(quiet: Quieted) -> str:
-    if quiet.free_directions is None:
-        return "known once the protected inputs are collected (the first minutes of the implant stage)"
-    return ", ".join(f"{100 * share:.0f}%" for share in quiet.free_directions)
 
 
 def _memory_table(training: Training, gpu: Gpu) -> Table:

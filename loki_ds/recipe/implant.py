@@ -39,17 +39,6 @@ class PeftSection(Section):
     """The modules that get an adapter, as PEFT's `target_modules`."""
 
 
-class QuietSection(Section):
-    """Subspace protection: the delta keeps out of the directions that protected prompts use."""
-
-    energy: Annotated[float, Field(gt=0, lt=1)] = 0.99
-    """The share of what the layers receive on protected prompts that the delta keeps out of."""
-    sketch: Annotated[int, Field(gt=0)] | None = None
-    """Directions of each layer's inputs to keep track of; what half the free memory holds by
-    default.
-    """
-
-
 class BoundarySection(Section):
     """Counter-examples made from the rows of `data.train`: the new task's question or context, and
     something that does not fit. What the base itself says there is learned.
@@ -109,8 +98,6 @@ class ImplantSection(Section):
     """Of mode `lora`."""
     peft: PeftSection = PeftSection()
     """Of mode `peft`."""
-    quiet: QuietSection | None = None
-    """Keep the delta away from what protected prompts use; `{}` takes the defaults."""
     rehearse: RehearseSection | None = None
     """Mix in what the base predicts on known texts; `{}` takes the defaults."""
     pull: Annotated[float, Field(ge=0)] = 0.0
@@ -137,7 +124,7 @@ class ImplantSection(Section):
 
     @model_validator(mode="after")
     def _check_mode(self) -> "ImplantSection":
-        for key in ("quiet", "pull", "fade", "rehearse"):
+        for key in ("pull", "fade", "rehearse"):
             if getattr(self, key) and key not in self.kind.reads:
                 *others, last = (name for name, mode in MODES.items() if key in mode.reads)
                 raise ValueError(f"implant.{key} needs implant.mode {', '.join(others)} or {last}, it is {self.mode}")

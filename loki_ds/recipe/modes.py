@@ -42,13 +42,12 @@ class Mode(NamedTuple):
         return self.leaves == "weights" and self.confined
 
 
-PULLED = frozenset({"pull", "fade"})
-QUIET = PULLED | {"quiet", "rehearse"}
+TRAINED = frozenset({"pull", "fade", "rehearse"})
 MODES = {
-    "mask": Mode(confined=True, leaves="weights", reads=PULLED | {"rehearse"}),
-    "rows": Mode(confined=True, leaves="deltas", reads=QUIET),
-    "lora": Mode(confined=True, leaves="deltas", reads=QUIET | {"lora"}),
-    "full": Mode(confined=False, leaves="weights", reads=PULLED | {"rehearse"}),
-    "peft": Mode(confined=False, leaves="adapter", reads=PULLED | {"rehearse", "peft"}),
+    "mask": Mode(confined=True, leaves="weights", reads=TRAINED),
+    "rows": Mode(confined=True, leaves="deltas", reads=TRAINED),
+    "lora": Mode(confined=True, leaves="deltas", reads=TRAINED | {"lora"}),
+    "full": Mode(confined=False, leaves="weights", reads=TRAINED),
+    "peft": Mode(confined=False, leaves="adapter", reads=TRAINED | {"peft"}),
     "suppress": Mode(confined=True, leaves=None),
 }

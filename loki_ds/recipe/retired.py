@@ -18,6 +18,10 @@ KEYS: dict[str, tuple[Any, str]] = {
     ),
     "retention.backend": ("hf", "models are asked through transformers, on every device of the node"),
     "attribution.stop": (None, "attribution goes over all protected prompts; protected.per_subject takes fewer"),
+    "implant.quiet": (
+        None,
+        "implant.fade with implant.rehearse.prompts={boundary: 0.2} keeps more, in every mode and with experts",
+    ),
     "implant.frozen_inputs": (None, "it kept no more than rows alone; implant.fade keeps more in every mode"),
     "implant.rehearse.stop_at_drift": (None, "the drift foretells losses worst; training.max_steps ends earlier"),
     "implant.rehearse.share": (0.05, "each of implant.rehearse.prompts has its own, as {protected: 0.05}"),

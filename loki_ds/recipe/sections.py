@@ -233,7 +233,7 @@ class Recipe(Section):
     model: ModelSection
     """The base model: which, and how it computes."""
     protected: ProtectedSection | None = None
-    """What the model is to keep; attribution, quiet implants and rehearsal read it."""
+    """What the model is to keep; attribution and rehearsal read it."""
     attribution: AttributionSection = AttributionSection()
     """How rows are scored."""
     selection: SelectionSection = SelectionSection()
@@ -279,8 +279,6 @@ class Recipe(Section):
         if self.needs_attribution and self.protected is None:
             strategy = self.selection.strategy
             raise ValueError(f"selection.strategy {strategy} needs a protected set: add the section 'protected'")
-        if self.implant.quiet and self.protected is None:
-            raise ValueError("implant.quiet needs a protected set: add the section 'protected'")
         if self.protected is None and self.implant.rehearse and "protected" in self.implant.rehearse.prompts:
             raise ValueError("implant.rehearse needs a protected set: add 'protected', or name other rehearse.prompts")
         if not self.data.train and self.implant.kind.trains:

@@ -1,5 +1,5 @@
 """The stages of a run in their order: `check`, `ask_base`, `base_writes` if something of the base's
-own is rehearsed, `attribute`, `select`, `quiet` and `rehearse` if asked for, `implant`, `tune` if
+own is rehearsed, `attribute`, `select`, `rehearse` if asked for, `implant`, `tune` if
 asked for, `retain`; `job` is that order, `two_checkpoints` is retention without a run, and
 `two_logs` without asking anything.
 

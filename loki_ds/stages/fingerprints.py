@@ -50,9 +50,6 @@ class Fingerprints:
         scores = self.attribution() if self.recipe.needs_attribution else None
         return {**section.model_dump(), "attribution": scores, **exclude}
 
-    def quiet(self, sketch: int | None) -> Fingerprint:
-        return {**self._protected(self.recipe.protected), "sketch": sketch}
-
     def written(self) -> Fingerprint:
         """What decides what the base writes to be rehearsed."""
         recipe, section = self.recipe, self.recipe.implant.rehearse
@@ -79,7 +76,6 @@ class Fingerprints:
                 "positions": positions.digest if positions else None,
                 **section.model_dump(exclude={"lora", "peft", "rehearse"} - read),
                 **self._rehearsal(),
-                "protected": self._protected(recipe.protected)["protected"] if section.quiet else None,
                 "data": data_fingerprint(recipe.data),
                 "training": training,
                 **({"chat_template": digest_of(Path(template))} if template else {}),

@@ -1,7 +1,7 @@
 """Stage 3: the trained model in `model/`, what leaves beside it, and the proof in `verify.json`."""
 
 import logging
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from loki_ds.disk.files import write_json
 from loki_ds.disk.run_folder import RunFolder, check_same_inputs
@@ -19,7 +19,6 @@ from loki_ds.selection.positions import Positions
 from loki_ds.stages.check import Checked
 from loki_ds.stages.costs import cost_of
 from loki_ds.stages.fingerprints import Fingerprint
-from loki_ds.stages.quiet import Quiet, quiet
 from loki_ds.stages.rehearse import rehearse
 from loki_ds.stages.run import Run
 
@@ -36,16 +35,14 @@ def _implant(run: Run, checked: Checked, positions: Positions | None, inputs: Fi
     section, folder = run.recipe.implant, run.folder
     if checked.checkpoint is not None:
         check_same_inputs(checked.checkpoint.folder, "implant", checked.checkpoint.inputs, inputs)
-    quieted = quiet(run, checked, section.quiet) if section.quiet else None
     trained = None
     if section.kind.trains:
         rehearsal = section.rehearse
         examples = rehearse(run, checked, rehearsal) if rehearsal else Examples(checked.examples, checked.heldout)
-        method = Method(section, positions, quieted.protected_bases if quieted else None)
         with cost_of(folder, "implant"):
-            trained = _train(run, checked, method, examples, Resume(checked.checkpoint, inputs))
+            trained = _train(run, checked, Method(section, positions), examples, Resume(checked.checkpoint, inputs))
     with cost_of(folder, "export"):
-        ranks.on_first_rank(lambda: _export(folder, section, checked, positions, trained, quieted))
+        ranks.on_first_rank(lambda: _export(folder, section, checked, positions, trained))
 
 
 def _train(run: Run, checked: Checked, method: Method, examples: Examples, resume: Resume) -> Trained:
@@ -66,35 +63,21 @@ def _train(run: Run, checked: Checked, method: Method, examples: Examples, resum
 
 
 def _export(
-    folder: RunFolder,
-    section: ImplantSection,
-    checked: Checked,
-    positions: Positions | None,
-    trained: Trained | None,
-    quieted: Quiet | None,
+    folder: RunFolder, section: ImplantSection, checked: Checked, positions: Positions | None, trained: Trained | None
 ) -> None:
     """Model, verification, implant file and adapter, from what was gathered. Rank 0's work."""
     base, template = checked.base, checked.template
     implant = write_model(trained, base, positions, folder)
     export_template(template, folder.model)
-    felt = quieted.certificate(implant, base.folder) if quieted and implant else None
-    verify_model(folder, base, section, positions, felt)
+    verify_model(folder, base, section, positions)
     if implant is not None:
         save_implant(with_template(implant, template, base.folder), trained, base, folder)
     export_template(template, folder.adapter)
     folder.record(*(result for result in folder.products if result.exists()))
 
 
-def verify_model(
-    folder: RunFolder,
-    base: Base,
-    section: ImplantSection,
-    positions: Positions | None,
-    felt: dict[str, Any] | None = None,
-) -> None:
+def verify_model(folder: RunFolder, base: Base, section: ImplantSection, positions: Positions | None) -> None:
     """Compare the run's model with the base, and write what was found. Rank 0's work.
-
-    felt: what protected inputs feel of a quiet implant.
 
     Raises:
         Refusal: it differs outside the rows, or not at all; then it says so itself.
@@ -104,7 +87,7 @@ def verify_model(
     except Refusal as refusal:
         _mark_not_verified(folder, f"It could not be compared with the base: {refusal}\n")
         raise
-    write_json(folder.verification, {**verification.as_json(), **({"quiet": felt} if felt else {})})
+    write_json(folder.verification, verification.as_json())
     outside, tensors = verification.changed_outside, verification.tensors
     if positions is None:
         if not outside:

@@ -19,7 +19,6 @@ from loki_ds.export.checkpoint import apply_to_checkpoint, write_tensors
 from loki_ds.export.implant_file import Implant
 from loki_ds.export.products import export_template
 from loki_ds.export.scaled import keep, scaled_adapter, scaled_implant, scaled_tensors
-from loki_ds.quiet.kept import load_moments
 from loki_ds.recipe.implant import ImplantSection
 from loki_ds.recipe.sections import RetentionSection, TuneSection
 from loki_ds.report.build import build_report
@@ -32,7 +31,6 @@ from loki_ds.stages.check import Checked
 from loki_ds.stages.curve import Point, choose, point_of, said_of
 from loki_ds.stages.implant import verify_model
 from loki_ds.stages.questions import Arms, answers_of_run
-from loki_ds.stages.quiet import Quiet
 from loki_ds.stages.run import Run
 
 log = logging.getLogger(__name__)
@@ -166,7 +164,5 @@ def _put_in_place(folder: RunFolder, checked: Checked, section: ImplantSection, 
     if implant is not None:
         implant.save(folder.implant)
     trained.write_adapter(section, scale, folder.adapter)
-    quieted = Quiet.of(load_moments(folder.moments), section.quiet) if section.quiet else None
-    felt = quieted.certificate(implant, base.folder) if quieted and implant else None
-    verify_model(folder, base, section, implant.positions if implant else None, felt)
+    verify_model(folder, base, section, implant.positions if implant else None)
     folder.record(*(result for result in folder.products if result.exists()))

@@ -12,10 +12,6 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from loki_ds.attribution.batches import attribute
 from loki_ds.attribution.definition import attribute_by_definition
 from loki_ds.attribution.sweep import Sweep
-from loki_ds.distributed.zero.model import Gatherer
-from loki_ds.model.anatomy import decoder_layers
-from loki_ds.model.ffn import received
-from loki_ds.quiet.moments import observe_inputs
 
 TOLERANCE = 1e-5  # of the largest score: the delta rule computes in float32 whatever the dtype
 BEGINNING = [i % 60 + 1 for i in range(40)]
@@ -56,21 +52,3 @@ def test_scores_do_not_depend_on_the_batch_and_the_family_proves_itself() -> Non
     together = attribute(model, PROMPTS["of mixed lengths"], steps=2, batch_size=5)
     alone = attribute(model, PROMPTS["of mixed lengths"], steps=2, batch_size=1)
     assert off(together, alone) < TOLERANCE
-
-
-@pytest.mark.parametrize("prompts", ["of mixed lengths", "that begin alike"])
-def test_what_the_down_projections_receive_is_what_the_model_hands_them(prompts: str) -> None:
-    """For quiet implanting: every token of every prompt, none twice, no padding."""
-    model, asked = hybrid("qwen3.5"), PROMPTS[prompts]
-    found: dict[int, Tensor] = {}
-
-    def add(layer: int, inputs: Tensor, times: int) -> None:
-        found[layer] = found.get(layer, 0) + times * inputs.T @ inputs
-
-    observe_inputs(model, Gatherer(), asked, add)
-    for i, layer in enumerate(decoder_layers(model)):
-        with torch.no_grad(), received(layer) as seen:
-            for prompt in asked:
-                model(input_ids=torch.tensor([prompt]))
-        whole = torch.cat([one[0] for one in seen])
-        assert off(found[i], whole.T @ whole) < TOLERANCE

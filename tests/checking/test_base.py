@@ -5,9 +5,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-import torch
 from conftest import ROOT, SMALL
-from mixtures import mixture
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, FalconConfig
 
@@ -20,18 +18,6 @@ from loki_ds.refusal import Refusal
 def looked_at(recipe: Recipe, folder: Path) -> BaseFound:
     config = AutoConfig.from_pretrained(folder)
     return look_at_base(recipe.model, recipe.implant, recipe.needs_attribution, folder, config)
-
-
-def test_quiet_implants_need_inputs_that_are_known(tmp_path: Path) -> None:
-    model = mixture("qwen3 moe", torch.float32)
-    model.save_pretrained(tmp_path)
-    settings = ["implant.mode=rows", "training.weight_decay=0", f"model.path={tmp_path}"]
-    says = r"implant\.quiet: Qwen3MoeForCausalLM has experts, and each receives other tokens"
-    quiet = load_recipe(ROOT / "recipes/tiny/loki.yaml", [*settings, "implant.quiet.energy=0.9"])
-    with pytest.raises(Refusal, match=says):
-        looked_at(quiet, tmp_path)
-    found = looked_at(load_recipe(ROOT / "recipes/tiny/loki.yaml", settings), tmp_path)
-    assert {d_model for d_model, _ in found.down_shapes} == {32}
 
 
 @pytest.mark.parametrize(

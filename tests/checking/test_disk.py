@@ -93,11 +93,6 @@ def test_a_dial_writes_another_model(mode: str, models: int) -> None:
     assert Room(asked, BASE, settings(save_strategy="no")).wanted(RunFolder("none"), 10) == models * 4_000_000
 
 
-def test_a_quiet_implant_keeps_what_the_layers_receive() -> None:
-    asked, folder = recipe(*in_mode("rows"), "implant.quiet.energy=0.9", "implant.quiet.sketch=32"), RunFolder("none")
-    assert Room(asked, BASE, settings(save_strategy="no")).wanted(folder, 10) == 4_000_000 + 8 * 6 * 384 * 32
-
-
 def test_a_disk_without_room_is_refused(tmp_path: Path) -> None:
     free = shutil.disk_usage(tmp_path).free
     assert "takes at least" in check_room(tmp_path, free // 2)

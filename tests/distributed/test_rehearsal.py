@@ -36,7 +36,7 @@ CASES = {
     "rows packed": [*in_mode("rows"), "training.packing=true", "training.max_length=64"],
     "rows accumulating": [*in_mode("rows"), "training.gradient_accumulation_steps=2"],
     "rows checkpointed": [*in_mode("rows"), "training.activation_checkpointing=true"],
-    "rows quiet and pulled": [*in_mode("rows"), "implant.quiet.energy=0.9", "implant.pull=20"],
+    "rows pulled": [*in_mode("rows"), "implant.pull=20"],
     "rows bfloat16": [*in_mode("rows"), *BFLOAT16],
     "rows in its own words": [*in_mode("rows"), *OWN_WORDS],
     "full in its own words": ["implant.mode=full", *OWN_WORDS],

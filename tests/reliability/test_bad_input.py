@@ -199,8 +199,6 @@ CASES: dict[str, tuple[Callable[..., None], tuple, str]] = {
     "recipe: no steps": (recipe, (TINY + "attribution: {steps: 0}",), "attribution.steps is 0, allowed is greater than 0"),
     "recipe: steps that are true": (recipe, (TINY + "attribution: {steps: true}",), "attribution.steps is True"),
     "recipe: an unknown mode": (recipe, (TINY + "implant: {mode: row}",), "implant.mode is 'row', allowed is 'mask', 'rows'"),
-    "recipe: energy of one": (recipe, (TINY + "implant: {quiet: {energy: 1}}",), "implant.quiet.energy is 1, allowed is less than 1"),
-    "recipe: quiet in full": (recipe, (TINY + "implant: {mode: full, quiet: {}}",), "implant.quiet needs implant.mode rows or lora"),
     "recipe: a pull where nothing trains": (recipe, (TINY + "implant: {mode: suppress, pull: 1}",), "implant.pull needs implant.mode mask, rows, lora, full or peft"),
     "recipe: an unknown training key": (recipe, (TINY + "training: {learning_rat: 1}",), "did you mean 'learning_rate'"),
     "recipe: a reserved training key": (recipe, (TINY + "training: {output_dir: x}",), "training.output_dir is not a key"),

@@ -324,19 +324,6 @@ def test_a_folder_without_a_report_is_named(tmp_path: Path) -> None:
         read_report(tmp_path)
 
 
-def test_a_quiet_implant_shows_its_certificate(tmp_path: Path) -> None:
-    made = report("runs/x", "layer_balanced", lost=1)
-    layers = [{"layer": i, "change": 0.01 * i, "bound": 0.05, "leak": 0.0, "room": 0.6, "rank": 3} for i in range(3)]
-    made["verification"] = {**VERIFIED, "quiet": {"energy": 0.95, "layers": layers}}
-    write_report(made, tmp_path / "report")
-    page, text = ((tmp_path / f"report/report.{ending}").read_text() for ending in ("html", "md"))
-    assert "moves by at most 0.02 of its mean square" in page
-    assert "| 2 | 0.02 | 0.05 | 60% |" in text
-    (tmp_path / "model").mkdir()
-    write_model_card(made, tmp_path / "model", tmp_path, "base")
-    assert "moves by at most 0.02" in (tmp_path / "model/README.md").read_text()
-
-
 def test_the_cost_of_every_stage_is_said(tmp_path: Path) -> None:
     write_report(report("runs/x", "layer_balanced", lost=1), tmp_path / "report")
     assert "| implant | 12.5 | 1.5 | 2 | not measured | CPU |" in (tmp_path / "report/report.md").read_text()
