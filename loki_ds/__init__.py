@@ -9,11 +9,12 @@ if TYPE_CHECKING:
     from loki_ds.export.in_memory import apply_implant, revert_implant
     from loki_ds.selection.positions import Positions
     from loki_ds.selection.select import select
-    from loki_ds.stages.any_two import retain
+    from loki_ds.stages.any_two import Retention, retain
 
 # Each name's module, loaded when the name is used (PEP 562): torch and DeepSpeed take seconds.
 _PLACES = {
     "Positions": "loki_ds.selection.positions",
+    "Retention": "loki_ds.stages.any_two",
     "apply_implant": "loki_ds.export.in_memory",
     "attribute": "loki_ds.attribution.batches",
     "attribute_by_definition": "loki_ds.attribution.definition",
@@ -22,7 +23,16 @@ _PLACES = {
     "select": "loki_ds.selection.select",
 }
 
-__all__ = ["Positions", "apply_implant", "attribute", "attribute_by_definition", "retain", "revert_implant", "select"]
+__all__ = [
+    "Positions",
+    "Retention",
+    "apply_implant",
+    "attribute",
+    "attribute_by_definition",
+    "retain",
+    "revert_implant",
+    "select",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 from loki_ds.recipe.file import load_pair
 from loki_ds.refusal import Refusal
+from loki_ds.report.compare import read_report
 from loki_ds.report.schema import Report
 from loki_ds.report.verdict import gate
 
@@ -22,6 +23,11 @@ class Retention:
 
     def __init__(self, report: Report, page: Path) -> None:
         self.report, self.page = report, page
+
+    @classmethod
+    def of_run(cls, run: str | Path) -> "Retention":
+        """That of a finished run's folder."""
+        return cls(read_report(run), Path(run) / "report/report.html")
 
     @property
     def outcome(self) -> str:
