@@ -295,15 +295,10 @@ def retain(arguments: argparse.Namespace) -> int:
     from loki_ds.recipe.file import load_pair
 
     pair = load_pair(arguments.base, arguments.overrides)
-    base, model = Path(arguments.base), Path(arguments.model)
-    if all(folder.is_dir() and any(folder.rglob("samples_*.jsonl")) for folder in (base, model)):
-        from loki_ds.stages.two_logs import retain_logged
 
-        report = retain_logged(base, model, pair.retention, arguments.out)
-    else:
-        from loki_ds.stages.two_checkpoints import retain_two
+    from loki_ds.stages.any_two import retain_any
 
-        report = retain_two(pair, arguments.model, arguments.out)
+    report = retain_any(pair, arguments.base, arguments.model, arguments.out)
     if arguments.json:
         from loki_ds.report.verdict import gate
 

@@ -69,6 +69,12 @@ def publish(file: Path, shared: Path) -> None:
     os.replace(aside, shared)
 
 
+def holds_logs(folder: Path) -> bool:
+    """Whether lm-eval logged samples there; a model's folder may hold some, too, and is none."""
+    is_model = any((folder / name).exists() for name in ("config.json", "adapter_config.json"))
+    return folder.is_dir() and not is_model and any(folder.rglob("samples_*.jsonl"))
+
+
 def remove(path: Path) -> None:
     """Delete a file or a folder, if it is there; of a link the link."""
     if path.is_dir() and not path.is_symlink():

@@ -138,7 +138,7 @@ def with_template(implant: Implant, template: str | None, base: Path) -> Implant
         return implant
     of_base = (base / TEMPLATE).read_bytes().decode() if (base / TEMPLATE).exists() else ""
     facts = {**implant.facts, "chat_template": template, "base_chat_template": of_base}
-    if named := {file.name: file.read_text(encoding="utf-8") for file in sorted((base / NAMED).glob("*.jinja"))}:
+    if named := {file.name: file.read_bytes().decode() for file in sorted((base / NAMED).glob("*.jinja"))}:
         facts["base_named_templates"] = json.dumps(named)
     if _names_template(base / TOKENIZER):
         facts["base_tokenizer_config"] = (base / TOKENIZER).read_bytes().decode()
@@ -176,7 +176,7 @@ def _exchange_template(folder: Path, facts: dict[str, str], wanted: str) -> None
         (folder / TOKENIZER).write_bytes(whole.encode())
     for name, named in json.loads(facts.get("base_named_templates", "{}")).items():
         (folder / NAMED).mkdir(exist_ok=True)
-        (folder / NAMED / name).write_text(named, encoding="utf-8")
+        (folder / NAMED / name).write_bytes(named.encode())
 
 
 def _check_fits(source: Path, stored: StoredRows, implant: Implant, side: str) -> None:

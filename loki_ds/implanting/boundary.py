@@ -5,23 +5,22 @@ Each shares its question or its context with a row, so that neither alone tells 
 to say there is not written here: it is what the base says.
 """
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from random import Random
 from typing import Any, NamedTuple
 
 from loki_ds.data.layouts import Example
 from loki_ds.data.messages import Message
-from loki_ds.implanting.contexts import Context, context_of, text_of
+from loki_ds.implanting.contexts import Context, context_of, text_of, words_of
 from loki_ds.judges.notations import parse_calls
 from loki_ds.recipe.implant import Kind
 
-MOST_ROWS = 20_000  # of the data that are looked at
+MOST_ROWS = 20_000  # of all sources together that are looked at
 COMPARED = 64  # contexts of other rows that a swap chooses from
 TO_BE_WRITTEN = "(a question that the base writes)"
+ECHO = 3  # words of an answer that repeats how its question begins
 LOOP = 4  # times that a run of three words may stand in an answer
 
 
@@ -95,7 +94,7 @@ class Form:
         runs = Counter(zip(words, words[1:], words[2:], strict=False))
         if runs and max(runs.values()) >= LOOP:
             return "runs in a loop"
-        if _plain(answer) in _plain(question):
+        if len(words) >= ECHO and _plain(question).startswith(_plain(answer)):
             return "repeats the question"
         return None
 
@@ -106,7 +105,7 @@ def counter_examples(rows: Iterable[tuple[str, Example]], count: int, kinds: Seq
     rows: with their places in words.
     """
     boundary, situations = Boundary(), []
-    for place, example in islice(rows, MOST_ROWS):
+    for place, example in rows:
         situation = _situation(place, example)
         if situation is None:
             boundary.left_out["have no context (functions, passages, a system turn)"] += 1
@@ -166,7 +165,8 @@ def _swap(kind: Kind, situation: Situation, others: Sequence[Situation], choose:
     apart = [other.context for other in others if mine.is_apart(other.context)]
     if not apart:
         return "no other row has another context"
-    chosen = choose(apart, key=lambda context: len(_words(mine.question) & _words(context.text)))
+    asked = words_of(mine.question)
+    chosen = choose(apart, key=lambda context: len(asked & context.words))
     return CounterExample(kind, situation.place, *mine.put(chosen.parts, mine.question))
 
 
@@ -205,13 +205,8 @@ MAKERS: dict[Kind, Callable[[Situation, Sequence[Situation]], CounterExample | s
 
 def _alike(part: Any, gone: Any) -> bool:
     """Whether one part can stand for another: it has more than half of the other's words."""
-    words = _words(text_of(gone))
-    return len(words & _words(text_of(part))) > len(words) / 2
-
-
-def _words(text: str) -> frozenset[str]:
-    """The words of a text that carry something."""
-    return frozenset(re.findall(r"[^\W_]{4,}", text.lower()))
+    words = words_of(text_of(gone))
+    return len(words & words_of(text_of(part))) > len(words) / 2
 
 
 def _plain(text: str) -> str:

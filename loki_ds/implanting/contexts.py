@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from loki_ds.data.messages import Message
@@ -29,13 +29,18 @@ class Context:
     question: str
     put: Callable[[list[Any], str], Prompt]
 
-    @property
-    def text(self) -> str:
-        return "\n".join(map(text_of, self.parts))
+    @cached_property
+    def words(self) -> frozenset[str]:
+        """Of all parts those that carry something."""
+        return words_of("\n".join(map(text_of, self.parts)))
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        return frozenset(map(_name, self.parts))
 
     def is_apart(self, other: "Context") -> bool:
         """Whether another context is of the same kind and shares no part with this one."""
-        return self.kind == other.kind and not set(map(_name, self.parts)) & set(map(_name, other.parts))
+        return self.kind == other.kind and not self.names & other.names
 
     def rests_on(self, answer: Message) -> list[Any]:
         """The parts that an answer rests on: functions that it calls, the passage that it ranks
@@ -65,7 +70,13 @@ def text_of(part: Any) -> str:
     function = part.get("function", part)
     parameters = function.get("parameters")
     properties = parameters.get("properties") if isinstance(parameters, dict) else None
-    return " ".join([function["name"], str(function.get("description", "")), *(properties or ())])
+    named = map(str, properties) if isinstance(properties, dict) else ()
+    return " ".join([function["name"], str(function.get("description", "")), *named])
+
+
+def words_of(text: str) -> frozenset[str]:
+    """The words of a text that carry something."""
+    return frozenset(re.findall(r"[^\W_]{4,}", text.lower()))
 
 
 def _name(part: Any) -> str:
@@ -84,17 +95,26 @@ def _functions_listed(turns: list[Message], _: list[dict[str, Any]]) -> Context 
     """Functions as a JSON list in the system's turn, as ToolACE has them."""
     if turns[0]["role"] != "system":
         return None
-    text = turns[0]["content"]
+    text: str = turns[0]["content"]
+    lists: list[tuple[int, int, list[Any]]] = []
     for found in re.finditer(r"\[\s*\{", text):
         try:
-            functions, end = json.JSONDecoder().raw_decode(text, found.start())
+            listed, end = json.JSONDecoder().raw_decode(text, found.start())
         except (ValueError, RecursionError):
             continue
-        if not all(isinstance(function, dict) and isinstance(function.get("name"), str) for function in functions):
-            continue
-        put = partial(_listing, turns, text[: found.start()], text[end:])
-        return Context("listed functions", functions, turns[-1]["content"], put)
-    return None
+        if all(map(_is_function, listed)):
+            lists.append((found.start(), end, listed))
+    if not lists:
+        return None
+    start, end, functions = max(lists, key=lambda each: each[1] - each[0])  # a short example may stand beside them
+    put = partial(_listing, turns, text[:start], text[end:])
+    return Context("listed functions", functions, turns[-1]["content"], put)
+
+
+def _is_function(part: Any) -> bool:
+    """Whether it defines a function; what has arguments calls one."""
+    function = part.get("function", part) if isinstance(part, dict) else None
+    return isinstance(function, dict) and isinstance(function.get("name"), str) and "arguments" not in function
 
 
 def _listing(turns: list[Message], before: str, after: str, functions: list[Any], question: str) -> Prompt:

@@ -3,6 +3,7 @@
 Knows YAML and how pydantic words its errors. What the keys mean is `recipe`'s.
 """
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
@@ -67,7 +68,7 @@ def load_pair(base: str, overrides: list[str]) -> Pair:
         Refusal: a key or value is not allowed.
     """
     merged = _Merged()
-    for override in (f"model.path={base}", "retention.abilities=quick", *overrides):
+    for override in (f"model.path={json.dumps(base)}", "retention.abilities=quick", *overrides):
         merged.override(override)
     return _validated(merged, "loki-ds retain", Pair)
 

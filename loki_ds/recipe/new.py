@@ -4,7 +4,11 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+import yaml
+
 from loki_ds.recipe.shipped import resolve_file
+
+BEGIN = 1 << 16  # characters of a file in which its first row is looked for
 
 TEXT = """\
 # {data} on {model}: every parameter trains, and is pulled to the base.
@@ -60,8 +64,12 @@ def recipe_text(wanted: Wanted, file: Path) -> str:
     on_processor = wanted.gpus == 0
     dtype = "float32" if on_processor else stored or "bfloat16"
     several = wanted.gpus > 1
+    gpus = f" --gpus {wanted.gpus}" if wanted.gpus else ""
     return TEXT.format(
-        **wanted._asdict() | {"gpus": f" --gpus {wanted.gpus}" if wanted.gpus else ""},
+        model=_as_yaml(wanted.model),
+        data=_as_yaml(wanted.data),
+        keep=wanted.keep,
+        gpus=gpus,
         file=file,
         dtype=dtype,
         why_dtype="exact on a processor" if on_processor else "the checkpoint's own" if stored else "of most models",
@@ -70,6 +78,11 @@ def recipe_text(wanted: Wanted, file: Path) -> str:
         why_deepspeed="shards the model over the GPUs" if several else "one device; zero3.json shards over several",
         suites=", ".join(suites()),
     )
+
+
+def _as_yaml(text: str) -> str:
+    """A text as a value, in quotes where YAML would read something else."""
+    return yaml.safe_dump({"x": text}, width=float("inf"), allow_unicode=True)[3:-1]
 
 
 def suites() -> list[str]:
@@ -85,8 +98,10 @@ def _stored_dtype(folder: Path) -> str | None:
 
 
 def _holds_chats(file: Path) -> bool:
-    """By the first row, where the file is here and has rows as lines."""
+    """By the first row, where the file is here and is JSON."""
     if not file.is_file() or file.suffix not in (".jsonl", ".json"):
         return True
-    first = file.read_text(encoding="utf-8", errors="replace").lstrip().partition("\n")[0]
+    with file.open(encoding="utf-8", errors="replace") as opened:
+        begin = opened.read(BEGIN).lstrip()
+    first = begin.partition("\n")[0] if file.suffix == ".jsonl" else begin
     return not ('"prompt"' in first or '"text"' in first) or '"messages"' in first

@@ -85,16 +85,16 @@ def _decisions(reports: Sequence[Report]) -> list[DecisionRow]:
 
 
 def write_comparison(compared: Comparison, folder: Path) -> None:
-    """Write `compare.json`, `compare.html` (self-contained) and the trade-off picture at once."""
-    with written_whole(folder) as aside:
-        aside.mkdir(parents=True)
-        write_json(aside / "compare.json", compared)
-        points, picture = _points(compared["runs"]), None
-        if points:
-            trade_off(points, LOST, aside / "trade_off.png")
-            picture = base64.b64encode((aside / "trade_off.png").read_bytes()).decode()
-        page = pages().get_template("compare.html.j2").render(compared=compared, picture=picture)
-        (aside / "compare.html").write_text(page, encoding="utf-8")
+    """Write `compare.json`, `compare.html` (self-contained) and the trade-off picture."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "compare.json", compared)
+    points, picture = _points(compared["runs"]), None
+    if points:
+        trade_off(points, LOST, folder / "trade_off.png")
+        picture = base64.b64encode((folder / "trade_off.png").read_bytes()).decode()
+    page = pages().get_template("compare.html.j2").render(compared=compared, picture=picture)
+    with written_whole(folder / "compare.html") as aside:
+        aside.write_text(page, encoding="utf-8")
 
 
 def draw_trade_off(report: Report, beside: Sequence[Path], path: Path) -> None:

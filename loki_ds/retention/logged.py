@@ -5,14 +5,13 @@ A folder holds `results_DATE.json` and `samples_TASK_DATE.jsonl`; of several dat
 counts.
 """
 
-import json
 import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from loki_ds.disk.text import json_lines
+from loki_ds.disk.text import json_lines, json_value
 from loki_ds.refusal import Refusal
 from loki_ds.retention.messages import ArmResult, Sample, TaskSamples
 from loki_ds.retention.samples import LONGEST_PROMPT
@@ -21,6 +20,7 @@ from loki_ds.tasks.metrics import LIKELIHOOD, TEXTS, Metric, in_order, likelihoo
 # By what both must have been asked; a version of lm-eval that lacks one says nothing.
 ASKED_BY = ("chat_template_sha", "system_instruction_sha", "fewshot_as_multiturn")
 SEEDS = ("limit", "random_seed", "numpy_seed", "fewshot_seed", "gen_kwargs")
+BY_TASK = ("results", "group_subtasks", "configs", "versions", "n-shot", "higher_is_better")  # of lm-eval's results
 DATE = re.compile(r"_\d{4}-\d\d-\d\dT[\d.:-]+$")
 
 
@@ -33,28 +33,58 @@ class Logged(NamedTuple):
 
 
 def read_logged(folder: Path) -> Logged:
-    """One model's samples, newest of each task.
+    """One model's samples, the newest of each task.
 
     Raises:
         Refusal: there are several models, no results beside the samples, or other lines than its.
     """
-    files = sorted(folder.rglob("results_*.json"))
-    if not files:
+    by_date = {_date(file): file for file in sorted(folder.rglob("results_*.json"))}
+    if not by_date:
         raise Refusal(f"{folder}: no results_*.json beside the samples, which says how they were asked")
-    models = sorted({file.parent for file in files})
+    models = sorted({file.parent for file in folder.rglob("results_*.json")})
     if len(models) > 1:
         raise Refusal(f"{folder}: the answers of {len(models)} models, allowed is one; name {models[0]} or another")
-    results = json.loads(files[-1].read_text(encoding="utf-8"))
-    date = DATE.search(files[-1].stem)
-    samples = {
-        file.stem.removeprefix("samples_").removesuffix(date[0] if date else ""): file
-        for file in sorted(files[-1].parent.glob(f"samples_*{date[0] if date else ''}.jsonl"))
-    }
+    samples: dict[str, Path] = {}
+    for file in sorted(models[0].glob("samples_*.jsonl"), key=_date):
+        if _date(file) not in by_date:
+            raise Refusal(f"{file}: no results of its date beside it")
+        samples[DATE.sub("", file.stem).removeprefix("samples_")] = file
     if not samples:
-        raise Refusal(f"{files[-1]}: no samples of its date beside it; lm-eval writes them with --log_samples")
-    tasks = {name: _task(name, members, samples, results) for name, members in _asked(results, samples).items()}
+        raise Refusal(f"{models[0]}: no samples beside the results; lm-eval writes them with --log_samples")
+    results = _together([by_date[date] for date in sorted({_date(file) for file in samples.values()})])
+    tasks = {
+        name: _task(members, samples, results)
+        for asked, group in _asked(results, samples).items()
+        for name, members in _weighed_together(asked, group, samples, results).items()
+    }
     libraries = {"lm_eval": str(results.get("lm_eval_version", "not said"))}
     return Logged(folder, {"tasks": tasks, "tokenizer": "", "libraries": libraries}, results)
+
+
+def _date(file: Path) -> str:
+    found = DATE.search(file.stem)
+    return found[0] if found else ""
+
+
+def _together(files: list[Path]) -> dict[str, Any]:
+    """Results of several dates as one.
+
+    Raises:
+        Refusal: they were not asked alike.
+    """
+    whole: dict[str, Any] = {}
+    for file in files:
+        results = json_value(file.read_text(encoding="utf-8"), str(file))
+        for key in (*ASKED_BY, *SEEDS):
+            first, second = (_asked_by(each, key) for each in (whole or results, results))
+            if first != second:
+                raise Refusal(f"{file}: {key} is {second!r}, and {first!r} on an earlier date; allowed is the same")
+        whole = {**whole, **results, **{name: {**whole.get(name, {}), **results.get(name, {})} for name in BY_TASK}}
+    return whole
+
+
+def _asked_by(results: dict[str, Any], key: str) -> Any:
+    return results.get(key) if key in ASKED_BY else results.get("config", {}).get(key)
 
 
 def check_alike(base: Logged, model: Logged) -> None:
@@ -62,10 +92,7 @@ def check_alike(base: Logged, model: Logged) -> None:
     when they are paired.
     """
     for key in (*ASKED_BY, *SEEDS):
-        first, second = (
-            logged.results.get(key) if key in ASKED_BY else logged.results.get("config", {}).get(key)
-            for logged in (base, model)
-        )
+        first, second = (_asked_by(logged.results, key) for logged in (base, model))
         if first != second:
             raise Refusal(
                 f"{model.folder}: {key} is {second!r}, and {first!r} in {base.folder}; both must be asked alike"
@@ -86,7 +113,15 @@ def _asked(results: dict[str, Any], samples: dict[str, Path]) -> dict[str, list[
     return {name: members for name, members in {**whole, **alone}.items() if members}
 
 
-def _task(name: str, members: list[str], files: dict[str, Path], results: dict[str, Any]) -> TaskSamples:
+def _weighed_together(
+    name: str, members: list[str], files: dict[str, Path], results: dict[str, Any]
+) -> dict[str, list[str]]:
+    """A group as one, or its tasks one by one where they do not share one main metric."""
+    mains = [_metrics(member, _documents(files[member]), results)[0] for member in members]
+    return {name: members} if all(main == mains[0] for main in mains) else {member: [member] for member in members}
+
+
+def _task(members: list[str], files: dict[str, Path], results: dict[str, Any]) -> TaskSamples:
     """A task's answers, or those of a group's tasks as one."""
     by_member = {member: _documents(files[member]) for member in members}
     metrics = _metrics(members[0], by_member[members[0]], results)
@@ -96,8 +131,9 @@ def _task(name: str, members: list[str], files: dict[str, Path], results: dict[s
         "metrics": metrics,
         "by_size": True,
         "samples": [
-            _sample(files[member], member if len(members) > 1 else None, of_filters, metrics, _kind(member, results))
+            _sample(files[member], member if len(members) > 1 else None, of_filters, metrics, reads)
             for member, documents in by_member.items()
+            for reads in [_Reads.of(_kind(member, results), documents)]
             for of_filters in documents
         ],
     }
@@ -139,20 +175,58 @@ def _metrics(task: str, documents: list[dict[str, dict[str, Any]]], results: dic
     ]
     if not scores:
         raise Refusal(f"task {task}: none of its metrics ({', '.join(names)}) is a number for each document")
-    kind = _kind(task, results)
-    known = [likelihood_metric(kind)] if _likelihood(kind, first) is not None else []
+    reads = _Reads.of(_kind(task, results), documents)
+    known = [likelihood_metric(reads.kind)] if reads.likelihood(first) is not None else []
     return in_order(scores, filters) + [metric for metric in known if metric]
 
 
-def _likelihood(kind: str, sample: dict[str, Any]) -> float | None:
-    """Nats of the gold answer, or bits per byte of a text; lm-eval writes numbers as text."""
-    nats = [_number(response) for response in sample["resps"]]
-    if kind == "loglikelihood_rolling":
-        return None if nats[0] is None else -nats[0] / math.log(2) / max(1, len(str(sample["target"]).encode()))
-    if kind == "loglikelihood":
-        return nats[0]
-    place = _gold(sample) if kind == "multiple_choice" else None
-    return nats[place] if place is not None and place < len(nats) else None
+class _Reads(NamedTuple):
+    """How a task's samples are read. kind: lm-eval's output type; places: whether targets are the
+    right choices' places, and not their words.
+    """
+
+    kind: str
+    places: bool
+
+    @classmethod
+    def of(cls, kind: str, documents: list[dict[str, dict[str, Any]]]) -> "_Reads":
+        targets = [(str(sample["target"]), len(sample["resps"])) for by in documents for sample in by.values()]
+        return cls(kind, all(target.isdigit() and int(target) < choices for target, choices in targets))
+
+    def likelihood(self, sample: dict[str, Any]) -> float | None:
+        """Nats of the gold answer, or bits per byte of a text; lm-eval writes numbers as text."""
+        nats = [_number(response) for response in sample["resps"]]
+        if self.kind == "loglikelihood_rolling":
+            return None if nats[0] is None else -nats[0] / math.log(2) / max(1, len(str(sample["target"]).encode()))
+        if self.kind == "loglikelihood":
+            return nats[0]
+        place = self.gold(sample)
+        return nats[place] if place is not None and place < len(nats) else None
+
+    def gold(self, sample: dict[str, Any]) -> int | None:
+        """The place of the right choice; None where there are no choices."""
+        if self.kind != "multiple_choice":
+            return None
+        target, choices = str(sample["target"]).strip(), _choices(sample)
+        if self.places:
+            return int(target)
+        return choices.index(target) if target in choices else None
+
+    def answer(self, sample: dict[str, Any]) -> str:
+        """What the model says, or the choice that it finds likeliest."""
+        if self.kind != "multiple_choice":
+            return str((sample.get("filtered_resps") or [""])[0])
+        nats = [-math.inf if (said := _number(response)) is None else said for response in sample["resps"]]
+        return _word(sample, nats.index(max(nats)))
+
+    def right(self, sample: dict[str, Any]) -> str:
+        place = self.gold(sample)
+        return str(sample["target"]) if place is None else _word(sample, place)
+
+
+def _word(sample: dict[str, Any], place: int) -> str:
+    choices = _choices(sample)
+    return choices[place] if place < len(choices) else str(place)
 
 
 def _number(response: Any) -> float | None:
@@ -163,14 +237,6 @@ def _number(response: Any) -> float | None:
         return float(response)
     except (TypeError, ValueError):
         return None
-
-
-def _gold(sample: dict[str, Any]) -> int | None:
-    """The place of the right choice, which a target names by its place or its words."""
-    target, choices = str(sample["target"]).strip(), _choices(sample)
-    if target in choices:
-        return choices.index(target)
-    return int(target) if target.isdigit() else None
 
 
 def _choices(sample: dict[str, Any]) -> list[str]:
@@ -185,12 +251,12 @@ def _arguments(sample: dict[str, Any]) -> list[list[Any]]:
 
 
 def _sample(
-    file: Path, cluster: str | None, by_filter: dict[str, dict[str, Any]], metrics: list[Metric], kind: str
+    file: Path, cluster: str | None, by_filter: dict[str, dict[str, Any]], metrics: list[Metric], reads: _Reads
 ) -> Sample:
-    """A document's numbers and words. kind: lm-eval's output type of its task."""
+    """A document's numbers and words."""
     first = next(iter(by_filter.values()))
     scores = [
-        _likelihood(kind, first)
+        reads.likelihood(first)
         if metric["metric"] in (LIKELIHOOD, TEXTS)
         else number_of(metric, metrics, by_filter.get(metric["filter"], {}))
         for metric in metrics
@@ -205,20 +271,6 @@ def _sample(
         "prompt_hash": first["prompt_hash"],
         "scores": scores,
         "prompt": str(arguments[0][0])[-LONGEST_PROMPT:] if arguments and arguments[0] else "",
-        "answer": _answer(kind, first),
-        "gold": _in_words(first),
+        "answer": reads.answer(first),
+        "gold": reads.right(first),
     }
-
-
-def _answer(kind: str, sample: dict[str, Any]) -> str:
-    if kind != "multiple_choice":
-        return str((sample.get("filtered_resps") or [""])[0])
-    nats = [_number(response) or -math.inf for response in sample["resps"]]
-    choices, likeliest = _choices(sample), nats.index(max(nats))
-    return choices[likeliest] if likeliest < len(choices) else str(likeliest)
-
-
-def _in_words(sample: dict[str, Any]) -> str:
-    """The right answer."""
-    choices, place = _choices(sample), _gold(sample)
-    return choices[place] if place is not None and place < len(choices) else str(sample["target"])

@@ -2,11 +2,13 @@
 notebooks show.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from loki_ds.recipe.file import load_pair
+from loki_ds.disk.files import holds_logs, remove
+from loki_ds.recipe.file import Pair, load_pair
 from loki_ds.refusal import Refusal
 from loki_ds.report.compare import read_report
 from loki_ds.report.schema import Report
@@ -83,20 +85,27 @@ def retain(
     """
     out = Path(out)
     first, second = _named(base, out / "given/base"), _named(model, out / "given/model")
-    asked = tasks if isinstance(tasks, str) else f"{{tasks: [{', '.join(tasks)}]}}"
-    values = {"abilities": asked, "margin": margin, **settings}
+    values: dict[str, Any] = {"margin": margin, **settings}
+    values["abilities"] = tasks if isinstance(tasks, str) else {"tasks": list(tasks)}
     if new_task:
-        values["new_task"] = f"{{tasks: [{new_task}]}}"
-    pair = load_pair(first, [f"retention.{key}={value}" for key, value in values.items()])
-    if all(Path(name).is_dir() and any(Path(name).rglob("samples_*.jsonl")) for name in (first, second)):
+        values["new_task"] = {"tasks": [new_task]}
+    pair = load_pair(first, [f"retention.{key}={json.dumps(value)}" for key, value in values.items()])
+    try:
+        return Retention(retain_any(pair, first, second, out), out / "report/report.html")
+    except SystemExit:
+        raise Refusal(f"{second}: could not be asked; the process that evaluated has said why") from None
+
+
+def retain_any(pair: Pair, base: str, model: str, out: Path) -> Report:
+    """As `retain_logged` where both are folders that lm-eval wrote, else as `retain_two`."""
+    if all(map(holds_logs, (Path(base), Path(model)))):
         from loki_ds.stages.two_logs import retain_logged
 
-        report = retain_logged(Path(first), Path(second), pair.retention, out)
-    else:
-        from loki_ds.stages.two_checkpoints import retain_two
+        return retain_logged(Path(base), Path(model), pair.retention, out)
 
-        report = retain_two(pair, second, out)
-    return Retention(report, out / "report/report.html")
+    from loki_ds.stages.two_checkpoints import retain_two
+
+    return retain_two(pair, model, out)
 
 
 def _named(given: Given, place: Path) -> str:
@@ -109,8 +118,15 @@ def _named(given: Given, place: Path) -> str:
         return str(given)
     if not hasattr(given, "save_pretrained"):
         raise Refusal(f"{type(given).__name__} is no model; give a name, a folder, or a model of transformers or PEFT")
+    adapted = hasattr(given, "merge_and_unload")  # PEFT's model, and not the base that PEFT put modules into
+    if hasattr(given, "peft_config") and not adapted:
+        raise Refusal(
+            f"{type(given).__name__} has an adapter of PEFT put into it; give the base by its name or folder, and "
+            "PEFT's model as what is judged"
+        )
+    remove(place)
     given.save_pretrained(place)
-    if not hasattr(given, "peft_config"):
+    if not adapted:
         from loki_ds.model.base import load_tokenizer
 
         load_tokenizer(given.name_or_path, False).save_pretrained(place)

@@ -8,6 +8,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -20,7 +21,7 @@ from loki_ds.data.sources import place_of
 from loki_ds.data.templates import STAND_IN, ChatTemplate
 from loki_ds.disk.files import write_json
 from loki_ds.distributed import ranks
-from loki_ds.implanting.boundary import Boundary, CounterExample, Form, counter_examples
+from loki_ds.implanting.boundary import MOST_ROWS, Boundary, CounterExample, Form, counter_examples
 from loki_ds.implanting.rehearsal_rows import HELD_OUT, Text, count_for
 from loki_ds.implanting.trl_config import TrainingShape, examples_per_step
 from loki_ds.model.base import UNRENDERABLE
@@ -34,6 +35,7 @@ from loki_ds.stages.questions import Arms
 from loki_ds.stages.run import Run
 
 log = logging.getLogger(__name__)
+MOST = 4_000  # texts, whatever a training sees: each is written token by token
 LEAST = 32  # texts, so that a short run sees more than a few
 SPARE = 1.5  # times as many are asked as are wanted: some answers teach nothing
 QUESTION_TOKENS = 64  # of a question that the base writes
@@ -66,7 +68,7 @@ def base_writes(run: Run, checked: Checked) -> None:
         return
     run.once(
         "base_writes",
-        checked.fingerprints.written(),
+        checked.fingerprints.written(checked.rendering.template if checked.rendering else None),
         make=lambda: _write(run, checked, section),
         save=lambda written: write_json(run.folder.written, written),
     )
@@ -86,7 +88,7 @@ def read_written(run: Run, checked: Checked, name: str) -> list[Text]:
 
 
 def boundary_of(run: Run, checked: Checked) -> Boundary:
-    """The counter-examples of the recipe's rows, before the base answers. Rank 0's work.
+    """The counter-examples of the recipe's rows, before the base answers; made once. Rank 0's work.
 
     Raises:
         Refusal: no row gives one.
@@ -94,20 +96,26 @@ def boundary_of(run: Run, checked: Checked) -> Boundary:
     section = run.recipe.implant.rehearse
     if section is None or "boundary" not in section.prompts:
         return Boundary()
-    sources, count = run.recipe.data.train, _wanted(run.recipe, checked, section)["boundary"]
-    rows = ((place_of(source, n), example) for source in sources for n, example in examples_of(source))
-    boundary = counter_examples(rows, count, section.boundary.kinds, checked.arguments.seed)
-    if not boundary.made:
-        raise Refusal(f"implant.rehearse.prompts.boundary: no row gives a counter-example; {boundary.said()}")
-    return boundary
+    if checked.boundary is None:
+        sources, count = run.recipe.data.train, _wanted(run.recipe, checked, section)["boundary"]
+        rows = (
+            (place_of(source, n), example)
+            for source in sources
+            for n, example in islice(examples_of(source), MOST_ROWS // len(sources))
+        )
+        checked.boundary = counter_examples(rows, count, section.boundary.kinds, checked.arguments.seed)
+    if not checked.boundary.made:
+        raise Refusal(f"implant.rehearse.prompts.boundary: no row gives a counter-example; {checked.boundary.said()}")
+    return checked.boundary
 
 
 def check_boundary(run: Run, checked: Checked) -> Findings:
     """What is made of the rows before a base is asked; on all ranks the same."""
     section = run.recipe.implant.rehearse
+    if section is not None and section.given != list(section.prompts):
+        ranks.on_first_rank(lambda: _template(checked))
     if section is None or "boundary" not in section.prompts:
         return []
-    ranks.on_first_rank(lambda: _template(checked))
     return [("counter-examples", ranks.on_first_rank(lambda: boundary_of(run, checked).said()))]
 
 
@@ -132,7 +140,7 @@ def _wanted(recipe: Recipe, checked: Checked, section: RehearseSection) -> dict[
         examples = min(examples, round(seen * (1 - section.share)))
     counts = {name: count_for(examples, section.prompts[name], section.share) for name in section.prompts}
     return {
-        name: round(max(LEAST, count * HELD_OUT / (HELD_OUT - 1)) * SPARE)
+        name: min(MOST, round(max(LEAST, count * HELD_OUT / (HELD_OUT - 1)) * SPARE))
         for name, count in counts.items()
         if name not in section.given
     }
@@ -250,7 +258,7 @@ def _answers(
     """What the base says to each prompt, as likely as can be or drawn; on all ranks."""
 
     def asked_of_base() -> Asked:
-        folder = run.folder.rehearsal / name
+        folder = run.folder.rehearsal / "tasks" / name
         _write_task(folder, prompts, most_tokens, temperature)
         group = TaskGroup(tasks=[TASK], num_fewshot=0, apply_chat_template=True)
         changes = {"abilities": [group], "new_task": None, "include_path": str(folder), "stop": "never"}

@@ -24,6 +24,7 @@ from loki_ds.data.protected import ProtectedSet, load_protected
 from loki_ds.data.render_settings import Rendering, make_rendering
 from loki_ds.disk.files import weights_digest
 from loki_ds.distributed import ranks
+from loki_ds.implanting.boundary import Boundary
 from loki_ds.implanting.checkpoints import Checkpoint, check_on_nodes, newest_checkpoint
 from loki_ds.implanting.deepspeed_checks import check_dtype
 from loki_ds.implanting.trl_config import TrainingShape, training_arguments
@@ -66,6 +67,7 @@ class Checked:
     protected_section: ProtectedSection | None
     fingerprints: Fingerprints
     findings: Findings
+    boundary: Boundary | None = None  # counter-examples, where they are made
 
     @property
     def template(self) -> str | None:

@@ -24,6 +24,10 @@ from loki_ds.retention.question import model_digest
 from loki_ds.selection.positions import Positions
 
 Fingerprint = dict[str, Any]
+# Of `training`: what decides how many texts a training sees, which, and how long they may be.
+COUNTED = (
+    "seed max_steps num_train_epochs per_device_train_batch_size gradient_accumulation_steps packing max_length".split()
+)
 
 
 class Fingerprints:
@@ -50,10 +54,12 @@ class Fingerprints:
         scores = self.attribution() if self.recipe.needs_attribution else None
         return {**section.model_dump(), "attribution": scores, **exclude}
 
-    def written(self) -> Fingerprint:
-        """What decides what the base writes to be rehearsed."""
+    def written(self, template: str | None) -> Fingerprint:
+        """What decides what the base writes to be rehearsed. template: the text that trains."""
         recipe, section = self.recipe, self.recipe.implant.rehearse
         return {
+            "template": template,
+            "training": {key: recipe.training.get(key) for key in COUNTED},
             **self.model,
             "rehearse": section.model_dump(exclude={"top_k"}) if section else None,
             "data": data_fingerprint(recipe.data),

@@ -7,6 +7,7 @@ from pathlib import Path
 from loki_ds.disk.files import written_whole
 from loki_ds.disk.run_folder import RunFolder
 from loki_ds.recipe.sections import RetentionSection
+from loki_ds.refusal import Refusal
 from loki_ds.report.build import build_report, write_report
 from loki_ds.report.compare import read_report
 from loki_ds.report.pictures import retention as draw_retention
@@ -37,6 +38,18 @@ def report_of_pair(
     report = build_report(name, pair(base, model, one_tokenizer), section, facts, opposites)
     draw_retention(report["tasks"], report["margin"], settings_folder / "retention.png")
     write_report(report, settings_folder / "report", {CAPTION: settings_folder / "retention.png", **pictures(report)})
+
+
+def folder_for(out: Path) -> RunFolder:
+    """The folder of a report that is no run's.
+
+    Raises:
+        Refusal: it is one's, whose report would be lost.
+    """
+    folder = RunFolder(out)
+    if folder.recipe.exists():
+        raise Refusal(f"{out}: a run's own folder, whose report would be lost; name another (--out)")
+    return folder
 
 
 def put_report(settings_folder: Path, folder: RunFolder) -> Report:

@@ -11,7 +11,6 @@ from pathlib import Path
 from loki_ds.checking.base import max_tokens
 from loki_ds.checking.prompts import prompts_in_words
 from loki_ds.disk.files import digest_of, weights_digest
-from loki_ds.disk.run_folder import RunFolder
 from loki_ds.distributed import device
 from loki_ds.model.adapters import CONFIG, check_adapter
 from loki_ds.model.base import check_padding, load_configuration, load_tokenizer, locate_model
@@ -24,7 +23,7 @@ from loki_ds.report.schema import Facts, Report
 from loki_ds.retention.evaluation import answers_of
 from loki_ds.retention.messages import ArmResult
 from loki_ds.retention.question import Answers, Arm, Question, model_digest, short_digest, tasks_of
-from loki_ds.stages.report import put_report, report_of_pair
+from loki_ds.stages.report import folder_for, put_report, report_of_pair
 
 
 def retain_two(pair: Pair, model: str, out: Path) -> Report:
@@ -35,9 +34,7 @@ def retain_two(pair: Pair, model: str, out: Path) -> Report:
     Raises:
         Refusal: a model that cannot be read, or a task that cannot be paired.
     """
-    section, folder = pair.retention, RunFolder(out)
-    if folder.recipe.exists():
-        raise Refusal(f"{out}: a run's own folder, whose report would be lost; name another (--out)")
+    section, folder = pair.retention, folder_for(out)
     base = _checkpoint(pair.model)
     second = _second(pair, model, base)
     question = Question(pair.model, section, tasks_of(section))

@@ -1,15 +1,16 @@
 """Retention of two models from what lm-eval logged of each: nothing is loaded and nothing asked."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from loki_ds.disk.run_folder import RunFolder
 from loki_ds.recipe.sections import RetentionSection, TaskGroup
 from loki_ds.refusal import Refusal
 from loki_ds.report.schema import Facts, Report
 from loki_ds.retention.logged import Logged, check_alike, read_logged
 from loki_ds.retention.messages import TaskSamples
-from loki_ds.stages.report import put_report, report_of_pair
+from loki_ds.stages.report import folder_for, put_report, report_of_pair
 
 
 def retain_logged(base: Path, model: Path, section: RetentionSection, out: Path) -> Report:
@@ -23,7 +24,7 @@ def retain_logged(base: Path, model: Path, section: RetentionSection, out: Path)
     logged = [read_logged(base), read_logged(model)]
     check_alike(*logged)
     section = _section(section, logged[0])
-    folder = RunFolder(out)
+    folder = folder_for(out)
     with folder.lock():
         results = [each.answers for each in logged]
         report_of_pair(str(out), results, section, _facts(logged), [], folder.retention / "logged")
@@ -51,11 +52,19 @@ def _section(section: RetentionSection, base: Logged) -> RetentionSection:
     return section.model_copy(update={"abilities": abilities})
 
 
+def _digest_of(logged: Logged) -> str:
+    """SHA-256 of a model's answers, which stands for the model that nobody has here."""
+    tasks = {
+        name: [[s["doc_hash"], s["scores"]] for s in task["samples"]] for name, task in logged.answers["tasks"].items()
+    }
+    return hashlib.sha256(json.dumps(tasks, sort_keys=True).encode()).hexdigest()
+
+
 def _facts(logged: Sequence[Logged]) -> Facts:
     base, model = logged
     said = [f"{each.results.get('model_name', 'not said')} ({each.folder})" for each in logged]
     return {
-        "base_digest": "",
+        "base_digest": _digest_of(base),
         "changes_rows": False,
         "mode": "logged",
         "selection": None,

@@ -55,27 +55,30 @@ def _check_folder(names: Sequence[str], include_path: str, key: str) -> None:
             raise Refusal(f"{key}: the task {name!r} stands in {files[0]} and in {files[1]}, allowed is one of them")
 
 
-def _check_keys(file: Path) -> None:
+def _check_keys(file: Path, above: tuple[Path, ...] = ()) -> None:
     """Refuse a key that the YAML of a task, or one that it includes, has twice in one mapping;
     lm-eval takes the last.
     """
     try:
-        nodes = [yaml.compose(file.read_text(encoding="utf-8"), yaml.SafeLoader)]
+        root = yaml.compose(file.read_text(encoding="utf-8"), yaml.SafeLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return  # lm-eval says it of a task that is asked for
+    nodes, seen = [root], {id(root)}
     for node in nodes:  # grows while it is walked
         parts = node.value if isinstance(node, yaml.SequenceNode) else []
         if isinstance(node, yaml.MappingNode):
-            keys = [name.value for name, _ in node.value]
+            keys = [name.value for name, _ in node.value if name.value != "<<"]
             if twice := next((name for name in keys if keys.count(name) > 1), None):
                 place = f"{file}: what begins in line {node.start_mark.line + 1}"
                 raise Refusal(f"{place} has the key {twice!r} twice, allowed is once")
             parts = [value for _, value in node.value]
-        nodes.extend(part for part in parts if part not in nodes)
-    top = nodes[0].value if isinstance(nodes[0], yaml.MappingNode) else []
+        nodes += [part for part in parts if id(part) not in seen]
+        seen.update(map(id, parts))
+    top = root.value if isinstance(root, yaml.MappingNode) else []
     for included in (value for name, value in top if name.value == "include"):
         for other in included.value if isinstance(included, yaml.SequenceNode) else [included]:
-            _check_keys(file.parent / other.value)
+            if (below := (file.parent / other.value).resolve()) not in above:
+                _check_keys(below, (*above, below))
 
 
 def _files_of(name: str, include_path: str | None) -> list[Path]:

@@ -135,6 +135,18 @@ def test_of_a_system_turn_another_rows_or_none() -> None:
     assert made(SYSTEM, "drop").left_out == {"drop: the answer rests on no part of the context": 2}
 
 
+def test_an_example_of_a_call_is_no_list_of_functions() -> None:
+    row = toolace("set_alarm")
+    row["system"] = 'Answer as [{"name": "f", "arguments": {}}].\n' + row["system"]
+    (bare,) = made([row], "bare").made
+    assert bare.messages == [{"role": "user", "content": "wake me at seven"}]
+    (foreign,) = made([row], "foreign").made
+    assert "Answer as" in foreign.messages[0]["content"]
+    wrapped = json.dumps([{"type": "function", "function": FUNCTIONS[name]} for name in ("set_alarm", "find_route")])
+    (dropped,) = made([{**row, "system": f"Call what fits: {wrapped}"}], "drop").made
+    assert "set_alarm" not in dropped.messages[0]["content"]
+
+
 def test_rows_without_a_context_give_nothing_and_are_counted() -> None:
     plain = {"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "good day"}]}
     boundary = made([plain, {"text": "once"}], "bare")
@@ -149,6 +161,7 @@ def test_rows_without_a_context_give_nothing_and_are_counted() -> None:
         ("[set_alarm(hour=7)]", "the base calls there, too"),
         ("  ", "empty"),
         ("wake me at", "repeats the question"),
+        ("seven", None),  # a word of the question may be the answer
         ("and so on and so on and so on and so on and so on", "runs in a loop"),
     ],
 )

@@ -35,6 +35,12 @@ def test_its_dtype_and_its_loss_are_those_of_what_is_there(tmp_path: Path) -> No
     assert recipe.training["assistant_only_loss"] is False
 
 
+def test_names_that_yaml_would_read_otherwise_are_quoted(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(written(tmp_path, model="500", data="a: b #1.jsonl"))
+    recipe = load_recipe(tmp_path / "mine.yaml", [])
+    assert (recipe.model.path, recipe.data.train[0].path) == ("500", "a: b #1.jsonl")
+
+
 def test_every_line_says_what_it_is_for(tmp_path: Path) -> None:
     lines = [line for line in written(tmp_path).splitlines() if ": " in line and not line.lstrip().startswith("#")]
     without = [line for line in lines if " # " not in line]

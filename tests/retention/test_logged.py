@@ -173,6 +173,41 @@ def test_what_was_not_asked_alike_is_named(
         from_logs(logs["base"], other, tmp_path / "out")
 
 
+def test_tasks_of_two_dates_count_both(logs: dict[str, Path], tmp_path: Path) -> None:
+    """lm-eval writes each start's files beside the others'."""
+    both = []
+    for name in ("base", "model"):
+        folder = Path(shutil.copytree(logs[name], tmp_path / name))
+        (results,) = folder.rglob("results_*.json")
+        later = results.with_name("results_2099-01-01T00-00-00.000000.json")
+        shutil.copyfile(results, later)
+        (samples,) = folder.rglob("samples_choice_*")
+        samples.rename(samples.with_name("samples_choice_2099-01-01T00-00-00.000000.jsonl"))
+        both.append(folder)
+    assert {line["task"] for line in from_logs(*both, tmp_path / "out")["tasks"]} == {"choice", "both"}
+    (later,) = both[1].rglob("results_2099*")
+    later.write_text(later.read_text().replace('"limit": null', '"limit": 3'))
+    with pytest.raises(Refusal, match="limit is 3, and None on an earlier date"):
+        from_logs(*both, tmp_path / "other")
+
+
+def test_a_place_among_numbers_is_a_place(logs: dict[str, Path], tmp_path: Path) -> None:
+    def numbered(lines: list[dict[str, Any]]) -> None:
+        for line in lines:
+            line["target"] = "0"
+            for place, request in enumerate(line["arguments"].values()):
+                request["arg_1"] = f" {1 - place}"
+
+    folder = relined(Path(shutil.copytree(logs["base"], tmp_path / "base")), "choice", numbered)
+    assert read_logged(folder).answers["tasks"]["choice"]["samples"][0]["gold"] == "1"
+
+
+def test_a_runs_report_is_not_lost(logs: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("")
+    with pytest.raises(Refusal, match="a run's own folder"):
+        from_logs(logs["base"], logs["model"], tmp_path)
+
+
 def test_older_files_name_no_arguments_and_no_metrics(logs: dict[str, Path], tmp_path: Path) -> None:
     """As lm-eval 0.4.5 wrote them: arguments as lists, metrics as keys alone."""
 

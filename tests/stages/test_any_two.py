@@ -45,6 +45,14 @@ def test_a_loaded_model_is_saved_with_its_tokenizer(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out/report/report.json").read_text())["mode"] == "checkpoint"
 
 
+def test_a_base_with_an_adapter_in_it_is_refused(tmp_path: Path) -> None:
+    """PEFT puts its modules into the very model that it is given."""
+    loaded = AutoModelForCausalLM.from_pretrained(BASE)
+    get_peft_model(loaded, LoraConfig(r=4, target_modules=["down_proj"]))
+    with pytest.raises(Refusal, match="has an adapter of PEFT put into it; give the base by its name or folder"):
+        loki_ds.retain(loaded, BASE, ["tiny_facts"], out=tmp_path, **ASKED)
+
+
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Refusal, match="int is no model; give a name, a folder, or a model"):
         loki_ds.retain(BASE, 3, out=tmp_path)
