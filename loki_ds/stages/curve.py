@@ -44,9 +44,11 @@ def point_of(scale: float, report: Report) -> Point:
     }
 
 
-def choose(curve: Sequence[Point], budget: BudgetSection) -> Point:
+def choose(curve: Sequence[Point], budget: BudgetSection, asked: Sequence[float] | None = None) -> Point:
     """The largest scale whose losses alone are below the budget with their whole interval and that
     keeps enough of the skill; without such a budget the smallest that keeps enough.
+
+    asked: the scales of the recipe, None for all; the whole change may be there to compare with.
 
     Raises:
         Refusal: no scale that was tried does.
@@ -57,6 +59,7 @@ def choose(curve: Sequence[Point], budget: BudgetSection) -> Point:
     skilled = [point for point in ordered if _share_of_skill(point, curve, budget.skill) >= floor]
     if budget.forgetting is None:
         return skilled[0]  # the whole change keeps all of its own
+    skilled = [point for point in skilled if asked is None or point["scale"] in asked]
     within = [point for point in skilled if point["losses_only_ci"][1] <= 100 * budget.forgetting]
     if within:
         return within[-1]

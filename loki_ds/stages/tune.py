@@ -103,7 +103,7 @@ def tune(run: Run, checked: Checked) -> None:
     write_json(folder.tune / "curve.json", curve)
     for point in curve:
         log.info("tune: %s", said_of(point))
-    chosen = choose(curve, section.budget)
+    chosen = choose(curve, section.budget, section.scales)
     places = {f"{point['scale']:g}": point for point in curve}
     dial(places, f"{chosen['scale']:g}", folder.tune / "curve.png")
     log.info("tune: chosen on half of the documents is %s", said_of(chosen))

@@ -93,7 +93,8 @@ def test_it_begins_at_the_base_and_the_drift_is_measured(case: str, runs: Path) 
         assert abs(rehearsed[0]) < (1e-2 if "bfloat16" in case else 1e-6)
         assert rehearsed[2] > 1e-6
     (drift,) = of_key(runs / case, "drift")
-    assert 1e-5 < drift < (5 if "bfloat16" in case or "alone" in case else 1)  # at rates that move it, or unheld
+    held = not any(words in case for words in ("bfloat16", "alone", "own words"))
+    assert 1e-5 < drift < (1 if held else 20)  # at rates that move it, or unheld, or of a task that it cannot do
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.startswith("rows")])

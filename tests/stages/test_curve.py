@@ -53,6 +53,12 @@ def test_the_smallest_that_keeps_a_share_of_what_was_gained(share: float, scale:
     assert choose(CURVE, BudgetSection(skill=share))["scale"] == scale
 
 
+def test_the_whole_change_is_no_choice_where_it_was_not_asked_for() -> None:
+    """It is measured, so that a share of its skill can be told."""
+    assert choose(CURVE, BudgetSection(forgetting=0.5))["scale"] == 1.0
+    assert choose(CURVE, BudgetSection(forgetting=0.5), [0.25, 0.5])["scale"] == 0.5
+
+
 def test_the_base_is_no_result() -> None:
     with pytest.raises(Refusal, match=r"\(scale 0\.25: losses"):
         choose([point(0.0, 0, 0.1, 0.1), *CURVE], BudgetSection(forgetting=0.001))
