@@ -1,6 +1,7 @@
 """Small models and data that every test can make for itself."""
 
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 import transformers
 from hypothesis import settings
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import Module
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -97,20 +99,15 @@ def down_weights(model: Module) -> list[Tensor]:
     return [dense_down(layer).weight for layer in decoder_layers(model)]
 
 
-def received_by_hand(model: Module, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
-    """What every `W_down` receives `[tokens, d_ff]`, from the model's own forward, prompt by
-    prompt.
-    """
-    seen: list[list[Tensor]] = []
-    for layer in decoder_layers(model):
-        noted: list[Tensor] = []
-        seen.append(noted)
-        down_projection(layer).register_forward_pre_hook(
-            lambda _, x, noted=noted: noted.append(x[0].reshape(-1, x[0].shape[-1]).detach())
-        )
-    for prompt in prompts:
-        model(torch.tensor([prompt]))
-    return [torch.cat(noted) for noted in seen]
+def damaged_copy(folder: Path) -> Path:
+    """The tiny model with half of the rows of every down-projection set to zero."""
+    shutil.copytree(ROOT / "recipes/tiny/model", folder)
+    tensors = load_file(folder / "model.safetensors")
+    for name in tensors:
+        if name.endswith("mlp.down_proj.weight"):
+            tensors[name][::2] = 0
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder
 
 
 @pytest.fixture

@@ -54,33 +54,12 @@ class CounterExample:
         return replace(self, messages=[*self.messages[:-1], {**self.messages[-1], "content": asked}])
 
 
-@dataclass
-class Boundary:
-    """What was made of a data set's rows, and why other rows gave nothing.
-
-    form: what an answer of the new task looks like.
-    """
-
-    made: list[CounterExample] = field(default_factory=list)
-    left_out: Counter[str] = field(default_factory=Counter)
-    form: "Form" = field(default_factory=lambda: Form(False, frozenset()))
-
-    def of(self, kind: Kind) -> list[CounterExample]:
-        return [example for example in self.made if example.kind == kind]
-
-    def said(self) -> str:
-        """The counts in a sentence."""
-        made = [f"{count:,} {kind}" for kind, count in Counter(example.kind for example in self.made).items()]
-        left_out = [f"{count:,} {why}" for why, count in self.left_out.items()]
-        return f"{', '.join(made) or 'none'} made" + (f"; rows left out: {', '.join(left_out)}" if left_out else "")
-
-
 @dataclass(frozen=True)
 class Form:
     """What the new task's answers look like: whether they call functions, and which there are."""
 
-    calls: bool
-    answers: frozenset[str]
+    calls: bool = False
+    answers: frozenset[str] = frozenset()
 
     def complaint(self, answer: str, question: str) -> str | None:
         """Why a base's answer to a counter-example teaches nothing; None where it does."""
@@ -97,6 +76,27 @@ class Form:
         if len(words) >= ECHO and _plain(question).startswith(_plain(answer)):
             return "repeats the question"
         return None
+
+
+@dataclass
+class Boundary:
+    """What was made of a data set's rows, and why other rows gave nothing.
+
+    form: what an answer of the new task looks like.
+    """
+
+    made: list[CounterExample] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+    form: Form = Form()
+
+    def of(self, kind: Kind) -> list[CounterExample]:
+        return [example for example in self.made if example.kind == kind]
+
+    def said(self) -> str:
+        """The counts in a sentence."""
+        made = [f"{count:,} {kind}" for kind, count in Counter(example.kind for example in self.made).items()]
+        left_out = [f"{count:,} {why}" for why, count in self.left_out.items()]
+        return f"{', '.join(made) or 'none'} made" + (f"; rows left out: {', '.join(left_out)}" if left_out else "")
 
 
 def counter_examples(rows: Iterable[tuple[str, Example]], count: int, kinds: Sequence[Kind], seed: int) -> Boundary:
@@ -116,11 +116,11 @@ def counter_examples(rows: Iterable[tuple[str, Example]], count: int, kinds: Seq
     random.shuffle(situations)
     for kind in kinds:
         wanted = -(-count // len(kinds))
-        for i, situation in enumerate(situations):
+        for situation in situations:
             if wanted == 0:
                 break
-            others = [situations[j] for j in random.sample(range(len(situations)), min(COMPARED, len(situations)))]
-            made = MAKERS[kind](situation, [other for other in others if other is not situations[i]])
+            others = random.sample(situations, min(COMPARED, len(situations)))
+            made = MAKERS[kind](situation, [other for other in others if other is not situation])
             if isinstance(made, str):
                 boundary.left_out[f"{kind}: {made}"] += 1
                 continue

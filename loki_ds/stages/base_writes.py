@@ -64,7 +64,11 @@ def base_writes(run: Run, checked: Checked) -> None:
         Refusal: nothing of a kind is left, or the tokenizer has no chat template.
     """
     section = run.recipe.implant.rehearse
-    if section is None or section.given == list(section.prompts) or ranks.on_first_rank(lambda: _trained(run)):
+    if (
+        section is None
+        or section.given == list(section.prompts)
+        or ranks.on_first_rank(lambda: run.folder.has("implant"))
+    ):
         return
     run.once(
         "base_writes",
@@ -72,10 +76,6 @@ def base_writes(run: Run, checked: Checked) -> None:
         make=lambda: _write(run, checked, section),
         save=lambda written: write_json(run.folder.written, written),
     )
-
-
-def _trained(run: Run) -> bool:
-    return run.folder.has("implant")
 
 
 def read_written(run: Run, checked: Checked, name: str) -> list[Text]:
@@ -234,7 +234,7 @@ def _complaint(written: Written, answer: str, form: Form) -> str | None:
     """Why an answer teaches nothing, if it does not; its own questions the base may answer in any
     form.
     """
-    return (Form(False, frozenset()) if written["kind"] == "base" else form).complaint(answer, written["question"])
+    return (Form() if written["kind"] == "base" else form).complaint(answer, written["question"])
 
 
 def _template(checked: Checked) -> ChatTemplate:

@@ -12,10 +12,9 @@ from typing import Any
 
 import lm_eval
 import pytest
-from conftest import ROOT
+from conftest import ROOT, damaged_copy
 from lm_eval.loggers import EvaluationTracker
 from lm_eval.tasks import TaskManager
-from safetensors.torch import load_file, save_file
 
 from loki_ds.recipe.file import load_pair
 from loki_ds.refusal import Refusal
@@ -63,14 +62,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    damaged = tmp_path_factory.mktemp("damaged") / "model"
-    shutil.copytree(BASE, damaged)
-    tensors = load_file(damaged / "model.safetensors")
-    for name in tensors:
-        if name.endswith("mlp.down_proj.weight"):
-            tensors[name][::2] = 0
-    save_file(tensors, damaged / "model.safetensors", {"format": "pt"})
-    return {"base": BASE, "model": damaged}
+    return {"base": BASE, "model": damaged_copy(tmp_path_factory.mktemp("damaged") / "model")}
 
 
 @pytest.fixture(scope="module")

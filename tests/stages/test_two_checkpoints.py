@@ -5,10 +5,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, damaged_copy
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -37,14 +38,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("damaged") / "model"
-    shutil.copytree(BASE, folder)
-    tensors = load_file(folder / "model.safetensors")
-    for name in tensors:
-        if name.endswith("mlp.down_proj.weight"):
-            tensors[name][::2] = 0
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    return folder
+    return damaged_copy(tmp_path_factory.mktemp("damaged") / "model")
 
 
 @pytest.fixture(scope="module")
@@ -143,42 +137,33 @@ def test_an_evaluation_that_fails_ends_with_one(tmp_path: Path) -> None:
     assert "scores nan in bits per byte of the text" in done.stderr
 
 
+def own_task(folder: Path, questions: list[str], **settings: Any) -> list[str]:
+    """A task of one's own with these questions; the overrides that ask it."""
+    (folder / "d.jsonl").write_text("".join(json.dumps({"q": question}) + "\n" for question in questions))
+    data = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": "d.jsonl"}}, "test_split": "test"}
+    (folder / "own.yaml").write_text(json.dumps({"task": "own", **data, "doc_to_text": "{{q}}", **settings}))
+    return [f"retention.include_path={folder}", "retention.abilities={tasks: [own]}"]
+
+
 def test_what_the_model_has_no_room_for_is_said_before_anything_is_asked(tmp_path: Path) -> None:
-    (tmp_path / "d.jsonl").write_text('{"q": "copy a", "a": "a"}\n')
-    task = {
-        "task": "much",
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": "d.jsonl"}},
-        "test_split": "test",
-        "output_type": "generate_until",
-        "doc_to_text": "{{q}}",
-        "doc_to_target": "{{a}}",
-        "generation_kwargs": {"until": [], "max_gen_toks": 300},
-        "metric_list": [{"metric": "exact_match"}],
-    }
-    (tmp_path / "much.yaml").write_text(json.dumps(task))
-    asked = [f"retention.include_path={tmp_path}", "retention.abilities={tasks: [much]}"]
-    with pytest.raises(Refusal, match="task much asks for answers of up to 300 tokens"):
+    asked = own_task(
+        tmp_path,
+        ["copy a"],
+        output_type="generate_until",
+        doc_to_target="a",
+        generation_kwargs={"until": [], "max_gen_toks": 300},
+        metric_list=[{"metric": "exact_match"}],
+    )
+    with pytest.raises(Refusal, match="task own asks for answers of up to 300 tokens"):
         retain_two(load_pair(str(BASE), asked), str(BASE), tmp_path / "out")
     assert not list((tmp_path / "out").glob("retention/**/*.json"))
 
 
 def test_prompts_that_the_model_saw_cut_are_counted_in_the_report(tmp_path: Path) -> None:
-    (tmp_path / "d.jsonl").write_text('{"q": "%s"}\n{"q": "copy a"}\n' % ("copy a " * 300))
-    task = {
-        "task": "long",
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": "d.jsonl"}},
-        "test_split": "test",
-        "output_type": "multiple_choice",
-        "doc_to_text": "{{q}}",
-        "doc_to_choice": ["a", "b"],
-        "doc_to_target": 0,
-    }
-    (tmp_path / "long.yaml").write_text(json.dumps(task))
-    asked = [f"retention.include_path={tmp_path}", "retention.abilities={tasks: [long]}", "model.dtype=float32"]
+    choice = {"output_type": "multiple_choice", "doc_to_choice": ["a", "b"], "doc_to_target": 0}
+    asked = [*own_task(tmp_path, ["copy a " * 300, "copy a"], **choice), "model.dtype=float32"]
     report = retain_two(load_pair(str(BASE), asked), str(BASE), tmp_path / "out")
-    assert report["settings"]["prompts that were cut"].startswith("long: 1 of 2 prompts looked at lose their beginning")
+    assert report["settings"]["prompts that were cut"].startswith("own: 1 of 2 prompts looked at lose their beginning")
 
 
 def test_a_checkpoint_that_lacks_a_tensor_is_refused_before_anything_is_asked(tmp_path: Path) -> None:
