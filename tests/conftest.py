@@ -1,5 +1,6 @@
 """Small models and data that every test can make for itself."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from loki_ds.model.ffn import dense_down
 ROOT = Path(__file__).parents[1]
 settings.register_profile("busy cores", deadline=None)  # a test beside another on two cores keeps no time
 settings.load_profile("busy cores")
+os.environ["COLUMNS"] = "400"  # what a command prints is not cut by the length of a path
 
 
 def in_mode(mode: str) -> list[str]:

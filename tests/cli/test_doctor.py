@@ -38,7 +38,7 @@ def test_a_killed_build_s_lock_is_named_and_the_command_ends_with_1(tmp_path: Pa
     (tmp_path / "shm_comm").mkdir()
     (tmp_path / "shm_comm/lock").touch()
     command = [sys.executable, "-m", "loki_ds.cli.commands", "doctor"]
-    environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(tmp_path), "COLUMNS": "400"}
+    environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(tmp_path)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert f"{tmp_path}/shm_comm/lock: left by a build that was killed" in done.stdout
