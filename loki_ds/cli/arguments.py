@@ -43,6 +43,12 @@ ARGUMENTS: dict[str, Arguments] = {
         ("--gpus", {"type": int, "help": "GPUs of this node; all of them when not given"}),
         ("--until", {"choices": STAGES, "default": STAGES[-1], "help": "the last stage (retain)"}),
     ],
+    "rates": [
+        *RECIPE,
+        ("--rates", {"nargs": "+", "required": True, "help": "learning rates to try, such as 5e-4 1e-3 2e-3"}),
+        ("--steps", {"type": int, "default": 20, "help": "of each training (default 20)"}),
+        ("--gpus", {"type": int, "help": "GPUs of this node; all of them when not given"}),
+    ],
     "check": [*RECIPE, *JSON],
     "plan": [
         *RECIPE,
