@@ -27,7 +27,7 @@ from typing import Any
 import psutil
 import torch
 import yaml
-from shapes import QWEN2_05B, shapes_of
+from shapes import QWEN2_05B, blocks_in
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import (
@@ -227,7 +227,7 @@ def planned(case: dict[str, Any], folder: Path) -> dict[str, Any]:
         )
         width = shape.bytes_per_number
         return {"peak": sweep_memory(batch, setting, width), **vars(sweep_traffic(batch, setting, width))}
-    positions = planned_positions(recipe.selection, shapes_of(config)) if recipe.changes_rows else None
+    positions = planned_positions(recipe.selection, blocks_in(config)) if recipe.changes_rows else None
     kept = kept_bytes(mode.masks, pulled=False)
     step = dry_step(config, recipe.model, Method(recipe.implant, positions), shape)
     setting = Setting.of(deepspeed_config(recipe.deepspeed, recipe.implant), case["ranks"], config.hidden_size)
@@ -303,7 +303,7 @@ def measure(case: dict[str, Any], folder: Path) -> None:
         run = Run(recipe_of(case, folder))
         checked = check(run)
         config = MODELS[case["model"]]
-        positions = select_random(config.num_hidden_layers, config.hidden_size, 10, 0)
+        positions = select_random(blocks_in(config), 10, 0)
         free_memory()
         before = psutil.Process().memory_info().rss if on_cpu() else 0
         with Collectives() as traffic:

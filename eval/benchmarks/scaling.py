@@ -15,7 +15,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from shapes import SHAPES, shapes_of
+from shapes import SHAPES, blocks_in
 
 from loki_ds.checking.findings import GIB
 from loki_ds.implanting.training import Method
@@ -58,7 +58,7 @@ def main() -> None:
 def trainings(mode: str, config: str) -> list[Training]:
     """For every number of ranks."""
     implant = ImplantSection.model_validate({"mode": mode})
-    positions = planned_positions(SelectionSection(), shapes_of(LLAMA)) if implant.kind.confined else None
+    positions = planned_positions(SelectionSection(), blocks_in(LLAMA)) if implant.kind.confined else None
     step = dry_step(LLAMA, MODEL, Method(implant, positions), SHAPE)
     deepspeed = json.loads((ROOT / f"launch/{config}.json").read_text())
     kept = kept_bytes(implant.kind.masks, pulled=False)

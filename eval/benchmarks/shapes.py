@@ -5,8 +5,9 @@ from typing import Any
 
 from transformers import LlamaConfig, PreTrainedConfig, Qwen2Config, Qwen3_5TextConfig, Qwen3MoeConfig
 
-from loki_ds.model.anatomy import down_shapes
 from loki_ds.model.base_checks import without_data
+from loki_ds.model.row_blocks import blocks_of, row_blocks
+from loki_ds.selection.blocks import Block
 
 LLAMA_8B: dict[str, Any] = {
     "vocab_size": 128256,
@@ -28,9 +29,9 @@ QWEN2_05B: dict[str, Any] = {
 }
 
 
-def shapes_of(config: PreTrainedConfig) -> list[tuple[int, int]]:
-    """`[d_model, width]` of each layer's rows."""
-    return down_shapes(without_data(Path(), config, trust_remote_code=False))
+def blocks_in(config: PreTrainedConfig) -> list[Block]:
+    """The rows of each layer's down-projections."""
+    return blocks_of(row_blocks(without_data(Path(), config, trust_remote_code=False)))
 
 
 QWEN2_15B: dict[str, Any] = {

@@ -33,6 +33,7 @@ from loki_ds.implanting.mask import keep_through_steps, train_only_rows
 from loki_ds.implanting.rows import train_row_deltas
 from loki_ds.model.anatomy import decoder_layers
 from loki_ds.model.ffn import dense_down, site_of
+from loki_ds.model.row_blocks import blocks_of, row_blocks
 from loki_ds.planning.dry_run import Tally
 from loki_ds.planning.hardware import this_machines
 from loki_ds.recipe.implant import LowRankSection
@@ -144,9 +145,8 @@ def make_step(arguments: argparse.Namespace, name: str, device: str) -> tuple[Ca
 def prepare(model: PreTrainedModel, name: str, quota: float) -> tuple[Any, Callable[[Any], None]]:
     """The model as the method trains it, and what the method does to the optimizer."""
     layers = decoder_layers(model)
-    site = site_of(layers[0])
-    weight, d_model = site.downs[0].weight, site.d_model
-    positions = select_random(len(layers), d_model, quota, seed=0)
+    weight = site_of(layers[0]).downs[0].weight
+    positions = select_random(blocks_of(row_blocks(model)), quota, seed=0)
     dtype, device = weight.dtype, weight.device
     if name == "full":
         return model, lambda _: None

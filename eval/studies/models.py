@@ -44,8 +44,9 @@ from loki_ds.export.products import implant_of, save_implant, write_model
 from loki_ds.export.verification import verify
 from loki_ds.implanting.mask import keep_through_steps, train_only_rows
 from loki_ds.implanting.rows import train_row_deltas
-from loki_ds.model.anatomy import down_shapes, has_experts
+from loki_ds.model.anatomy import has_experts
 from loki_ds.model.base import Base, load_model
+from loki_ds.model.row_blocks import row_blocks
 from loki_ds.recipe.implant import LowRankSection
 from loki_ds.recipe.sections import ModelSection
 from loki_ds.refusal import Refusal
@@ -106,7 +107,7 @@ def look_at(name: str) -> dict[str, Any]:
                 return {"refused": f"a wrapper; its text part is {config.get_text_config().model_type}"}
             model = tiny_model(config)
             try:
-                shapes = down_shapes(model)
+                blocks = row_blocks(model)
             except Refusal as refusal:
                 return {"refused": str(refusal).split(": ", 1)[-1]}
             found["kind"] = kind_of(model)
@@ -116,9 +117,8 @@ def look_at(name: str) -> dict[str, Any]:
             with tempfile.TemporaryDirectory() as folder:
                 base = Path(folder, "base")
                 model.save_pretrained(base)
-                positions = Positions(
-                    [[1, i % shapes[0][0]] if i % shapes[0][0] > 1 else [1] for i in range(len(shapes))]
-                )
+                rows = blocks[0].block.rows
+                positions = Positions([[1, i % rows] if i % rows > 1 else [1] for i in range(len(blocks))])
                 for mode in MODES:
                     found[mode] = said(partial(trains, mode, base, positions, Path(folder, mode)))
                 found["adapter"] = said(lambda: adapts(base, Path(folder)))

@@ -17,18 +17,19 @@ from loki_ds.checking.findings import GIB, Findings
 from loki_ds.data.dataset import Counts
 from loki_ds.data.render_settings import Rendering
 from loki_ds.implanting.training import peft_config
-from loki_ds.model.anatomy import down_shapes
 from loki_ds.model.base_checks import Wanted, check_usable
 from loki_ds.model.files import model_files, open_weights
+from loki_ds.model.row_blocks import blocks_of, chosen_blocks
 from loki_ds.recipe.implant import ImplantSection, PeftSection
-from loki_ds.recipe.sections import ModelSection
+from loki_ds.recipe.sections import ModelSection, SelectionSection
 from loki_ds.refusal import Refusal, short
+from loki_ds.selection.blocks import Block
 
 
 @dataclass(frozen=True)
 class BaseFound:
-    """size: bytes of the files that are the model; parameters: numbers in its tensors; down_shapes:
-    `[d_model, width]` of each layer's rows, of a run that is confined to some.
+    """size: bytes of the files that are the model; parameters: numbers in its tensors; blocks: what
+    rows are chosen from, in a run that is confined to some.
     """
 
     folder: Path
@@ -36,7 +37,7 @@ class BaseFound:
     size: int
     parameters: int
     dtypes: list[str]
-    down_shapes: list[tuple[int, int]]
+    blocks: list[Block]
 
     def said(self) -> str:
         """The base in a line."""
@@ -52,7 +53,12 @@ def max_tokens(config: PreTrainedConfig) -> int | None:
 
 
 def look_at_base(
-    section: ModelSection, implant: ImplantSection, attributes: bool, folder: Path, config: PreTrainedConfig
+    section: ModelSection,
+    implant: ImplantSection,
+    selection: SelectionSection,
+    attributes: bool,
+    folder: Path,
+    config: PreTrainedConfig,
 ) -> BaseFound:
     """Refuse a base that the recipe cannot train; no weights are read.
 
@@ -61,8 +67,8 @@ def look_at_base(
     Raises:
         Refusal: with the tensor or the file.
     """
-    confined = implant.kind.confined
-    model = check_usable(folder, config, section, Wanted(confined, implant.kind.rewrites_model))
+    chosen_from = selection if implant.kind.confined else None
+    model = check_usable(folder, config, section, Wanted(chosen_from, implant.kind.rewrites_model))
     check_passes(implant, attributes, model)
     if implant.kind.leaves == "adapter":
         check_targets(implant.peft, model)
@@ -70,8 +76,9 @@ def look_at_base(
         files = model_files(folder, weights)
         dtypes = sorted({str(weights.dtype_of(name)).removeprefix("torch.") for name in weights.names})
         parameters = sum(math.prod(weights.shape_of(name)) for name in weights.names)
-    size, shapes = sum((folder / file).stat().st_size for file in files), down_shapes(model) if confined else []
-    return BaseFound(folder, config, size, parameters, dtypes, shapes)
+    size = sum((folder / file).stat().st_size for file in files)
+    blocks = blocks_of(chosen_blocks(model, chosen_from)) if chosen_from else []
+    return BaseFound(folder, config, size, parameters, dtypes, blocks)
 
 
 def check_passes(implant: ImplantSection, attributes: bool, model: PreTrainedModel) -> None:

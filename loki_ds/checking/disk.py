@@ -60,15 +60,15 @@ class Room:
 
     def _trained(self) -> int:
         """Parameters that train; of PEFT's none are counted."""
-        mode, shapes = self.recipe.implant.kind, self.base.down_shapes
+        mode, blocks = self.recipe.implant.kind, self.base.blocks
         if mode.leaves == "adapter":
             return 0
         if mode.trains_everything:
             return self.base.parameters
         if mode.masks:
-            return sum(d_model * d_ff for d_model, d_ff in shapes)
-        planned = planned_positions(self.recipe.selection, shapes).rows
-        rows = [(len(chosen), d_ff) for chosen, (_, d_ff) in zip(planned, shapes, strict=True)]
+            return sum(block.rows * block.width for block in blocks)
+        planned = planned_positions(self.recipe.selection, blocks).rows
+        rows = [(len(chosen), block.width) for chosen, block in zip(planned, blocks, strict=True)]
         if "lora" in mode.reads:
             return sum(self.recipe.implant.lora.rank * (k + d_ff) for k, d_ff in rows)
         return sum(k * d_ff for k, d_ff in rows)

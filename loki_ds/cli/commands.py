@@ -246,6 +246,7 @@ def select(arguments: argparse.Namespace) -> int:
 
     from loki_ds.attribution.kept import KeptScores
     from loki_ds.disk.run_folder import RunFolder
+    from loki_ds.selection.blocks import Block, down_names
     from loki_ds.selection.select import select, select_random
 
     folder = RunFolder(arguments.run)
@@ -254,13 +255,14 @@ def select(arguments: argparse.Namespace) -> int:
     kept.wait_until_whole(patience=0)
     if arguments.strategy == "random":
         _, layers, d_model = scores.shape
-        chosen = select_random(layers, d_model, arguments.quota, arguments.seed)
+        blocks = [Block(name, d_model, 0, name) for name in down_names(layers)]
+        chosen = select_random(blocks, arguments.quota, arguments.seed)
     else:
         chosen = select(scores, arguments.quota, arguments.strategy)
     if not chosen.count:
         raise Refusal(f"--quota is {arguments.quota:g}, which is less than one of a layer's rows; nothing is selected")
     chosen.save(arguments.out)
-    print(f"{arguments.out}: {chosen.count} rows in {len(chosen.rows)} layers, digest {chosen.digest}")
+    print(f"{arguments.out}: {chosen.said()}")
     return 0
 
 
@@ -270,12 +272,10 @@ def positions(arguments: argparse.Namespace) -> int:
 
     files = (arguments.first, arguments.second)
     first, second = (Positions.load(file) for file in files)
-    if len(first.rows) != len(second.rows):
-        raise Refusal(
-            f"{files[1]}: the positions have {len(second.rows)} layers, those of {files[0]} have {len(first.rows)}"
-        )
+    if first.names != second.names:
+        raise Refusal(f"{files[1]}: the positions are {second.said()} of other weights than those of {files[0]}")
     for file, positions in zip(files, (first, second), strict=True):
-        print(f"{file}: {positions.count} rows in {len(positions.rows)} layers, digest {positions.digest}")
+        print(f"{file}: {positions.said()}")
     by_layer = [f"{Positions([a]).overlap(Positions([b])):.1%}" for a, b in zip(first.rows, second.rows, strict=True)]
     print(f"overlap {first.overlap(second):.2%} (layer by layer: {' '.join(by_layer)})")
     return 0

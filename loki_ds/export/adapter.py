@@ -64,22 +64,26 @@ def from_low_rank(rows: Tensor, a: Tensor, b: Tensor, d_model: int) -> Factors:
 class Adapted(NamedTuple):
     """A weight as PEFT finds it in the model: the module's name, for example
     `model.layers.0.mlp.down_proj`, and the parameter's where PEFT is to go by that.
+
+    around: how many of the module's later parameters are adapted; PEFT wraps a module once for
+    each, the first inmost.
     """
 
     module: str
     parameter: str | None = None
+    around: int = 0
 
 
 def save_adapter(
     factors: dict[Adapted, Factors],
     base_model: str,
     folder: Path,
-    d_model_last: bool = False,
+    rows_last: bool = False,
     revision: str | None = None,
 ) -> None:
     """Write `adapter_config.json` and `adapter_model.safetensors`.
 
-    revision: of the base on the hub, where it is not the newest. d_model_last: whether linear
+    revision: of the base on the hub, where it is not the newest. rows_last: whether linear
     layers lie that way (GPT-2's)."""
     rank = max(factor.rank for factor in factors.values())
     config = LoraConfig(
@@ -91,12 +95,12 @@ def save_adapter(
         target_modules=sorted(adapted.module for adapted in factors if adapted.parameter is None),
         target_parameters=sorted(f"{adapted.module}.{adapted.parameter}" for adapted in factors if adapted.parameter)
         or None,
-        fan_in_fan_out=d_model_last,
+        fan_in_fan_out=rows_last,
         inference_mode=True,
     )
     tensors = {}
     for adapted, factor in factors.items():
-        name = f"base_model.model.{adapted.module}"
+        name = f"base_model.model.{adapted.module}{'.base_layer' * adapted.around}"
         tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"] = factor.as_stored(rank)
     with written_whole(folder) as aside:
         aside.mkdir(parents=True)

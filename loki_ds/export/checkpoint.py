@@ -96,7 +96,7 @@ def revert_in_checkpoint(model: Path, implant: Implant, out: Path) -> None:
 def read_rows(folder: Path, positions: Positions) -> dict[int, Tensor]:
     """The selected rows `[k, width]` of each layer that has any, in the checkpoint's own dtype."""
     with open_weights(folder) as checkpoint:
-        stored = StoredRows(checkpoint)
+        stored = StoredRows(checkpoint, positions.blocks)
         if len(stored.pieces) != len(positions.rows):
             raise Refusal(
                 f"{folder}: the checkpoint has {len(stored.pieces)} layers whose rows are known, the positions have "
@@ -109,19 +109,19 @@ def implant_between(base: Path, model: Path, positions: Positions, facts: dict[s
     """The implant that leads from the base to the model."""
     before, after = read_rows(base, positions), read_rows(model, positions)
     layers = {i: LayerRows(torch.tensor(positions.rows[i]), before[i], after[i]) for i in before}
-    return Implant(len(positions.rows), layers, facts)
+    return Implant(len(positions.rows), layers, facts, positions.blocks)
 
 
 def _rewrite(source: Path, implant: Implant, out: Path, before: str, wanted: str) -> None:
     if out.exists():
         raise Refusal(f"{out}: there already; choose a folder that is not")
     with open_weights(source) as checkpoint:
-        stored = StoredRows(checkpoint)
+        stored = StoredRows(checkpoint, implant.blocks)
         _check_fits(source, stored, implant, before)
         changes = [
-            (checkpoint.file_of(piece.name), piece, rows.rows, values)
-            for layer, rows in implant.layers.items()
-            for piece, values in stored.split(layer, getattr(rows, wanted))
+            (checkpoint.file_of(piece.name), piece, numbers, values)
+            for i, rows in implant.layers.items()
+            for piece, numbers, values in stored.split(i, rows.rows, getattr(rows, wanted))
         ]
     with written_whole(out) as aside:
         copy_model(source, aside)
@@ -185,17 +185,17 @@ def _check_fits(source: Path, stored: StoredRows, implant: Implant, side: str) -
             f"{source}: the model has {len(stored.pieces)} layers whose rows are known, the implant was made for "
             f"{implant.layer_count}"
         )
-    shapes = stored.shapes()
-    for layer, rows in implant.layers.items():
-        d_model, width = shapes[layer]
-        name, expected = stored.pieces[layer][0].name, getattr(rows, side)
+    blocks = stored.blocks()
+    for i, rows in implant.layers.items():
+        count, width = blocks[i].rows, blocks[i].width
+        name, expected = stored.pieces[i][0].name, getattr(rows, side)
         dtype, last = stored.weights.dtype_of(name), int(rows.rows[-1])
-        if width != expected.shape[1] or dtype != expected.dtype or last >= d_model:
+        if width != expected.shape[1] or dtype != expected.dtype or last >= count:
             raise Refusal(
-                f"{source}: {name} has {d_model} rows of {width} {dtype} numbers, the implant has rows up to {last} of "
+                f"{source}: {name} has {count} rows of {width} {dtype} numbers, the implant has rows up to {last} of "
                 f"{expected.shape[1]} {expected.dtype} numbers"
             )
-        there = stored.read(layer, rows.rows)
+        there = stored.read(i, rows.rows)
         if not same_bits(there, expected):
             if side == "base" and same_bits(there, rows.implanted):
                 raise Refusal(f"{source}: this implant is in it already")
@@ -205,7 +205,7 @@ def _check_fits(source: Path, stored: StoredRows, implant: Implant, side: str) -
 def _overwrite(file: Path, piece: Piece, rows: Tensor, values: Tensor) -> None:
     """Write rows `[k, width]` of one tensor at their place in its file."""
     with _mapped(file, piece.name) as data:
-        lying = np.swapaxes(data, -1, -2) if piece.d_model_last else data
+        lying = np.swapaxes(data, -1, -2) if piece.rows_last else data
         lying[..., rows.numpy(), :] = _bits(as_in(data.shape, values), data)
 
 

@@ -3,6 +3,7 @@
 All functions are called on every rank; what they return is for rank 0.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +18,11 @@ from loki_ds.disk.run_folder import RunFolder
 from loki_ds.distributed.ranks import barrier, rank
 from loki_ds.distributed.zero.model import Gatherer
 from loki_ds.export.checkpoint import write_trained
-from loki_ds.implanting.rows import RowDelta
-from loki_ds.model.anatomy import sites
+from loki_ds.implanting.rows import RowDelta, delta_on
 from loki_ds.model.expert_rows import side_by_side
+from loki_ds.model.row_blocks import named_blocks
 from loki_ds.recipe.modes import Mode
+from loki_ds.selection.positions import Positions
 
 
 @dataclass(frozen=True)
@@ -36,15 +38,15 @@ class WeightDelta:
 
 @dataclass(frozen=True)
 class Deltas:
-    """What a training of deltas gives: by layer number, for each layer with selected rows, weight
-    by weight in the order of its `Site`.
+    """What a training of deltas gives: by the number of a block with selected rows, weight by
+    weight in the order of its `RowBlock`.
     """
 
     layers: dict[int, list[WeightDelta]]
 
-    def of(self, layer: int) -> Tensor:
-        """A whole layer's, `[k, width]`."""
-        deltas = [weight.delta for weight in self.layers[layer]]
+    def of(self, i: int) -> Tensor:
+        """A whole block's, `[k, width]`."""
+        deltas = [weight.delta for weight in self.layers[i]]
         return torch.cat([delta if delta.dim() == 2 else side_by_side(delta) for delta in deltas], dim=1)
 
 
@@ -65,10 +67,17 @@ class Adapter:
 Trained = Deltas | Weights | Adapter
 
 
-def collect(trainer: SFTTrainer, model: PreTrainedModel, mode: Mode, base: Path, folder: RunFolder) -> Trained:
+def collect(
+    trainer: SFTTrainer,
+    model: PreTrainedModel,
+    mode: Mode,
+    positions: Positions | None,
+    base: Path,
+    folder: RunFolder,
+) -> Trained:
     """Gather what the mode leaves. base: the folder whose files a whole model's become."""
     if mode.leaves == "deltas":
-        return Deltas(collect_deltas(model))
+        return Deltas(collect_deltas(model, positions.blocks if positions else None))
     if mode.leaves == "adapter":
         save_adapter_of(trainer, folder.adapter)
         return Adapter(folder.adapter)
@@ -81,25 +90,29 @@ def collect(trainer: SFTTrainer, model: PreTrainedModel, mode: Mode, base: Path,
 
 
 @torch.no_grad()
-def collect_deltas(model: Module) -> dict[int, list[WeightDelta]]:
-    """Gather the deltas layer by layer; on ranks other than the first the result is empty."""
+def collect_deltas(model: Module, names: Sequence[str] | None = None) -> dict[int, list[WeightDelta]]:
+    """Gather the deltas block by block; on ranks other than the first the result is empty.
+
+    names: of the blocks; every layer's down-projections when not given.
+    """
     deltas: dict[int, list[WeightDelta]] = {}
     gatherer = Gatherer()
-    for i, site in enumerate(sites(model)):
-        modules = [down.module for down in site.downs if isinstance(down.module, RowDelta)]
-        if not modules:
+    for i, row_block in enumerate(named_blocks(model, names)):
+        of_weights = [delta for weight in row_block.weights if (delta := delta_on(weight)) is not None]
+        if not of_weights:
             continue
-        with gatherer.whole(*modules):
+        with gatherer.whole(*(delta.module for delta in of_weights)):
             if rank() == 0:
-                deltas[i] = [_delta_of(module) for module in modules]
+                deltas[i] = [_gathered(delta) for delta in of_weights]
     return deltas
 
 
-def _delta_of(module: RowDelta) -> WeightDelta:
-    delta = module.whole_delta().cpu().clone()
-    if not hasattr(module, "delta_a"):
-        return WeightDelta(delta)
-    return WeightDelta(delta, module.scaling * module.delta_a.cpu(), module.delta_b.cpu().clone())
+def _gathered(delta: RowDelta) -> WeightDelta:
+    whole = delta.whole().cpu().clone()
+    if delta.factors is None:
+        return WeightDelta(whole)
+    a, b = delta.factors
+    return WeightDelta(whole, delta.scaling * a.cpu(), b.cpu().clone())
 
 
 def save_adapter_of(trainer: SFTTrainer, folder: Path) -> None:

@@ -8,14 +8,15 @@ from torch.nn import Module
 
 from loki_ds.distributed.zero.model import is_sharded
 from loki_ds.export.implant_file import Implant
-from loki_ds.model.anatomy import down_shapes, sites
 from loki_ds.model.expert_rows import put_rows, rows_of
-from loki_ds.model.ffn import Down
+from loki_ds.model.row_blocks import blocks_of, named_blocks
+from loki_ds.model.row_weights import RowWeight
 from loki_ds.refusal import Refusal
+from loki_ds.selection.blocks import in_words
 
 
 def apply_implant(model: Module, path: str | Path) -> None:
-    """Write the implanted rows into the model's `W_down`, in place.
+    """Write the implanted rows into the model's weights, in place.
 
     The model may be loaded in another dtype than the implant's; then the rows are rounded to it.
 
@@ -36,30 +37,29 @@ def revert_implant(model: Module, path: str | Path) -> None:
 
 @torch.no_grad()
 def _write(model: Module, path: str | Path, before: str, wanted: str) -> None:
-    implant, found_sites = Implant.load(path), sites(model)
+    implant = Implant.load(path)
+    blocks = named_blocks(model, implant.blocks)
     if is_sharded(model):
         raise Refusal(
             f"{path}: an implant goes into a whole model, this one is sharded by ZeRO-3; apply it to the checkpoint "
             "instead"
         )
-    implant.positions.check_fits(down_shapes(model), str(path))
-    for layer, rows in implant.layers.items():
-        if rows.base.shape[1] != found_sites[layer].width:
+    implant.positions.check_fits(blocks_of(blocks), str(path))
+    for i, rows in implant.layers.items():
+        name, width = in_words(blocks[i].block.name), blocks[i].block.width
+        if rows.base.shape[1] != width:
+            raise Refusal(f"{path}: {name}'s rows are of {rows.base.shape[1]} numbers, the model's of {width}")
+        if not all(_holds(weight, rows.rows, values) for weight, values in blocks[i].split(getattr(rows, before))):
             raise Refusal(
-                f"{path}: layer {layer}'s rows are of {rows.base.shape[1]} numbers, the model's of "
-                f"{found_sites[layer].width}"
+                f"{path}: {name} of the model does not hold the rows the implant expects ({before}); is it another "
+                "model?"
             )
-        if not all(_holds(down, rows.rows, values) for down, values in found_sites[layer].split(getattr(rows, before))):
-            raise Refusal(
-                f"{path}: layer {layer} of the model does not hold the rows the implant expects ({before}); is it "
-                "another model?"
-            )
-    for layer, rows in implant.layers.items():
-        for down, values in found_sites[layer].split(getattr(rows, wanted)):
-            put_rows(down.weight, rows.rows.to(down.weight.device), values, down.d_model_last)
+    for i, rows in implant.layers.items():
+        for weight, values in blocks[i].split(getattr(rows, wanted)):
+            put_rows(weight.weight, rows.rows.to(weight.weight.device), values, weight.rows_last)
 
 
-def _holds(down: Down, rows: Tensor, values: Tensor) -> bool:
+def _holds(weight: RowWeight, rows: Tensor, values: Tensor) -> bool:
     """Whether a weight's rows are these values, in its dtype."""
-    own = rows_of(down.weight, rows.to(down.weight.device), down.d_model_last)
-    return torch.equal(own, values.to(own))
+    there = rows_of(weight.weight, rows.to(weight.weight.device), weight.rows_last)
+    return torch.equal(there, values.to(there))

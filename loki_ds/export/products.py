@@ -15,11 +15,12 @@ from loki_ds.export.checkpoint import apply_to_checkpoint, implant_between, put_
 from loki_ds.export.collect import Adapter, Deltas, Trained, WeightDelta, Weights
 from loki_ds.export.implant_file import Implant, LayerRows
 from loki_ds.export.merge import merge_adapter
-from loki_ds.model.anatomy import has_experts, sites
+from loki_ds.model.anatomy import has_experts
 from loki_ds.model.base import Base, load_configuration
 from loki_ds.model.base_checks import without_data
 from loki_ds.model.expert_rows import as_in, with_rows
-from loki_ds.model.ffn import Site
+from loki_ds.model.row_blocks import named_blocks
+from loki_ds.model.row_weights import RowBlock, RowWeight
 from loki_ds.selection.positions import Positions
 
 
@@ -64,7 +65,7 @@ def implant_of(trained: Deltas | None, base: Base, positions: Positions) -> Impl
         if trained is not None:
             after = with_rows(before, torch.arange(len(before)), trained.of(i))
         layers[i] = LayerRows(torch.tensor(positions.rows[i]), before, after)
-    return Implant(len(positions.rows), layers, facts(base, positions))
+    return Implant(len(positions.rows), layers, facts(base, positions), positions.blocks)
 
 
 def facts(base: Base, positions: Positions) -> dict[str, str]:
@@ -87,26 +88,34 @@ def save_implant(implant: Implant, trained: Trained | None, base: Base, folder: 
     names = {module: name for name, module in model.named_modules()}
     # Beside experts PEFT takes a module that is called down_proj for one of theirs as they were in
     # transformers 4, so there all weights go by their parameters' names.
-    factors, layers, experts = {}, sites(model), has_experts(model)
+    factors, blocks, experts = {}, named_blocks(model, implant.blocks), has_experts(model)
+    adapted = [weight for i in implant.layers for weight in blocks[i].weights]
     for i, rows in implant.layers.items():
-        site = layers[i]
-        weights = deltas[i] if i in deltas else _differences(rows, site)
-        for down, delta in zip(site.downs, weights, strict=True):
-            factors[Adapted(names[down.module], down.attribute if experts else None)] = _factors(
-                rows.rows, delta, site.d_model
-            )
-    lie_that_way = not experts and layers[0].downs[0].d_model_last
+        block, weights = blocks[i], deltas[i] if i in deltas else _differences(rows, blocks[i])
+        for weight, delta in zip(block.weights, weights, strict=True):
+            named = Adapted(names[weight.module])
+            if experts:
+                named = named._replace(parameter=weight.attribute, around=_later(weight, adapted))
+            factors[named] = _factors(rows.rows, delta, weight.rows)
+    lie_that_way = not experts and blocks[0].weights[0].rows_last
     save_adapter(factors, base.section.path, folder.adapter, lie_that_way, base.section.revision)
 
 
-def _differences(rows: LayerRows, site: Site) -> list[WeightDelta]:
+def _later(weight: RowWeight, adapted: list[RowWeight]) -> int:
+    """How many of the same module's adapted parameters come after this one."""
+    order = list(weight.module._parameters)
+    own = [order.index(other.attribute) for other in adapted if other.module is weight.module]
+    return sum(place > order.index(weight.attribute) for place in own)
+
+
+def _differences(rows: LayerRows, block: RowBlock) -> list[WeightDelta]:
     """Where no delta trained, the difference of the rows, weight by weight."""
     difference = rows.implanted.float() - rows.base.float()
-    return [WeightDelta(as_in(down.shape, one)) for down, one in site.split(difference)]
+    return [WeightDelta(as_in(weight.shape, of_weight)) for weight, of_weight in block.split(difference)]
 
 
-def _factors(rows: Tensor, delta: WeightDelta, d_model: int) -> Factors:
-    """What PEFT gets: the trained factors of a low rank, or a delta on whole rows."""
+def _factors(rows: Tensor, delta: WeightDelta, count: int) -> Factors:
+    """What PEFT gets: the trained factors of a low rank, or a delta on whole rows of `count`."""
     if delta.a is None or delta.b is None:
-        return from_rows(rows, delta.delta, d_model)
-    return from_low_rank(rows, delta.a, delta.b, d_model)
+        return from_rows(rows, delta.delta, count)
+    return from_low_rank(rows, delta.a, delta.b, count)

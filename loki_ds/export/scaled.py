@@ -29,7 +29,7 @@ def scaled_implant(trained: Implant, scale: float) -> Implant:
     layers = {
         i: replace(rows, implanted=between(rows.base, rows.implanted, scale)) for i, rows in trained.layers.items()
     }
-    return Implant(trained.layer_count, layers, {**trained.facts, "scale": f"{scale:g}"})
+    return replace(trained, layers=layers, facts={**trained.facts, "scale": f"{scale:g}"})
 
 
 def scaled_tensors(base: Path, trained: Path, scale: float) -> Iterator[tuple[str, Tensor]]:

@@ -16,6 +16,7 @@ from loki_ds.model.expert_rows import rows_of
 from loki_ds.model.files import WeightFiles, open_weights, other_weights
 from loki_ds.model.stored_rows import StoredRows
 from loki_ds.refusal import Refusal
+from loki_ds.selection.blocks import layer_of
 from loki_ds.selection.positions import Positions
 
 AT_ONCE = 2**24  # numbers in float64
@@ -57,9 +58,9 @@ def verify(base: Path, model: Path, positions: Positions | None) -> Verification
     """
     verification = Verification(rows_selected=positions.count if positions else 0)
     with open_weights(base) as before, open_weights(model) as after:
-        stored = StoredRows(before)
+        stored = StoredRows(before, positions.blocks if positions else None)
         if positions is not None:
-            positions.check_fits(stored.shapes(), "the positions")
+            positions.check_fits(stored.blocks(), "the positions")
         _check_same_tensors(before, after)
         verification.not_compared = other_weights(model, after)
         compared: dict[str, _Compared] = {}
@@ -76,30 +77,52 @@ def verify(base: Path, model: Path, positions: Positions | None) -> Verification
     verification.tensors = len(compared)
     verification.changed_outside = [name for name, comparison in compared.items() if comparison.outside]
     verification.change = _relative(comparison.squares for comparison in compared.values())
-    for pieces in stored.pieces.values():
-        of_layer = [compared[piece.name] for piece in pieces]
-        verification.rows_changed += int(torch.stack([comparison.inside for comparison in of_layer]).any(0).sum())
-        verification.change_by_layer.append(_relative(comparison.squares for comparison in of_layer))
+    if positions is not None:
+        verification.rows_changed = sum(
+            _rows_changed(stored, i, rows, compared) for i, rows in enumerate(positions.rows)
+        )
+    verification.change_by_layer = _change_by_layer(stored, compared)
     return verification
+
+
+def _rows_changed(stored: StoredRows, i: int, rows: list[int], compared: "dict[str, _Compared]") -> int:
+    """How many of a block's selected rows changed in any of its tensors."""
+    chosen = torch.tensor(rows, dtype=torch.long)
+    changed = torch.zeros(len(rows), dtype=torch.bool)
+    for piece in stored.pieces[i]:
+        here = stored.within(piece, chosen)
+        changed[here] |= compared[piece.name].inside
+    return int(changed.sum())
+
+
+def _change_by_layer(stored: StoredRows, compared: "dict[str, _Compared]") -> list[float]:
+    """Of the weights that rows may be of, layer by layer; 0 where a layer has none."""
+    of_layers: dict[int, list[_Compared]] = {}
+    for i, name in enumerate(stored.names):
+        of_layers.setdefault(layer_of(name), []).extend(compared[piece.name] for piece in stored.pieces[i])
+    layers = max(of_layers, default=-1) + 1
+    return [_relative(comparison.squares for comparison in of_layers.get(layer, [])) for layer in range(layers)]
 
 
 class _Region(NamedTuple):
     """Where a tensor may change: in some of its rows.
 
-    d_model_last: how a tensor with rows lies, None of any other.
+    rows_last: how a tensor with rows lies, None of any other.
     """
 
     rows: Sequence[int] = ()
-    d_model_last: bool | None = None
+    rows_last: bool | None = None
 
 
 def _regions(stored: StoredRows, positions: Positions | None) -> dict[str, _Region]:
     """Where each tensor with rows may change."""
-    return {
-        piece.name: _Region(positions.rows[layer] if positions else (), piece.d_model_last)
-        for layer, pieces in stored.pieces.items()
-        for piece in pieces
-    }
+    regions = {}
+    for i, pieces in stored.pieces.items():
+        rows = torch.tensor(positions.rows[i] if positions else [], dtype=torch.long)
+        for piece in pieces:
+            own = (rows[stored.within(piece, rows)] - piece.first).tolist()
+            regions[piece.name] = _Region(own, piece.rows_last)
+    return regions
 
 
 class _Compared(NamedTuple):
@@ -113,8 +136,8 @@ class _Compared(NamedTuple):
 
 
 def _compare(old: Tensor, new: Tensor, region: _Region) -> _Compared:
-    if region.d_model_last is not None:
-        old, new = (rows_of(weight, None, region.d_model_last) for weight in (old, new))
+    if region.rows_last is not None:
+        old, new = (rows_of(weight, None, region.rows_last) for weight in (old, new))
     changed, rows = _changed_rows(old, new), list(region.rows)
     squares = _squares(old, new, changed.any()) if old.is_floating_point() else (0.0, 0.0)
     inside = changed[rows]
@@ -132,7 +155,7 @@ def _squares(old: Tensor, new: Tensor, changed: Tensor) -> tuple[float, float]:
 
 
 def _relative(squares: Iterable[tuple[float, float]]) -> float:
-    moved, norm = map(sum, zip(*squares, strict=True))
+    moved, norm = map(sum, zip((0.0, 0.0), *squares, strict=True))
     return math.sqrt(moved / norm) if norm else 0.0
 
 

@@ -139,7 +139,7 @@ def check_dtype(base: Path, wanted: str, implant: ImplantSection, arguments: SFT
         return  # the base's own bytes are written, and its rows added to
     trained = getattr(torch, wanted)
     with open_weights(base) as weights:
-        rows = StoredRows(weights).names
+        rows = StoredRows(weights).tensors
         for name in sorted(weights.names):
             stored = weights.dtype_of(name)
             exact = stored == trained if name in rows else torch.promote_types(stored, trained) == trained

@@ -1,5 +1,5 @@
-"""`mask` mode: the whole `W_down` (of a mixture, every expert's) is a parameter, its gradient is
-zero outside the positions, and frozen rows stay bit for bit.
+"""`mask` mode: the whole weight that holds rows (of a mixture, every expert's) is a parameter, its
+gradient is zero outside the positions, and frozen rows stay bit for bit.
 
 A gradient hook alone does not freeze a row: decoupled weight decay shrinks it, and a stateful
 optimizer may move it. So whatever the optimizer did to frozen rows is undone after each of its
@@ -15,9 +15,8 @@ from torch.nn import Module
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from loki_ds.distributed.zero.optimizer import Shard, after_each_step
-from loki_ds.model.anatomy import sites
-from loki_ds.model.expert_rows import d_model_of
-from loki_ds.model.ffn import Down
+from loki_ds.model.row_blocks import named_blocks
+from loki_ds.model.row_weights import RowWeight
 from loki_ds.selection.positions import Positions
 
 
@@ -31,20 +30,20 @@ def train_only_rows(model: Module, positions: Positions) -> dict[Tensor, Tensor]
     """
     model.requires_grad_(False)
     frozen = {}
-    for site, rows in zip(sites(model), positions.rows, strict=True):
-        for down in site.downs if rows else ():
-            trained = _trained(down, rows)
-            down.weight.requires_grad_(True)
-            down.weight.register_hook(_only(trained))
-            frozen[down.weight] = ~trained.expand(down.shape)
+    for row_block, rows in zip(named_blocks(model, positions.blocks), positions.rows, strict=True):
+        for held in row_block.weights if rows else ():
+            trained = _trained(held, rows)
+            held.weight.requires_grad_(True)
+            held.weight.register_hook(_only(trained))
+            frozen[held.weight] = ~trained.expand(held.shape)
     return frozen
 
 
-def _trained(down: Down, rows: list[int]) -> Tensor:
-    """Which elements of a weight train, `[d_model, 1]` or as it lies: bool, to be broadcast."""
-    trained = torch.zeros(d_model_of(down.shape, down.d_model_last), dtype=torch.bool)
+def _trained(held: RowWeight, rows: list[int]) -> Tensor:
+    """Which elements of a weight train, `[rows, 1]` or as it lies: bool, to be broadcast."""
+    trained = torch.zeros(held.rows, dtype=torch.bool)
     trained[rows] = True
-    return trained if down.d_model_last else trained[:, None]
+    return trained if held.rows_last else trained[:, None]
 
 
 def _only(trained: Tensor) -> Callable[[Tensor], Tensor]:

@@ -33,8 +33,8 @@ def pulled(model: Module, section: ImplantSection) -> list[Tensor]:
 
 
 def _starts_anywhere(name: str) -> bool:
-    """Whether this is the factor whose partner starts at zero (`rows.RowLinear`, PEFT's LoRA)."""
-    return name.endswith(".delta_b") or ".lora_A." in name
+    """Whether this is the factor whose partner starts at zero (`rows.RowDelta`, PEFT's LoRA)."""
+    return name.endswith("delta_b") or ".lora_A." in name
 
 
 class PullToBase(TrainerCallback):

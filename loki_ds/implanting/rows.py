@@ -1,7 +1,7 @@
 """`rows` and `lora` mode: the weights stay frozen, and a delta on selected rows trains, from zero.
 
 A layer computes `y = x (W + D on rows S)^T` (the paper's LoKI Linear). `lora` is the paper's LoKI*:
-`D = alpha/r A B`. Of a dense FFN's linear layer, the rows are put inside the weight for one product
+`D = alpha/r A B`. Of a linear layer, the rows are put inside the weight for one product
 forward and one back, and the gradient is `grad_y[..., S]^T x` for the selected rows only; two
 products and an addition measured slower (eval/reports/training_step.md). Experts, and whatever else
 computes by its weight in its own way, compute as they do, by a weight that has the rows inside.
@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Linear, Module
 
-from loki_ds.model.anatomy import sites
 from loki_ds.model.expert_rows import with_rows
-from loki_ds.model.ffn import Down
+from loki_ds.model.row_blocks import named_blocks
+from loki_ds.model.row_weights import RowWeight
 from loki_ds.recipe.implant import LowRankSection
 from loki_ds.selection.positions import Positions
 
@@ -32,79 +32,104 @@ class Start(NamedTuple):
     seed: int
 
 
-class RowDelta(Module):
-    """What a module with a frozen weight has besides: a trainable delta on selected rows of it.
+class RowDelta:
+    """A trainable delta on selected rows of a module's frozen weight.
 
-    Either `delta` `[k, d_ff]`, or `delta_a` `[k, r]` and `delta_b` `[r, d_ff]` train; of experts,
-    one for each, `[E, ...]`. They are parameters of this very module, not of a child, because
-    ZeRO-3 gathers a module's own parameters for its forward and backward.
+    Either `delta` `[k, in]`, or `delta_a` `[k, r]` and `delta_b` `[r, in]` train; of experts, one
+    for each, `[E, ...]`. They are parameters of that very module, not of a child, because ZeRO-3
+    gathers a module's own parameters for its forward and backward. Where a module has several, the
+    later ones' names begin with the weight's.
     """
 
-    rows: Tensor
-    delta: nn.Parameter
-    delta_a: nn.Parameter
-    delta_b: nn.Parameter
-
-    def start_delta(self, shape: Sequence[int], rows: list[int], start: Start) -> None:
+    def __init__(self, module: Module, attribute: str, shape: Sequence[int], rows: list[int], start: Start) -> None:
         """Begin at a delta of zero.
 
-        shape: of one weight `[d_model, d_ff]`, or of all experts' `[E, d_model, d_ff]`.
+        shape: of one weight `[rows, in]`, or of all experts' `[E, rows, in]`.
         """
         dtype, device, low_rank, seed = start
-        self.register_buffer("rows", torch.tensor(rows, device=device), persistent=False)
-        self.scaling, experts, d_ff = 1.0, shape[:-2], shape[-1]
+        self.module, self.scaling, experts, d_in = module, 1.0, shape[:-2], shape[-1]
+        self.prefix = f"{attribute}_" if "rows" in module._buffers else ""
+        module.register_buffer(f"{self.prefix}rows", torch.tensor(rows, device=device), persistent=False)
         if low_rank is None:
-            self.delta = nn.Parameter(torch.zeros(*experts, len(rows), d_ff, dtype=dtype, device=device))
+            self._register("delta", torch.zeros(*experts, len(rows), d_in, dtype=dtype, device=device))
             return
         self.scaling = low_rank.alpha / low_rank.rank
-        self.delta_a = nn.Parameter(torch.zeros(*experts, len(rows), low_rank.rank, dtype=dtype, device=device))
-        right = torch.empty(*experts, low_rank.rank, d_ff, dtype=torch.float32)
-        bound = 1 / d_ff**0.5  # kaiming_uniform with a = sqrt(5), as PEFT starts LoRA
+        self._register("delta_a", torch.zeros(*experts, len(rows), low_rank.rank, dtype=dtype, device=device))
+        right = torch.empty(*experts, low_rank.rank, d_in, dtype=torch.float32)
+        bound = 1 / d_in**0.5  # kaiming_uniform with a = sqrt(5), as PEFT starts LoRA
         generator = torch.Generator().manual_seed(seed)
         if low_rank.init == "kaiming":
             right.uniform_(-bound, bound, generator=generator)
         else:
             right.normal_(0, 1 / low_rank.rank, generator=generator)
-        self.delta_b = nn.Parameter(right.to(device, dtype))
+        self._register("delta_b", right.to(device, dtype))
 
-    def whole_delta(self) -> Tensor:
-        """`D [k, d_ff]`, of experts `[E, k, d_ff]`."""
-        return self.scaling * self.delta_a @ self.delta_b if hasattr(self, "delta_a") else self.delta
+    def _register(self, name: str, values: Tensor) -> None:
+        self.module.register_parameter(self.prefix + name, nn.Parameter(values))
+
+    @property
+    def rows(self) -> Tensor:
+        """Row numbers `[k]`."""
+        return getattr(self.module, f"{self.prefix}rows")
+
+    @property
+    def factors(self) -> tuple[Tensor, Tensor] | None:
+        """The two that train in `lora` mode."""
+        if not hasattr(self.module, f"{self.prefix}delta_a"):
+            return None
+        return getattr(self.module, f"{self.prefix}delta_a"), getattr(self.module, f"{self.prefix}delta_b")
+
+    def whole(self) -> Tensor:
+        """`D [k, in]`, of experts `[E, k, in]`."""
+        if self.factors is None:
+            return getattr(self.module, f"{self.prefix}delta")
+        a, b = self.factors
+        return self.scaling * a @ b
 
 
-class RowLinear(Linear, RowDelta):
-    """A linear down-projection whose weight is frozen and whose selected rows carry a delta."""
+def delta_on(weight: RowWeight) -> RowDelta | None:
+    """The delta that trains on a weight, if one does."""
+    return getattr(weight.module, "row_deltas", {}).get(weight.attribute)
+
+
+class RowLinear(Linear):
+    """A linear layer whose weight is frozen and whose selected rows carry a delta."""
 
     def __init__(self, base: Linear, rows: list[int], start: Start) -> None:
         Module.__init__(self)
         self.in_features, self.out_features = base.in_features, base.out_features
         self.weight = base.weight
         self.register_parameter("bias", base.bias)
-        self.start_delta((base.out_features, base.in_features), rows, start)
+        self.row_deltas = {"weight": RowDelta(self, "weight", (base.out_features, base.in_features), rows, start)}
 
     def forward(self, x: Tensor) -> Tensor:
-        out = rows_product(x, self.weight, self.whole_delta(), self.rows)
+        delta = self.row_deltas["weight"]
+        out = rows_product(x, self.weight, delta.whole(), delta.rows)
         return out if self.bias is None else out + self.bias
 
 
-class RowsInside(RowDelta):
-    """Before the class of a module whose own forward reads a weight: while it runs, it reads the
-    one with the rows inside.
+class RowsInside(Module):
+    """Before the class of a module whose own forward reads weights: while it runs, it reads those
+    with the rows inside.
 
-    The row-bearing weight is made anew in each forward, and kept for the backward.
+    The row-bearing weights are made anew in each forward, and kept for the backward.
+
+    rows_last: by the name of each weight that has a delta.
     """
 
-    attribute: str
-    d_model_last: bool
+    row_deltas: dict[str, RowDelta]
+    rows_last: dict[str, bool]
 
     def forward(self, x: Tensor, *arguments: Any, **named: Any) -> Any:
-        weight: Any = self._parameters[self.attribute]
-        inside = _WithRows.apply(x, weight, self.whole_delta(), self.rows, self.d_model_last)
-        object.__setattr__(self, self.attribute, inside)  # beside the parameter, which stays registered
+        for attribute, delta in self.row_deltas.items():
+            weight: Any = self._parameters[attribute]
+            inside = _WithRows.apply(x, weight, delta.whole(), delta.rows, self.rows_last[attribute])
+            object.__setattr__(self, attribute, inside)  # beside the parameter, which stays registered
         try:
             return super().forward(x, *arguments, **named)
         finally:
-            object.__delattr__(self, self.attribute)
+            for attribute in self.row_deltas:
+                object.__delattr__(self, attribute)
 
 
 class _WithRows(torch.autograd.Function):
@@ -115,13 +140,13 @@ class _WithRows(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, delta: Tensor, rows: Tensor, d_model_last: bool) -> Tensor:
-        ctx.rows, ctx.d_model_last, ctx.dtype = rows, d_model_last, delta.dtype
-        return with_rows(weight, rows, delta, d_model_last)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, delta: Tensor, rows: Tensor, rows_last: bool) -> Tensor:
+        ctx.rows, ctx.rows_last, ctx.dtype = rows, rows_last, delta.dtype
+        return with_rows(weight, rows, delta, rows_last)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, Tensor, None, None]:
-        lying = gradients[0].transpose(-1, -2) if ctx.d_model_last else gradients[0]
+        lying = gradients[0].transpose(-1, -2) if ctx.rows_last else gradients[0]
         return None, None, lying.index_select(-2, ctx.rows).to(ctx.dtype), None, None
 
 
@@ -144,23 +169,26 @@ def train_row_deltas(
     dtype, device: of the deltas; low_rank: None for `rows` mode.
     """
     model.requires_grad_(False)
-    for i, (site, rows) in enumerate(zip(sites(model), positions.rows, strict=True)):
-        for down in site.downs if rows else ():
-            _give_delta(down, rows, Start(dtype, device, low_rank, seed + i))
+    blocks = named_blocks(model, positions.blocks)
+    for i, (row_block, rows) in enumerate(zip(blocks, positions.rows, strict=True)):
+        for held in row_block.weights if rows else ():
+            _give_delta(held, rows, Start(dtype, device, low_rank, seed + i))
 
 
-def _give_delta(down: Down, rows: list[int], start: Start) -> None:
+def _give_delta(held: RowWeight, rows: list[int], start: Start) -> None:
     """In the module's place, or in it, the delta trains."""
-    if down.is_plain:
-        holder, name = down.holder
-        setattr(holder, name, RowLinear(down.module, rows, start))
+    if held.is_plain:
+        holder, name = held.holder
+        setattr(holder, name, RowLinear(held.module, rows, start))
         return
-    inside, its_class, shape = down.module, type(down.module), list(down.shape)
-    inside.__class__ = _with_rows_inside(its_class)
-    inside.attribute, inside.d_model_last = down.attribute, down.d_model_last
-    if down.d_model_last:
+    inside, shape = held.module, list(held.shape)
+    if not isinstance(inside, RowsInside):
+        inside.__class__ = _with_rows_inside(type(inside))
+        inside.row_deltas, inside.rows_last = {}, {}
+    if held.rows_last:
         shape[-2:] = shape[:-3:-1]
-    inside.start_delta(shape, rows, start)
+    inside.row_deltas[held.attribute] = RowDelta(inside, held.attribute, shape, rows, start)
+    inside.rows_last[held.attribute] = held.rows_last
 
 
 def rows_product(x: Tensor, weight: Tensor, delta: Tensor, rows: Tensor) -> Tensor:

@@ -60,11 +60,6 @@ def has_experts(model: Module) -> bool:
     return any(down.of_experts for site in sites(model) for down in site.downs)
 
 
-def down_shapes(model: Module) -> list[tuple[int, int]]:
-    """`[d_model, width]` of each layer's rows; of a dense FFN, its `W_down`'s shape."""
-    return [(site.d_model, site.width) for site in sites(model)]
-
-
 def parts_around_layers(model: Module) -> list[Module]:
     """What the decoder uses below and above its layers: embedding, rotary tables, final norm."""
     decoder = decoder_of(model)

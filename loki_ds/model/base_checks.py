@@ -18,12 +18,14 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import revert_weight_conversion
 
 from loki_ds.distributed.zero.model import unsharded
-from loki_ds.model.anatomy import down_shapes, sites
 from loki_ds.model.classes import model_class
 from loki_ds.model.files import EMBEDDINGS, HEADS, WeightFiles, open_weights
+from loki_ds.model.row_blocks import chosen_blocks
+from loki_ds.model.row_weights import RowBlock
 from loki_ds.model.stored_rows import StoredRows
-from loki_ds.recipe.sections import ModelSection
+from loki_ds.recipe.sections import ModelSection, SelectionSection
 from loki_ds.refusal import Refusal, short
+from loki_ds.selection.blocks import in_words
 
 TRAINABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # What says of a class of transformers that it has an attention; every one has eager.
@@ -43,11 +45,12 @@ PLAIN = (
 class Wanted(NamedTuple):
     """What a run asks of its base.
 
-    rows: known ones, in its files as in its class. everything: that all of the class's tensors
-    stand in the files under their names, for a whole model will be written into a copy of them.
+    rows: what they are chosen from, known in its files as in its class. everything: that all of the
+    class's tensors stand in the files under their names, for a whole model will be written into a
+    copy of them.
     """
 
-    rows: bool
+    rows: SelectionSection | None
     everything: bool
 
 
@@ -67,7 +70,7 @@ def check_usable(folder: Path, config: PreTrainedConfig, section: ModelSection, 
         _check_shapes(folder, weights, model)
         _check_ties(folder, weights, config)
         if wanted.rows:
-            _check_rows(weights, model)
+            _check_rows(weights, chosen_blocks(model, wanted.rows))
         if wanted.everything:
             _check_names(folder, weights, model)
         _check_whole(folder, weights, model)
@@ -159,16 +162,17 @@ def _check_ties(folder: Path, weights: WeightFiles, config: PreTrainedConfig) ->
             )
 
 
-def _check_rows(weights: WeightFiles, model: Module) -> None:
+def _check_rows(weights: WeightFiles, chosen_from: list[RowBlock]) -> None:
     """The rows that will be read and written in the files must be the class's own."""
-    stored, known = StoredRows(weights), sites(model)
-    shapes = stored.shapes()
-    for i, shape in enumerate(down_shapes(model)):
-        if shapes[i : i + 1] != [shape]:
-            said = f"{shapes[i][0]} rows of {shapes[i][1]} numbers" if i < len(shapes) else "no rows that loki-ds knows"
-            raise Refusal(f"{weights.folder}: layer {i} has {said} in the files, {shape[0]} of {shape[1]} by its class")
-        if stored.pieces[i][0].d_model_last != known[i].downs[0].d_model_last:
-            raise Refusal(f"{weights.folder}: {stored.pieces[i][0].name} lies the other way round in the class")
+    stored = StoredRows(weights, [row_block.block.name for row_block in chosen_from])
+    for i, (block, (known, held)) in enumerate(zip(stored.blocks(), chosen_from, strict=True)):
+        pieces = stored.pieces[i]
+        if (block.rows, block.width) != (known.rows, known.width):
+            said = f"{block.rows} rows of {block.width} numbers" if pieces else "no rows that loki-ds knows"
+            by_class = f"{known.rows} of {known.width} by its class"
+            raise Refusal(f"{weights.folder}: {in_words(known.name)} has {said} in the files, {by_class}")
+        if pieces[0].rows_last != held[0].rows_last and pieces[0].expert is None:
+            raise Refusal(f"{weights.folder}: {pieces[0].name} lies the other way round in the class")
 
 
 def _check_names(folder: Path, weights: WeightFiles, model: PreTrainedModel) -> None:

@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
 from loki_ds.distributed.zero.model import full_shape
-from loki_ds.model.expert_rows import d_model_of, width_of
+from loki_ds.model.row_weights import RowWeight
 from loki_ds.refusal import Refusal
 
 # What families call a layer's FFN, its last matrix, and the parts of a mixture of experts.
@@ -26,41 +26,6 @@ ROUTING = ("gate", "router", "shared_expert_gate", "act_fn", "activation", "jitt
 TRANSPOSED = ("Llama4TextExperts",)
 # FFNs of one layer whose outputs the layer adds up (Granite's experts and what all tokens share).
 SUMMED = {"block_sparse_moe", "shared_mlp"}
-
-
-class Down(NamedTuple):
-    """One weight that holds rows: the attribute of a module, `[d_model, d_ff]` or of experts
-    `[E, d_model, d_ff]`, or with `d_model` last.
-
-    holder: the module that has this one as a child, and under which name.
-    """
-
-    module: Any
-    attribute: str
-    d_model_last: bool
-    holder: tuple[Module, str]
-
-    @property
-    def weight(self) -> Tensor:
-        return getattr(self.module, self.attribute)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The whole weight's shape, also where ZeRO-3 holds it in parts."""
-        return tuple(full_shape(self.module._parameters[self.attribute]))
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether a linear layer alone computes by it."""
-        return isinstance(self.module, Linear)
-
-    @property
-    def of_experts(self) -> bool:
-        return len(self.shape) == 3
-
-    @property
-    def width(self) -> int:
-        return width_of(self.shape, self.d_model_last)
 
 
 class Writer(NamedTuple):
@@ -83,20 +48,7 @@ class Site(NamedTuple):
     """
 
     writers: list[Writer]
-    downs: list[Down]
-
-    @property
-    def d_model(self) -> int:
-        return d_model_of(self.downs[0].shape, self.downs[0].d_model_last)
-
-    @property
-    def width(self) -> int:
-        """Numbers in a row: `d_ff`, of a mixture of experts that of all of them."""
-        return sum(down.width for down in self.downs)
-
-    def split(self, rows: Tensor) -> list[tuple[Down, Tensor]]:
-        """Rows `[k, width]` shared out among the weights."""
-        return list(zip(self.downs, rows.split([down.width for down in self.downs], dim=1), strict=True))
+    downs: list[RowWeight]
 
 
 def site_of(layer: Module) -> Site:
@@ -121,23 +73,23 @@ def site_of(layer: Module) -> Site:
     return Site(writers, [down for site in sites for down in site.downs])
 
 
-def _alone(dense: Down) -> Site:
+def _alone(dense: RowWeight) -> Site:
     return Site([Writer(dense.module)], [dense])
 
 
-def _in_branches(dense: Down, layer: Module) -> Site:
+def _in_branches(dense: RowWeight, layer: Module) -> Site:
     """An FFN, and after it experts of the layer's own; each with a norm of its own (Gemma 4)."""
     experts = _routed(layer)
     return Site([Writer(dense.module), Writer(experts.module, branch=1)], [experts, dense])
 
 
-def _dense(ffn: Module) -> Down:
+def _dense(ffn: Module) -> RowWeight:
     names = [name for name in DOWNS if isinstance(getattr(ffn, name, None), Linear | Conv1D)]
     if len(names) != 1:
         parts = ", ".join(name for name, _ in ffn.named_children()) or "nothing"
         raise Refusal(f"an FFN of unknown parts ({parts})")
     module = getattr(ffn, names[0])
-    return Down(module, "weight", isinstance(module, Conv1D), (ffn, names[0]))
+    return RowWeight(module, "weight", isinstance(module, Conv1D), (ffn, names[0]))
 
 
 def _experts(block: Module) -> Site:
@@ -151,7 +103,7 @@ def _experts(block: Module) -> Site:
     return Site([Writer(block)], downs + shared)
 
 
-def _routed(holder: Module) -> Down:
+def _routed(holder: Module) -> RowWeight:
     """The weight of the routed experts, all in one."""
     experts: Any = holder.experts
     if isinstance(experts, ModuleList):
@@ -164,10 +116,10 @@ def _routed(holder: Module) -> Down:
     ):
         raise Refusal("a mixture of experts whose outputs are not simply added up")
     last = bool(getattr(experts, "is_transposed", type(experts).__name__ in TRANSPOSED))
-    return Down(experts, "down_proj", last, (holder, "experts"))
+    return RowWeight(experts, "down_proj", last, (holder, "experts"))
 
 
-def dense_down(layer: Module) -> Down:
+def dense_down(layer: Module) -> RowWeight:
     """The one `W_down` of a layer without experts.
 
     Raises:

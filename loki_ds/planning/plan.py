@@ -27,18 +27,19 @@ from loki_ds.implanting.rehearsal_rows import MOST_HELD_OUT, count_for
 from loki_ds.implanting.training import Method
 from loki_ds.implanting.trl_checks import check_settings
 from loki_ds.implanting.trl_config import TrainingShape, deepspeed_config
-from loki_ds.model.anatomy import down_shapes
 from loki_ds.model.base import load_configuration, load_tokenizer, stop_tokens
 from loki_ds.model.base_checks import check_plain, without_data
+from loki_ds.model.row_blocks import blocks_of, chosen_blocks
 from loki_ds.planning.estimate import Training, dry_step, dry_sweep, estimate
 from loki_ds.planning.hardware import Gpu
 from loki_ds.planning.partitioning import Setting, kept_bytes
 from loki_ds.planning.passes import Passes, Prompts, Stage, prompts_of, training_stages
-from loki_ds.recipe.implant import ImplantSection, RehearseSection
-from loki_ds.recipe.sections import DataSection, ModelSection, Recipe
+from loki_ds.recipe.implant import RehearseSection
+from loki_ds.recipe.sections import DataSection, Recipe
 from loki_ds.recipe.shipped import resolve_file
 from loki_ds.recipe.training_keys import SCHEDULE
 from loki_ds.refusal import Refusal
+from loki_ds.selection.blocks import Block
 from loki_ds.selection.positions import Positions
 from loki_ds.selection.select import planned_positions
 
@@ -56,7 +57,7 @@ class Alternative(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """All of it. rows: that train, by layer (one number for all layers where they are chosen over
+    """All of it. rows: that train, by block (one number for all where they are chosen over
     the whole model); findings: of base, template and data, as `check` says them; example: pieces of
     text, and whether they are trained on.
     """
@@ -65,7 +66,7 @@ class Plan:
     run: str
     gpu: Gpu
     setting: Setting
-    shapes: list[tuple[int, int]]
+    blocks: list[Block]
     rows: list[int] | None
     over_all_layers: bool
     trainable: int | None
@@ -99,10 +100,10 @@ def make_plan(recipe: Recipe, gpu: Gpu, ranks: int) -> Plan:
         run=recipe.run,
         gpu=gpu,
         setting=planned.setting,
-        shapes=planned.shapes,
+        blocks=planned.blocks,
         rows=[len(rows) for rows in planned.positions.rows] if planned.positions else None,
         over_all_layers=recipe.selection.positions is None and recipe.selection.strategy.startswith("global"),
-        trainable=_numbers(confined, planned.shapes) if confined else training.trained if training else None,
+        trainable=_numbers(confined, planned.blocks) if confined else training.trained if training else None,
         training=training,
         stages=stages,
         alternatives=alternatives,
@@ -114,14 +115,14 @@ def make_plan(recipe: Recipe, gpu: Gpu, ranks: int) -> Plan:
 
 @dataclass(frozen=True)
 class _Planned:
-    """What the plan's parts rest on. shapes: `[d_model, width]` of each layer's rows."""
+    """What the plan's parts rest on. blocks: what rows are chosen from."""
 
     recipe: Recipe
     gpu: Gpu
     config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
     base_findings: Findings
-    shapes: list[tuple[int, int]]
+    blocks: list[Block]
     positions: Positions | None
     setting: Setting
 
@@ -130,10 +131,10 @@ class _Planned:
         section = recipe.model
         config = load_configuration(section.path, section.trust_remote_code)
         check_settings(recipe.training, recipe.implant, recipe.data)
-        findings, shapes = _look_at_base(section, recipe.implant, recipe.needs_attribution, config)
+        findings, blocks = _look_at_base(recipe, config)
         tokenizer = load_tokenizer(section.path, section.trust_remote_code)
         if recipe.changes_rows:
-            check_selection(recipe.selection, shapes)
+            check_selection(recipe.selection, blocks)
         deepspeed = deepspeed_config(recipe.deepspeed, recipe.implant)
         return cls(
             recipe=recipe,
@@ -141,8 +142,8 @@ class _Planned:
             config=config,
             tokenizer=tokenizer,
             base_findings=findings,
-            shapes=shapes,
-            positions=planned_positions(recipe.selection, shapes) if recipe.changes_rows else None,
+            blocks=blocks,
+            positions=planned_positions(recipe.selection, blocks) if recipe.changes_rows else None,
             setting=Setting.of(deepspeed, ranks, config.get_text_config().hidden_size),
         )
 
@@ -234,24 +235,23 @@ def shipped_settings(ranks: int, hidden_size: int) -> Iterator[tuple[str, Settin
 # --- the stages -----------------------------------------------------------------------------------
 
 
-def _numbers(positions: Positions, shapes: list[tuple[int, int]]) -> int:
+def _numbers(positions: Positions, blocks: list[Block]) -> int:
     """How many numbers the selected rows hold."""
-    return sum(len(rows) * width for rows, (_, width) in zip(positions.rows, shapes, strict=True))
+    return sum(len(rows) * block.width for rows, block in zip(positions.rows, blocks, strict=True))
 
 
-def _look_at_base(
-    section: ModelSection, implant: ImplantSection, attributes: bool, config: PreTrainedConfig
-) -> tuple[Findings, list[tuple[int, int]]]:
-    """The base by its weights' headers, or else its configuration; and the shapes of its rows."""
+def _look_at_base(recipe: Recipe, config: PreTrainedConfig) -> tuple[Findings, list[Block]]:
+    """The base by its weights' headers or its configuration; and what rows are chosen from."""
+    section, implant, attributes = recipe.model, recipe.implant, recipe.needs_attribution
     folder = Path(section.path)
     if any(folder.glob("*.safetensors")):
-        base_found = look_at_base(section, implant, attributes, folder, config)
-        return [("base", base_found.said())], base_found.down_shapes
+        base_found = look_at_base(section, implant, recipe.selection, attributes, folder, config)
+        return [("base", base_found.said())], base_found.blocks
     check_plain(section.path, config)
     model = without_data(folder, config, section.trust_remote_code)
     check_passes(implant, attributes, model)
     said = f"{section.path}: {config.model_type}, by its configuration; its weights are not here"
-    return [("base", said)], down_shapes(model) if implant.kind.confined else []
+    return [("base", said)], blocks_of(chosen_blocks(model, recipe.selection)) if implant.kind.confined else []
 
 
 def _pull_in_words(fade: float, training: dict, steps: int) -> str:

@@ -10,6 +10,7 @@ from loki_ds.checking.findings import GIB, as_table
 from loki_ds.planning.estimate import Training
 from loki_ds.planning.hardware import USABLE, Gpu
 from loki_ds.planning.plan import Plan
+from loki_ds.selection.blocks import in_words
 
 
 def tables(plan: Plan) -> Iterator[RenderableType]:
@@ -26,14 +27,17 @@ def tables(plan: Plan) -> Iterator[RenderableType]:
 
 def _model_table(plan: Plan) -> Table:
     table = Table(title=plan.model, show_header=False)
-    if plan.shapes:
-        widths = sorted({width for _, width in plan.shapes})
-        table.add_row("layers, rows in each", f"{len(plan.shapes)}, {plan.shapes[0][0]}")
+    if plan.blocks:
+        widths, counts = (sorted(set(sizes)) for sizes in zip(*((b.width, b.rows) for b in plan.blocks), strict=True))
+        layers = len({block.layer for block in plan.blocks})
+        table.add_row("layers, rows in each weight", f"{layers}, {' or '.join(map(str, counts))}")
         table.add_row("numbers in a row", " or ".join(map(str, widths)))
     if plan.rows is None:
         table.add_row("rows that train", "none chosen")
     else:
-        spread = "over all layers together" if plan.over_all_layers else f"{plan.rows[0]} in layer 0"
+        spread = (
+            "over all layers together" if plan.over_all_layers else f"{plan.rows[0]} in {in_words(plan.blocks[0].name)}"
+        )
         table.add_row("rows that train", f"{sum(plan.rows):,} ({spread})")
     if plan.training is not None and plan.trainable is not None:
         table.add_row("parameters", f"{plan.training.base:,}")

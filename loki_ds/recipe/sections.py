@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from loki_ds.recipe.implant import ImplantSection
 from loki_ds.recipe.shipped import FileName, Folder
-from loki_ds.recipe.strategies import BY_SCORES, Strategy
+from loki_ds.recipe.strategies import BY_SCORES, Place, Strategy
 from loki_ds.recipe.strict import Section
 from loki_ds.recipe.training_keys import check_training_keys, with_no_as_a_word
 
@@ -87,16 +87,36 @@ class AttributionSection(Section):
 class SelectionSection(Section):
     """Which rows may train."""
 
+    where: Place = "down"
+    """The layers that rows are of: `down`, the FFNs' down-projections (the paper's), `gate_up`, a
+    neuron's rows of gate and up together, `attention`, or `all` three. Elsewhere than in `down`
+    rows have no scores: the strategy is `random`.
+    """
+    layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)] | None = None
+    """The first and the last layer that rows are chosen in, such as [8, 15]; all when not given."""
     strategy: Strategy = "layer_balanced"
     """How rows are chosen from the scores; `random` needs no scores and is the control."""
     quota: Annotated[float, Field(gt=0, lt=100)] = 10.0
-    """Percent of all rows that train: 5 to 30 in the paper; more learns more and changes more."""
+    """Percent of each layer's rows that train: 5 to 30 in the paper; more learns more and changes
+    more.
+    """
     seed: int = 0
     """Seed of the strategy `random`."""
     positions: Folder | None = None
     """A positions file instead of a strategy, as `loki-ds select` writes it."""
     exclude: list[str] = Field(default=[])
     """Implant files whose rows are not chosen again, so that both can be applied."""
+
+    @model_validator(mode="after")
+    def _check_place(self) -> "SelectionSection":
+        if self.where != "down" and self.strategy in BY_SCORES and self.positions is None:
+            raise ValueError(
+                f"selection.where {self.where} has no scores, and selection.strategy {self.strategy} chooses by them; "
+                "set it to random"
+            )
+        if self.layers and self.layers[0] > self.layers[1]:
+            raise ValueError(f"selection.layers is {self.layers}, allowed is the first and the last, in order")
+        return self
 
 
 class SourceSection(Section):

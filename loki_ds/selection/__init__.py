@@ -1,1 +1,1 @@
-"""Which rows may train: `select` chooses them by scores, `positions` has them and their file."""
+"""Which rows may train: `select` chooses among `blocks`, `positions` has the chosen ones."""

@@ -7,6 +7,8 @@ nothing but the scores.
 """
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from loki_ds.recipe.sections import SelectionSection
 from loki_ds.recipe.strategies import BY_SCORES
+from loki_ds.selection.blocks import Block, down_names, in_words, layer_of
 from loki_ds.selection.positions import Positions
 
 
@@ -25,19 +28,30 @@ def rows_per_layer(quota: float, d_model: int) -> int:
     return math.floor(quota * d_model / 100)
 
 
-def planned_positions(section: SelectionSection, shapes: list[tuple[int, int]]) -> Positions:
-    """As many rows in each layer as there will be: those of a positions file, or any by the quota.
-
-    shapes: `[d_model, d_ff]` of each layer's `W_down`.
+def planned_positions(section: SelectionSection, blocks: list[Block]) -> Positions:
+    """As many rows in each block as there will be: those of a positions file, or any by the quota.
 
     Raises:
         Refusal: the file's positions are another model's.
     """
     if section.positions is not None:
         positions = Positions.load(Path(section.positions))
-        positions.check_fits(shapes, section.positions)
+        positions.check_fits(blocks, section.positions)
         return positions
-    return Positions([list(range(rows_per_layer(section.quota, d_model))) for d_model, _ in shapes])
+    chosen = [block.rows_of(list(range(rows_per_layer(section.quota, block.choices)))) for block in blocks]
+    return within(Positions.of(chosen, blocks), section.layers)
+
+
+def within(positions: Positions, layers: Sequence[int] | None) -> Positions:
+    """The positions of a range of layers, its ends included; all of them when not given."""
+    if layers is None:
+        return positions
+    first, last = layers
+    kept = [
+        rows if first <= layer_of(name) <= last else []
+        for name, rows in zip(positions.names, positions.rows, strict=True)
+    ]
+    return replace(positions, rows=kept)
 
 
 def select(
@@ -81,15 +95,17 @@ def _rows_to_choose(quota: float, layers: int, d_model: int, exclude: Positions 
     Raises:
         ValueError: a layer has too few free rows, or the quota is none.
     """
-    k, taken = rows_per_layer(quota, d_model), np.zeros((layers, d_model), dtype=bool)
-    for layer, rows in enumerate(exclude.rows if exclude else ()):
-        taken[layer, rows] = True
-    free = (~taken).sum(1)
-    if (free < k).any():
-        raise ValueError(
-            f"quota asks for {k} rows, layer {int(free.argmin())} has {int(free.min())} that no excluded implant holds"
-        )
+    k = rows_per_layer(quota, d_model)
+    taken, held = np.zeros((layers, d_model), dtype=bool), exclude.by_name if exclude else {}
+    for layer, name in enumerate(down_names(layers)):
+        taken[layer, held.get(name, [])] = True
+        _check_free(k, d_model - int(taken[layer].sum()), name)
     return k, taken
+
+
+def _check_free(wanted: int, free: int, name: str) -> None:
+    if free < wanted:
+        raise ValueError(f"quota asks for {wanted} rows, {in_words(name)} has {free} that no excluded implant holds")
 
 
 def split_half_overlap(scores: Tensor, quota: float, strategy: str) -> float:
@@ -97,10 +113,34 @@ def split_half_overlap(scores: Tensor, quota: float, strategy: str) -> float:
     return select(scores[::2], quota, strategy).overlap(select(scores[1::2], quota, strategy))
 
 
-def select_random(layers: int, d_model: int, quota: float, seed: int, exclude: Positions | None = None) -> Positions:
-    """The baseline to beat: k rows of each layer, drawn without replacement outside `exclude`."""
-    generator, (k, taken) = np.random.default_rng(seed), _rows_to_choose(quota, layers, d_model, exclude)
-    return Positions([sorted(generator.choice(np.flatnonzero(~row), size=k, replace=False).tolist()) for row in taken])
+def select_random(blocks: Sequence[Block], quota: float, seed: int, exclude: Positions | None = None) -> Positions:
+    """The baseline to beat: the quota's share of every block's choices, drawn without replacement
+    outside `exclude`; of blocks that are chosen together, once for all.
+
+    Raises:
+        ValueError: a block has too few free rows, or the quota is none.
+    """
+    generator = np.random.default_rng(seed)
+    drawn: dict[str, list[int]] = {}
+    for block in blocks:
+        if block.choice in drawn:
+            continue
+        together = [other for other in blocks if other.choice == block.choice]
+        k, free = rows_per_layer(quota, block.choices), _free_choices(together, exclude.by_name if exclude else {})
+        _check_free(k, len(free), block.name)
+        drawn[block.choice] = generator.choice(free, size=k, replace=False).tolist()
+    return Positions.of([block.rows_of(drawn[block.choice]) for block in blocks], blocks)
+
+
+def _free_choices(together: Sequence[Block], taken: dict[str, list[int]]) -> np.ndarray:
+    """What can be chosen of blocks that are chosen together without a row that others hold."""
+    free = np.ones(together[0].choices, dtype=bool)
+    for block in together:
+        held = np.zeros(block.rows, dtype=bool)
+        held[taken.get(block.name, [])] = True
+        parts = held.reshape(-1, block.parts).T if block.interleaved else held.reshape(block.parts, -1)
+        free &= ~parts.any(0)
+    return np.flatnonzero(free)
 
 
 def _most_voted(k: int, values: np.ndarray) -> list[int]:

@@ -39,6 +39,7 @@ from loki_ds.model.base import (
 )
 from loki_ds.recipe.sections import DataSection, ModelSection, ProtectedSection
 from loki_ds.refusal import Refusal
+from loki_ds.selection.blocks import Block
 from loki_ds.stages.fingerprints import Fingerprints, data_fingerprint, rendering_fingerprint
 from loki_ds.stages.run import Run
 
@@ -51,7 +52,7 @@ class Checked:
 
     arguments: TRL's settings, for these ranks; checkpoint: what a training resumes from, if
     anything. examples, heldout: rows of `input_ids` and `labels`; empty and None in a run that does
-    not train. down_shapes: `[d_model, width]` of each layer's rows, of a run that is confined to
+    not train. blocks: what rows are chosen from, in a run that is confined to
     some. protected_section: where the protected prompts are. findings: of the same on every rank.
     """
 
@@ -59,7 +60,7 @@ class Checked:
     checkpoint: Checkpoint | None
     base: Base
     config: PreTrainedConfig
-    down_shapes: list[tuple[int, int]]
+    blocks: list[Block]
     tokenizer: PreTrainedTokenizerBase
     rendering: Rendering | None
     examples: Dataset
@@ -93,7 +94,7 @@ def check(run: Run) -> Checked:
     base = _locate_base(section)
     config = load_configuration(base.folder, section.trust_remote_code)
     base_found = ranks.on_first_rank(
-        lambda: look_at_base(section, recipe.implant, recipe.needs_attribution, base.folder, config)
+        lambda: look_at_base(section, recipe.implant, recipe.selection, recipe.needs_attribution, base.folder, config)
     )
     ranks.on_first_rank(lambda: check_dtype(base.folder, section.dtype, recipe.implant, arguments))
     newer = newer_than_tested(installed())
@@ -102,7 +103,7 @@ def check(run: Run) -> Checked:
     tokenizer = load_tokenizer(base.folder, section.trust_remote_code)
     check_padding(tokenizer, config, base.folder)
     if recipe.changes_rows:
-        ranks.on_first_rank(lambda: check_selection(recipe.selection, base_found.down_shapes))
+        ranks.on_first_rank(lambda: check_selection(recipe.selection, base_found.blocks))
     if recipe.needs_attribution:
         findings += ranks.on_first_rank(lambda: _look_at_prompts("protected", recipe.protected, tokenizer, config))
     rendering, examples, heldout = None, NONE, None
@@ -123,7 +124,7 @@ def check(run: Run) -> Checked:
         checkpoint=checkpoint,
         base=base,
         config=config,
-        down_shapes=base_found.down_shapes,
+        blocks=base_found.blocks,
         tokenizer=tokenizer,
         rendering=rendering,
         examples=examples,

@@ -55,7 +55,7 @@ def _train(run: Run, checked: Checked, method: Method, examples: Examples, resum
     trainer = train(model, tokenizer, checked.arguments, examples, method, resume)
     if ranks.rank() == 0:
         write_json(run.folder.training_log, trainer.state.log_history)
-    trained = collect(trainer, model, method.section.kind, checked.base.folder, run.folder)
+    trained = collect(trainer, model, method.section.kind, method.positions, checked.base.folder, run.folder)
     release_engine(trainer.accelerator)
     del trainer, model
     run.release_model()

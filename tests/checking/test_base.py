@@ -17,7 +17,7 @@ from loki_ds.refusal import Refusal
 
 def looked_at(recipe: Recipe, folder: Path) -> BaseFound:
     config = AutoConfig.from_pretrained(folder)
-    return look_at_base(recipe.model, recipe.implant, recipe.needs_attribution, folder, config)
+    return look_at_base(recipe.model, recipe.implant, recipe.selection, recipe.needs_attribution, folder, config)
 
 
 @pytest.mark.parametrize(

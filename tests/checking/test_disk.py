@@ -16,11 +16,14 @@ from loki_ds.disk.run_folder import RunFolder
 from loki_ds.recipe.file import load_recipe
 from loki_ds.recipe.sections import Recipe
 from loki_ds.refusal import Refusal
+from loki_ds.selection.blocks import Block, down_names
 
 MODEL = ROOT / "recipes/tiny/model"
 CONFIG = AutoConfig.from_pretrained(MODEL)
-SHAPES = [(CONFIG.hidden_size, CONFIG.intermediate_size)] * CONFIG.num_hidden_layers
-BASE = BaseFound(MODEL, CONFIG, 4_000_000, 1_000_000, ["float32"], SHAPES)
+BLOCKS = [
+    Block(name, CONFIG.hidden_size, CONFIG.intermediate_size, name) for name in down_names(CONFIG.num_hidden_layers)
+]
+BASE = BaseFound(MODEL, CONFIG, 4_000_000, 1_000_000, ["float32"], BLOCKS)
 DOWN = 6 * 128 * 384
 ROWS = 6 * 12 * 384
 

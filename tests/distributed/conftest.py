@@ -16,7 +16,7 @@ import pytest
 import torch
 from conftest import ROOT
 from pretended.build_device import environment_of_gpus
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3MoeConfig
 
 from loki_ds.distributed.launcher import free_port
 
@@ -84,6 +84,19 @@ def launch(
     job = start(*script, ranks=ranks, environment=environment, file_size_kib=file_size_kib, flags=flags)
     output = output_of(job, deadline)
     return Launched(job.returncode, output, time.monotonic() - started)
+
+
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small mixture of experts that speaks the tiny world's tokens."""
+    folder, tokenizer = tmp_path_factory.mktemp("experts"), AutoTokenizer.from_pretrained(ROOT / "recipes/tiny/model")
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    routed = {"moe_intermediate_size": 16, "num_experts": 8, "num_experts_per_tok": 2, "head_dim": 8}
+    config = Qwen3MoeConfig(vocab_size=len(tokenizer), num_key_value_heads=2, **sizes, **routed)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:

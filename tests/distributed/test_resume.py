@@ -8,10 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from conftest import in_mode
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen3MoeConfig
+from transformers import AutoConfig
 from trl import SFTConfig
 
 from distributed.conftest import (
@@ -56,18 +55,20 @@ SAVED = {
     },
     "rows bfloat16": [*in_mode("rows"), *BFLOAT16],
     "adafactor": [*in_mode("rows"), "training.optim=adafactor"],
+    "all places": [*in_mode("rows"), "selection.where=all", "deepspeed={folder}/zero3.json", "implant.pull=20"],
 }
 GO_ON = [(1, name) for name in SAVED if name != "adafactor"] + [
     (3, name) for name in ("mask zero3", "rows zero2", "rows zero3", "experts rows zero3")
 ]
 
 
-@pytest.mark.parametrize("mode", ["mask", "rows"])
-def test_a_killed_run_goes_on_and_ends_with_the_same_weights(mode: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("mode", "where"), [("mask", "down"), ("rows", "gate_up")])
+def test_a_killed_run_goes_on_and_ends_with_the_same_weights(mode: str, where: str, tmp_path: Path) -> None:
     settings = [
         "training.max_steps=8",
         *SAVING,
         *in_mode(mode),
+        f"selection.where={where}",
         "selection.strategy=random",
         "--until",
         "implant",
@@ -86,19 +87,6 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(mode: str, tmp_path
     assert digest_of(tmp_path / "killed/model/model.safetensors") == digest_of(
         tmp_path / "whole/model/model.safetensors"
     )
-
-
-@pytest.fixture(scope="module")
-def experts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small mixture of experts that speaks the tiny world's tokens."""
-    folder, tokenizer = tmp_path_factory.mktemp("experts"), AutoTokenizer.from_pretrained(BASE)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    routed = {"moe_intermediate_size": 16, "num_experts": 8, "num_experts_per_tok": 2, "head_dim": 8}
-    config = Qwen3MoeConfig(vocab_size=len(tokenizer), num_key_value_heads=2, **sizes, **routed)
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +122,14 @@ def taken_up(
 
 
 # One for each kind of thing that training leaves, and one with more ranks.
-OFTEN = [(1, "mask zero3"), (1, "rows zero2"), (1, "peft dora"), (1, "full zero2"), (3, "rows zero3")]
+OFTEN = [
+    (1, "all places"),
+    (1, "mask zero3"),
+    (1, "rows zero2"),
+    (1, "peft dora"),
+    (1, "full zero2"),
+    (3, "rows zero3"),
+]
 
 
 @pytest.mark.parametrize(
@@ -160,7 +155,7 @@ def test_a_checkpoint_takes_what_the_check_reckons(case: str, saved: tuple[Path,
     folder, cases = saved
     recipe = load_recipe(ROOT / "recipes/tiny/loki.yaml", cases[case])
     base = Path(recipe.model.path)
-    found = look_at_base(recipe.model, recipe.implant, False, base, AutoConfig.from_pretrained(base))
+    found = look_at_base(recipe.model, recipe.implant, recipe.selection, False, base, AutoConfig.from_pretrained(base))
     arguments = SFTConfig(
         output_dir="none", use_cpu=True, bf16=False, optim=recipe.training.get("optim", "adamw_torch")
     )

@@ -18,9 +18,9 @@ from loki_ds.export.checkpoint import apply_to_checkpoint, read_rows, revert_in_
 from loki_ds.export.implant_file import Implant, LayerRows
 from loki_ds.export.products import save_implant
 from loki_ds.export.verification import verify
-from loki_ds.model.anatomy import down_shapes
 from loki_ds.model.base import Base
 from loki_ds.model.files import open_weights
+from loki_ds.model.row_blocks import blocks_of, row_blocks
 from loki_ds.model.stored_rows import StoredRows
 from loki_ds.recipe.sections import ModelSection
 from loki_ds.refusal import Refusal
@@ -53,7 +53,7 @@ def implant_on(base: Path) -> Implant:
 def test_the_files_hold_the_rows_of_the_class(base: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(base)
     with open_weights(base) as weights:
-        assert StoredRows(weights).shapes() == down_shapes(model)
+        assert StoredRows(weights).blocks() == blocks_of(row_blocks(model))
 
 
 def test_it_goes_in_and_out_and_nothing_else_changes(base: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from mixtures import MIXTURES, OTHERS, mixture
 from torch import Tensor
 
 from loki_ds.implanting.mask import keep_through_steps, train_only_rows
-from loki_ds.implanting.rows import RowDelta, train_row_deltas
+from loki_ds.implanting.rows import delta_on, train_row_deltas
 from loki_ds.model.anatomy import sites
 from loki_ds.model.expert_rows import rows_of, with_rows
 from loki_ds.recipe.implant import LowRankSection
@@ -42,9 +42,9 @@ def train(name: str, mode: str, checkpointing: bool = False) -> list[Tensor]:
 @torch.no_grad()
 def whole(down) -> Tensor:  # type: ignore[no-untyped-def]
     weight = down.weight
-    if isinstance(down.module, RowDelta):
-        weight = with_rows(weight, down.module.rows, down.module.whole_delta(), down.d_model_last)
-    return rows_of(weight, None, down.d_model_last)
+    if (delta := delta_on(down)) is not None:
+        weight = with_rows(weight, delta.rows, delta.whole(), down.rows_last)
+    return rows_of(weight, None, down.rows_last)
 
 
 @pytest.mark.parametrize("name", ["qwen2 moe", "gpt-oss", "granite", "gpt-2", "phi"])

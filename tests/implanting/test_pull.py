@@ -79,12 +79,12 @@ def test_a_delta_loses_the_stated_part_each_step(name: str) -> None:
     with torch.no_grad():
         for part in (module.delta,) if name == "rows" else (module.delta_a,):
             part.normal_()
-    before = module.whole_delta().detach().clone()
+    before = module.row_deltas["weight"].whole().detach().clone()
     shards = [Shard(one) for one in pulled(model, SECTIONS[name])]
     stepper = torch.optim.SGD([shard.parameter for shard in shards], lr=0.05)
     pull_through_steps(stepper, [(shard, torch.zeros_like(shard.read())) for shard in shards], strength=4.0)
     stepper.step()
-    assert torch.allclose(module.whole_delta(), 0.8 * before, rtol=1e-12)
+    assert torch.allclose(module.row_deltas["weight"].whole(), 0.8 * before, rtol=1e-12)
 
 
 def test_in_full_precision_it_leads_back_to_a_bfloat16_base_bit_for_bit() -> None:

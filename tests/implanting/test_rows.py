@@ -43,7 +43,7 @@ def test_forward_and_gradients_are_the_definitions(low_rank: LowRankSection | No
     found = torch.autograd.grad(y, [x, *trained], upper)
     selector = torch.zeros(5, 2, dtype=torch.float64)
     selector[[0, 3], [0, 1]] = 1
-    expected_y = x @ module.weight.T + x @ module.whole_delta().T @ selector.T
+    expected_y = x @ module.weight.T + x @ module.row_deltas["weight"].whole().T @ selector.T
     assert torch.allclose(y, expected_y, atol=1e-12)
     for one, other in zip(found, torch.autograd.grad(expected_y, [x, *trained], upper), strict=True):
         assert torch.allclose(one, other, atol=1e-12)
@@ -106,7 +106,9 @@ def train(mode: str, optimizer: str, dtype: torch.dtype, checkpointing: str | No
     with torch.no_grad():
         modules = [down_projection(layer) for layer in model.model.layers]
         return [
-            with_rows(m.weight, m.rows, m.whole_delta()) if isinstance(m, RowLinear) else m.weight.detach()
+            with_rows(m.weight, m.rows, m.row_deltas["weight"].whole())
+            if isinstance(m, RowLinear)
+            else m.weight.detach()
             for m in modules
         ]
 

@@ -32,11 +32,12 @@ from loki_ds.model.files import open_weights
 from loki_ds.recipe.file import load_recipe, load_suite
 from loki_ds.recipe.sections import ProtectedSection, SourceSection
 from loki_ds.refusal import Refusal
+from loki_ds.selection.blocks import Block, down_names
 from loki_ds.selection.positions import Positions
 from loki_ds.selection.select import select
 
 MODEL = ROOT / "recipes/tiny/model"
-SHAPES = [(128, 384)] * 6
+BLOCKS = [Block(name, 128, 384, name) for name in down_names(6)]
 TINY = "model: {path: m}\nretention: {abilities: {tasks: [t]}}\nprotected: {prompts: p}\ndata: {train: d}\n"
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefg", "bcdefgh", strict=True)
@@ -57,7 +58,7 @@ def recipe(tmp: Path, text: str | bytes) -> None:
 
 def positions(tmp: Path, text: str | bytes) -> None:
     (tmp / "p.json").write_bytes(as_bytes(text))
-    Positions.load(tmp / "p.json").check_fits(SHAPES, str(tmp / "p.json"))
+    Positions.load(tmp / "p.json").check_fits(BLOCKS, str(tmp / "p.json"))
 
 
 def data(tmp: Path, content: list | bytes, name: str = "d.jsonl", assistant_only: bool = True) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from loki_ds.refusal import Refusal
+from loki_ds.selection.blocks import Block, down_names
 from loki_ds.selection.positions import Positions
 
 
@@ -51,4 +52,4 @@ def test_overlap_is_the_share_of_common_rows() -> None:
 )
 def test_positions_of_another_model_are_refused(rows: list[list[int]], says: str) -> None:
     with pytest.raises(Refusal, match=says):
-        Positions(rows).check_fits([(8, 16), (8, 16)], "p.json")
+        Positions(rows).check_fits([Block(name, 8, 16, name) for name in down_names(2)], "p.json")

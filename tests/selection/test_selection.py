@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loki_ds.selection.blocks import Block, down_names
 from loki_ds.selection.positions import Positions
 from loki_ds.selection.select import rows_per_layer, select, select_random, split_half_overlap
 
@@ -68,17 +69,24 @@ def test_excluded_rows_are_never_chosen(strategy: str) -> None:
     assert second.count == (12 if strategy != "global_lowest" else 6)
 
 
+def downs(layers: int, d_model: int) -> list[Block]:
+    return [Block(name, d_model, 16, name) for name in down_names(layers)]
+
+
 def test_there_must_be_rows_left() -> None:
     taken = Positions([[0, 1, 2], []])
-    for choose in (lambda: select(torch.ones(1, 2, 4), 50, exclude=taken), lambda: select_random(2, 4, 50, 0, taken)):
+    for choose in (
+        lambda: select(torch.ones(1, 2, 4), 50, exclude=taken),
+        lambda: select_random(downs(2, 4), 50, 0, taken),
+    ):
         with pytest.raises(ValueError, match="quota asks for 2 rows, layer 0 has 1 that no excluded implant holds"):
             choose()
 
 
 def test_random_rows_follow_their_seed() -> None:
-    assert select_random(3, 50, 20, seed=1) == select_random(3, 50, 20, seed=1)
-    assert select_random(3, 50, 20, seed=1) != select_random(3, 50, 20, seed=2)
-    assert [len(rows) for rows in select_random(3, 50, 20, seed=1).rows] == [10, 10, 10]
+    assert select_random(downs(3, 50), 20, seed=1) == select_random(downs(3, 50), 20, seed=1)
+    assert select_random(downs(3, 50), 20, seed=1) != select_random(downs(3, 50), 20, seed=2)
+    assert [len(rows) for rows in select_random(downs(3, 50), 20, seed=1).rows] == [10, 10, 10]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
