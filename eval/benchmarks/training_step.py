@@ -43,7 +43,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from reporting import command, keep, listed, paragraph, table, where, write
 
-DENSE = ("full", "LoRA r16, all linears", "authors' LoKI Linear", "mask", "rows", "lora (LoKI*)")
+NEURONS = "rows of gate and up"  # as many numbers as rows of down
+DENSE = ("full", "LoRA r16, all linears", "authors' LoKI Linear", "mask", "rows", NEURONS, "lora (LoKI*)")
 OF_EXPERTS = ("full", "LoRA r16, experts' down_proj", "mask", "rows", "lora (LoKI*)")
 METHODS = tuple(dict.fromkeys(DENSE + OF_EXPERTS))
 HEADINGS = [
@@ -146,7 +147,8 @@ def prepare(model: PreTrainedModel, name: str, quota: float) -> tuple[Any, Calla
     """The model as the method trains it, and what the method does to the optimizer."""
     layers = decoder_layers(model)
     weight = site_of(layers[0]).downs[0].weight
-    positions = select_random(blocks_of(row_blocks(model)), quota, seed=0)
+    where, share = ("gate_up", quota / 2) if name == NEURONS else ("down", quota)
+    positions = select_random(blocks_of(row_blocks(model, where)), share, seed=0)
     dtype, device = weight.dtype, weight.device
     if name == "full":
         return model, lambda _: None

@@ -46,6 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", type=int, help="rate searches and arms to run, then stop; all when not given")
     arguments = parser.parse_args()
+    report()
     leave_out_refusals()
     left = arguments.cells if arguments.cells is not None else math.inf
     for place, treatment, seed in STUDY["arms"]:
@@ -139,8 +140,6 @@ def rise(base: float, implanted: float) -> float:
 def report() -> None:
     """The table of all arms that are there, and the bar."""
     cells = [json.loads(file.read_text()) for file in sorted(CELLS.glob("*-[0-9].json"))]
-    if not cells:
-        return
     arms: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
         arms.setdefault((cell["place"], cell["treatment"]), []).append(cell)
@@ -164,11 +163,10 @@ def report() -> None:
             "negative log-likelihood of the right answers of six abilities rises. *Losses alone*: the report's, of all "
             "nine tasks. Means over seeds."
         ),
-        table(headings, lines, 2),
+        table(headings, lines, 2) if lines else "No arm is run yet.",
         paragraph(bar(figures)),
         paragraph(f"Not run yet: {', '.join(missing)}." if missing else "All arms of the first model are run."),
-        "## Rates",
-        table(["place", "rate", "held-out loss", "drift", "chosen"], tried),
+        *(["## Rates", table(["place", "rate", "held-out loss", "drift", "chosen"], tried)] if tried else []),
     )
 
 

@@ -154,8 +154,8 @@ def _job(arguments: argparse.Namespace, also: list[str]) -> list[str]:
 
 
 def rates(arguments: argparse.Namespace) -> int:
-    """Short trainings of a recipe at several learning rates, and the best of them: it learns within
-    5% of what any does, by the loss on held-out rows, and drifts least from the base.
+    """Short trainings of a recipe at several learning rates, and the best of them: it learns nearly
+    what any does, by the loss on held-out rows, and drifts least from the base.
     """
     from loki_ds.recipe.file import check_files, load_recipe
 

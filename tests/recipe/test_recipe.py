@@ -189,6 +189,11 @@ def test_the_run_folder_can_be_named() -> None:
         ("implant={fade: 1}", "implant.fade is 1, allowed is less than 1"),
         ("implant={pull: 3, fade: 0.5}", "implant.pull is 3 and implant.fade 0.5; one of them must be 0"),
         ("protected=null", "needs a protected set"),
+        (
+            "selection.where=gate_up",
+            "selection.where gate_up has no scores, and selection.strategy .* set it to random",
+        ),
+        ("selection.layers=[3, 1]", r"selection.layers is \[3, 1\], allowed is the first and the last, in order"),
         ("implant.quiet={}", "implant.quiet is {}, which is retired: implant.fade with implant.rehearse.prompts"),
         ("protected.tasks=[mmlu]", "protected needs one source"),
         ("attribution.stop.overlap=0.9", "attribution.stop is {'overlap': 0.9}, which is retired: .*per_subject"),
