@@ -44,6 +44,7 @@ class RunFolder:
         self.tune = self.root / "tune"
         self.retention = self.root / "retention"
         self.report = self.root / "report"
+        self.tracked = self.root / "tracked"
         self._stages = self.root / "stages.json"
 
     @property

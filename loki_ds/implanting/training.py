@@ -22,6 +22,7 @@ from loki_ds.implanting.checkpoints import Checkpoint, MarkWhole
 from loki_ds.implanting.mask import KeepFrozenRows, train_only_rows
 from loki_ds.implanting.pull import PullToBase, pulled
 from loki_ds.implanting.rows import train_row_deltas
+from loki_ds.implanting.samples import SaySamples
 from loki_ds.implanting.trainer import ImplantTrainer, Rehearsed
 from loki_ds.implanting.trl_config import examples_per_step
 from loki_ds.implanting.watch import TokensPerSecond, WatchGradients
@@ -114,6 +115,8 @@ def train(
         callbacks=[*callbacks, TokensPerSecond(), marks],
     )
     trainer.rehearsed = examples.rehearsed
+    if arguments.eval_strategy != "no" and examples.heldout is not None:
+        trainer.add_callback(SaySamples(examples.heldout, tokenizer))
     trainer.add_callback(WatchGradients(model))
     if section.is_pulled:
         trainer.add_callback(PullToBase(pulled(model, section), section, resumes=checkpoint is not None))

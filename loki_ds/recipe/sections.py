@@ -4,7 +4,7 @@ Checked whole; each stage then gets its own section. Knows nothing of files (`fi
 models, data or ranks, and is quick to import. Paths are relative to where the command is typed.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -14,6 +14,9 @@ from loki_ds.recipe.strategies import BY_SCORES, Place, Strategy
 from loki_ds.recipe.strict import Section
 from loki_ds.recipe.training_keys import check_training_keys, with_no_as_a_word
 
+Dtype = Literal["float32", "bfloat16", "float16"]
+DTYPES = get_args(Dtype)
+
 
 class ModelSection(Section):
     """The base model."""
@@ -22,8 +25,10 @@ class ModelSection(Section):
     """A folder with a Hugging Face checkpoint in safetensors, or a hub id."""
     revision: str | None = None
     """Branch, tag or commit of a hub id; the newest of `main` when not given."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    """What the model computes in; the optimizer keeps float32 beside it."""
+    dtype: Dtype = "bfloat16"
+    """What the model computes in; the optimizer keeps float32 beside it. `loki-ds retain` takes the
+    checkpoint's own where none is given.
+    """
     attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] | None = None
     """The attention that trains, transformers' choice when not given; attribution takes sdpa or
     eager.

@@ -26,6 +26,7 @@ from loki_ds.report.compare import draw_trade_off, is_read
 from loki_ds.report.origin import facts_of_run
 from loki_ds.report.pictures import training_curves
 from loki_ds.report.schema import Report
+from loki_ds.report.trackers import send
 from loki_ds.retention.evaluation import Nodes, evaluate, unanswered
 from loki_ds.retention.question import Asked, Question, short_digest
 from loki_ds.stages.check import Checked
@@ -146,6 +147,7 @@ def _report(run: Run, checked: Checked, questions: Questions) -> None:
         )
     report = put_report(settings_folder, folder)
     write_model_card(report, folder.model, checked.base.folder, recipe.model.path)
+    send(report, recipe.training.get("report_to"), folder.tracked)
     folder.record(folder.report, folder.model / "README.md")
     folder.finish("retain", questions.inputs)
     log.info("retain: %s", folder.report / "report.html")

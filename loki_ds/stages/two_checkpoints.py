@@ -4,7 +4,9 @@ The folder is one of a run that only retained, so that `report` and `compare` re
 """
 
 import json
+import math
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,8 +17,9 @@ from loki_ds.distributed import device
 from loki_ds.model.adapters import CONFIG, check_adapter
 from loki_ds.model.base import check_padding, load_configuration, load_tokenizer, locate_model
 from loki_ds.model.base_checks import check_whole
+from loki_ds.model.files import open_weights
 from loki_ds.recipe.file import Pair
-from loki_ds.recipe.sections import ModelSection
+from loki_ds.recipe.sections import DTYPES, ModelSection
 from loki_ds.refusal import Refusal
 from loki_ds.report.build import settings_in_words
 from loki_ds.report.schema import Facts, Report
@@ -35,6 +38,7 @@ def retain_two(pair: Pair, model: str, out: Path) -> Report:
         Refusal: a model that cannot be read, or a task that cannot be paired.
     """
     section, folder = pair.retention, folder_for(out)
+    pair = _in_its_dtype(pair)
     base = _checkpoint(pair.model)
     second = _second(pair, model, base)
     question = Question(pair.model, section, tasks_of(section))
@@ -50,6 +54,18 @@ def retain_two(pair: Pair, model: str, out: Path) -> Report:
         facts = _facts(pair, model, [base, second], results, seconds, cut)
         report_of_pair(str(out), results, section, facts, question.tasks, settings_folder, one_tokenizer=False)
         return put_report(settings_folder, folder)
+
+
+def _in_its_dtype(pair: Pair) -> Pair:
+    """With the dtype that most of the base's numbers are stored in, where none is given."""
+    if "dtype" in pair.model.model_fields_set:
+        return pair
+    with open_weights(locate_model(pair.model)) as weights:
+        numbers: Counter[str] = Counter()
+        for name in weights.names:
+            numbers[str(weights.dtype_of(name)).removeprefix("torch.")] += math.prod(weights.shape_of(name))
+    stored = max(DTYPES, key=numbers.__getitem__)
+    return pair.model_copy(update={"model": pair.model.model_copy(update={"dtype": stored})})
 
 
 def _checkpoint(section: ModelSection) -> Arm:

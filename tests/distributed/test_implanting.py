@@ -3,6 +3,7 @@ agrees.
 """
 
 import json
+import re
 from itertools import product
 from pathlib import Path
 
@@ -266,3 +267,11 @@ def test_held_out_evaluation_early_stopping_and_the_best_checkpoint(rows: str, t
     assert len(evaluated) == 3  # the first was the highest, two more did not beat it
     assert evaluated[0] == max(evaluated)
     assert all(value.equal(weights(tmp_path / "once")[name]) for name, value in weights(tmp_path / "stopped").items())
+
+
+def test_each_evaluation_shows_what_the_model_writes(rows: str, tmp_path: Path) -> None:
+    evaluating = ["training.eval_strategy=steps", "training.eval_steps=2", "training.max_steps=2", "--until", "implant"]
+    done = launch(*SHORT, rows, *in_mode("rows"), *evaluating, f"run={tmp_path / 'run'}")
+    assert done.status == 0, done.output
+    asked = re.findall(r"step 2, held-out prompt (\d): \.\.\.'.*<\|assistant\|>.*' -> '", done.output)
+    assert asked == ["1", "2", "3"]
