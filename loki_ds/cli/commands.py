@@ -194,6 +194,7 @@ def check(arguments: argparse.Namespace) -> int:
     from loki_ds.checking.findings import as_table
     from loki_ds.stages.base_writes import check_boundary, shown_counter_examples
     from loki_ds.stages.check import check as check_run
+    from loki_ds.stages.publish import check_publishing
     from loki_ds.stages.retain import check_retention
     from loki_ds.stages.run import Run
 
@@ -201,6 +202,7 @@ def check(arguments: argparse.Namespace) -> int:
     try:
         checked = check_run(run)
         findings = checked.findings + check_boundary(run, checked) + check_retention(run, checked)
+        findings += check_publishing(recipe.training, run.folder)
     except Refusal:
         run.folder.leave_if_empty()
         raise

@@ -29,7 +29,7 @@ from loki_ds.implanting.trial import try_deepspeed, try_trainer
 from loki_ds.implanting.trl_checks import check_installed, check_optimizer, check_settings
 from loki_ds.recipe.implant import ImplantSection
 from loki_ds.recipe.sections import Recipe
-from loki_ds.recipe.training_keys import DEFAULTS, RENDERING
+from loki_ds.recipe.training_keys import DEFAULTS, PUBLISHING, RENDERING
 from loki_ds.refusal import Refusal, short
 
 # Of DeepSpeed's file: what follows from the recipe even where the file leaves it out.
@@ -152,7 +152,10 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
     }
     if recipe.implant.kind.confined:
         settings["router_aux_loss_coef"] = 0.0  # routers are frozen, and rows are not to balance them
-    return {**settings, **{key: value for key, value in recipe.training.items() if key not in RENDERING}}
+    return {
+        **settings,
+        **{key: value for key, value in recipe.training.items() if key not in (*RENDERING, *PUBLISHING)},
+    }
 
 
 def _resuming(

@@ -38,10 +38,11 @@ RESERVED = {  # follow from the rest of the recipe
     "do_predict": "retention",
 }
 ELSEWHERE = {  # may be off; otherwise the sentence says where it is done
-    "push_to_hub": "publish model/ once it is verified (hf upload)",
     "fsdp": "DeepSpeed's file says how the model is sharded",
 }
 DEFAULTS = {"save_strategy": "no"}  # in the place of TRL's
+# Not the trainer's: it would publish checkpoints, and `publish` does so with what is verified.
+PUBLISHING = ("push_to_hub", "hub_model_id", "hub_token", "hub_private_repo", "hub_revision")
 # Read by `data.render_settings` and not handed on: examples come to TRL as tokens.
 RENDERING = ("assistant_only_loss", "completion_only_loss", "chat_template_path", "eos_token", "pad_token")
 ABOVE_ZERO = (

@@ -2,7 +2,7 @@
 own is rehearsed, `attribute`, `select`, `rehearse` if asked for, `implant`, `tune` if
 asked for, `retain`; `job` is that order, `two_checkpoints` is retention without a run, and
 `two_logs` without asking anything; `any_two` is both from Python. `rates` runs short trainings of a
-recipe, each a job of its own.
+recipe, each a job of its own, and `publish` comes after `retain` if asked for.
 
 Here is only the way of the data, from the recipe and the run folder back to the run folder. `run`
 is what stages share and the one way in which each is done once; `fingerprints` is what each result

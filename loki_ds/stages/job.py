@@ -13,6 +13,7 @@ from loki_ds.recipe.sections import Recipe
 from loki_ds.stages.attribute import attribute
 from loki_ds.stages.check import Checked, check
 from loki_ds.stages.implant import implant
+from loki_ds.stages.publish import check_publishing, publish
 from loki_ds.stages.run import Run
 from loki_ds.stages.select import select
 
@@ -69,6 +70,7 @@ def _check(run: Run, look_at_tasks: bool) -> Checked:
         from loki_ds.stages.retain import check_retention
 
         findings = findings + check_boundary(run, checked) + check_retention(run, checked)
+    findings = findings + ranks.on_first_rank(lambda: check_publishing(run.recipe.training, run.folder))
     if ranks.rank() == 0:
         Console().print(as_table(findings))
     return checked
@@ -95,6 +97,7 @@ def _judge(run: Run, checked: Checked, share: "Share") -> None:
     tune(run, checked)
     retain(run, checked, share)
     if share.nodes.this == 0:
+        publish(run.recipe.training, run.folder)
         report = read_report(run.folder.root)
         Console().print(comparison(compare_runs([run.folder.root])))
         Console().print(f"{report['headline']}\n{report['verdict']}\nReport: {run.folder.report / 'report.html'}")

@@ -38,7 +38,7 @@ def test_every_key_of_the_tables_is_one_of_trls() -> None:
         ("trust_remote_code", True, "it follows from model.trust_remote_code"),
         ("dataset_kwargs", {"skip_prepare_dataset": True}, "it follows from the section 'data'"),
         ("bf16", False, "it follows from model.dtype"),
-        ("push_to_hub", True, "training.push_to_hub is True, allowed is nothing; publish model/ once it is verified"),
+        ("fsdp", "full_shard", "training.fsdp is 'full_shard', allowed is nothing; DeepSpeed's file says how"),
     ],
 )
 def test_keys_that_would_do_nothing_or_harm_are_refused(key: str, value: object, says: str) -> None:

@@ -325,7 +325,6 @@ SETTINGS = {
     "training.report_to=3": "training.report_to is 3, allowed is null or text",
     "training.optim=adamm": "adamm is not a valid OptimizerNames",
     "training.save_steps=0": "training.save_steps is 0",
-    "training.push_to_hub=true": "training.push_to_hub is True, allowed is nothing; publish model/",
     "training.fsdp=full_shard": "training.fsdp is 'full_shard', allowed is nothing; DeepSpeed's file says",
     "training.use_liger_kernel=true": "the package liger-kernel is not installed",
     "training.eval_strategy=steps": "training.eval_strategy is steps, and there is no data.heldout",
