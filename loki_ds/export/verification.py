@@ -16,7 +16,7 @@ from loki_ds.model.expert_rows import rows_of
 from loki_ds.model.files import WeightFiles, open_weights, other_weights
 from loki_ds.model.stored_rows import StoredRows
 from loki_ds.refusal import Refusal
-from loki_ds.selection.blocks import layer_of
+from loki_ds.selection.blocks import DOWN_PROJECTIONS, layer_of, place_in_words
 from loki_ds.selection.positions import Positions
 
 AT_ONCE = 2**24  # numbers in float64
@@ -27,7 +27,7 @@ class Verification:
     """What was compared, and every tensor that changed where it may not have.
 
     change: the size of the change, `|model - base| / |base|` over all tensors of floating-point
-    numbers; change_by_layer: of the weights of every layer's rows alone.
+    numbers; change_by_layer: of the weights of every layer's rows alone; place: where those lie.
     """
 
     tensors: int = 0
@@ -36,6 +36,7 @@ class Verification:
     rows_changed: int = 0
     change: float = 0.0
     change_by_layer: list[float] = field(default_factory=list)
+    place: str = DOWN_PROJECTIONS
     changed_outside: list[str] = field(default_factory=list)
     not_compared: list[str] = field(default_factory=list)  # weight files that the model's index does not name
 
@@ -78,6 +79,7 @@ def verify(base: Path, model: Path, positions: Positions | None) -> Verification
     verification.changed_outside = [name for name, comparison in compared.items() if comparison.outside]
     verification.change = _relative(comparison.squares for comparison in compared.values())
     if positions is not None:
+        verification.place = place_in_words(positions.names)
         verification.rows_changed = sum(
             _rows_changed(stored, i, rows, compared) for i, rows in enumerate(positions.rows)
         )

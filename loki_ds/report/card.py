@@ -36,7 +36,7 @@ def card_data(report: Report, base: Path, base_name: str) -> ModelCardData:
 def came_by(report: Report) -> str:
     """What was done to the base, in words."""
     if report["mode"] == "suppress":
-        return "with the selected rows of its FFN down-projections set to zero"
+        return "with the selected rows set to zero"
     if report["changes_rows"]:
         return "taught a new task by LoKI (low-damage knowledge implanting)"
     how = METHODS.get(report["mode"], report["mode"])

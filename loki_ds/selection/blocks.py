@@ -4,8 +4,10 @@ A block is one layer's down-projections side by side (`3.down`), or one weight o
 (`3.mlp.gate_proj`, `3.self_attn.q_proj`).
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
+DOWN_PROJECTIONS, GATE_AND_UP, ATTENTION = "down-projections", "gate and up projections", "attention"
 DOWN = "down"  # the last part of the name of a layer's down-projections
 
 
@@ -48,6 +50,18 @@ def layer_of(name: str) -> int:
 def in_words(name: str) -> str:
     """What a message calls a block: `layer 3`, or a name of its own."""
     return f"layer {layer_of(name)}" if name.endswith(f".{DOWN}") else name
+
+
+def place_in_words(names: Iterable[str]) -> str:
+    """Where the blocks of these names lie."""
+    places = {_place(name) for name in names}
+    return ", ".join(said for said in (DOWN_PROJECTIONS, GATE_AND_UP, ATTENTION) if said in places)
+
+
+def _place(name: str) -> str:
+    if name.endswith(f".{DOWN}"):
+        return DOWN_PROJECTIONS
+    return ATTENTION if "att" in name.split(".")[1] else GATE_AND_UP
 
 
 def down_names(layers: int) -> tuple[str, ...]:

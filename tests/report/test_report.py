@@ -250,7 +250,7 @@ def test_a_base_without_a_card_or_an_id_names_none(tmp_path: Path) -> None:
             "base, taught a new task by full fine-tuning, pulled to the base.",
             False,
         ),
-        ({"mode": "suppress"}, "base, with the selected rows of its FFN down-projections set to zero.", True),
+        ({"mode": "suppress"}, "base, with the selected rows set to zero.", True),
     ],
 )
 def test_a_card_says_how_the_model_came_to_be(changes: dict[str, Any], says: str, tags: bool, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from loki_ds.refusal import Refusal
-from loki_ds.selection.blocks import Block, down_names
+from loki_ds.selection.blocks import Block, down_names, place_in_words
 from loki_ds.selection.positions import Positions
 
 
@@ -53,3 +53,26 @@ def test_overlap_is_the_share_of_common_rows() -> None:
 def test_positions_of_another_model_are_refused(rows: list[list[int]], says: str) -> None:
     with pytest.raises(Refusal, match=says):
         Positions(rows).check_fits([Block(name, 8, 16, name) for name in down_names(2)], "p.json")
+
+
+def test_other_blocks_go_by_their_names_in_the_file(tmp_path: Path) -> None:
+    positions = Positions([[3, 1], [0]], ("2.mlp.gate_proj", "2.self_attn.q_proj"))
+    positions.save(tmp_path / "p.json")
+    assert json.loads((tmp_path / "p.json").read_text()) == {"2.mlp.gate_proj": [3, 1], "2.self_attn.q_proj": [0]}
+    assert Positions.load(tmp_path / "p.json").by_name == {"2.mlp.gate_proj": [1, 3], "2.self_attn.q_proj": [0]}
+    assert positions.overlap(Positions([[1, 2]], ("2.mlp.gate_proj",))) == pytest.approx(1 / 3)
+    (tmp_path / "p.json").write_text('{"gate": [1]}')
+    with pytest.raises(Refusal, match="'gate' is no name of rows, such as 3.mlp.gate_proj"):
+        Positions.load(tmp_path / "p.json")
+
+
+@pytest.mark.parametrize(
+    ("names", "place"),
+    [
+        (down_names(2), "down-projections"),
+        (("0.mlp.gate_proj", "0.mlp.experts.gate_up_proj"), "gate and up projections"),
+        (("0.linear_attn.out_proj", "0.down"), "down-projections, attention"),
+    ],
+)
+def test_a_place_in_words(names: tuple[str, ...], place: str) -> None:
+    assert place_in_words(names) == place
