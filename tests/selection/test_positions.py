@@ -62,7 +62,7 @@ def test_other_blocks_go_by_their_names_in_the_file(tmp_path: Path) -> None:
     assert Positions.load(tmp_path / "p.json").by_name == {"2.mlp.gate_proj": [1, 3], "2.self_attn.q_proj": [0]}
     assert positions.overlap(Positions([[1, 2]], ("2.mlp.gate_proj",))) == pytest.approx(1 / 3)
     (tmp_path / "p.json").write_text('{"gate": [1]}')
-    with pytest.raises(Refusal, match="'gate' is no name of rows, such as 3.mlp.gate_proj"):
+    with pytest.raises(Refusal, match=r"'gate' is no name of rows, such as 3\.mlp\.gate_proj"):
         Positions.load(tmp_path / "p.json")
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from loki_ds.selection.blocks import Block, down_names
 from loki_ds.selection.positions import Positions
-from loki_ds.selection.select import rows_per_layer, select, select_random, split_half_overlap
+from loki_ds.selection.select import rows_per_layer, select, select_random, split_half_overlap, within
 
 SCORES = torch.tensor([[[-3.0, 0.1, 2.0, -1.0]], [[-3.0, 0.1, -2.0, 5.0]], [[4.0, 0.1, -2.0, -1.0]]])
 
@@ -99,3 +99,21 @@ def test_scores_that_are_no_numbers_are_refused(bad: float) -> None:
 def test_quota_out_of_range(quota: float) -> None:
     with pytest.raises(ValueError, match="quota is"):
         rows_per_layer(quota, 8)
+
+
+def test_neurons_that_another_implant_holds_in_part_are_not_chosen_again() -> None:
+    gate, up = (Block(f"0.mlp.{name}", 10, 4, "0 neurons") for name in ("gate_proj", "up_proj"))
+    held = Positions([[0, 1, 2, 3, 4]], ("0.mlp.up_proj",))
+    chosen = select_random([gate, up], 50, 0, held)
+    assert chosen.rows == [[5, 6, 7, 8, 9], [5, 6, 7, 8, 9]]
+    with pytest.raises(ValueError, match=r"quota asks for 6 rows, 0.mlp.gate_proj has 5"):
+        select_random([gate, up], 60, 0, held)
+    together = Block("0.mlp.gate_up_proj", 20, 4, "0 neurons", parts=2, interleaved=True)
+    assert select_random([together], 50, 0, Positions([[1, 3, 4, 6, 8]], ("0.mlp.gate_up_proj",))).rows == [
+        list(range(10, 20))
+    ]
+
+
+def test_a_range_of_layers() -> None:
+    positions = within(select_random(downs(4, 10), 20, 0), [1, 2])
+    assert [len(rows) for rows in positions.rows] == [0, 2, 2, 0]
