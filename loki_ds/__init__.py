@@ -7,12 +7,14 @@ if TYPE_CHECKING:
     from loki_ds.attribution.batches import attribute
     from loki_ds.attribution.definition import attribute_by_definition
     from loki_ds.export.in_memory import apply_implant, revert_implant
+    from loki_ds.implanting.fade import Fade
     from loki_ds.selection.positions import Positions
     from loki_ds.selection.select import select
     from loki_ds.stages.any_two import Retention, retain
 
 # Each name's module, loaded when the name is used (PEP 562): torch and DeepSpeed take seconds.
 _PLACES = {
+    "Fade": "loki_ds.implanting.fade",
     "Positions": "loki_ds.selection.positions",
     "Retention": "loki_ds.stages.any_two",
     "apply_implant": "loki_ds.export.in_memory",
@@ -24,6 +26,7 @@ _PLACES = {
 }
 
 __all__ = [
+    "Fade",
     "Positions",
     "Retention",
     "apply_implant",
