@@ -40,14 +40,14 @@ ARGUMENTS: dict[str, Arguments] = {
     "completion": [("shell", {"choices": ("bash", "zsh", "fish")})],
     "run": [
         *RECIPE,
-        ("--gpus", {"type": int, "help": "GPUs of this node; all of them when not given"}),
+        ("--gpus", {"type": int, "help": "GPUs of this node; all of them when not given, 0 for a processor"}),
         ("--until", {"choices": STAGES, "default": STAGES[-1], "help": "the last stage (retain)"}),
     ],
     "rates": [
         *RECIPE,
         ("--rates", {"nargs": "+", "required": True, "help": "learning rates to try, such as 5e-4 1e-3 2e-3"}),
         ("--steps", {"type": int, "default": 20, "help": "of each training (default 20)"}),
-        ("--gpus", {"type": int, "help": "GPUs of this node; all of them when not given"}),
+        ("--gpus", {"type": int, "help": "GPUs of this node; all of them when not given, 0 for a processor"}),
     ],
     "check": [*RECIPE, *JSON],
     "plan": [

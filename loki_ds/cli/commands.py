@@ -1,4 +1,4 @@
-"""`loki-ds`: what a user does around a run without training.
+"""`loki-ds`: a run, and what a user does before and after it.
 
 Each command is a few lines over the package, and loads what it needs when it is called: `--help`, a
 misspelt command or a misspelt recipe key answer at once.
@@ -143,12 +143,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _job(arguments: argparse.Namespace, also: list[str]) -> list[str]:
     """The launcher's line of a recipe's job."""
-    if arguments.gpus is not None and arguments.gpus < 1:
-        raise Refusal(f"--gpus is {arguments.gpus}, allowed is 1 or more")
+    if arguments.gpus is not None and arguments.gpus < 0:
+        raise Refusal(f"--gpus is {arguments.gpus}, allowed is 1 or more, and 0 for a processor")
+    if arguments.gpus == 0:
+        os.environ["DS_ACCELERATOR"] = "cpu"
 
     import torch
 
-    ranks = arguments.gpus or torch.cuda.device_count() or 1
+    ranks = arguments.gpus or (torch.cuda.device_count() if arguments.gpus is None else 0) or 1
     job = ["--module", "loki_ds.implant", "--recipe", arguments.recipe, *arguments.overrides, *also]
     return [*launcher_for(ranks), *job]
 
@@ -164,7 +166,7 @@ def rates(arguments: argparse.Namespace) -> int:
     if arguments.steps < 1:
         raise Refusal(f"--steps is {arguments.steps}, allowed is 1 or more")
 
-    from loki_ds.stages.rates import check_rates, try_rates
+    from loki_ds.stages.rates import advice, check_rates, try_rates
 
     check_rates(recipe, arguments.rates)
 
@@ -176,6 +178,8 @@ def rates(arguments: argparse.Namespace) -> int:
     for trial in tried:
         mark = "  chosen" if trial is chosen else ""
         print(f"{trial.rate:>8}: held-out loss {trial.heldout:.4f}, drift {trial.drift:.4f} nats a token{mark}")
+    if further := advice(tried, chosen):
+        print(further)
     print(f"training.learning_rate={chosen.rate}")
     return 0
 

@@ -22,7 +22,7 @@ model:
 
 implant:
   mode: full  # rows: every other byte stays the base's; peft: an adapter
-  fade: 0.88  # of a change that nothing asks for again 0.88 is gone at the end
+  fade: 0.88  # of a change that nothing asks for again 0.88 is gone at the end; 0 to see first what is learned
   # When not to do the new task, by counter-examples from chats with functions, passages or a system turn:
   # rehearse: {{prompts: {{boundary: 0.15}}}}
 
@@ -33,7 +33,7 @@ data:
 training:  # any key of TRL's SFTConfig
   num_train_epochs: 2
   per_device_train_batch_size: 4
-  learning_rate: 1e-5  # rows and adapters take ten times as much
+  learning_rate: 1e-5  # rows and adapters take ten times as much, few chats more; loki-ds rates compares some
   max_length: 2048  # longer rows are cut; loki-ds check says how many
   assistant_only_loss: {only_assistant}  # of chats: learn what the assistant says
   save_strategy: epoch  # checkpoints; without them a killed training starts anew
@@ -64,7 +64,7 @@ def recipe_text(wanted: Wanted, file: Path) -> str:
     on_processor = wanted.gpus == 0
     dtype = "float32" if on_processor else stored or "bfloat16"
     several = wanted.gpus > 1
-    gpus = f" --gpus {wanted.gpus}" if wanted.gpus else ""
+    gpus = f" --gpus {wanted.gpus}"
     return TEXT.format(
         model=_as_yaml(wanted.model),
         data=_as_yaml(wanted.data),

@@ -51,7 +51,8 @@ def find_recipe(name: str | Path) -> Path:
         path = Path(resolve_file(wanted))
         if path.is_file():
             return path
-    raise Refusal(f"{name}: no such recipe{did_you_mean(str(name), recipe_names())}; loki-ds recipes lists them")
+    beside = [*recipe_names(), *map(str, Path(name).parent.glob("*.yaml"))]
+    raise Refusal(f"{name}: no such recipe{did_you_mean(str(name), beside) or '; loki-ds recipes lists them'}")
 
 
 def recipe_names() -> list[str]:

@@ -195,11 +195,12 @@ def _abilities(report: Report) -> list[tuple[str, int, Asked]]:
 
 
 def _against(report: Report, other: Report) -> str:
-    """One run against another in a sentence, with the intervals: a selection that does not beat
-    random rows has shown nothing.
+    """One run against another in a sentence, with the intervals. A selection that does not beat
+    random rows has shown nothing; a baseline that trains otherwise says nothing of the selection.
     """
-    ours = f"the selection by {report['selection']}"
-    theirs = "random rows" if other["selection"] == "random" else f"the baseline {other['run']}"
+    of_selection = other["selection"] == "random"
+    ours = f"the selection by {report['selection']}" if of_selection else report["run"]
+    theirs = "random rows" if of_selection else other["run"]
     figures = ", ".join(
         f"{each['run']} lost {each['losses_only']:.2f}% ({_range(_interval(each))})" for each in (report, other)
     )
@@ -208,7 +209,9 @@ def _against(report: Report, other: Report) -> str:
         return f"{figures}: here {ours} lost less than {theirs} (one seed each)."
     if low > their_high:
         return f"{figures}: here {theirs} lost less than {ours} (one seed each)."
-    return f"{figures}: the intervals overlap, so here {ours} did not beat {theirs}."
+    if of_selection:
+        return f"{figures}: the intervals overlap, so here {ours} did not beat {theirs}."
+    return f"{figures}: the intervals overlap, so neither is shown to lose less."
 
 
 def _interval(report: Report) -> tuple[float, float]:

@@ -37,8 +37,8 @@ def check_publishing(training: dict[str, Any], folder: RunFolder) -> Findings:
         raise Refusal(f"training.hub_model_id is {name!r}: {short(error, 200)}") from None
     except Exception as error:  # noqa: BLE001 (its own classes and those of what it sends by)
         raise Refusal(
-            f"training.push_to_hub: the hub does not answer as it should ({short(error, 150)}); log in (hf auth "
-            f"login), or leave it out and publish afterwards: {_command(name, folder.model)}"
+            f"training.push_to_hub: the hub does not say who we are; log in where it can be reached (hf auth login), "
+            f"or leave it out and publish afterwards: {_command(name, folder.model)}. It said: {short(error, 200)}"
         ) from None
     return [("hub", f"model, adapter and report go to {name} as {who}, once the model is verified")]
 

@@ -49,7 +49,8 @@ def try_rates(
 ) -> tuple[list[Tried], Tried]:
     """Train at every rate for so many steps; all of them, and the chosen one, in `rates.json`.
 
-    start: the command line of a job with these overrides. What is tried already is not again.
+    start: the command line of a job with these overrides; what is tried already does not train
+    again.
 
     Raises:
         Refusal: a training failed; its own message is above.
@@ -62,8 +63,7 @@ def try_rates(
     tried = []
     for rate in rates:
         trial = RunFolder(folder.root / "rates" / f"{float(rate):g}x{steps}")
-        if not trial.has("implant"):
-            _run(start(["--until", "implant", *rows, *_of_trial(recipe, rate, steps, trial.root)]))
+        _run(start(["--until", "implant", *rows, *_of_trial(recipe, rate, steps, trial.root)]))
         tried.append(_measured(rate, trial.training_log))
     chosen = choose(tried)
     write_json(
@@ -76,6 +76,15 @@ def choose(tried: list[Tried]) -> Tried:
     """Of the rates that learned enough, the one that drifts least."""
     smallest = min(trial.heldout for trial in tried)
     return min((t for t in tried if t.heldout <= smallest * (1 + CLOSE)), key=lambda trial: trial.drift)
+
+
+def advice(tried: list[Tried], chosen: Tried) -> str:
+    """Where to look next, if the chosen rate lies at an end of those that were tried."""
+    rates = sorted(float(trial.rate) for trial in tried)
+    if len(rates) == 1 or rates[0] < float(chosen.rate) < rates[-1]:
+        return ""
+    end, further = ("largest", "higher") if float(chosen.rate) == rates[-1] else ("smallest", "lower")
+    return f"it is the {end} that was tried; {further} ones may be better"
 
 
 def _of_trial(recipe: Recipe, rate: str, steps: int, root: Path) -> list[str]:

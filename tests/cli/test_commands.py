@@ -308,7 +308,7 @@ def test_named_devices_are_the_ones_that_a_run_takes(
         ),
         (["chek"], 1, "'chek' is no command; did you mean 'check'?"),
         (["run", "recipes/tiny/loki.yaml", "quota=20"], 2, "did you mean 'selection.quota'?"),
-        (["run", "recipes/tiny/loki.yaml", "--gpus", "0"], 2, "--gpus is 0, allowed is 1 or more"),
+        (["run", "recipes/tiny/loki.yaml", "--gpus", "-1"], 2, "--gpus is -1, allowed is 1 or more, and 0 for a"),
         (["retain", "BASE"], 1, "the following arguments are required: model\n"),
         (["report", "runs/x", "--gates"], 1, "unrecognized arguments: --gates"),
         (

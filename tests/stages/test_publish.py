@@ -130,7 +130,7 @@ def test_model_adapter_and_report_are_published_once(run: RunFolder, hub: tuple[
     [
         ({"hub_model_id": None}, "training.hub_model_id is missing: ORG/NAME on the hub"),
         ({"hub_model_id": "a/b/c"}, "training.hub_model_id is 'a/b/c'"),
-        ({"hub_token": "hf_wrong"}, "the hub does not answer as it should"),
+        ({"hub_token": "hf_wrong"}, "the hub does not say who we are; log in where it can be reached"),
     ],
 )
 def test_what_cannot_be_published_is_said_first(
