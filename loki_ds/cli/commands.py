@@ -150,9 +150,9 @@ def _job(arguments: argparse.Namespace, also: list[str]) -> list[str]:
 
     import torch
 
-    ranks = arguments.gpus or (torch.cuda.device_count() if arguments.gpus is None else 0) or 1
+    gpus = torch.cuda.device_count() if arguments.gpus is None else arguments.gpus
     job = ["--module", "loki_ds.implant", "--recipe", arguments.recipe, *arguments.overrides, *also]
-    return [*launcher_for(ranks), *job]
+    return [*launcher_for(max(gpus, 1)), *job]
 
 
 def rates(arguments: argparse.Namespace) -> int:

@@ -88,8 +88,7 @@ def _dense(ffn: Module) -> RowWeight:
     if len(names) != 1:
         parts = ", ".join(name for name, _ in ffn.named_children()) or "nothing"
         raise Refusal(f"an FFN of unknown parts ({parts})")
-    module = getattr(ffn, names[0])
-    return RowWeight(module, "weight", isinstance(module, Conv1D), (ffn, names[0]))
+    return RowWeight.of_linear(getattr(ffn, names[0]), (ffn, names[0]))
 
 
 def _experts(block: Module) -> Site:

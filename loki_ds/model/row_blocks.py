@@ -7,7 +7,6 @@ What is not known is refused, never left out.
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import Any
 
 from torch.nn import Linear, Module
 from transformers.pytorch_utils import Conv1D
@@ -32,18 +31,18 @@ def row_blocks(model: Module, where: str = DOWN) -> list[RowBlock]:
     Raises:
         Refusal: the model has no such rows, or some that are not known.
     """
-    found: list[RowBlock] = []
+    blocks: list[RowBlock] = []
     for i, layer in enumerate(decoder_layers(model)):
         paths = {module: name for name, module in layer.named_modules()}
         if where in ("gate_up", "all"):
-            found += _neurons(i, layer, paths)
+            blocks += _neurons(i, layer, paths)
         if where in (DOWN, "all"):
-            found.append(_down(i, layer))
+            blocks.append(_down(i, layer))
         if where in ("attention", "all"):
-            found += [_alone(i, weight, paths) for weight in _attending(layer)]
-    if not found:
+            blocks += [_alone(i, weight, paths) for weight in _attending(layer)]
+    if not blocks:
         raise Refusal(f"{type(model).__name__} has no rows of selection.where {where} that loki-ds knows")
-    return found
+    return blocks
 
 
 def named_blocks(model: Module, names: Sequence[str] | None) -> list[RowBlock]:
@@ -58,7 +57,7 @@ def named_blocks(model: Module, names: Sequence[str] | None) -> list[RowBlock]:
     blocks: dict[str, RowBlock] = {}
     for where in PLACES:
         with suppress(Refusal):  # of a place that nobody may have asked for
-            blocks |= {found.block.name: found for found in row_blocks(model, where)}
+            blocks |= {row_block.block.name: row_block for row_block in row_blocks(model, where)}
     if unknown := [name for name in names if name not in blocks]:
         raise Refusal(f"{type(model).__name__} has no rows {unknown[0]!r}; are the positions another model's?")
     return [blocks[name] for name in names]
@@ -75,9 +74,9 @@ def chosen_blocks(model: Module, section: SelectionSection) -> list[RowBlock]:
     return row_blocks(model, section.where)
 
 
-def blocks_of(found: Iterable[RowBlock]) -> list[Block]:
+def blocks_of(held: Iterable[RowBlock]) -> list[Block]:
     """Names and sizes alone."""
-    return [row_block.block for row_block in found]
+    return [row_block.block for row_block in held]
 
 
 def _down(i: int, layer: Module) -> RowBlock:
@@ -112,7 +111,7 @@ def _of_dense(down: RowWeight) -> Iterator[RowWeight]:
     ffn = down.holder[0]
     for name, child in ffn.named_children():
         if isinstance(child, Linear | Conv1D) and child is not down.module and name not in ROUTING:
-            yield _linear(child, (ffn, name))
+            yield RowWeight.of_linear(child, (ffn, name))
 
 
 def _of_experts(down: RowWeight) -> Iterator[RowWeight]:
@@ -128,14 +127,11 @@ def _attending(layer: Module) -> Iterator[RowWeight]:
             for holder in child.modules():
                 for part, module in holder.named_children():
                     if isinstance(module, Linear | Conv1D):
-                        yield _linear(module, (holder, part))
-
-
-def _linear(module: Any, holder: tuple[Module, str]) -> RowWeight:
-    return RowWeight(module, "weight", isinstance(module, Conv1D), holder)
+                        yield RowWeight.of_linear(module, (holder, part))
 
 
 def _alone(i: int, weight: RowWeight, paths: dict[Module, str]) -> RowBlock:
+    """One weight whose rows are chosen apart from all others."""
     name = f"{i}.{_path(weight, paths)}"
     return RowBlock(Block(name, weight.rows, weight.width, name), [weight])
 

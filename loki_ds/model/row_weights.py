@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.nn import Linear, Module
+from transformers.pytorch_utils import Conv1D
 
 from loki_ds.distributed.zero.model import full_shape
 from loki_ds.model.expert_rows import row_count_of, width_of
@@ -21,6 +22,11 @@ class RowWeight(NamedTuple):
     attribute: str
     rows_last: bool
     holder: tuple[Module, str]
+
+    @classmethod
+    def of_linear(cls, module: Module, holder: tuple[Module, str]) -> "RowWeight":
+        """A linear layer's, GPT-2's kind too."""
+        return cls(module, "weight", isinstance(module, Conv1D), holder)
 
     @property
     def weight(self) -> Tensor:

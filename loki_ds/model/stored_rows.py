@@ -71,7 +71,7 @@ class StoredRows:
         config = _text_config(weights.folder)
         prefix, downs = _stack(weights, config)
         self.names = down_names(len(downs)) if names is None else tuple(names)
-        named = Named(weights, prefix, config["model_type"])
+        named = NamedTensors(weights, prefix, config["model_type"])
         self.pieces = {
             i: downs.get(layer_of(name), []) if name.endswith(f".{DOWN_BLOCK}") else named.pieces_of(name)
             for i, name in enumerate(self.names)
@@ -131,7 +131,7 @@ class StoredRows:
         return (rows >= piece.first) & (rows < piece.first + self._rows(piece))
 
 
-class Named:
+class NamedTensors:
     """The tensors of blocks that are no down-projections, by the blocks' names.
 
     prefix: of the stack's tensors; family: whose weights may lie the other way round.

@@ -97,10 +97,10 @@ def _judge(run: Run, checked: Checked, share: "Share") -> None:
     tune(run, checked)
     retain(run, checked, share)
     if share.nodes.this == 0:
-        publish(run.recipe.training, run.folder)
         report = read_report(run.folder.root)
         Console().print(comparison(compare_runs([run.folder.root])))
         Console().print(f"{report['headline']}\n{report['verdict']}\nReport: {run.folder.report / 'report.html'}")
+        publish(run.recipe.training, run.folder)  # last, for it may be refused
 
 
 def log_on_first_rank() -> None:
