@@ -221,7 +221,7 @@ CASES: dict[str, tuple[Callable[..., None], tuple, str]] = {
     "positions: below zero": (positions, ("[[0], [-1]]",), "layer 1 holds -1"),
     "positions: a row twice": (positions, ("[[3, 3]]",), "layer 0 holds a row twice"),
     "positions: too few layers": (positions, ("[[0]]",), "the positions have 1 layers, the model has 6"),
-    "positions: beyond the last row": (positions, ("[[128],[],[],[],[],[]]",), "layer 0 selects row 128, the model's down_proj has rows 0 to 127"),
+    "positions: beyond the last row": (positions, ("[[128],[],[],[],[],[]]",), "layer 0 selects row 128, the model has rows 0 to 127 there"),
     "positions: a huge row": (positions, ("[[99999999999999999999],[],[],[],[],[]]",), "layer 0 selects row 99999999999999999999"),
     "positions: nested beyond reason": (positions, ("[" * 100000,), "not JSON"),
     "scores: NaN": (selected, (torch.full((2, 1, 4), float("nan")),), "scores hold NaN or infinity"),
