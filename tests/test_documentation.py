@@ -179,6 +179,6 @@ def test_the_tasks_in_the_documentation_are_such(tmp_path: Path, monkeypatch: py
     (tmp_path / "my_questions.jsonl").write_text("\n".join(rows))
     chat = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "[f(a=1)]"}]
     (tmp_path / "my_heldout.jsonl").write_text(json.dumps({"messages": chat}))
-    questions, calls = look_at_tasks(["my_task", "my_calls"], "my_tasks", False, "retention")
+    questions, calls = look_at_tasks(["my_task", "my_calls"], ["my_tasks"], False, "retention")
     assert (questions.documents, questions.main["name"]) == ({"my_task": 3}, "exact_match")
     assert (calls.documents, calls.main["name"]) == ({"my_calls": 1}, "calls_match")

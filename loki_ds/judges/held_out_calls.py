@@ -89,11 +89,13 @@ def _answers(example: Example) -> list[int]:
 
 
 def _document(number: int, place: int, example: Example) -> dict[str, str]:
+    calls = _calls(example.messages[place])
     return {
         "id": f"line {number}, turn {place + 1}",
         "messages": json.dumps(example.messages[:place]),
         "tools": json.dumps(example.tools),
-        "expected": json.dumps(_calls(example.messages[place])),
+        "expected": json.dumps(calls),
+        "shown": _in_python(calls) if calls else "no call",
     }
 
 
@@ -102,6 +104,12 @@ def _calls(message: Message) -> Calls:
     if "tool_calls" in message:
         return [(call["function"]["name"], call["function"]["arguments"]) for call in message["tool_calls"]]
     return [(call.function, call.arguments) for call in parse_calls(message["content"]) or []]
+
+
+def _in_python(calls: Calls) -> str:
+    """Calls as people read them."""
+    each = [f"{name}({', '.join(f'{key}={value!r}' for key, value in given.items())})" for name, given in calls]
+    return f"[{', '.join(each)}]"
 
 
 def judged(document: dict[str, str], results: list[str]) -> dict[str, int]:
@@ -119,7 +127,7 @@ SETTINGS = {
     "test_split": "test",
     "output_type": "generate_until",
     "doc_to_text": "{{id}}",
-    "doc_to_target": "{{expected}}",
+    "doc_to_target": "{{shown}}",
     "process_results": judged,
     "generation_kwargs": {"until": [], "do_sample": False, "max_gen_toks": 512},
     "metric_list": [{"metric": "calls_match", "aggregation": "mean", "higher_is_better": True}],

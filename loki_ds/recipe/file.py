@@ -228,6 +228,14 @@ def check_files(recipe: Recipe) -> None:
     for source in recipe.data.sources:
         if Path(source.path).suffix in DATA_FILES and not Path(source.path).exists():
             raise Refusal(f"{source.path}: the data file is not there")
+    rehearsed = {f"implant.rehearse.prompts: {name}": texts for name, texts in recipe.rehearsed.items()}
+    for key, texts in {"protected.prompts": recipe.protected, **rehearsed}.items():
+        if texts and texts.prompts and not Path(texts.prompts).exists():
+            raise Refusal(f"{key}: {texts.prompts} is not there")
+    for key, section in {"protected": recipe.protected, "retention": recipe.retention}.items():
+        for folder in section.include_path if section else ():
+            if not Path(folder).is_dir():
+                raise Refusal(f"{key}.include_path is {folder}, which is no folder of tasks")
     if recipe.model.path[:1] in ("/", ".") and not Path(recipe.model.path).exists():
         raise Refusal(f"model.path {recipe.model.path}: no such folder")
     if recipe.deepspeed is not None and not Path(recipe.deepspeed).is_file():

@@ -1,6 +1,7 @@
 """A recipe for whoever has none: four answers, and every line says what it is for."""
 
 import json
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +10,9 @@ import yaml
 from loki_ds.recipe.shipped import resolve_file
 
 BEGIN = 1 << 16  # characters of a file in which its first row is looked for
+BATCH = 4  # examples of one device
+STEPS = 150  # fewer teach nothing at a full training's rate
+MANY = 2_000  # examples with which the smallest rate learns, too
 
 TEXT = """\
 # {data} on {model}: every parameter trains, and is pulled to the base.
@@ -31,9 +35,9 @@ data:
   # heldout: my_heldout.jsonl
 
 training:  # any key of TRL's SFTConfig
-  num_train_epochs: 2
-  per_device_train_batch_size: 4
-  learning_rate: 1e-5  # rows and adapters take ten times as much, few chats more; loki-ds rates compares some
+  num_train_epochs: {epochs}{why_epochs}
+  per_device_train_batch_size: {batch}
+  learning_rate: {rate}  # rows and adapters take ten times as much; loki-ds rates compares some
   max_length: 2048  # longer rows are cut; loki-ds check says how many
   assistant_only_loss: {only_assistant}  # of chats: learn what the assistant says
   save_strategy: epoch  # checkpoints; without them a killed training starts anew
@@ -43,7 +47,7 @@ deepspeed: {deepspeed}  # {why_deepspeed}
 
 retention:
   abilities: {keep}  # what must stay: a suite ({suites}), or {{tasks: [...]}}
-  include_path: eval/tasks  # or a folder of your own lm-eval tasks
+  include_path: eval/tasks  # or of your own lm-eval tasks: a folder, or [eval/tasks, my_tasks]
   # What is learned, as a task: docs/tasks/own-data.md makes one of held-out chats.
   # new_task: {{tasks: [my_calls], apply_chat_template: true}}
 """
@@ -65,6 +69,8 @@ def recipe_text(wanted: Wanted, file: Path) -> str:
     dtype = "float32" if on_processor else stored or "bfloat16"
     several = wanted.gpus > 1
     gpus = f" --gpus {wanted.gpus}"
+    rows = _rows(Path(wanted.data))
+    epochs = _epochs(rows, BATCH * max(1, wanted.gpus))
     return TEXT.format(
         model=_as_yaml(wanted.model),
         data=_as_yaml(wanted.data),
@@ -73,6 +79,10 @@ def recipe_text(wanted: Wanted, file: Path) -> str:
         file=file,
         dtype=dtype,
         why_dtype="exact on a processor" if on_processor else "the checkpoint's own" if stored else "of most models",
+        epochs=epochs,
+        why_epochs=f"  # of {rows:,} rows; watch the held-out loss" if epochs > 2 else "",
+        batch=BATCH,
+        rate="1e-5" if rows is None or rows >= MANY else "5e-5",
         only_assistant=str(_holds_chats(Path(wanted.data))).lower(),
         deepspeed="launch/zero3.json" if several else "launch/zero2.json",
         why_deepspeed="shards the model over the GPUs" if several else "one device; zero3.json shards over several",
@@ -95,6 +105,19 @@ def _stored_dtype(folder: Path) -> str | None:
     file = folder / "config.json"
     config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     return config.get("dtype") or config.get("torch_dtype")
+
+
+def _rows(file: Path) -> int | None:
+    """Of a file of lines that is here; None of any other."""
+    if not file.is_file() or file.suffix != ".jsonl":
+        return None
+    with file.open("rb") as opened:
+        return sum(1 for line in opened if line.strip())
+
+
+def _epochs(rows: int | None, batch: int) -> int:
+    """Two, or of few rows as many as make `STEPS` steps, twenty at most."""
+    return 2 if not rows else min(20, max(2, math.ceil(STEPS * batch / rows)))
 
 
 def _holds_chats(file: Path) -> bool:

@@ -18,6 +18,14 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 DTYPES = get_args(Dtype)
 
 
+def _one_or_more(value: Any) -> Any:
+    """A single one may stand for a list of one, and null for none."""
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+Folders = Annotated[list[FileName], BeforeValidator(_one_or_more)]
+
+
 class ModelSection(Section):
     """The base model."""
 
@@ -50,8 +58,8 @@ class ProtectedSection(Section):
     """
     tasks: Annotated[list[str], Field(min_length=1)] | None = None
     """lm-eval tasks instead of a file; each task is a subject."""
-    include_path: FileName | None = None
-    """A folder of your own lm-eval tasks."""
+    include_path: Folders = Field(default=[])
+    """Folders of your own lm-eval tasks: one, or a list."""
     num_fewshot: Annotated[int, Field(ge=0)] | None = None
     """Solved examples before each question of a task; the task's own number when not given."""
     apply_chat_template: bool = False
@@ -137,11 +145,6 @@ class SourceSection(Section):
     """Its share in a mix, relative to the other sources'."""
 
 
-def _one_or_more(value: Any) -> Any:
-    """A single one may stand for a list of one."""
-    return value if value is None or isinstance(value, list) else [value]
-
-
 def _named(value: Any) -> Any:
     """A source by its path alone."""
     return {"path": value} if isinstance(value, str) else value
@@ -225,8 +228,8 @@ class RetentionSection(Section):
     """
     new_task: TaskGroup | None = None
     """What is to be learned."""
-    include_path: FileName | None = None
-    """A folder of your own lm-eval tasks."""
+    include_path: Folders = Field(default=[])
+    """Folders of your own lm-eval tasks: one, or a list."""
     processes: Annotated[int, Field(gt=0)] | Literal["auto"] = "auto"
     """Processes that share a model's documents; auto is one for every `devices_per_model`."""
     devices_per_model: Annotated[int, Field(gt=0)] = 1

@@ -48,7 +48,7 @@ class Request(BaseModel):
     processes: int
     devices_per_model: int
     batch_size: int
-    include_path: str | None
+    include_path: list[str]
     allow_code_execution: bool
     chat_template_args: dict[str, Any] = {}
     think_end_token: str | None = None

@@ -118,12 +118,12 @@ class Question:
         unset = {name for name in ("half", "stop") if getattr(asked, name) is None}
         left_out = dict.fromkeys({"model", "adapter", "implant", "tokenizer", "part", *unset}, True)
         request = asked.model_dump(mode="json", exclude={"stop": {"base"}, **left_out})
-        include = digest_of(Path(self.section.include_path)) if self.section.include_path else None
+        code = digest_of(*(file for folder in self.section.include_path for file in sorted(Path(folder).rglob("*.py"))))
         return {
             **request,
             "model": arm.digest,
             "template": arm.template,
-            "include_path": include,
+            "include_path": code,  # what the tasks themselves say is in `tasks`
             "libraries": library_versions(),
             "judges": digest_of(*JUDGES),
         }

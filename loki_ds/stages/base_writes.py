@@ -261,7 +261,7 @@ def _answers(
         folder = run.folder.rehearsal / "tasks" / name
         _write_task(folder, prompts, most_tokens, temperature)
         group = TaskGroup(tasks=[TASK], num_fewshot=0, apply_chat_template=True)
-        changes = {"abilities": [group], "new_task": None, "include_path": str(folder), "stop": "never"}
+        changes = {"abilities": [group], "new_task": None, "include_path": [str(folder)], "stop": "never"}
         section = run.recipe.retention.model_copy(update=changes)
         return Question(run.recipe.model, section, tasks_of(section)).of(Arms(checked, run.folder).base)
 

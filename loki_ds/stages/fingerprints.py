@@ -93,7 +93,7 @@ class Fingerprints:
     def retention(self, model_digest: str) -> Fingerprint:
         """What decides a report on the model with these weights."""
         section, tune = self.recipe.retention, self.recipe.tune
-        own_tasks = digest_of(Path(section.include_path)) if section.include_path else None
+        own_tasks = digest_of(*map(Path, section.include_path)) if section.include_path else None
         return {
             "base": self.base.digest,
             "model": model_digest,
@@ -113,7 +113,7 @@ class Fingerprints:
         """What decides whatever is computed on prompts of one source alone."""
         if section is None:
             return {**self.model, "protected": None}
-        files = [Path(path) for path in (section.prompts, section.include_path) if path]
+        files = [Path(path) for path in (section.prompts, *section.include_path) if path]
         return {**self.model, "protected": {**section.model_dump(), "digest": digest_of(*files)}}
 
     def _rehearsal(self) -> Fingerprint:

@@ -22,36 +22,37 @@ from loki_ds.tasks.metrics import Metric, metrics_of
 FILES = ("data_files", "path")  # of a task's dataset_kwargs: those of data sets, and of `HeldOutCalls`
 
 
-def task_manager(names: Sequence[str], include_path: str | None, key: str) -> Any:
-    """lm-eval's own `TaskManager` for these tasks: of the user's folder alone if they are all in it
-    (lm-eval's thousands take seconds to list), else of both.
+def task_manager(names: Sequence[str], folders: Sequence[str], key: str) -> Any:
+    """lm-eval's own `TaskManager` for these tasks: of the user's folders alone if they are all
+    there (lm-eval's thousands take seconds to list), else of all.
 
-    key: of the recipe, for the sentence.
+    folders: of the user's own tasks; key: of the recipe, for the sentence.
 
     Raises:
         Refusal: a task that nobody knows.
     """
     from lm_eval.tasks import TaskManager
 
-    if include_path is not None:
-        _check_folder(names, include_path, key)
-        manager = TaskManager(include_path=include_path, include_defaults=False)
+    if folders:
+        _check_folders(names, folders, key)
+        manager = TaskManager(include_path=[*folders], include_defaults=False)
         if set(names) <= manager.task_index.keys():
-            return _with_files_beside(manager, include_path)
-    manager = _with_files_beside(TaskManager(include_path=include_path), include_path)
+            return _with_files_beside(manager, folders)
+    manager = _with_files_beside(TaskManager(include_path=[*folders] or None), folders)
     for name in names:
         if name not in manager.task_index:
-            if files := _files_of(name, include_path):  # no YAML, or it includes what is not there
+            if files := _files_of(name, folders):  # no YAML, or it includes what is not there
                 raise Refusal(f"{key}: lm-eval cannot read {files[0]}, which has the task {name!r}")
             raise Refusal(f"{key}: lm-eval knows no task {name!r}{did_you_mean(name, manager.all_tasks)}")
     return manager
 
 
-def _check_folder(names: Sequence[str], include_path: str, key: str) -> None:
-    if not Path(include_path).is_dir():
-        raise Refusal(f"{key.partition('.')[0]}.include_path is {include_path}, which is no folder of tasks")
+def _check_folders(names: Sequence[str], folders: Sequence[str], key: str) -> None:
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise Refusal(f"{key.partition('.')[0]}.include_path is {folder}, which is no folder of tasks")
     for name in names:
-        if len(files := _files_of(name, include_path)) > 1:
+        if len(files := _files_of(name, folders)) > 1:
             raise Refusal(f"{key}: the task {name!r} stands in {files[0]} and in {files[1]}, allowed is one of them")
 
 
@@ -81,25 +82,23 @@ def _check_keys(file: Path, above: tuple[Path, ...] = ()) -> None:
                 _check_keys(below, (*above, below))
 
 
-def _files_of(name: str, include_path: str | None) -> list[Path]:
+def _files_of(name: str, folders: Sequence[str]) -> list[Path]:
     """The user's files that have a task of this name, whether or not lm-eval lists it."""
     says = re.compile(rf"^\s*[\"']?(task|group)[\"']?:\s*[\"']?{re.escape(name)}[\"']?\s*,?\s*(#.*)?$", re.MULTILINE)
-    files = sorted(Path(include_path).rglob("*.yaml")) if include_path else []
-    return [file for file in files if says.search(file.read_text(encoding="utf-8", errors="replace"))]
+    files = {file.resolve(): file for folder in folders for file in sorted(Path(folder).rglob("*.yaml"))}
+    return [file for file in files.values() if says.search(file.read_text(encoding="utf-8", errors="replace"))]
 
 
-def _with_files_beside(manager: Any, include_path: str | None) -> Any:
-    """The manager, whose tasks of the user's folder find their data files beside their YAML, too;
+def _with_files_beside(manager: Any, folders: Sequence[str]) -> Any:
+    """The manager, whose tasks of the user's folders find their data files beside their YAML, too;
     lm-eval looks for them in the folder that one stands in.
     """
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    if include_path is None:
-        return manager
     for entry in manager.task_index.values():
         settings = (entry.cfg or {}).get("dataset_kwargs") or {}
         named = {key: settings[key] for key in FILES if key in settings}
-        if not named or entry.yaml_path is None or not Path(entry.yaml_path).is_relative_to(include_path):
+        if not named or entry.yaml_path is None or not _within(Path(entry.yaml_path), folders):
             continue
         beside = _found_files(named, Path(entry.yaml_path).parent)
         if beside != named:
@@ -110,6 +109,10 @@ def _with_files_beside(manager: Any, include_path: str | None) -> Any:
             entry.cfg["dataset_kwargs"] = {**entry.cfg["dataset_kwargs"], **beside}
             entry.yaml_path = None  # or it would be read anew
     return manager
+
+
+def _within(file: Path, folders: Sequence[str]) -> bool:
+    return any(file.resolve().is_relative_to(Path(folder).resolve()) for folder in folders)
 
 
 def _found_files(files: Any, beside: Path) -> Any:
@@ -151,7 +154,7 @@ class TaskFound:
 
 
 def look_at_tasks(
-    names: Sequence[str], include_path: str | None, allow_code_execution: bool, key: str
+    names: Sequence[str], folders: Sequence[str], allow_code_execution: bool, key: str
 ) -> list[TaskFound]:
     """Load the tasks as the evaluation will, and refuse what it would only find after the training.
 
@@ -163,13 +166,13 @@ def look_at_tasks(
         raise Refusal(f"{key}: task {twice[0]} is asked for twice, allowed is once, as an ability or as the new task")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # its advice is for who runs lm-eval
     disable_progress_bars()
-    manager = task_manager(names, include_path, key)
+    manager = task_manager(names, folders, key)
     unsafe = [name for name in names if _config_of(manager, name).get("unsafe_code")]
     if unsafe and not allow_code_execution:
         raise Refusal(runs_code(unsafe))  # known before its data is fetched
     tasks = [_look_at(name, manager, allow_code_execution, key) for name in names]
     for name in {member for task in tasks for member in (task.name, *task.documents)}:
-        for file in _files_of(name, include_path):
+        for file in _files_of(name, folders):
             _check_keys(file)
     held: dict[str, str] = {}
     for task in tasks:

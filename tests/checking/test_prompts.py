@@ -47,7 +47,7 @@ def said(folder: str, **group: Any) -> list[str]:
 
 
 def test_data_files_are_found_beside_the_task(tmp_path: Path) -> None:
-    (found,) = look_at_tasks(["homes"], own(tmp_path), False, "retention")
+    (found,) = look_at_tasks(["homes"], [own(tmp_path)], False, "retention")
     assert found.documents == {"homes": 3}
     assert said(own(tmp_path)) == []
 
@@ -75,7 +75,8 @@ def test_more_shots_than_documents_are_refused(tmp_path: Path) -> None:
 def test_no_shot_is_the_document_itself(seed: int, tmp_path: Path) -> None:
     """Where a task has a test split alone, lm-eval draws shots from what is asked."""
     folder = own(tmp_path, num_fewshot=2)
-    task = draws_shots_by_document(task_manager(["homes"], folder, "retention").load(["homes"])["tasks"]["homes"], seed)
+    loaded = task_manager(["homes"], [folder], "retention").load(["homes"])["tasks"]
+    task = draws_shots_by_document(loaded["homes"], seed)
     for row in task.eval_docs:
         prompt = task.fewshot_context(row, num_fewshot=2)
         assert row["answer"] not in prompt

@@ -38,13 +38,14 @@ def own(tmp_path: Path) -> Path:
 
 def section(folder: Path, **changes: Any) -> RetentionSection:
     new_task = {"tasks": ["my_calls"], "apply_chat_template": True, **changes}
-    own = {"abilities": {"tasks": ["tiny_facts"], "limit": 2}, "new_task": new_task, "include_path": str(folder)}
+    own = {"abilities": {"tasks": ["tiny_facts"], "limit": 2}, "new_task": new_task, "include_path": [str(folder)]}
     return RetentionSection.model_validate(own)
 
 
 def test_every_answer_is_a_document(own: Path) -> None:
     found = documents(str(own / "chats.jsonl"))["test"]
     assert [json.loads(one["expected"]) for one in found] == [CALLED, [], [["f", {"a": 1}]], [], []]
+    assert [one["shown"] for one in found][1:3] == ["no call", "[f(a=1)]"]
     assert found["id"][:2] == ["line 1, turn 2", "line 1, turn 4"]
     assert [message["role"] for message in json.loads(found[1]["messages"])] == ["user", "assistant", "tool"]
 
@@ -63,7 +64,7 @@ def test_its_two_sides_are_two_tasks_of_one_file(own: Path) -> None:
         .replace("my_calls", "my_silence")
         .replace("jsonl}", "jsonl, turns: silent}\nmetadata: {opposite: my_calls}")
     )
-    silence, calls = look_at_tasks(["my_silence", "my_calls"], str(own), False, "retention")
+    silence, calls = look_at_tasks(["my_silence", "my_calls"], [str(own)], False, "retention")
     assert (silence.opposite, calls.opposite) == ("my_calls", None)
     asked = RetentionSection.model_validate(
         {"abilities": {"tasks": ["my_silence", "my_calls"], "apply_chat_template": True}}
@@ -99,7 +100,7 @@ def test_the_models_own_template_shows_the_functions(own: Path, tmp_path: Path) 
     tokenizer.chat_template = (TEMPLATES / "qwen3.jinja").read_text()
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     asked = section(own).model_copy(update={"chat_template_args": {"enable_thinking": False}})
-    found = look_at_tasks(["my_calls"], str(own), False, "retention")
+    found = look_at_tasks(["my_calls"], [str(own)], False, "retention")
     question = Question(MODEL, asked.model_copy(update={"abilities": []}), found)
     request = question.request(Arm(ROOT / "recipes/tiny/model", "tiny", tokenizer=tmp_path / "tokenizer"))
     task = run_lm_eval(request, tmp_path)["tasks"]["my_calls"]
@@ -111,7 +112,7 @@ def test_the_models_own_template_shows_the_functions(own: Path, tmp_path: Path) 
 
 
 def test_without_a_template_it_is_refused_before_the_training(own: Path) -> None:
-    found = look_at_tasks(["my_calls"], str(own), False, "retention")
+    found = look_at_tasks(["my_calls"], [str(own)], False, "retention")
     asked = section(own, apply_chat_template=False).model_copy(update={"abilities": []})
     with pytest.raises(Refusal, match="task my_calls puts chats to the model: apply_chat_template must be true"):
         in_words(asked, found)

@@ -35,6 +35,14 @@ def test_its_dtype_and_its_loss_are_those_of_what_is_there(tmp_path: Path) -> No
     assert recipe.training["assistant_only_loss"] is False
 
 
+@pytest.mark.parametrize(("rows", "epochs", "rate"), [(60, 10, 5e-5), (10, 20, 5e-5), (3_000, 2, 1e-5)])
+def test_few_rows_are_seen_more_often_at_a_higher_rate(rows: int, epochs: int, rate: float, tmp_path: Path) -> None:
+    (tmp_path / "chats.jsonl").write_text('{"messages": []}\n' * rows)
+    (tmp_path / "mine.yaml").write_text(written(tmp_path, data=str(tmp_path / "chats.jsonl"), gpus=1))
+    training = load_recipe(tmp_path / "mine.yaml", []).training
+    assert (training["num_train_epochs"], float(training["learning_rate"])) == (epochs, rate)
+
+
 def test_names_that_yaml_would_read_otherwise_are_quoted(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(written(tmp_path, model="500", data="a: b #1.jsonl"))
     recipe = load_recipe(tmp_path / "mine.yaml", [])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from loki_ds.recipe.file import load_recipe
+from loki_ds.recipe.file import check_files, load_recipe
 from loki_ds.recipe.sections import RetentionSection
 from loki_ds.refusal import Refusal
 from loki_ds.retention.statistics import least_margin
@@ -241,3 +241,19 @@ def test_a_wrong_file_is_named(tmp_path: Path, content: str, says: str) -> None:
 def test_a_missing_file_is_named() -> None:
     with pytest.raises(Refusal, match=r"nowhere\.yaml: no such recipe"):
         load_recipe("nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("protected.prompts=gone.jsonl", "protected.prompts: gone.jsonl is not there"),
+        ("implant.rehearse.prompts={gone.jsonl: 0.1}", "prompts: gone.jsonl: gone.jsonl is not there"),
+        (
+            "retention.include_path=[eval/tasks/tiny, gone]",
+            "retention.include_path is gone, which is no folder of tasks",
+        ),
+    ],
+)
+def test_what_is_not_there_is_said_before_a_library_is_loaded(override: str, says: str) -> None:
+    with pytest.raises(Refusal, match=says):
+        check_files(load_recipe("tiny/recommended", [override]))

@@ -29,13 +29,13 @@ NEW = {"tasks": ["tiny_toolcalls"], "limit": 120, "apply_chat_template": True}
 
 def question(processes: int = 1, **changes: Any) -> Question:
     own = {"abilities": ABILITIES, "new_task": NEW, "margin": MARGIN, "stop": "decided", "batch_size": 32}
-    own |= {"include_path": "eval/tasks/tiny", "processes": processes, **changes}
+    own |= {"include_path": ["eval/tasks/tiny"], "processes": processes, **changes}
     section = RetentionSection.model_validate(own)
     names = [name for group in section.groups for name in group.tasks]
     return Question(
         ModelSection(path=str(BASE), dtype="float32"),
         section,
-        look_at_tasks(names, "eval/tasks/tiny", False, "retention"),
+        look_at_tasks(names, ["eval/tasks/tiny"], False, "retention"),
     )
 
 

@@ -45,7 +45,7 @@ REQUEST: dict[str, Any] = {
     "tokenizer": None,
     "devices_per_model": 1,
     "batch_size": 8,
-    "include_path": "tests/retention/data/tasks",
+    "include_path": ["tests/retention/data/tasks"],
     "trust_remote_code": False,
     "allow_code_execution": False,
     "seed": 0,
@@ -133,7 +133,7 @@ def test_a_task_is_asked_for_once() -> None:
 def test_a_task_is_in_one_of_the_groups_alone(own_tasks: Path) -> None:
     """As [mmlu, mmlu_stem] are not: lm-eval refuses to load both."""
     with pytest.raises(Refusal, match=r"retention: task code is in grouped and in tagged, allowed is once"):
-        look_at_tasks(["grouped", "tagged"], str(own_tasks), True, "retention")
+        look_at_tasks(["grouped", "tagged"], [str(own_tasks)], True, "retention")
 
 
 def test_shots_are_the_same_whatever_shares_the_documents(tmp_path: Path) -> None:
@@ -332,7 +332,7 @@ def test_what_an_evaluation_would_find_after_the_training_is_refused_before(
     own_tasks: Path, name: str, says: str
 ) -> None:
     with pytest.raises(Refusal, match=says):
-        look_at_tasks([name], str(own_tasks), False, "retention")
+        look_at_tasks([name], [str(own_tasks)], False, "retention")
 
 
 NATS = metric("log-likelihood of the gold answer", metric="gold answer", filter="", unit="nats")
@@ -341,7 +341,7 @@ NATS = metric("log-likelihood of the gold answer", metric="gold answer", filter=
 def test_metrics_are_those_that_the_tasks_declare(own_tasks: Path) -> None:
     """Right or wrong first, directions as declared, filters apart, likelihoods beside them."""
     names = ["grouped", "several", "lower", "choice", "filtered", "texts"]
-    found = {one.name: one for one in look_at_tasks(names, str(own_tasks), True, "retention")}
+    found = {one.name: one for one in look_at_tasks(names, [str(own_tasks)], True, "retention")}
     assert replace(found["grouped"], digest="") == TaskFound("grouped", {"code": 1}, [metric("exact_match")])
     assert found["several"].metrics == [metric("acc"), NATS]
     assert found["lower"].metrics == [metric("exact_match", higher_is_better=False)]
@@ -355,7 +355,7 @@ def test_metrics_are_those_that_the_tasks_declare(own_tasks: Path) -> None:
 
 
 def test_a_group_that_averages_its_tasks_says_so(own_tasks: Path) -> None:
-    (found,) = look_at_tasks(["group"], str(groups_of(own_tasks)), True, "retention")
+    (found,) = look_at_tasks(["group"], [str(groups_of(own_tasks))], True, "retention")
     assert (found.documents, found.by_size) == ({"several": 1, "again": 1}, False)
 
 
@@ -370,7 +370,7 @@ def groups_of(folder: Path) -> Path:
 def test_documents_are_scored_by_right_or_wrong_and_in_nats(own_tasks: Path) -> None:
     """LAMBADA's shape, a multiple choice and a text, against the model's own probabilities."""
     names = ["several", "choice", "texts"]
-    found = run_lm_eval(request(groups=[{**PLAIN, "tasks": names}], include_path=str(own_tasks)), own_tasks)["tasks"]
+    found = run_lm_eval(request(groups=[{**PLAIN, "tasks": names}], include_path=[str(own_tasks)]), own_tasks)["tasks"]
     lambada, choice, text = (found[name]["samples"][0] for name in names)
     assert lambada["scores"][0] in (0.0, 1.0)
     assert lambada["scores"][1] == pytest.approx(nats("1 + 1 =", "2"), abs=1e-4)
@@ -397,7 +397,7 @@ def test_a_wrapper_of_text_and_pictures_is_asked_as_its_text_part_is(own_tasks: 
         tokenizer.save_pretrained(tmp_path / name)
         asked = request(
             groups=[{**PLAIN, "tasks": ["choice"]}],
-            include_path=str(own_tasks),
+            include_path=[str(own_tasks)],
             model=str(tmp_path / name),
             tokenizer=str(tmp_path / name),
         )
@@ -418,20 +418,20 @@ def nats(context: str, answer: str) -> float:
 
 def test_a_metric_under_another_name_is_found(own_tasks: Path) -> None:
     """HumanEval declares `pass_at_k`, and its documents hold `pass@1`."""
-    found = run_lm_eval(request(groups=[{**PLAIN, "tasks": ["code_eval"]}], include_path=str(own_tasks)), own_tasks)
+    found = run_lm_eval(request(groups=[{**PLAIN, "tasks": ["code_eval"]}], include_path=[str(own_tasks)]), own_tasks)
     task = found["tasks"]["code_eval"]
     assert ([metric["name"] for metric in task["metrics"]], task["samples"][0]["scores"]) == (["pass_at_k"], [0.25])
 
 
 def test_a_second_metric_without_a_number_is_left_out(own_tasks: Path) -> None:
-    found = run_lm_eval(request(groups=[{**PLAIN, "tasks": ["halves"]}], include_path=str(own_tasks)), own_tasks)
+    found = run_lm_eval(request(groups=[{**PLAIN, "tasks": ["halves"]}], include_path=[str(own_tasks)]), own_tasks)
     assert found["tasks"]["halves"]["samples"][0]["scores"] == [1.0, None]
     assert [task.metric["name"] for task in pair(found, found)] == ["acc"]
 
 
 def test_numpys_truths_are_numbers(own_tasks: Path) -> None:
     """As lm-eval's own `mutual` gives them."""
-    found = run_lm_eval(request(groups=[{**PLAIN, "tasks": ["truths"]}], include_path=str(own_tasks)), own_tasks)
+    found = run_lm_eval(request(groups=[{**PLAIN, "tasks": ["truths"]}], include_path=[str(own_tasks)]), own_tasks)
     assert found["tasks"]["truths"]["samples"][0]["scores"] == [1.0]
 
 
@@ -445,14 +445,14 @@ def test_how_a_task_asks_is_part_of_its_digest(own_tasks: Path, tmp_path: Path) 
 
     def digest(**changes: Any) -> str:
         included.write_text(json.dumps({**shared, **changes}))
-        return look_at_tasks(["including"], str(tmp_path / "inside"), False, "retention")[0].digest
+        return look_at_tasks(["including"], [str(tmp_path / "inside")], False, "retention")[0].digest
 
     other = {"generation_kwargs": {"until": ["."]}}
     assert digest() == digest()
     assert len({digest(), digest(**other), digest(doc_to_text="Q: {{prompt}}")}) == 3
-    before, code = (look_at_tasks(["halves"], str(own_tasks), False, "retention")[0].digest, own_tasks / "own.py")
+    before, code = (look_at_tasks(["halves"], [str(own_tasks)], False, "retention")[0].digest, own_tasks / "own.py")
     code.write_text(code.read_text().replace('"acc": 1.0', '"acc": 0.5'))
-    assert look_at_tasks(["halves"], str(own_tasks), False, "retention")[0].digest != before
+    assert look_at_tasks(["halves"], [str(own_tasks)], False, "retention")[0].digest != before
 
 
 def test_a_number_that_is_none_is_refused_by_task_and_document(own_tasks: Path, tmp_path: Path) -> None:
@@ -465,7 +465,7 @@ def test_a_number_that_is_none_is_refused_by_task_and_document(own_tasks: Path, 
     with pytest.raises(
         Refusal, match=r"task several: document 0 \(SHA-256 .*\) scores nan in log-likelihood of the gold"
     ):
-        run_lm_eval(request(groups=[group], include_path=str(own_tasks), model=str(tmp_path / "model")), tmp_path)
+        run_lm_eval(request(groups=[group], include_path=[str(own_tasks)], model=str(tmp_path / "model")), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -485,4 +485,4 @@ def test_what_cannot_be_evaluated_is_refused(changes: dict[str, Any], says: str,
 @pytest.mark.parametrize("suite", sorted(path.stem for path in (ROOT / "eval/suites").glob("*.yaml")))
 def test_lm_eval_knows_every_task_of_the_suites(suite: str) -> None:
     names = [task for group in load_suite(suite) for task in group.tasks]
-    assert set(names) <= task_manager(names, "eval/tasks", "retention").task_index.keys()
+    assert set(names) <= task_manager(names, ["eval/tasks"], "retention").task_index.keys()

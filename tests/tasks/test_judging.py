@@ -138,7 +138,7 @@ def test_a_task_file_that_cannot_be_used_is_named(files: dict[str, str], asked: 
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(Refusal, match=f"retention: {says}"):
-        look_at_tasks([asked], str(tmp_path), False, "retention")
+        look_at_tasks([asked], [str(tmp_path)], False, "retention")
 
 
 @pytest.mark.parametrize("asked", ["mine", "grouped"])
@@ -154,7 +154,7 @@ def test_a_key_twice_in_a_task_is_refused(part: str, says: str, asked: str, tmp_
     (tmp_path / "more.yaml").write_text("num_fewshot: 0\nnum_fewshot: 1\n")
     (tmp_path / "group.yaml").write_text("group: grouped\ntask: [mine]\n")
     with pytest.raises(Refusal, match=says):
-        look_at_tasks([asked], str(tmp_path), False, "retention")
+        look_at_tasks([asked], [str(tmp_path)], False, "retention")
 
 
 def test_a_broken_neighbour_is_nobodys_business(tmp_path: Path) -> None:
@@ -168,4 +168,15 @@ def test_a_folder_of_tasks_must_be_one(tmp_path: Path) -> None:
     from loki_ds.tasks.loading import task_manager
 
     with pytest.raises(Refusal, match=r"retention\.include_path is .*nowhere, which is no folder of tasks"):
-        task_manager(["tiny_facts"], str(tmp_path / "nowhere"), "retention.abilities")
+        task_manager(["tiny_facts"], [str(tmp_path / "nowhere")], "retention.abilities")
+
+
+def test_tasks_may_stand_in_several_folders(tmp_path: Path) -> None:
+    folders = [str(ROOT / "eval/tasks/tiny"), str(ROOT / "tests/retention/data/tasks")]
+    found = look_at_tasks(["tiny_facts", "fixture_calls"], folders, False, "retention")
+    assert [task.name for task in found] == ["tiny_facts", "fixture_calls"]
+    (tmp_path / "facts.yaml").write_text("task: tiny_facts")
+    with pytest.raises(
+        Refusal, match=r"the task 'tiny_facts' stands in .*tiny/facts\.yaml and in .*facts\.yaml, allowed"
+    ):
+        look_at_tasks(["tiny_facts"], [*folders, str(tmp_path)], False, "retention")
