@@ -45,7 +45,7 @@ from loki_ds.attribution.sweep import Sweep
 from loki_ds.distributed import ranks
 from loki_ds.distributed.device import ProcessSize, free_memory, local_devices, on_cpu
 from loki_ds.distributed.launcher import free_port
-from loki_ds.distributed.zero.model import Gatherer
+from loki_ds.distributed.zero.gathering import Gatherer
 from loki_ds.implanting.training import Examples, Method, Resume, train
 from loki_ds.implanting.trl_config import TrainingShape, deepspeed_config
 from loki_ds.planning.estimate import dry_step, dry_sweep, estimate

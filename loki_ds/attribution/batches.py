@@ -19,7 +19,7 @@ from loki_ds.attribution.self_check import check_family
 from loki_ds.attribution.sweep import Sweep, Swept
 from loki_ds.distributed.device import available_memory, peak_memory
 from loki_ds.distributed.ranks import all_gather, rank, world_size
-from loki_ds.distributed.zero.model import is_sharded
+from loki_ds.distributed.zero.sharding import is_sharded
 from loki_ds.recipe.sections import AttributionSection
 from loki_ds.refusal import Refusal
 

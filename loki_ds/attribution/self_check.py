@@ -22,7 +22,7 @@ from loki_ds.attribution.layer_call import KeysValues
 from loki_ds.attribution.recurrent import State
 from loki_ds.attribution.sweep import Sweep
 from loki_ds.distributed.device import current_device
-from loki_ds.distributed.zero.model import unsharded
+from loki_ds.distributed.zero.sharding import unsharded
 from loki_ds.model.anatomy import decoder_layers
 from loki_ds.model.stored_rows import LAYER_COUNTS
 from loki_ds.refusal import Refusal, short

@@ -27,7 +27,8 @@ from transformers import PreTrainedModel
 from loki_ds.attribution.rules import quadrature, target_gradient, target_value
 from loki_ds.attribution.token_pass import Call, Tokens, embed
 from loki_ds.distributed.device import free_memory
-from loki_ds.distributed.zero.model import Gatherer, is_sharded
+from loki_ds.distributed.zero.gathering import Gatherer
+from loki_ds.distributed.zero.sharding import is_sharded
 from loki_ds.model.anatomy import (
     check_attention,
     decoder_layers,

@@ -14,7 +14,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from loki_ds.attribution.layer_call import LayerCall, shared_length
 from loki_ds.attribution.recurrent import RecurrentCall
-from loki_ds.distributed.zero.model import Gatherer, device_of
+from loki_ds.distributed.zero.gathering import Gatherer
+from loki_ds.distributed.zero.sharding import device_of
 from loki_ds.model.anatomy import attention_implementation, calls_of_layers, parts_around_layers
 
 Call = LayerCall | RecurrentCall

@@ -17,6 +17,7 @@ from loki_ds.checking.findings import GIB, Findings
 from loki_ds.data.dataset import Counts
 from loki_ds.data.render_settings import Rendering
 from loki_ds.implanting.training import peft_config
+from loki_ds.model.base import max_tokens
 from loki_ds.model.base_checks import Wanted, check_usable
 from loki_ds.model.files import model_files, open_weights
 from loki_ds.model.row_blocks import blocks_of, chosen_blocks
@@ -45,11 +46,6 @@ class BaseFound:
         said = f"{self.folder}: {self.config.model_type}, {self.parameters:,} parameters, {size}"
         longest = max_tokens(self.config)
         return f"{said}, for up to {longest:,} tokens" if longest else said
-
-
-def max_tokens(config: PreTrainedConfig) -> int | None:
-    """Tokens that the model was made for, where its configuration says so."""
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def look_at_base(

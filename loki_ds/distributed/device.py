@@ -2,12 +2,12 @@
 
 import ctypes
 import gc
+import os
 import resource
 import threading
 from collections.abc import Callable
 from typing import Any
 
-import deepspeed
 import psutil
 import torch
 
@@ -17,26 +17,30 @@ LIBC = ctypes.CDLL(None)
 
 
 def on_cpu() -> bool:
-    """Whether DeepSpeed runs on this machine's CPUs (no accelerator, or DS_ACCELERATOR=cpu)."""
-    return deepspeed.get_accelerator().device_name() == "cpu"
+    """Whether this machine's CPUs compute: no accelerator, or DS_ACCELERATOR=cpu, as DeepSpeed has
+    it; whoever only judges models needs no DeepSpeed.
+    """
+    chosen = os.environ.get("DS_ACCELERATOR")
+    return chosen == "cpu" if chosen else not torch.cuda.is_available()
 
 
 def current_device() -> torch.device:
     """Where this rank computes."""
-    return torch.device(deepspeed.get_accelerator().current_device_name())
+    return torch.device("cpu") if on_cpu() else torch.device("cuda", torch.cuda.current_device())
 
 
 def free_memory() -> None:
     """Give the device the memory of what nobody holds any more."""
     gc.collect()
-    deepspeed.get_accelerator().empty_cache()
-    if on_cpu() and hasattr(LIBC, "malloc_trim"):
+    if not on_cpu():
+        torch.cuda.empty_cache()
+    elif hasattr(LIBC, "malloc_trim"):
         LIBC.malloc_trim(0)  # glibc keeps freed memory, and the next measurement would not see it being used again
 
 
 def local_devices() -> int:
     """Devices of this node: its accelerators, or on processors the ranks launched here."""
-    return local_size() if on_cpu() else deepspeed.get_accelerator().device_count()
+    return local_size() if on_cpu() else torch.cuda.device_count()
 
 
 def available_memory() -> int:
@@ -52,11 +56,10 @@ def peak_memory(compute: Callable[[], Any]) -> int:
     """Bytes `compute` added at its peak, by the allocator, or on a CPU by the process's size."""
     free_memory()
     if not on_cpu():
-        accelerator = deepspeed.get_accelerator()
-        accelerator.reset_peak_memory_stats()
-        before = accelerator.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
         compute()
-        return accelerator.max_memory_allocated() - before
+        return torch.cuda.max_memory_allocated() - before
     before = psutil.Process().memory_info().rss
     with ProcessSize() as size:
         compute()
@@ -87,11 +90,7 @@ class ProcessSize:
 
 def peak_so_far() -> int:
     """Bytes this process held at its peak, by the allocator, or on a CPU by the process's size."""
-    return (
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        if on_cpu()
-        else deepspeed.get_accelerator().max_memory_allocated()
-    )
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if on_cpu() else torch.cuda.max_memory_allocated()
 
 
 def energy() -> float | None:

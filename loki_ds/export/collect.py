@@ -16,7 +16,7 @@ from trl import SFTTrainer
 from loki_ds.disk.files import aside_of, put_in_place, remove
 from loki_ds.disk.run_folder import RunFolder
 from loki_ds.distributed.ranks import barrier, rank
-from loki_ds.distributed.zero.model import Gatherer
+from loki_ds.distributed.zero.gathering import Gatherer
 from loki_ds.export.checkpoint import write_trained
 from loki_ds.implanting.rows import RowDelta, delta_on
 from loki_ds.model.expert_rows import side_by_side

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from loki_ds.distributed.zero.model import is_sharded
+from loki_ds.distributed.zero.sharding import is_sharded
 from loki_ds.export.implant_file import Implant
 from loki_ds.model.expert_rows import put_rows, rows_of
 from loki_ds.model.row_blocks import blocks_of, named_blocks

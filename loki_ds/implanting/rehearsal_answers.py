@@ -12,7 +12,8 @@ from loki_ds.attribution.batches import IDLE, rank_batches
 from loki_ds.attribution.token_pass import padded
 from loki_ds.disk.files import written_whole
 from loki_ds.distributed.ranks import all_gather
-from loki_ds.distributed.zero.model import Gatherer, device_of
+from loki_ds.distributed.zero.gathering import Gatherer
+from loki_ds.distributed.zero.sharding import device_of
 from loki_ds.implanting.divergence import Answers, answers_of
 from loki_ds.implanting.rehearsal_rows import Text
 from loki_ds.model.anatomy import calls_of_layers, decoder_layers, logits_above, parts_around_layers

@@ -17,7 +17,7 @@ from trl import SFTConfig, SFTTrainer
 
 from loki_ds.distributed.ranks import on_first_rank
 from loki_ds.distributed.zero.checkpoints import repartition
-from loki_ds.distributed.zero.model import device_of, model_dtype
+from loki_ds.distributed.zero.sharding import device_of, model_dtype
 from loki_ds.implanting.checkpoints import Checkpoint, MarkWhole
 from loki_ds.implanting.mask import KeepFrozenRows, train_only_rows
 from loki_ds.implanting.pull import PullToBase, pulled

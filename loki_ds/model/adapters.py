@@ -7,9 +7,6 @@ they change nothing: the base would be judged in its place.
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel, get_peft_model_state_dict
-from peft.utils import load_peft_weights
-
 from loki_ds.refusal import Refusal, short
 
 CONFIG = "adapter_config.json"
@@ -22,12 +19,18 @@ def check_adapter(folder: Path) -> None:
         raise Refusal(f"{folder}: {CONFIG} has no weights beside it ({' or '.join(WEIGHTS)})")
 
 
-def with_adapter(model: Any, folder: Path) -> PeftModel:
+def with_adapter(model: Any, folder: Path) -> Any:
     """The model with the adapter in a folder put on it.
 
     Raises:
-        Refusal: it does not fit the model, or some of what the adapter trains is not in its file.
+        Refusal: PEFT is not here, the adapter does not fit the model, or some of what it trains is
+            not in its file.
     """
+    try:
+        from peft import PeftModel, get_peft_model_state_dict
+        from peft.utils import load_peft_weights
+    except ImportError:
+        raise Refusal(f"{folder}: an adapter needs PEFT, which is not installed (pip install peft)") from None
     try:
         adapted = PeftModel.from_pretrained(model, str(folder))
     except (ValueError, RuntimeError, KeyError, OSError, AttributeError, TypeError) as error:

@@ -19,7 +19,7 @@ from transformers import (
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from loki_ds.distributed.device import current_device
-from loki_ds.distributed.zero.model import is_sharded
+from loki_ds.distributed.zero.sharding import is_sharded
 from loki_ds.model.classes import load_whole
 from loki_ds.model.files import BESIDE
 from loki_ds.recipe.sections import ModelSection
@@ -89,6 +89,11 @@ def load_configuration(path: Path | str, trust_remote_code: bool) -> PreTrainedC
             f"{Path(path) / 'config.json'}: not" if Path(path).is_dir() else f"model.path {path}: no folder, and not"
         )
         raise Refusal(f"{where} a configuration that transformers can read: {_why(error, trust_remote_code)}") from None
+
+
+def max_tokens(config: PreTrainedConfig) -> int | None:
+    """Tokens that the model was made for, where its configuration says so."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def check_padding(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, origin: str | Path) -> None:

@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import revert_weight_conversion
 
-from loki_ds.distributed.zero.model import unsharded
+from loki_ds.distributed.zero.sharding import unsharded
 from loki_ds.model.classes import model_class
 from loki_ds.model.files import EMBEDDINGS, HEADS, WeightFiles, open_weights
 from loki_ds.model.row_blocks import chosen_blocks

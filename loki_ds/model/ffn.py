@@ -13,7 +13,7 @@ from torch.nn import Linear, Module, ModuleList
 from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
-from loki_ds.distributed.zero.model import full_shape
+from loki_ds.distributed.zero.sharding import full_shape
 from loki_ds.model.row_weights import RowWeight
 from loki_ds.refusal import Refusal
 

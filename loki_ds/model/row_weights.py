@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import Linear, Module
 from transformers.pytorch_utils import Conv1D
 
-from loki_ds.distributed.zero.model import full_shape
+from loki_ds.distributed.zero.sharding import full_shape
 from loki_ds.model.expert_rows import row_count_of, width_of
 from loki_ds.selection.blocks import Block
 

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from lm_eval import evaluator, simple_evaluate, utils
 from lm_eval.models.huggingface import HFLM
-from peft import PeftModel
 from torch import Tensor
 
 __all__ = ["LeanHFLM", "simple_evaluate"]
@@ -63,4 +62,4 @@ class LeanHFLM(HFLM):
 
 def _inner(model: Any) -> Any:
     """The model of transformers within PEFT's, or itself."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -16,7 +16,7 @@ from loki_ds.data.protected import ProtectedSet
 from loki_ds.disk.run_folder import RunFolder
 from loki_ds.distributed import ranks
 from loki_ds.distributed.shared_folder import SharedFolder
-from loki_ds.distributed.zero.model import Gatherer
+from loki_ds.distributed.zero.gathering import Gatherer
 from loki_ds.model.anatomy import has_experts
 from loki_ds.recipe.sections import AttributionSection, SelectionSection
 from loki_ds.refusal import Refusal

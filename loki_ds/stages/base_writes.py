@@ -14,7 +14,6 @@ from typing import Any, TypedDict
 
 import yaml
 
-from loki_ds.checking.base import max_tokens
 from loki_ds.checking.findings import Findings
 from loki_ds.data.dataset import examples_of
 from loki_ds.data.sources import place_of
@@ -24,7 +23,7 @@ from loki_ds.distributed import ranks
 from loki_ds.implanting.boundary import MOST_ROWS, Boundary, CounterExample, Form, counter_examples
 from loki_ds.implanting.rehearsal_rows import HELD_OUT, Text, count_for
 from loki_ds.implanting.trl_config import TrainingShape, examples_per_step
-from loki_ds.model.base import UNRENDERABLE
+from loki_ds.model.base import UNRENDERABLE, max_tokens
 from loki_ds.recipe.implant import RehearseSection
 from loki_ds.recipe.sections import Recipe, TaskGroup
 from loki_ds.refusal import Refusal

@@ -14,7 +14,7 @@ from datasets import Dataset
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from trl import SFTConfig
 
-from loki_ds.checking.base import BaseFound, data_found, look_at_base, max_tokens
+from loki_ds.checking.base import BaseFound, data_found, look_at_base
 from loki_ds.checking.disk import Room, check_room
 from loki_ds.checking.findings import Findings
 from loki_ds.checking.selection import check_selection
@@ -35,6 +35,7 @@ from loki_ds.model.base import (
     load_configuration,
     load_tokenizer,
     locate_model,
+    max_tokens,
     stop_tokens,
 )
 from loki_ds.recipe.sections import DataSection, ModelSection, ProtectedSection

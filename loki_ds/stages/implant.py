@@ -6,7 +6,7 @@ from typing import NoReturn
 from loki_ds.disk.files import write_json
 from loki_ds.disk.run_folder import RunFolder, check_same_inputs
 from loki_ds.distributed import ranks
-from loki_ds.distributed.zero.model import release_engine
+from loki_ds.distributed.zero.gathering import release_engine
 from loki_ds.export.checkpoint import with_template
 from loki_ds.export.collect import Trained, collect
 from loki_ds.export.products import export_template, save_implant, write_model

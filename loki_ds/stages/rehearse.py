@@ -9,7 +9,7 @@ from loki_ds.attribution.batches import measured_batches
 from loki_ds.data.protected import load_protected
 from loki_ds.data.render_settings import LossSettings
 from loki_ds.distributed import device, ranks
-from loki_ds.distributed.zero.model import Gatherer
+from loki_ds.distributed.zero.gathering import Gatherer
 from loki_ds.implanting.divergence import Answers
 from loki_ds.implanting.rehearsal_answers import ask_base, load_answers, save_answers
 from loki_ds.implanting.rehearsal_rows import Share, Text, as_dataset, count_for, mixed_in, rehearsed, weights_of

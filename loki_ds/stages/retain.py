@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from loki_ds.checking.base import max_tokens
 from loki_ds.checking.findings import Findings
 from loki_ds.checking.prompts import prompts_in_words
 from loki_ds.checking.tasks import in_words
@@ -21,6 +20,7 @@ from loki_ds.disk.files import weights_digest, write_json
 from loki_ds.disk.run_folder import RunFolder
 from loki_ds.distributed import device, ranks
 from loki_ds.distributed.launcher import local_size
+from loki_ds.model.base import max_tokens
 from loki_ds.report.build import write_model_card
 from loki_ds.report.compare import draw_trade_off, is_read
 from loki_ds.report.origin import facts_of_run

@@ -10,12 +10,11 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from loki_ds.checking.base import max_tokens
 from loki_ds.checking.prompts import prompts_in_words
 from loki_ds.disk.files import digest_of, weights_digest
 from loki_ds.distributed import device
 from loki_ds.model.adapters import CONFIG, check_adapter
-from loki_ds.model.base import check_padding, load_configuration, load_tokenizer, locate_model
+from loki_ds.model.base import check_padding, load_configuration, load_tokenizer, locate_model, max_tokens
 from loki_ds.model.base_checks import check_whole
 from loki_ds.model.files import open_weights
 from loki_ds.recipe.file import Pair

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from loki_ds import attribute, attribute_by_definition
 from loki_ds.attribution.layer_call import shared_length
 from loki_ds.attribution.sweep import Sweep
-from loki_ds.distributed.zero.model import Gatherer
+from loki_ds.distributed.zero.gathering import Gatherer
 from loki_ds.refusal import Refusal
 
 # Gemma's soft-capped attention takes its softmax in float32 whatever the model's dtype.

@@ -15,7 +15,7 @@ from transformers.integrations import HfDeepSpeedConfig
 
 from loki_ds import attribute
 from loki_ds.distributed import ranks
-from loki_ds.distributed.zero.model import is_sharded
+from loki_ds.distributed.zero.sharding import is_sharded
 from loki_ds.model.anatomy import decoder_layers
 from loki_ds.model.base import load_model
 

@@ -8,7 +8,7 @@ from conftest import FAMILIES, HYBRIDS, build
 from mixtures import MIXTURES, OTHERS, mixture
 from torch.nn import Module
 
-from loki_ds.distributed.zero.model import Gatherer
+from loki_ds.distributed.zero.gathering import Gatherer
 from loki_ds.implanting.divergence import answers_of
 from loki_ds.implanting.rehearsal_answers import ask_base, load_answers, save_answers
 from loki_ds.implanting.rehearsal_rows import MOST, Text

@@ -1,6 +1,7 @@
 """`loki-ds retain` on any two checkpoints, through the command line: the gate's three answers."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -23,10 +24,12 @@ ASKED = ["retention.include_path=eval/tasks/tiny", "retention.batch_size=64"]
 FACTS = [*ASKED, "retention.abilities={tasks: [tiny_facts], limit: 100}"]
 
 
-def retain(model: Path, out: Path, *asked: str) -> subprocess.CompletedProcess[str]:
+def retain(
+    model: Path, out: Path, *asked: str, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "loki_ds.cli.commands", "retain", str(BASE), str(model), *asked]
     return subprocess.run(
-        [*command, "--out", str(out), "--gate"], cwd=ROOT, capture_output=True, text=True, check=False
+        [*command, "--out", str(out), "--gate"], cwd=ROOT, capture_output=True, text=True, env=environment
     )
 
 
@@ -59,6 +62,17 @@ def test_the_same_model_is_kept_where_its_documents_can_show_it(out: Path) -> No
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "gate: Kept: 1 task within 5 points of the base."
     assert len(list((out / "retention/answers").glob("*.json"))) == 1  # the same weights answer once
+
+
+def test_judging_needs_neither_deepspeed_nor_trl_nor_peft(adapter: Path, tmp_path: Path) -> None:
+    """Both models are asked; of an adapter it is said what it needs."""
+    alone = {**os.environ, "PYTHONPATH": str(ROOT / "tests/retention/data/judging_alone")}
+    few = [*ASKED, "retention.abilities={tasks: [tiny_facts], limit: 2}"]
+    done = retain(BASE, tmp_path / "whole", *few, environment=alone)
+    assert done.returncode == 3, done.stderr
+    done = retain(adapter, tmp_path / "adapter", *few, environment=alone)
+    assert done.returncode == 1
+    assert f"{adapter}: an adapter needs PEFT, which is not installed (pip install peft)" in done.stderr
 
 
 def test_too_few_documents_show_nothing(out: Path) -> None:

@@ -12,7 +12,7 @@ from deepspeed.utils import safe_get_local_fp32_param, safe_set_local_fp32_param
 from torch import Tensor
 
 from loki_ds.distributed.ranks import rank, world_size
-from loki_ds.distributed.zero.model import is_partitioned
+from loki_ds.distributed.zero.sharding import is_partitioned
 
 
 def after_each_step(optimizer: Any, change: Callable[[], None]) -> None:

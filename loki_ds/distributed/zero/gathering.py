@@ -1,6 +1,6 @@
-"""A model that is sharded, and its modules gathered for reading, in order.
+"""A sharded model's modules gathered for reading, in order, and its engine let go.
 
-Knows ZeRO-3's partitioned parameters. Knows nothing of optimizers, and nothing of what is read.
+Knows nothing of optimizers, and nothing of what is read.
 """
 
 from collections.abc import Generator, Iterable, Iterator
@@ -13,28 +13,8 @@ from deepspeed.runtime.zero import parameter_offload
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from torch import nn
 from torch.nn import Module
-from transformers.integrations import deepspeed as hf_deepspeed
 
-from loki_ds.distributed.device import current_device
-
-
-def is_sharded(model: Module) -> bool:
-    return bool(_partitioned(model))
-
-
-def full_shape(parameter: Any) -> torch.Size:
-    """The parameter's shape when gathered."""
-    return parameter.ds_shape if is_partitioned(parameter) else parameter.shape
-
-
-def device_of(model: Module) -> torch.device:
-    """Where the model computes on this rank (a partitioned parameter's device can be the host)."""
-    return current_device() if is_sharded(model) else next(model.parameters()).device
-
-
-def model_dtype(model: Module) -> torch.dtype:
-    """The dtype of the model's parameters (of the first, embedding)."""
-    return next(model.parameters()).dtype
+from loki_ds.distributed.zero.sharding import partitioned
 
 
 class Gatherer:
@@ -82,7 +62,7 @@ class Gatherer:
 
     def _start(self, module: Module) -> "_Gather | None":
         """Begin to gather a module; counted once this rank takes part, whatever becomes of it."""
-        parameters = [p for p in _partitioned(module) if p.ds_status == ZeroParamStatus.NOT_AVAILABLE]
+        parameters = [p for p in partitioned(module) if p.ds_status == ZeroParamStatus.NOT_AVAILABLE]
         if not parameters:
             return None
         with _given_up_on_error(parameters):
@@ -120,7 +100,7 @@ def _given_up_on_error(parameters: list[Any]) -> Iterator[None]:
 
 
 def _release(module: Module) -> None:
-    _partition(_partitioned(module))
+    _partition(partitioned(module))
 
 
 def _partition(parameters: list[Any]) -> None:
@@ -135,31 +115,9 @@ def _tied(one: Module, other: Module) -> bool:
     return not {id(p) for p in one.parameters()}.isdisjoint(id(p) for p in other.parameters())
 
 
-def _partitioned(module: Module) -> list[Any]:
-    return [parameter for parameter in module.parameters() if is_partitioned(parameter)]
-
-
-def is_partitioned(parameter: Any) -> bool:
-    """Whether ZeRO-3 holds the parameter in parts."""
-    return hasattr(parameter, "ds_id")
-
-
 def release_engine(accelerator: Accelerator) -> None:
     """Have a trainer's DeepSpeed engine give back the devices' memory, once its caller lets go of
     trainer and model: it keeps weights, master copy, optimizer and buckets until it is told.
     """
     accelerator.free_memory()
     parameter_offload.FWD_MODULE_STACK.clear()  # DeepSpeed's hooks leave the model there
-
-
-@contextmanager
-def unsharded() -> Iterator[None]:
-    """While open, transformers builds models whole, although a ZeRO-3 configuration is live."""
-    live = hf_deepspeed._hf_deepspeed_config_weak_ref
-    configuration = live() if live is not None else None
-    hf_deepspeed.unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        if configuration is not None:
-            hf_deepspeed.set_hf_deepspeed_config(configuration)
