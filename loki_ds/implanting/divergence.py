@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-class Answers(NamedTuple):
+class Predictions(NamedTuple):
     """What the base predicts at N places.
 
     ids: its K likeliest tokens, the likeliest first `[N, K]` int32. log_probs: of those, in nats
@@ -19,30 +19,30 @@ class Answers(NamedTuple):
     log_probs: Tensor
     rest: Tensor
 
-    def at(self, places: Tensor, device: torch.device) -> "Answers":
+    def at(self, places: Tensor, device: torch.device) -> "Predictions":
         """Those at some places `[n]`, there."""
-        return Answers(*(part[places].to(device) for part in self))
+        return Predictions(*(part[places].to(device) for part in self))
 
 
-def answers_of(logits: Tensor, top_k: int) -> Answers:
+def predictions_of(logits: Tensor, top_k: int) -> Predictions:
     """What logits `[N, V]` predict; at most V tokens of each."""
     log_probs = _log_softmax(logits)
     top = log_probs.topk(min(top_k, log_probs.shape[1]), dim=1)
-    return Answers(top.indices.int(), top.values, _rest(log_probs, top.indices))
+    return Predictions(top.indices.int(), top.values, _rest(log_probs, top.indices))
 
 
-def divergence(logits: Tensor, answers: Answers) -> Tensor:
+def divergence(logits: Tensor, predictions: Predictions) -> Tensor:
     """`sum_i p_i (log p_i - log q_i)` of the base's p and the logits' q, in nats `[N]`: i goes over
     the base's likeliest tokens, and the rest as one token.
 
     With all tokens it is the whole divergence; with fewer a lower bound of it, and 0 with gradient
     0 where the predictions are the same.
     """
-    log_q, ids = _log_softmax(logits), answers.ids.long()
-    likeliest = (answers.log_probs.exp() * (answers.log_probs - log_q.gather(1, ids))).sum(1)
+    log_q, ids = _log_softmax(logits), predictions.ids.long()
+    likeliest = (predictions.log_probs.exp() * (predictions.log_probs - log_q.gather(1, ids))).sum(1)
     if ids.shape[1] == log_q.shape[1]:
         return likeliest
-    return likeliest + answers.rest.exp() * (answers.rest - _rest(log_q, ids))
+    return likeliest + predictions.rest.exp() * (predictions.rest - _rest(log_q, ids))
 
 
 def _log_softmax(logits: Tensor) -> Tensor:

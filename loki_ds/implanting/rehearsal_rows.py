@@ -1,7 +1,7 @@
-"""Rehearsed examples: texts whose labels point to the base's answers, mixed into the new task's.
+"""Rehearsed examples: texts whose labels point to what the base predicts, among the new task's.
 
-A label below -100 is no token but a place among the answers. So it goes wherever labels go: it is
-packed, padded, cut and counted as a token that is learned.
+A label below -100 is no token but a place among the predictions. So it goes wherever labels go: it
+is packed, padded, cut and counted as a token that is learned.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from loki_ds.data.dataset import SCHEMA
 from loki_ds.data.rendering import NOT_LEARNED, Rendered
-from loki_ds.implanting.divergence import Answers
+from loki_ds.implanting.divergence import Predictions
 
 HELD_OUT = 10  # one text in so many is never trained on
 MOST_HELD_OUT = 64  # texts
@@ -47,7 +47,7 @@ class Text(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Share:
+class TextsOfKind:
     """Texts of one kind: those that are learned, and those whose drift is measured.
 
     count: how many go among the new task's examples. each_once: whether every text weighs as much
@@ -60,7 +60,7 @@ class Share:
     each_once: bool
 
     @classmethod
-    def of(cls, texts: Sequence[Text], count: int, each_once: bool, seed: int) -> "Share":
+    def of(cls, texts: Sequence[Text], count: int, each_once: bool, seed: int) -> "TextsOfKind":
         """At most `count` texts to learn, drawn by the seed."""
         others = [text for i, text in enumerate(texts) if i % HELD_OUT] or list(texts)
         drawn = Random(seed).sample(others, min(len(others), count))
@@ -75,11 +75,11 @@ def places_of(pointers: Tensor) -> Tensor:
     return FIRST - pointers
 
 
-def rehearsed(texts: Sequence[Text], answers: Answers) -> list[Rendered]:
-    """Each text and the base's likeliest token after it, with labels that point to its answers."""
+def rehearsed(texts: Sequence[Text], predictions: Predictions) -> list[Rendered]:
+    """Each text and the base's likeliest token after it, with labels that point to predictions."""
     rendered, place = [], 0
     for tokens, count in texts:
-        ids = [*tokens, int(answers.ids[place + count - 1, 0])]
+        ids = [*tokens, int(predictions.ids[place + count - 1, 0])]
         pointers = [FIRST - (place + i) for i in range(count)]
         rendered.append(Rendered(ids, [NOT_LEARNED] * (len(ids) - count) + pointers))
         place += count

@@ -1,5 +1,5 @@
-"""TRL's trainer with three additions: labels may point to the base's answers, the head is asked for
-the learned tokens alone, and nothing goes on from a loss that is NaN or infinite.
+"""TRL's trainer with three additions: labels may point to what the base predicts, the head is asked
+for the learned tokens alone, and nothing goes on from a loss that is NaN or infinite.
 
 What is rehearsed is learned by its divergence from the base. The model runs once for both: its head
 is asked a second time for the rehearsed tokens.
@@ -17,7 +17,7 @@ from trl import SFTTrainer
 from trl.trainer import utils
 
 from loki_ds.data.rendering import NOT_LEARNED
-from loki_ds.implanting.divergence import Answers, divergence
+from loki_ds.implanting.divergence import Predictions, divergence
 from loki_ds.implanting.rehearsal_rows import is_pointer, places_of
 from loki_ds.implanting.watch import check_finite
 from loki_ds.model.anatomy import final_states, logits_from
@@ -25,13 +25,14 @@ from loki_ds.model.replaced import replaced
 
 
 class Rehearsed(NamedTuple):
-    """The base's answers that labels point to, and untrained rows of texts, to measure their drift.
+    """What the base predicts, to which labels point, and untrained rows of texts, to measure their
+    drift.
 
-    weights: what each answer weighs beside a token of the new task `[N]`. learned: whether any row
-    that trains points to an answer.
+    weights: what each prediction weighs beside a token of the new task `[N]`. learned: whether any
+    row that trains points to one.
     """
 
-    answers: Answers
+    predictions: Predictions
     weights: Tensor
     measured: Dataset
     learned: bool
@@ -65,7 +66,7 @@ class ImplantTrainer(SFTTrainer):
     def _loss_with_divergence(
         self, model: Module, inputs: dict[str, Any], rehearsed: Rehearsed, items: Tensor | int | None
     ) -> tuple[Tensor, Any]:
-        """TRL's loss, and the weighed divergence where labels point to answers."""
+        """TRL's loss, and the weighed divergence where labels point to predictions."""
         labels = inputs["labels"]
         pointing = is_pointer(labels)
         learned = labels.masked_fill(pointing, NOT_LEARNED)
@@ -93,7 +94,7 @@ class ImplantTrainer(SFTTrainer):
         if not pointing.any():
             return logits.sum() * 0
         places = places_of(labels[:, 1:][pointing]).cpu()
-        apart = divergence(logits, rehearsed.answers.at(places, logits.device))
+        apart = divergence(logits, rehearsed.predictions.at(places, logits.device))
         return (apart * rehearsed.weights[places].to(logits.device)).sum()
 
     def _language_model(self, model: Module) -> Any:

@@ -187,13 +187,13 @@ class BudgetSection(Section):
         return self
 
 
-Share = Annotated[float, Field(ge=0, le=1.25)]
+Scale = Annotated[float, Field(ge=0, le=1.25)]
 
 
 class TuneSection(Section):
     """How much of the change stays after training: the scale that fits the budget."""
 
-    scales: Annotated[list[Share], Field(min_length=1)] = Field(default=[0.25, 0.5, 0.75, 1.0])
+    scales: Annotated[list[Scale], Field(min_length=1)] = Field(default=[0.25, 0.5, 0.75, 1.0])
     """Shares of the whole change that are tried; each is evaluated on half of the documents."""
     budget: BudgetSection
     """What may be lost, or must stay."""

@@ -6,6 +6,7 @@ recipe, each a job of its own, and `publish` comes after `retain` if asked for.
 
 Here is only the way of the data, from the recipe and the run folder back to the run folder. `run`
 is what stages share and the one way in which each is done once; `fingerprints` is what each result
-depends on, `questions` what is asked of models, `report` what is written of the answers, `curve` of
-a tuned scale, `costs` what it takes. What a stage computes is in the package of its name.
+depends on, `questions` what is asked of models, `base_says` what the base says to any prompts,
+`report` what is written of the answers, `curve` of a tuned scale, `costs` what it takes. What a
+stage computes is in the package of its name.
 """

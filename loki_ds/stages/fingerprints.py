@@ -66,7 +66,7 @@ class Fingerprints:
             "chat_template_args": recipe.retention.chat_template_args,
         }
 
-    def answers(self, texts: Sequence[Text], top_k: int) -> Fingerprint:
+    def predictions(self, texts: Sequence[Text], top_k: int) -> Fingerprint:
         """What decides the base's answers on texts."""
         of_texts = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
         return {**self.model, "texts": of_texts, "top_k": top_k}

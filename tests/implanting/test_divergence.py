@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div
 
-from loki_ds.implanting.divergence import answers_of, divergence
+from loki_ds.implanting.divergence import divergence, predictions_of
 
 TOKENS = 40
 
@@ -16,7 +16,7 @@ def logits(seed: int) -> Tensor:
 
 def test_over_all_tokens_it_is_the_whole_divergence_with_its_gradient() -> None:
     base, now = logits(0), logits(1).requires_grad_()
-    found = divergence(now, answers_of(base, TOKENS))
+    found = divergence(now, predictions_of(base, TOKENS))
     expected = kl_div(now.log_softmax(1), base.log_softmax(1), log_target=True, reduction="none").sum(1)
     assert torch.allclose(found, expected, rtol=1e-12)
     (gradient,) = torch.autograd.grad(found.sum(), now)
@@ -31,22 +31,22 @@ def test_over_the_likeliest_the_others_are_one_token(top_k: int) -> None:
         torch.cat([sorted_[:, :top_k], sorted_[:, top_k:].sum(1, keepdim=True)], 1)
         for sorted_ in (one.softmax(1).gather(1, order) for one in (base, now))
     )
-    found = divergence(now, answers_of(base, top_k))
+    found = divergence(now, predictions_of(base, top_k))
     assert torch.allclose(found, (p * (p / q).log()).sum(1), rtol=1e-10)
-    assert (found <= divergence(now, answers_of(base, TOKENS)) + 1e-12).all()
+    assert (found <= divergence(now, predictions_of(base, TOKENS)) + 1e-12).all()
 
 
 @pytest.mark.parametrize("top_k", [1, 7, TOKENS, 2 * TOKENS])
 def test_the_base_itself_is_not_apart_and_is_not_pushed(top_k: int) -> None:
     base = logits(0).requires_grad_()
-    found = divergence(base, answers_of(base.detach(), top_k))
+    found = divergence(base, predictions_of(base.detach(), top_k))
     assert found.abs().max() < 1e-15
     (gradient,) = torch.autograd.grad(found.sum(), base)
     assert gradient.abs().max() < 1e-15
 
 
 def test_half_precision_logits_are_compared_in_single_precision() -> None:
-    answers = answers_of(logits(0).bfloat16(), 8)
-    assert answers.log_probs.dtype == answers.rest.dtype == torch.float32
-    assert answers.ids.dtype == torch.int32
-    assert divergence(logits(0).bfloat16(), answers).abs().max() < 1e-6
+    predictions = predictions_of(logits(0).bfloat16(), 8)
+    assert predictions.log_probs.dtype == predictions.rest.dtype == torch.float32
+    assert predictions.ids.dtype == torch.int32
+    assert divergence(logits(0).bfloat16(), predictions).abs().max() < 1e-6

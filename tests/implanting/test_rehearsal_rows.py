@@ -5,11 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loki_ds.data.rendering import NOT_LEARNED, Rendered
-from loki_ds.implanting.divergence import Answers
+from loki_ds.implanting.divergence import Predictions
 from loki_ds.implanting.rehearsal_rows import (
     MOST,
-    Share,
     Text,
+    TextsOfKind,
     as_dataset,
     count_for,
     is_pointer,
@@ -20,13 +20,13 @@ from loki_ds.implanting.rehearsal_rows import (
 )
 
 TEXTS = [Text.given([5, 6, 7]), Text.given([8])]
-ANSWERS = Answers(
+PREDICTIONS = Predictions(
     torch.tensor([[6, 1], [9, 1], [40, 1], [41, 1]], dtype=torch.int32), torch.zeros(4, 2), torch.zeros(4)
 )
 
 
 def test_a_text_ends_with_the_bases_answer_and_its_labels_point_to_the_predictions() -> None:
-    first, second = rehearsed(TEXTS, ANSWERS)
+    first, second = rehearsed(TEXTS, PREDICTIONS)
     assert (first.input_ids, second.input_ids) == ([5, 6, 7, 40], [8, 41])
     labels = torch.tensor(first.labels + second.labels)
     assert is_pointer(labels).tolist() == [False, True, True, True, False, True]
@@ -39,8 +39,8 @@ def test_tokens_and_unlearned_labels_point_nowhere() -> None:
 
 def test_of_a_long_text_the_end_is_rehearsed() -> None:
     text = Text.given(list(range(MOST + 5)))
-    answers = Answers(torch.zeros(MOST, 1, dtype=torch.int32), torch.zeros(MOST, 1), torch.zeros(MOST))
-    (row,) = rehearsed([text], answers)
+    predictions = Predictions(torch.zeros(MOST, 1, dtype=torch.int32), torch.zeros(MOST, 1), torch.zeros(MOST))
+    (row,) = rehearsed([text], predictions)
     assert row.labels[:6] == [NOT_LEARNED] * 6
     assert row.learned == MOST
 
@@ -71,8 +71,8 @@ def test_several_kinds_each_have_their_share() -> None:
 
 def test_of_an_answer_every_token_is_rehearsed_and_the_prompt_is_not() -> None:
     text = Text.answered([1, 2, 3], [4, 5])
-    answers = Answers(torch.tensor([[4], [5], [9]], dtype=torch.int32), torch.zeros(3, 1), torch.zeros(3))
-    (row,) = rehearsed([text], answers)
+    predictions = Predictions(torch.tensor([[4], [5], [9]], dtype=torch.int32), torch.zeros(3, 1), torch.zeros(3))
+    (row,) = rehearsed([text], predictions)
     assert row.input_ids == [1, 2, 3, 4, 5, 9]
     assert [label != NOT_LEARNED for label in row.labels] == [False, False, False, True, True, True]
     assert text.cut(4) == Text([3, 4, 5], 3)
@@ -88,7 +88,7 @@ def test_each_answer_counts_once_where_it_is_to() -> None:
 
 def test_one_text_in_ten_is_kept_apart() -> None:
     texts = [Text([i], 1) for i in range(40)]
-    share = Share.of(texts, count=12, each_once=False, seed=0)
+    share = TextsOfKind.of(texts, count=12, each_once=False, seed=0)
     assert [text.tokens[0] for text in share.apart] == [0, 10, 20, 30]
     assert len(share.learned) == 12
     assert not {text.tokens[0] for text in share.learned} & {0, 10, 20, 30}

@@ -1,4 +1,4 @@
-"""The base's answers on texts: one pass up, each layer gathered once a batch, before training."""
+"""What the base predicts on texts: one pass up, each layer gathered once a batch."""
 
 from collections.abc import Sequence
 from contextlib import closing
@@ -14,30 +14,30 @@ from loki_ds.disk.files import written_whole
 from loki_ds.distributed.ranks import all_gather
 from loki_ds.distributed.zero.gathering import Gatherer
 from loki_ds.distributed.zero.sharding import device_of
-from loki_ds.implanting.divergence import Answers, answers_of
+from loki_ds.implanting.divergence import Predictions, predictions_of
 from loki_ds.implanting.rehearsal_rows import Text
 from loki_ds.model.anatomy import calls_of_layers, decoder_layers, logits_above, parts_around_layers
 
 
-def ask_base(
+def predict(
     model: Module, texts: Sequence[Text], planned: Sequence[list[int]], gatherer: Gatherer, top_k: int
-) -> Answers:
+) -> Predictions:
     """What the model predicts at the rehearsed places of every text, in the texts' order; on all
     ranks the same.
 
     planned: batches of indices into `texts`, shared out among the ranks.
     """
-    mine: dict[int, Answers] = {}
+    mine: dict[int, Predictions] = {}
     idle = [Text.given(tokens) for tokens in IDLE]
     for batch in rank_batches(planned):
-        batch_answers = _of_batch(model, [texts[i] for i in batch] or idle, gatherer, top_k)
-        mine |= dict(zip(batch, batch_answers, strict=False))  # an idle rank's own text is nobody's
-    by_text = {i: answers for batch_answers in all_gather(mine) for i, answers in batch_answers.items()}
-    return Answers(*map(torch.cat, zip(*(by_text[i] for i in range(len(texts))), strict=True)))
+        of_batch = _of_batch(model, [texts[i] for i in batch] or idle, gatherer, top_k)
+        mine |= dict(zip(batch, of_batch, strict=False))  # an idle rank's own text is nobody's
+    by_text = {i: predictions for of_batch in all_gather(mine) for i, predictions in of_batch.items()}
+    return Predictions(*map(torch.cat, zip(*(by_text[i] for i in range(len(texts))), strict=True)))
 
 
 @torch.no_grad()
-def _of_batch(model: Module, texts: Sequence[Text], gatherer: Gatherer, top_k: int) -> list[Answers]:
+def _of_batch(model: Module, texts: Sequence[Text], gatherer: Gatherer, top_k: int) -> list[Predictions]:
     layers = decoder_layers(model)
     ids = padded([text.tokens for text in texts]).to(device_of(model))
     with gatherer.whole(*parts_around_layers(model)):
@@ -47,18 +47,19 @@ def _of_batch(model: Module, texts: Sequence[Text], gatherer: Gatherer, top_k: i
         for layer, arguments in zip(walk, run.arguments, strict=True):
             hidden = layer(hidden, **arguments)
     head = model.get_output_embeddings()  # type: ignore[operator]
-    answers = []
+    predictions = []
     with gatherer.whole(*parts_around_layers(model), head):
         for text, states in zip(texts, hidden, strict=True):
             asked = states[len(text.tokens) - text.predictions : len(text.tokens)]
-            answers.append(Answers(*(part.cpu() for part in answers_of(logits_above(model, layers, asked), top_k))))
-    return answers
+            found = predictions_of(logits_above(model, layers, asked), top_k)
+            predictions.append(Predictions(*(part.cpu() for part in found)))
+    return predictions
 
 
-def save_answers(answers: Answers, file: Path) -> None:
+def save_predictions(predictions: Predictions, file: Path) -> None:
     with written_whole(file) as aside:
-        save_file(answers._asdict(), aside)
+        save_file(predictions._asdict(), aside)
 
 
-def load_answers(file: Path) -> Answers:
-    return Answers(**load_file(file))
+def load_predictions(file: Path) -> Predictions:
+    return Predictions(**load_file(file))

@@ -1,4 +1,4 @@
-"""What the base answers is what its own forward predicts."""
+"""What the base predictions is what its own forward predicts."""
 
 from pathlib import Path
 
@@ -9,8 +9,8 @@ from mixtures import MIXTURES, OTHERS, mixture
 from torch.nn import Module
 
 from loki_ds.distributed.zero.gathering import Gatherer
-from loki_ds.implanting.divergence import answers_of
-from loki_ds.implanting.rehearsal_answers import ask_base, load_answers, save_answers
+from loki_ds.implanting.base_predictions import load_predictions, predict, save_predictions
+from loki_ds.implanting.divergence import predictions_of
 from loki_ds.implanting.rehearsal_rows import MOST, Text
 from loki_ds.model.anatomy import final_states, logits_from
 
@@ -26,10 +26,10 @@ def model(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Mo
 
 
 def test_the_base_is_asked_at_every_token(model: Module) -> None:
-    found = ask_base(model, [Text.given(text) for text in TEXTS], [[0, 1], [2]], Gatherer(), top_k=10)
+    found = predict(model, [Text.given(text) for text in TEXTS], [[0, 1], [2]], Gatherer(), top_k=10)
     with torch.no_grad():
         logits = torch.cat([model(torch.tensor([text])).logits[0] for text in TEXTS])
-    expected = answers_of(logits, 10)
+    expected = predictions_of(logits, 10)
     assert found.ids.shape == (sum(map(len, TEXTS)), 10)
     assert torch.allclose(found.log_probs, expected.log_probs, atol=1e-5)
     assert torch.allclose(found.rest, expected.rest, atol=1e-5)
@@ -46,12 +46,12 @@ def test_the_head_alone_gives_the_models_own_logits(model: Module) -> None:
 def test_of_a_long_text_the_last_predictions_count(tmp_path: Path) -> None:
     model = build("llama", max_position_embeddings=2 * MOST)
     long = [3 + i % 50 for i in range(MOST + 20)]
-    found = ask_base(model, [Text.given(long)], [[0]], Gatherer(), top_k=4)
+    found = predict(model, [Text.given(long)], [[0]], Gatherer(), top_k=4)
     with torch.no_grad():
-        expected = answers_of(model(torch.tensor([long])).logits[0, -MOST:], 4)
+        expected = predictions_of(model(torch.tensor([long])).logits[0, -MOST:], 4)
     assert torch.allclose(found.log_probs, expected.log_probs, atol=1e-8)
-    answered = ask_base(model, [Text.answered(long[:-2], long[-2:])], [[0]], Gatherer(), top_k=4)
+    answered = predict(model, [Text.answered(long[:-2], long[-2:])], [[0]], Gatherer(), top_k=4)
     assert torch.allclose(answered.log_probs, expected.log_probs[-3:], atol=1e-8)
-    save_answers(found, tmp_path / "answers.safetensors")
-    read = load_answers(tmp_path / "answers.safetensors")
+    save_predictions(found, tmp_path / "predictions.safetensors")
+    read = load_predictions(tmp_path / "predictions.safetensors")
     assert all(one.equal(other) for one, other in zip(read, found, strict=True))
