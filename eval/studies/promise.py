@@ -3,11 +3,13 @@
     python eval/studies/promise.py [--cells 3]
 
 Needs `eval/real/fetch.py build/real`. Writes a file for each rate search and each arm in
-`eval/reports/promise/`, and from all of them eval/reports/promise.md.
+`eval/reports/promise/`, with every document's scores in `answers/` there, by which
+`eval/recompute.py` finds the figures anew; and from all cells eval/reports/promise.md.
 """
 
 import argparse
 import json
+import lzma
 import math
 import subprocess
 import sys
@@ -16,6 +18,8 @@ from typing import Any
 
 import yaml
 from main_job import python
+
+from loki_ds.disk.files import sha256
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "real"))
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -98,6 +102,7 @@ def run_arm(place: str, treatment: str, seed: int) -> bool:
     job = ["-m", "loki_ds.cli.commands", "run", described["recipe"], *overrides(settings, run), "--gpus", "2"]
     python(*job, log=run.with_suffix(".log"))
     written = json.loads((ROOT / run / "report/report.json").read_text())
+    keep_answers(name, ROOT / run, written["base_digest"])
     kept = ("losses_only", "losses_only_ci", "tasks", "likelihoods", "new_task", "decisions", "verification", "costs")
     keep_cell(
         cell, {"place": place, "treatment": treatment, "seed": seed, "rate": found["chosen"]} | of(written, *kept)
@@ -122,6 +127,27 @@ def keep_cell(file: Path, cell: Cell) -> None:
     told = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(cell | {"commit": told.stdout.strip()}, indent=1) + "\n")
+
+
+def keep_answers(name: str, run: Path, base_digest: str) -> None:
+    """Every document's scores on base and model, packed."""
+    arms = {}
+    for file in (run / "retention/answers").glob("*.json"):
+        result = json.loads(file.read_text())
+        arm = "base" if result["key"]["model"].split()[0] == base_digest.split()[0] else "implanted"
+        arms[arm] = result["tasks"]
+    tasks = {
+        task: {
+            "metrics": of_base["metrics"],
+            **{arm: [sample["scores"] for sample in arms[arm][task]["samples"]] for arm in ("base", "implanted")},
+        }
+        for task, of_base in arms["base"].items()
+    }
+    file = CELLS / "answers" / f"{name}.json.xz"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(lzma.compress(json.dumps(tasks).encode(), preset=9))
+    sums = [f"{sha256(packed)}  {packed.name}\n" for packed in sorted(file.parent.glob("*.xz"))]
+    (file.parent / "SHA256SUMS").write_text("".join(sums))
 
 
 def loss_of(cell: Cell) -> float:
