@@ -10,8 +10,8 @@ set -euo pipefail
 recipe=$1
 shift
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # srun takes one core a task unless it is told
-MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-export MASTER_ADDR
+nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+export MASTER_ADDR=${nodes%%$'\n'*}  # the first; `| head` may end scontrol by a signal, and with it the job
 # One launcher a node; each starts its own ranks (torchrun sets the same environment as the deepspeed launcher). The
 # node that SLURM counts first has rank 0 at every start, so a run goes on where its results lie.
 # shellcheck disable=SC2016  # each node's own number, as srun gives it there

@@ -95,6 +95,16 @@ def test_a_layer_costs_few_launches_and_no_wait(two_gpus: dict[str, str]) -> Non
     assert costs["mask"][1] == 0
 
 
+def test_devices_may_be_named_by_what_is_no_number(two_gpus: dict[str, str]) -> None:
+    """As on parts of a GPU and in some clusters; DeepSpeed's look at the memory reads numbers."""
+    if "FAKE_GPUS" not in two_gpus:
+        pytest.skip("the names of real ones are their own")
+    asks = "from loki_ds.distributed.device import available_memory; print(available_memory())"
+    named = {**two_gpus, "CUDA_VISIBLE_DEVICES": "MIG-0f3a5c1e-52d1-5f0b-9f9c-0e1d2c3b4a59"}
+    output = output_of(start_ranks([sys.executable, "-c", asks], ROOT, named), 60)
+    assert int(output.split()[-1]) > 0, output
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_the_gpu_script_is_rehearsed(two_gpus: dict[str, str], tmp_path: Path) -> None:
