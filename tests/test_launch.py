@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 
 COMMANDS = {
-    "scontrol": 'printf "%s\\n" first second',
+    "scontrol": "echo first; sleep 0.2; echo second",  # who reads the first line alone ends it by a signal
     "srun": 'for node in 1 0; do SLURM_NODEID=$node SRUN=$SRUN_CPUS_PER_TASK "$@"; done',  # nodes come in any order
     "torchrun": 'echo "node $SLURM_NODEID, cores $SRUN, $*" >> "$SAID"',
 }
