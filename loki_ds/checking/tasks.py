@@ -98,4 +98,6 @@ def _in_words(task: TaskFound, counts: list[int], margin: float | None, each: st
     if least > margin:
         shown = f"from {least:.3f} on, {'none' if subtasks else 'half of them right and none'} changed"
         said += f"; too few to show it kept at retention.margin {margin:g} ({shown})"
+    elif not subtasks and (wider := least_margin(counts[0], always_right=True)) > margin:
+        said += f"; where the base is always right, too few to show it kept below {wider:.3f}"
     return said

@@ -183,9 +183,11 @@ def _squared_and_added(one: float, other: float, phi: float) -> float:
     return float(np.sqrt(max(one * one - 2 * phi * one * other + other * other, 0.0)))
 
 
-def least_margin(n: int) -> float:
-    """The smallest margin above which `n` documents can be `kept`: half right, none changed."""
-    right = np.arange(n) % 2
+def least_margin(n: int, always_right: bool = False) -> float:
+    """The smallest margin above which `n` documents can be `kept`: half of them right, or all, and
+    none changed.
+    """
+    right = np.ones(n, dtype=int) if always_right else np.arange(n) % 2
     return -paired_proportions_interval(right, right)[0]
 
 

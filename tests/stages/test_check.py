@@ -423,6 +423,9 @@ def test_tasks_are_looked_at_with_the_margin(tmp_path: Path) -> None:
         "tiny_facts: 50 documents, by exact_match; too few to show it kept at retention.margin 0.01 (from 0.0"
     )
     assert found[-1] == "tiny_toolcalls: 300 documents, by exact_match"
+    run = started(tmp_path / "other", "retention.abilities.limit=150", "retention.margin=0.015")
+    said = tasks_checked(run)[0][1]
+    assert said.endswith("; where the base is always right, too few to show it kept below 0.025")
 
 
 @pytest.mark.parametrize("n", [20, 80, 164, 1000])
@@ -432,6 +435,7 @@ def test_the_least_margin_is_where_kept_begins(n: int) -> None:
     half = z * (1 / (4 * n) + z * z / (4 * n * n)) ** 0.5 / (1 + z * z / n)  # of Wilson's interval
     phi = (n * n / 4 - n / 2) / (n * n / 4)
     assert least_margin(n) == pytest.approx(half * (2 - 2 * phi) ** 0.5, rel=1e-9)
+    assert least_margin(n, always_right=True) == pytest.approx(z * z / (n + z * z), rel=1e-9)
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EIO])
