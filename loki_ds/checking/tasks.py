@@ -30,6 +30,11 @@ def in_words(section: RetentionSection, tasks: Sequence[TaskFound], tune: TuneSe
         scored = zip(tasks[:abilities], counts[:abilities], strict=True)
         known = [(of, task.by_size) for task, of in scored if task.main["unit"] == "score"]
         _check_budget(tune.budget.forgetting, known)
+    if tune and section.new_task and not (taught := tasks[-len(section.new_task.tasks)]).main["higher_is_better"]:
+        raise Refusal(
+            f"tune: the new task {taught.name} is better when {taught.main['name']} is lower; a scale is chosen by a "
+            "skill that is better when higher"
+        )
     asked = {task.name: task for task in tasks}
     each, new = " of each half" if tune else "", section.new_task.tasks if section.new_task else []
     return [

@@ -346,7 +346,7 @@ def tune(arguments: argparse.Namespace) -> int:
     """
     from loki_ds.recipe.file import load_recipe
 
-    recipe = load_recipe(arguments.run / "recipe.yaml", [f"run={arguments.run}", *arguments.overrides])
+    recipe = load_recipe(arguments.run / "recipe.yaml", [f"run={json.dumps(str(arguments.run))}", *arguments.overrides])
     if recipe.tune is None:
         raise Refusal(f"{arguments.run}: its recipe has no section 'tune'; give one, as tune.budget.skill=0.95")
 

@@ -107,7 +107,7 @@ def _drawn(sources: list[_Source], section: ProtectedSection, origin: str) -> li
                 f"{origin}: no prompt has the subject {wanted!r} (protected.subjects){did_you_mean(wanted, subjects)}"
             )
     chosen: list[tuple[int, _Source]] = []
-    for subject in sorted(section.subjects or subjects):
+    for subject in sorted(set(section.subjects or subjects)):
         of_subject = [(place, source) for place, source in enumerate(sources) if source.subject == subject]
         if section.per_subject is not None and section.per_subject < len(of_subject):
             of_subject = Random(f"{section.seed}-{subject}").sample(of_subject, section.per_subject)

@@ -99,7 +99,6 @@ def make_rendering(
     """
     loss, notes, tokenizer = LossSettings.of(training), [], copy.deepcopy(tokenizer)
     moved: list[str] = []
-    own_marks = False
     for key in ("eos_token", "pad_token"):
         if (token := getattr(loss, key)) is not None:
             if token not in tokenizer.get_vocab():
@@ -114,6 +113,7 @@ def make_rendering(
             setattr(tokenizer, key, token)
     needs, chats = needed
     base, template = (own_template(tokenizer, path, str(model), needs.tools) for path in (None, loss.template))
+    own_marks = template is not None and has_generation_markers(template.text)
     named = list(tokenizer.chat_template) if isinstance(tokenizer.chat_template, dict) else []
     if named and chats:
         notes.append(f"of the templates named {', '.join(named)} the one taken for these rows trains, and alone leaves")
@@ -128,7 +128,7 @@ def make_rendering(
                 f"{loss.template or model}: the chat template shows no turns of text: {template.complaint}; give one "
                 "that does by training.chat_template_path"
             )
-        stock, own_marks = template.text, has_generation_markers(template.text)
+        stock = template.text
         by_difference = loss.only_assistant and not has_generation_markers(marked(template, stock)[0].text)
         template, moved = fitted(template, needs, by_difference)
         if loss.only_assistant:

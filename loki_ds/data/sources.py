@@ -7,6 +7,7 @@ are text. Nothing is known of what the rows mean.
 import csv
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from io import StringIO
 from itertools import count
 from pathlib import Path
@@ -43,9 +44,14 @@ def rows_of(source: SourceSection) -> Iterator[Row]:
 
 def place_of(source: SourceSection, number: int) -> str:
     """A row's place as a sentence names it."""
+    return places_of(source)(number)
+
+
+def places_of(source: SourceSection) -> Callable[[int], str]:
+    """The same of many rows; the file is looked at once."""
     file = Path(source.path)
     by_line = file.suffix == ".csv" or (file.suffix in (".json", ".jsonl") and not _is_whole_json(file))
-    return _place(source.path, by_line, number)
+    return partial(_place, source.path, by_line)
 
 
 def _place(file: Path | str, by_line: bool, number: int) -> str:

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from loki_ds.refusal import Refusal
+
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
@@ -30,8 +32,15 @@ def aside_of(path: Path) -> Path:
 
 
 def put_in_place(path: Path) -> None:
-    """Bring what was written aside to the disk, then to its place."""
+    """Bring what was written aside to the disk, then to its place.
+
+    Raises:
+        Refusal: a file would take the place of a folder, and of all that is in it.
+    """
     aside = aside_of(path)
+    if aside.is_file() and path.is_dir():
+        remove(aside)
+        raise Refusal(f"{path}: a folder stands where a file is to be written; name a file")
     for file in [aside] if aside.is_file() else sorted(p for p in aside.rglob("*") if p.is_file()):
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
@@ -89,12 +98,18 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def digest_of(*paths: Path) -> str:
-    """SHA-256 over the names and bytes of files, and of all files in folders."""
+    """SHA-256 over the names and bytes of files, and of all files in folders but Python's caches,
+    which come by reading.
+    """
     whole = hashlib.sha256()
     for path in paths:
-        for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+        for file in _files_in(path) if path.is_dir() else [path]:
             whole.update(f"{file.name}:{sha256(file)};".encode())
     return whole.hexdigest()
+
+
+def _files_in(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
 
 
 def weights_digest(folder: Path) -> str:

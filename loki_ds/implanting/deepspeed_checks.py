@@ -133,10 +133,10 @@ def _part(config: dict[str, Any], key: str, file: str) -> dict[str, Any]:
     return part
 
 
-def check_dtype(base: Path, wanted: str, implant: ImplantSection, arguments: SFTConfig) -> None:
+def check_dtype(base: Path, wanted: str, implant: ImplantSection) -> None:
     """Modes that write gathered weights must train in the checkpoint's dtype, or all is rounded."""
-    if implant.kind.leaves == "deltas":
-        return  # the base's own bytes are written, and its rows added to
+    if not implant.kind.rewrites_model:
+        return  # the base's own bytes are written, and its rows changed
     trained = getattr(torch, wanted)
     with open_weights(base) as weights:
         rows = StoredRows(weights).tensors
@@ -148,8 +148,3 @@ def check_dtype(base: Path, wanted: str, implant: ImplantSection, arguments: SFT
                     f"model.dtype is {wanted}, {base} stores {name} in {str(stored).removeprefix('torch.')}; in "
                     f"implant.mode {implant.mode} they must be the same"
                 )
-    for flag, dtype in (("bf16", "bfloat16"), ("fp16", "float16")):
-        if getattr(arguments, flag) and wanted != dtype:
-            raise Refusal(
-                f"training.{flag} is on and model.dtype is {wanted}; in implant.mode {implant.mode} it must be {dtype}"
-            )

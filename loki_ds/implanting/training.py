@@ -96,10 +96,7 @@ def train(
     model.generation_config = GenerationConfig()
     _name_experts_for_trl(model.config.get_text_config())
     callbacks = prepare(model, method, arguments.seed)
-    if (arguments.gradient_checkpointing or _routes(model)) and not section.kind.trains_everything:
-        # Or a checkpointed layer, whose inputs are frozen, would pass nothing back. And DeepSpeed
-        # takes a block of experts for one leaf, and its gradients for whole once the block's input
-        # has one; of an input that wants none, before they are there.
+    if inputs_want_gradients(model, section, arguments.gradient_checkpointing):
         model.enable_input_require_grads()
     if section.early_stopping is not None:
         callbacks.append(EarlyStoppingCallback(section.early_stopping))
@@ -128,6 +125,16 @@ def train(
     if examples.rehearsed is not None and not _drift_is_known(trainer):
         trainer.measure_drift(examples.rehearsed)
     return trainer
+
+
+def inputs_want_gradients(model: PreTrainedModel, section: ImplantSection, checkpointing: bool) -> bool:
+    """Whether the first layer's inputs do, although the embedding is frozen.
+
+    A checkpointed layer would else pass nothing back. And DeepSpeed takes a block of experts for
+    one leaf, and its gradients for whole once the block's input has one; of an input that wants
+    none, before they are there.
+    """
+    return (checkpointing or _routes(model)) and not section.kind.trains_everything
 
 
 def _drift_is_known(trainer: SFTTrainer) -> bool:

@@ -54,6 +54,8 @@ def check_settings(training: dict[str, Any], implant: ImplantSection, data: Data
     metric = training.get("metric_for_best_model")
     if metric is not None and str(metric).removeprefix("eval_") not in METRICS:
         raise Refusal(f"training.metric_for_best_model is {metric!r}, allowed is {' or '.join(METRICS)}")
+    if implant.early_stopping is not None and not training.get("load_best_model_at_end"):
+        raise Refusal("implant.early_stopping needs training.load_best_model_at_end, by which it knows a better one")
     if training.get("load_best_model_at_end") and training.get("eval_strategy", "no") == "no":
         raise Refusal("training.load_best_model_at_end needs training.eval_strategy, or no checkpoint is the best")
 

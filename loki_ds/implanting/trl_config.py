@@ -6,6 +6,7 @@ The one place that knows TRL's defaults.
 """
 
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,7 +115,7 @@ class TrainingShape:
             return int(steps)
         together = self.sequences * ranks * self.accumulation
         epochs = float(setting(training, "num_train_epochs"))
-        return int(epochs * -(-examples // together))
+        return math.ceil(epochs * -(-examples // together))
 
 
 def examples_per_step(arguments: SFTConfig) -> int:

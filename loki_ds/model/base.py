@@ -76,14 +76,14 @@ def _gguf(folder: Path) -> str:
     )
 
 
-def load_configuration(path: Path | str, trust_remote_code: bool) -> PreTrainedConfig:
+def load_configuration(path: Path | str, trust_remote_code: bool, revision: str | None = None) -> PreTrainedConfig:
     """The configuration in a folder, or of a hub id.
 
     Raises:
         Refusal: there is none that transformers can read.
     """
     try:
-        return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, revision=revision)
     except Exception as error:  # noqa: BLE001 (whatever a model's own code or a library raises)
         where = (
             f"{Path(path) / 'config.json'}: not" if Path(path).is_dir() else f"model.path {path}: no folder, and not"
@@ -106,14 +106,14 @@ def check_padding(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, 
         )
 
 
-def load_tokenizer(path: Path | str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+def load_tokenizer(path: Path | str, trust_remote_code: bool, revision: str | None = None) -> PreTrainedTokenizerBase:
     """The model's own tokenizer.
 
     Raises:
         Refusal: there is none, or transformers cannot read it.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, revision=revision)
     except Exception as error:  # noqa: BLE001 (tokenizers raises bare ones)
         raise Refusal(
             f"{path}: no tokenizer that transformers can read beside the model: {_why(error, trust_remote_code)}"
@@ -155,9 +155,10 @@ def _fetch(section: ModelSection) -> Path:
         return Path(
             snapshot_download(section.path, revision=section.revision, allow_patterns=WANTED, ignore_patterns=UNWANTED)
         )
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError):
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise Refusal(
-            f"model.path {section.path}: no such folder, and no model of that name could be fetched from the hub"
+            f"model.path {section.path}: no such folder, and no model of that name could be fetched from the hub: "
+            f"{short(error, 200)}"
         ) from None
 
 

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from loki_ds.refusal import Refusal
+from loki_ds.refusal import Refusal, short
 
 # safetensors' names of dtypes, as torch has them.
 DTYPES = {
@@ -69,7 +69,7 @@ class WeightFiles:
 
     def tied_twin(self, name: str) -> str | None:
         """The stored embedding that a head which is not stored shares its memory with."""
-        config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+        config = config_of(self.folder)
         if not name.endswith(HEADS) or config.get("tie_word_embeddings") is False:
             return None
         return next((one for one in sorted(self.names) if one.endswith(EMBEDDINGS)), None)
@@ -80,6 +80,22 @@ class WeightFiles:
             self.names.add(name)
             self.files[name] = shard
             self._where[name] = handle
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    """What a checkpoint's configuration file says.
+
+    Raises:
+        Refusal: there is none, or it is no JSON object.
+    """
+    file = folder / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Refusal(f"{file}: no configuration of a model that can be read: {short(error, 200)}") from None
+    if not isinstance(config, dict):
+        raise Refusal(f"{file}: {short(repr(config))}, allowed is a JSON object")
+    return config
 
 
 @contextmanager

@@ -6,7 +6,6 @@ names are the published files', of the families that `ffn` and `row_blocks` know
 `base_checks` compares the two.
 """
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch import Tensor
 from loki_ds.model.anatomy import LAYERS
 from loki_ds.model.expert_rows import row_count_of, rows_of, width_of
 from loki_ds.model.ffn import DOWNS, FFNS, SHARED
-from loki_ds.model.files import WeightFiles
+from loki_ds.model.files import WeightFiles, config_of
 from loki_ds.refusal import Refusal
 from loki_ds.selection.blocks import DOWN as DOWN_BLOCK
 from loki_ds.selection.blocks import Block, down_names, layer_of
@@ -216,5 +215,5 @@ def _in_order(folder: Path, pieces: list[Piece]) -> list[Piece]:
 
 
 def _text_config(folder: Path) -> dict[str, Any]:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = config_of(folder)
     return {"model_type": "", **(config.get("text_config") or config)}

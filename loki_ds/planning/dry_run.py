@@ -33,7 +33,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from trl.trainer.utils import add_fused_lm_head
 
 from loki_ds.attribution.sweep import Sweep
-from loki_ds.implanting.training import Method, peft_config, prepare
+from loki_ds.implanting.training import Method, inputs_want_gradients, peft_config, prepare
 from loki_ds.implanting.trl_config import TrainingShape
 from loki_ds.model.anatomy import attention_implementation, decoder_layers, decoder_of, parts_around_layers
 from loki_ds.model.classes import model_class
@@ -193,8 +193,8 @@ def _make_ready(model: PreTrainedModel, method: Method, checkpointing: bool) -> 
     prepare(model, method, 0)
     if checkpointing:
         model.activation_checkpointing_enable()
-        if not method.section.kind.trains_everything:
-            model.enable_input_require_grads()
+    if inputs_want_gradients(model, method.section, checkpointing):
+        model.enable_input_require_grads()
     model.train()
     for parameter in model.parameters():
         if parameter.requires_grad:

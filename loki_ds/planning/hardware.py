@@ -61,8 +61,11 @@ def gpu(name: str | None, memory: float | None, tflops: float | None) -> Gpu:
     place of the sheet's, if given.
 
     Raises:
-        Refusal: no such name, or this machine's is not listed.
+        Refusal: no such name, this machine's is not listed, or there is nothing of either.
     """
+    for option, given in (("--memory", memory), ("--tflops", tflops)):
+        if given is not None and given <= 0:
+            raise Refusal(f"{option} is {given:g}, allowed is more than 0")
     card = GPUS.get(name) if name else this_machines()
     if card is None:
         raise Refusal(

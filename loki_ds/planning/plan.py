@@ -91,7 +91,10 @@ def make_plan(recipe: Recipe, gpu: Gpu, ranks: int) -> Plan:
     example: list[tuple[str, bool]] = []
     findings = planned.base_findings
     if training is not None:
-        steps = planned.shape.steps(recipe.training, examples_in(recipe.data), ranks)
+        examples = examples_in(recipe.data)
+        if section := recipe.implant.rehearse:
+            examples += sum(count_for(examples, share, section.share) for share in section.prompts.values())
+        steps = planned.shape.steps(recipe.training, examples, ranks)
         stages += training_stages(training, planned.shape, steps, gpu)
         findings = findings + planned.training_findings(steps)
         example = _marked(recipe.data, planned.rendering)
@@ -129,10 +132,10 @@ class _Planned:
     @classmethod
     def of(cls, recipe: Recipe, gpu: Gpu, ranks: int) -> Self:
         section = recipe.model
-        config = load_configuration(section.path, section.trust_remote_code)
+        config = load_configuration(section.path, section.trust_remote_code, section.revision)
         check_settings(recipe.training, recipe.implant, recipe.data)
         findings, blocks = _look_at_base(recipe, config)
-        tokenizer = load_tokenizer(section.path, section.trust_remote_code)
+        tokenizer = load_tokenizer(section.path, section.trust_remote_code, section.revision)
         if recipe.changes_rows:
             check_selection(recipe.selection, blocks)
         deepspeed = deepspeed_config(recipe.deepspeed, recipe.implant)

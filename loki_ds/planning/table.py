@@ -35,9 +35,9 @@ def _model_table(plan: Plan) -> Table:
     if plan.rows is None:
         table.add_row("rows that train", "none chosen")
     else:
-        spread = (
-            "over all layers together" if plan.over_all_layers else f"{plan.rows[0]} in {in_words(plan.blocks[0].name)}"
-        )
+        first = next((place for place, count in enumerate(plan.rows) if count), 0)
+        each = f"{plan.rows[first]} in {in_words(plan.blocks[first].name)}"
+        spread = "over all layers together" if plan.over_all_layers else each
         table.add_row("rows that train", f"{sum(plan.rows):,} ({spread})")
     if plan.training is not None and plan.trainable is not None:
         table.add_row("parameters", f"{plan.training.base:,}")

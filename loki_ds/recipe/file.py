@@ -132,6 +132,9 @@ class _Merged:
         if isinstance(section, list) and not (last.isdecimal() and int(last) < len(section)):
             raise Refusal(f"override {text!r}: {parents[-1]} is a list of {len(section)}, {last} is none of its places")
         section[int(last) if isinstance(section, list) else last] = given
+        below = [key for key in self._origins if key.startswith(f"{dotted}.")]
+        for key in below:  # what files say there is gone
+            del self._origins[key]
         self._origins[dotted] = f"override {short(text)!r}"
 
     def origin_of(self, key: str) -> Path | str | None:
@@ -217,7 +220,10 @@ def _sentence(origin: Callable[[str], Path | str], error: ValidationError, root:
         return f"{origin(key)}: the key {key} is missing"
     if first["type"] == "value_error":
         said = short(first["ctx"]["error"], 300)
-        return f"{origin(said.split()[0])}: {said}"
+        named = said.split()[0]
+        if named.partition(".")[0] in root.model_fields:
+            return f"{origin(named)}: {said}"
+        return f"{origin(key)}: {f'{key}: ' if key else ''}{said}"
     same = [e["msg"].removeprefix("Input should be ") for e in errors if _key_and_section(e["loc"], root)[0] == key]
     allowed = " or ".join(dict.fromkeys(same))
     return f"{origin(key)}: {key} is {short(repr(first['input']))}, allowed is {allowed}"

@@ -127,6 +127,8 @@ class SelectionSection(Section):
                 f"selection.where {self.where} has no scores, and selection.strategy {self.strategy} chooses by them; "
                 "set it to random"
             )
+        if self.layers and self.positions is not None:
+            raise ValueError("selection.layers and selection.positions choose rows both, allowed is one of them")
         if self.layers and self.layers[0] > self.layers[1]:
             raise ValueError(f"selection.layers is {self.layers}, allowed is the first and the last, in order")
         return self
@@ -202,6 +204,8 @@ class TuneSection(Section):
     def _check_scales(self) -> "TuneSection":
         if not any(self.scales):
             raise ValueError("tune.scales has nothing but 0, which is the base; allowed is a larger one, too")
+        if len(set(self.scales)) < len(self.scales):
+            raise ValueError(f"tune.scales is {self.scales}, allowed is each once")
         return self
 
 

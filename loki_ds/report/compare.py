@@ -52,7 +52,7 @@ def _summary(report: Report) -> RunLine:
         "losses_only_ci": report["losses_only_ci"],
         "forgetting": report["forgetting"],
         "forgetting_ci": report["forgetting_ci"],
-        "skill": report["new_task"][0]["implanted"] if report["new_task"] else None,
+        "skill": _skill(report),
         "identical_outside_rows": (report["verification"] or {}).get("identical_outside_rows"),
         "change": (report["verification"] or {}).get("change"),
         "seconds": report["costs"].get("implant", {}).get("seconds"),
@@ -105,6 +105,12 @@ def draw_trade_off(report: Report, beside: Sequence[Path], path: Path) -> None:
     ]
     if len(alike) > 1 and report["new_task"]:
         trade_off(_points([_summary(each) for each in alike]), LOST, path)
+
+
+def _skill(report: Report) -> float | None:
+    """The new task's score, where more is better."""
+    line = report["new_task"][0] if report["new_task"] else None
+    return line["implanted"] if line and line["higher_is_better"] else None
 
 
 def _taught(report: Report) -> list[tuple[str, int]]:

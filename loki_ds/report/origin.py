@@ -4,6 +4,7 @@ Takes plain facts from the recipe and the run folder; loads nothing.
 """
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -67,7 +68,7 @@ def _again(folder: RunFolder, cost: Mapping[str, Any]) -> str:
     ranks, nodes = cost.get("ranks", 1), cost.get("nodes", 1)
     several = f"--num_nodes {nodes} " if nodes > 1 else ""
     started = f"deepspeed {several}--num_gpus {ranks // nodes} --module loki_ds.implant"
-    return f"{started} --recipe {folder.recipe} run=ANOTHER_FOLDER"
+    return f"{started} --recipe {shlex.quote(str(folder.recipe))} run=ANOTHER_FOLDER"
 
 
 def _measured(section: ImplantSection, folder: RunFolder) -> dict[str, str]:

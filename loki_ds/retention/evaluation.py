@@ -61,7 +61,8 @@ def evaluate_shares(asked: Sequence[tuple[Request, Path]], nodes: Nodes = Nodes(
         _run_together(processes, [_log(left[i][0]) for i in started], request.model)
     except BaseException:
         for _, folder in asked:
-            _failed(folder, nodes.this).touch()
+            if folder.exists():  # the first node has put the others together already
+                _failed(folder, nodes.this).touch()
         raise
 
 

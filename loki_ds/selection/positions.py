@@ -81,7 +81,8 @@ class Positions:
                     raise Refusal(f"{path}: {in_words(name)} holds {row!r}, allowed are row numbers from 0")
             if len(set(of_block)) != len(of_block):
                 raise Refusal(f"{path}: {in_words(name)} holds a row twice")
-        return cls([sorted(of_block) for of_block in rows], positions.blocks)
+        of_the_paper = positions.names == down_names(len(rows))  # by their names they are the same rows
+        return cls([sorted(of_block) for of_block in rows], None if of_the_paper else positions.blocks)
 
     def check_fits(self, blocks: Sequence[Block], source: str) -> None:
         """Refuse positions of another model than that of these blocks."""
@@ -117,4 +118,4 @@ class Positions:
         """Share of the larger selection in both; 1 when equal (the paper's stability figure)."""
         theirs = other.by_name
         shared = sum(len(set(rows).intersection(theirs.get(name, ()))) for name, rows in self.by_name.items())
-        return shared / max(self.count, other.count, 1)
+        return shared / max(self.count, other.count) if self.count or other.count else 1.0

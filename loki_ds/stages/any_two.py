@@ -89,7 +89,7 @@ def retain(
     values["abilities"] = tasks if isinstance(tasks, str) else {"tasks": list(tasks)}
     if new_task:
         values["new_task"] = {"tasks": [new_task]}
-    pair = load_pair(first, [f"retention.{key}={json.dumps(value)}" for key, value in values.items()])
+    pair = load_pair(first, [f"retention.{key}={json.dumps(value, default=str)}" for key, value in values.items()])
     try:
         return Retention(retain_any(pair, first, second, out), out / "report/report.html")
     except SystemExit:

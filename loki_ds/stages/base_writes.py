@@ -13,7 +13,7 @@ from typing import Any, TypedDict
 
 from loki_ds.checking.findings import Findings
 from loki_ds.data.dataset import examples_of
-from loki_ds.data.sources import place_of
+from loki_ds.data.sources import places_of
 from loki_ds.data.templates import STAND_IN, ChatTemplate
 from loki_ds.disk.files import write_json
 from loki_ds.distributed import ranks
@@ -111,13 +111,13 @@ class Writing:
         """What the base is asked by.
 
         Raises:
-            Refusal: the rows are no chats.
+            Refusal: the base has none.
         """
         template = self.checked.rendering.renderer.template if self.checked.rendering else None
         if template is None:
             raise Refusal(
-                "implant.rehearse.prompts: base and boundary are what the base says in a chat, and data.train holds no "
-                "chats; rehearse texts of a file"
+                "implant.rehearse.prompts: base and boundary are what the base says in a chat, and it has no chat "
+                "template; rehearse texts of a file"
             )
         return template
 
@@ -134,9 +134,9 @@ class Writing:
         if self.checked.boundary is None:
             sources, kinds = self.run.recipe.data.train, self.section.boundary.kinds
             rows = (
-                (place_of(source, n), example)
-                for source in sources
-                for n, example in islice(examples_of(source), MOST_ROWS // len(sources))
+                (place(number), example)
+                for source, place in zip(sources, map(places_of, sources), strict=True)
+                for number, example in islice(examples_of(source), MOST_ROWS // len(sources))
             )
             self.checked.boundary = counter_examples(rows, self.wanted["boundary"], kinds, self.checked.arguments.seed)
         made = self.checked.boundary

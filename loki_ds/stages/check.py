@@ -97,7 +97,7 @@ def check(run: Run) -> Checked:
     base_found = ranks.on_first_rank(
         lambda: look_at_base(section, recipe.implant, recipe.selection, recipe.needs_attribution, base.folder, config)
     )
-    ranks.on_first_rank(lambda: check_dtype(base.folder, section.dtype, recipe.implant, arguments))
+    ranks.on_first_rank(lambda: check_dtype(base.folder, section.dtype, recipe.implant))
     newer = newer_than_tested(installed())
     findings: Findings = [("newer than tested", ", ".join(newer))] if newer else []
     findings.append(("base", base_found.said()))
@@ -116,7 +116,7 @@ def check(run: Run) -> Checked:
         examples, heldout = rendered.load(recipe.data, arguments.seed)
         _check_enough(len(examples), arguments)
     for texts in recipe.rehearsed.values():
-        if texts != recipe.protected:
+        if texts != recipe.protected or not recipe.needs_attribution:  # else it is looked at above
             look = partial(_look_at_prompts, "rehearsal", texts, tokenizer, config)
             findings += ranks.on_first_rank(look)
     findings += _look_at_room(run, base_found, arguments, len(examples))

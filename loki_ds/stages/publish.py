@@ -52,16 +52,21 @@ def publish(training: dict[str, Any], folder: RunFolder) -> None:
     if not training.get("push_to_hub"):
         return
     name = str(training["hub_model_id"])
-    inputs = {"to": name, "model": weights_digest(folder.model), "report": folder.inputs_of("retain")}
+    inputs = {
+        "to": name,
+        "revision": training.get("hub_revision"),
+        "model": weights_digest(folder.model),
+        "report": folder.inputs_of("retain"),
+    }
     if folder.made_from("publish", inputs):
         log.info("publish: already there, %s", name)
         return
     hub = _hub(training)
     try:
-        hub.create_repo(name, private=training.get("hub_private_repo"), exist_ok=True)
+        whole = hub.create_repo(name, private=training.get("hub_private_repo"), exist_ok=True).repo_id
         for source, place in _parts(folder):
             hub.upload_folder(
-                repo_id=name,
+                repo_id=whole,  # with the user's name, where it was left out
                 folder_path=source,
                 path_in_repo=place,
                 commit_message=f"{place or 'model'}, by loki-ds",

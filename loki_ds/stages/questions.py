@@ -1,5 +1,6 @@
 """The models that a run asks, on which nodes, and where their answers are kept."""
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,8 +39,8 @@ class Arms:
 
 
 def _tokenizer(template: str, base: Path, folder: RunFolder) -> Path:
-    """The base's tokenizer with the template that trains, in a folder of its own."""
-    place = folder.retention / "tokenizer"
+    """The base's tokenizer with the template that trains, in a folder of its own and its name."""
+    place = folder.retention / f"tokenizer-{hashlib.sha256(template.encode()).hexdigest()[:16]}"
     if not place.exists():
         with written_whole(place) as aside:
             aside.mkdir()

@@ -6,6 +6,7 @@ least. Each training is a job of its own, in a folder of its own, so nothing her
 """
 
 import json
+import shlex
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -59,7 +60,7 @@ def try_rates(
     rows = []
     if recipe.changes_rows:  # once, in the run's own folder, which will want them as well
         _run(start(["--until", "select"]))
-        rows = [f"selection.positions={folder.positions}"]
+        rows = [f"selection.positions={json.dumps(str(folder.positions))}"]
     tried = []
     for rate in rates:
         trial = RunFolder(folder.root / "rates" / f"{float(rate):g}x{steps}")
@@ -99,14 +100,14 @@ def _of_trial(recipe: Recipe, rate: str, steps: int, root: Path) -> list[str]:
         "training.save_strategy=no",
         "implant.early_stopping=null",
         "tune=null",
-        f"run={root}",
+        f"run={json.dumps(str(root))}",
         *drift,
     ]
 
 
 def _run(line: list[str]) -> None:
     if subprocess.run(line, check=False).returncode:
-        raise Refusal(f"{' '.join(line)}: ended with an error; its own message is above")
+        raise Refusal(f"{shlex.join(line)}: ended with an error; its own message is above")
 
 
 def _measured(rate: str, log: Path) -> Tried:

@@ -45,11 +45,16 @@ def check_retention(run: Run, checked: Checked) -> Findings:
         Refusal: a task that lm-eval does not know, that gives no number per document, that runs
             code and may not, or that cannot be asked as the recipe says.
     """
+    return ranks.on_first_rank(lambda: _tasks_in_words(run, checked))
+
+
+def _tasks_in_words(run: Run, checked: Checked) -> Findings:
+    """Rank 0's work; nodes without a shared folder do not all have the result."""
     section, done = run.recipe.retention, run.folder.inputs_of("retain")
     asked = json.loads(json.dumps(section.model_dump(exclude={"processes"})))
     if done is not None and all(done.get(key) == value for key, value in asked.items()):
         return []
-    return ranks.on_first_rank(lambda: in_words(section, run.tasks, run.recipe.tune) + _cut_prompts(run, checked))
+    return in_words(section, run.tasks, run.recipe.tune) + _cut_prompts(run, checked)
 
 
 def _cut_prompts(run: Run, checked: Checked) -> Findings:

@@ -19,6 +19,7 @@ from loki_ds.model.base_checks import check_whole
 from loki_ds.model.files import open_weights
 from loki_ds.recipe.file import Pair
 from loki_ds.recipe.sections import DTYPES, ModelSection
+from loki_ds.recipe.shipped import written_out
 from loki_ds.refusal import Refusal
 from loki_ds.report.build import settings_in_words
 from loki_ds.report.schema import Facts, Report
@@ -74,14 +75,19 @@ def _checkpoint(section: ModelSection) -> Arm:
 
 
 def _second(pair: Pair, model: str, base: Arm) -> Arm:
-    folder = Path(model)
+    try:
+        folder = Path(written_out(model))
+    except ValueError as error:
+        raise Refusal(str(error)) from None
     weights = {file.name for file in folder.glob("*.safetensors")} - {"adapter_model.safetensors"}
     if (folder / CONFIG).exists() and not weights:  # a configuration may lie beside it
         check_adapter(folder)
         return Arm(base.folder, f"{base.digest} {digest_of(*sorted(folder.glob('adapter_*')))}", adapter=folder)
     if folder.is_dir() and not (folder / "config.json").exists():
         raise Refusal(f"{folder}: neither a model (config.json) nor a PEFT adapter ({CONFIG})")
-    return _checkpoint(ModelSection(path=model, dtype=pair.model.dtype, trust_remote_code=pair.model.trust_remote_code))
+    return _checkpoint(
+        ModelSection(path=str(folder), dtype=pair.model.dtype, trust_remote_code=pair.model.trust_remote_code)
+    )
 
 
 def _facts(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from loki_ds.disk.files import digest_of, remove, written_whole
+from loki_ds.disk.files import digest_of, remove, write_json, written_whole
 from loki_ds.disk.run_folder import RunFolder
 from loki_ds.refusal import Refusal
 
@@ -48,6 +48,22 @@ def test_folders_are_replaced_whole(tmp_path: Path) -> None:
             aside.mkdir()
             (aside / content).touch()
     assert [p.name for p in (tmp_path / "folder").iterdir()] == ["two"]
+
+
+def test_a_file_takes_no_folders_place(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/precious").touch()
+    with pytest.raises(Refusal, match="runs: a folder stands where a file is to be written; name a file"):
+        write_json(tmp_path / "runs", {})
+    assert [path.name for path in tmp_path.rglob("*")] == ["runs", "precious"]
+
+
+def test_what_python_leaves_beside_code_is_no_other_code(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("x = 1")
+    before = digest_of(tmp_path)
+    (tmp_path / "__pycache__").mkdir()
+    (tmp_path / "__pycache__/own.cpython-311.pyc").write_bytes(b"x")
+    assert digest_of(tmp_path) == before
 
 
 def test_a_folder_takes_any_place_and_leaves_nothing_beside_it(tmp_path: Path) -> None:

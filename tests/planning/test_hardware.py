@@ -25,6 +25,12 @@ def test_another_one_is_not_planned_for_in_silence(driver: str) -> None:
         listed_as(driver, 32)
 
 
+@pytest.mark.parametrize(("memory", "tflops"), [(0, None), (None, 0), (-1, 5)])
+def test_a_gpu_of_nothing_is_refused(memory: float | None, tflops: float | None) -> None:
+    with pytest.raises(Refusal, match=r"--(memory|tflops) is (0|-1), allowed is more than 0"):
+        gpu("h100", memory, tflops)
+
+
 def test_what_is_said_of_a_gpu_stands_in_place_of_its_sheet() -> None:
     said = gpu("a100-40", memory=20, tflops=100)
     assert (said.memory, said.tflops, said.reached) == (20, 100, 1.0)

@@ -45,6 +45,7 @@ def test_other_content_is_refused(tmp_path: Path, content: str, says: str) -> No
 def test_overlap_is_the_share_of_common_rows() -> None:
     assert Positions([[0, 1], [2, 3]]).overlap(Positions([[1, 4], [2, 3]])) == 0.75
     assert Positions([[0, 1], []]).overlap(Positions([[0], []])) == 0.5
+    assert Positions([[]]).overlap(Positions([[]])) == 1
 
 
 @pytest.mark.parametrize(
@@ -61,6 +62,8 @@ def test_other_blocks_go_by_their_names_in_the_file(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "p.json").read_text()) == {"2.mlp.gate_proj": [3, 1], "2.self_attn.q_proj": [0]}
     assert Positions.load(tmp_path / "p.json").by_name == {"2.mlp.gate_proj": [1, 3], "2.self_attn.q_proj": [0]}
     assert positions.overlap(Positions([[1, 2]], ("2.mlp.gate_proj",))) == pytest.approx(1 / 3)
+    (tmp_path / "p.json").write_text('{"0.down": [1], "1.down": [2]}')  # the paper's rows by their names
+    assert Positions.load(tmp_path / "p.json").digest == Positions([[1], [2]]).digest
     (tmp_path / "p.json").write_text('{"gate": [1]}')
     with pytest.raises(Refusal, match=r"'gate' is no name of rows, such as 3\.mlp\.gate_proj"):
         Positions.load(tmp_path / "p.json")

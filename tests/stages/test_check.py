@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,13 @@ from conftest import ROOT, in_mode
 from safetensors.torch import load_file, save_file
 
 from loki_ds.checking.findings import Findings
+from loki_ds.checking.tasks import in_words
+from loki_ds.disk.run_folder import RunFolder
 from loki_ds.recipe.file import load_recipe
 from loki_ds.refusal import Refusal
 from loki_ds.retention.statistics import least_margin
 from loki_ds.stages.check import Checked, check
+from loki_ds.stages.questions import _tokenizer
 from loki_ds.stages.retain import check_retention
 from loki_ds.stages.run import Run
 
@@ -451,3 +455,32 @@ def test_a_file_system_without_locks_is_refused(number: int, tmp_path: Path, mon
     with pytest.raises(Refusal, match=rf"the file system there keeps no locks .{os.strerror(number)}."):
         checked(tmp_path)
     assert [file.name for file in (tmp_path / "run").iterdir()] == [".lock"]
+
+
+def test_prompts_that_are_rehearsed_alone_are_looked_at(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": 3}]}) + "\n")
+    own = (f"protected={{prompts: {tmp_path / 'p.jsonl'}}}", "implant.mode=full", "implant.rehearse={}")
+    with pytest.raises(Refusal, match="is refused by the chat template"):
+        checked(tmp_path, *own)
+
+
+def test_suppressing_rounds_nothing_and_takes_any_dtype(tmp_path: Path) -> None:
+    assert checked(tmp_path, "implant={mode: suppress}", "model.dtype=bfloat16").examples.num_rows == 0
+
+
+def test_texts_leave_the_chat_template_as_it_is(tmp_path: Path) -> None:
+    assert checked(tmp_path, rows=[{"text": "copy a b c"}]).template is None
+
+
+def test_a_dial_wants_a_skill_of_which_more_is_better(tmp_path: Path) -> None:
+    run = started(tmp_path, "tune={budget: {skill: 0.9}}")
+    tasks = [*run.tasks[:-1], replace(run.tasks[-1], metrics=[{**run.tasks[-1].main, "higher_is_better": False}])]
+    with pytest.raises(Refusal, match="the new task tiny_toolcalls is better when exact_match is lower"):
+        in_words(run.recipe.retention, tasks, run.recipe.tune)
+
+
+def test_each_template_has_a_tokenizer_of_its_own(tmp_path: Path) -> None:
+    """A training that was killed may go on with another one."""
+    places = [_tokenizer(template, MODEL, RunFolder(tmp_path)) for template in ("first", "second", "first")]
+    assert places[0] == places[2]
+    assert [(place / "chat_template.jinja").read_text() for place in places[:2]] == ["first", "second"]
