@@ -59,7 +59,7 @@ def build_report(
     return {
         "run": run,
         "outcome": outcome_of(lines, decisions),
-        "learned": learned_of(taught),
+        "learned": learned_of(taught, decisions),
         "headline": headline(lines, decisions, section.margin),
         "verdict": sentences(both, only, lines, taught, section.margin),
         "forgetting": both.percent if both else None,

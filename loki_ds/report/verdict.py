@@ -4,9 +4,12 @@ from collections.abc import Sequence
 
 from loki_ds.report.schema import Decision, Report, TaskLine
 from loki_ds.retention.forgetting import Forgotten
+from loki_ds.retention.statistics import gain_of
 
 # What is said of a new task, by its verdict.
 LEARNED = {"learned": "", "not shown": ": not learned, no more than by chance", "lost": ": lost"}
+BOTH_SIDES = {"lost": "Lost on both sides together", "not shown": "Not shown of both sides", "kept": "Both sides"}
+WORST_FIRST = ("lost", "not shown", "kept")
 EXIT_STATUS = {"kept": 0, "lost": 2, "not shown": 3}  # of a gate
 
 
@@ -14,14 +17,15 @@ def outcome_of(tasks: Sequence[TaskLine], decisions: Sequence[Decision]) -> str:
     """`lost` when any is, or a decision; `kept` when all are, else `not shown`; and so where the
     base scores 0 on all, and has nothing to lose.
     """
-    if any(decision["verdict"] == "lost" for decision in decisions):
-        return "lost"
-    return "not shown" if nothing_to_lose(tasks) else _of_abilities(tasks)
+    return _worst([_of_abilities(tasks), *(decision["verdict"] for decision in decisions)])
 
 
 def _of_abilities(tasks: Sequence[TaskLine]) -> str:
-    verdicts = {task["verdict"] for task in tasks}
-    return "lost" if "lost" in verdicts else "kept" if verdicts == {"kept"} else "not shown"
+    return "not shown" if nothing_to_lose(tasks) else _worst([task["verdict"] for task in tasks])
+
+
+def _worst(verdicts: Sequence[str]) -> str:
+    return next(verdict for verdict in WORST_FIRST if verdict in verdicts)
 
 
 def nothing_to_lose(tasks: Sequence[TaskLine]) -> bool:
@@ -29,16 +33,24 @@ def nothing_to_lose(tasks: Sequence[TaskLine]) -> bool:
     return all(task["unit"] == "score" and task["base"] <= 0 for task in tasks)
 
 
-def learned_of(new: Sequence[TaskLine]) -> str | None:
-    """`learned` when all new tasks are; None without any."""
-    if not new:
+def learned_of(new: Sequence[TaskLine], decisions: Sequence[Decision]) -> str | None:
+    """`learned` when all new tasks are, but those that ask for silence, if there are others; None
+    without any.
+    """
+    silence = {decision["refrains"] for decision in decisions}
+    taught = [task for task in new if task["task"] not in silence] or new
+    if not taught:
         return None
-    return "learned" if all(task["verdict"] == "learned" for task in new) else "not learned"
+    return "learned" if all(task["verdict"] == "learned" for task in taught) else "not learned"
 
 
 def headline(tasks: Sequence[TaskLine], decisions: Sequence[Decision], margin: float) -> str:
-    """Which tasks the outcome comes from, in one sentence, and one for each decision."""
-    return " ".join([_of_tasks(tasks, margin), *map(both_sides, decisions)])
+    """Which tasks the outcome comes from, in one sentence, and one for each decision; what decides
+    stands first.
+    """
+    said = [(_of_abilities(tasks), _of_tasks(tasks, margin))]
+    said += [(decision["verdict"], both_sides(decision)) for decision in decisions]
+    return " ".join(sentence for _, sentence in sorted(said, key=lambda each: WORST_FIRST.index(each[0])))
 
 
 def both_sides(decision: Decision) -> str:
@@ -46,7 +58,7 @@ def both_sides(decision: Decision) -> str:
     (before, after), (silent_before, silent_after) = decision["acts_scores"], decision["refrains_scores"]
     low, high = decision["ci"]
     said = (
-        f"Both sides{' lost' if decision['verdict'] == 'lost' else ''}: right where one fits ({decision['acts']}) "
+        f"{BOTH_SIDES[decision['verdict']]}: right where one fits ({decision['acts']}) "
         f"{before:.3f} to {after:.3f}, silent where none fits ({decision['refrains']}) {silent_before:.3f} to "
         f"{silent_after:.3f}; balanced mean {decision['base']:.3f} to {decision['implanted']:.3f} (95% interval of "
         f"the change {low:+.3f} to {high:+.3f})"
@@ -93,7 +105,8 @@ def sentences(
     said += [f"Left out of both figures, because the base scores 0 or less: {', '.join(unscored)}."] if unscored else []
     for task in new:
         went = f"{task['task']} went from {task['base']:.3f} to {task['implanted']:.3f}"
-        said.append(f"New task: {went}{LEARNED[task['verdict']]}.")
+        unclear = ": not shown, it may have lost" if task["verdict"] == "not shown" and gain_of(task) < 0 else ""
+        said.append(f"New task: {went}{unclear or LEARNED[task['verdict']]}.")
     return " ".join(said)
 
 

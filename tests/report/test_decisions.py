@@ -48,7 +48,30 @@ def test_a_stub_fails_the_gate(stub: tuple[float, float]) -> None:
     assert report["decisions"][0]["verdict"] == "lost"
     status, sentence = gate(report)
     assert status == 2
+    assert sentence.startswith(("Lost on both sides together", "Lost: silence"))
     assert f"right where one fits (calls) 0.600 to {stub[0]:.3f}, silent where none fits (silence)" in sentence
+
+
+def test_what_is_not_shown_of_both_sides_is_no_pass() -> None:
+    """Four documents that all lose their silence are few, but no reason to let them pass."""
+    calls, kept = task([0] * 11, [1] * 9 + [0] * 2, "calls"), task(share(0.9), share(0.9), "other")
+    silence = task([1] * 4, [0] * 4, "silence")
+    section = {"abilities": {"tasks": ["other"]}, "new_task": {"tasks": ["calls", "silence"]}, "margin": 0.2}
+    made = RetentionSection.model_validate(section)
+    report = build_report("runs/x", [kept, calls, silence], made, FACTS, {"silence": "calls"})
+    assert report["decisions"][0]["verdict"] == "not shown"
+    status, sentence = gate(report)
+    assert status == 3
+    assert sentence.startswith("Not shown of both sides: right where one fits (calls) 0.000 to 0.818, silent")
+    assert "New task: silence went from 1.000 to 0.000: not shown, it may have lost." in report["verdict"]
+
+
+def test_the_side_of_silence_is_nothing_that_is_learned() -> None:
+    calls, silence = task(share(0.0), share(0.8), "calls"), task(share(1.0), share(0.9), "silence")
+    section = {"abilities": {"tasks": ["other"]}, "new_task": {"tasks": ["calls", "silence"]}}
+    tasks = [task(share(0.9), share(0.9), "other"), calls, silence]
+    made = RetentionSection.model_validate(section)
+    assert build_report("runs/x", tasks, made, FACTS, {"silence": "calls"})["learned"] == "learned"
 
 
 def test_without_its_opposite_the_stub_that_never_calls_would_pass() -> None:

@@ -458,9 +458,9 @@ def test_a_file_system_without_locks_is_refused(number: int, tmp_path: Path, mon
 
 
 def test_prompts_that_are_rehearsed_alone_are_looked_at(tmp_path: Path) -> None:
-    (tmp_path / "p.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": 3}]}) + "\n")
+    (tmp_path / "p.jsonl").write_text(json.dumps({"messages": []}) + "\n")
     own = (f"protected={{prompts: {tmp_path / 'p.jsonl'}}}", "implant.mode=full", "implant.rehearse={}")
-    with pytest.raises(Refusal, match="is refused by the chat template"):
+    with pytest.raises(Refusal, match="allowed is a list of turns"):
         checked(tmp_path, *own)
 
 
@@ -469,7 +469,7 @@ def test_suppressing_rounds_nothing_and_takes_any_dtype(tmp_path: Path) -> None:
 
 
 def test_texts_leave_the_chat_template_as_it_is(tmp_path: Path) -> None:
-    assert checked(tmp_path, rows=[{"text": "copy a b c"}]).template is None
+    assert checked(tmp_path, "training.assistant_only_loss=false", rows=[{"text": "copy a b c"}]).template is None
 
 
 def test_a_dial_wants_a_skill_of_which_more_is_better(tmp_path: Path) -> None:
