@@ -30,6 +30,12 @@ def short(text: object, most: int = 80) -> str:
     return line if len(line) <= most else f"{line[: most - 3]}..."
 
 
+def short_end(text: object, most: int) -> str:
+    """The same of its end."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= most else f"...{line[3 - most :]}"
+
+
 @contextmanager
 def shown_once(status: int = 2) -> Iterator[None]:
     """Show a refusal, or that a disk is full, as one sentence, and end this process with a status.

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from loki_ds.checking.findings import Findings
 from loki_ds.recipe.sections import RetentionSection, TuneSection
-from loki_ds.refusal import Refusal
+from loki_ds.refusal import Refusal, did_you_mean
 from loki_ds.retention.forgetting import least_loss
 from loki_ds.retention.statistics import FEWEST, least_margin, least_margin_of_group
 from loki_ds.tasks.loading import TaskFound
@@ -52,7 +52,8 @@ def _other_side(task: TaskFound, asked: Mapping[str, TaskFound]) -> str:
     if task.opposite is None:
         return ""
     if task.opposite not in asked:
-        return f"; its opposite {task.opposite} is not asked, and silence alone is no skill"
+        near = did_you_mean(task.opposite, asked)
+        return f"; its opposite {task.opposite} is not asked, and silence alone is no skill{near}"
     if other := [side.name for side in (task, asked[task.opposite]) if side.main["unit"] != "score"]:
         raise Refusal(f"task {task.name}: its opposite is {task.opposite}, and {other[0]} has no score to balance")
     return f"; the other side of {task.opposite}"

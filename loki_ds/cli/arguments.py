@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from loki_ds.disk.run_folder import STAGES
+from loki_ds.recipe.shipped import resolve_file
 from loki_ds.recipe.strategies import STRATEGIES
 
 GATE = "--gate"
@@ -13,6 +14,11 @@ Arguments = list[tuple[str, dict[str, Any]]]
 def _path(said: str) -> Path:
     """A path with its `~`, which a shell leaves in `--out=~/runs`."""
     return Path(said).expanduser()
+
+
+def _shipped(said: str) -> Path:
+    """A folder, or one that travels with the package."""
+    return Path(resolve_file(str(_path(said))))
 
 
 def _paths(*names: str) -> Arguments:
@@ -66,9 +72,9 @@ ARGUMENTS: dict[str, Arguments] = {
         ("--out", {"type": _path, "required": True}),
     ],
     "positions": _paths("first", "second"),
-    "apply": _paths("base", "implant", "out"),
+    "apply": [("base", {"type": _shipped}), *_paths("implant", "out")],
     "revert": _paths("model", "implant", "out"),
-    "verify": _paths("base", "model", "positions"),
+    "verify": [("base", {"type": _shipped}), *_paths("model", "positions")],
     "tune": [*_paths("run"), *_overrides("tune.*, retention.* and model.* as in a recipe")],
     "retain": [
         ("base", {"help": "folder or hub id"}),

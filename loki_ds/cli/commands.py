@@ -51,15 +51,14 @@ def doctor(arguments: argparse.Namespace) -> int:
     """Whether the main job can start on this machine: libraries, devices, communication, compiler,
     builds, disk, hub; exit status 1 where it cannot. More of DeepSpeed: ds_report.
     """
-    from rich.console import Console
-
+    from loki_ds.checking.findings import terminal
     from loki_ds.cli.doctor import as_table, examine
 
     looked = examine(Path("runs"))
     if arguments.json:
         _print_json(looked)
     else:
-        Console().print(as_table(looked))
+        terminal().print(as_table(looked))
     return 1 if any(look.stops for look in looked) else 0
 
 
@@ -84,6 +83,7 @@ def new(arguments: argparse.Namespace) -> int:
     and writes them down with a comment on every line.
     """
     from loki_ds.recipe.new import Wanted, recipe_text, suites
+    from loki_ds.recipe.sections import DATA_FILES
 
     if arguments.file.exists():
         raise Refusal(f"{arguments.file}: there already")
@@ -93,6 +93,8 @@ def new(arguments: argparse.Namespace) -> int:
         keep=arguments.keep or _answer("--keep", f"What must stay ({', '.join(suites())})?", "quick"),
         gpus=_number(arguments.gpus if arguments.gpus is not None else _answer("--gpus", "How many GPUs?", "1")),
     )
+    if Path(wanted.data).suffix in DATA_FILES and not Path(wanted.data).exists():
+        raise Refusal(f"--data is {wanted.data}: no such file")
     if wanted.keep not in suites():
         raise Refusal(f"--keep is {wanted.keep}, allowed are {', '.join(suites())}")
     arguments.file.parent.mkdir(parents=True, exist_ok=True)
@@ -193,9 +195,7 @@ def check(arguments: argparse.Namespace) -> int:
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     check_files(recipe)
 
-    from rich.console import Console
-
-    from loki_ds.checking.findings import as_table
+    from loki_ds.checking.findings import as_table, terminal
     from loki_ds.stages.base_writes import check_boundary, shown_counter_examples
     from loki_ds.stages.check import check as check_run
     from loki_ds.stages.publish import check_publishing
@@ -213,7 +213,7 @@ def check(arguments: argparse.Namespace) -> int:
     if arguments.json:
         _print_json([{"at": looked_at, "found": finding} for looked_at, finding in findings])
     else:
-        Console().print(as_table(findings))
+        terminal().print(as_table(findings))
         print(*shown_counter_examples(run, checked), sep="\n", end="")
     return 0
 
@@ -229,9 +229,9 @@ def plan(arguments: argparse.Namespace) -> int:
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     check_files(recipe)
 
-    from rich.console import Console
     from rich.text import Text
 
+    from loki_ds.checking.findings import terminal
     from loki_ds.planning.hardware import gpu
     from loki_ds.planning.plan import make_plan
     from loki_ds.planning.table import tables
@@ -241,7 +241,7 @@ def plan(arguments: argparse.Namespace) -> int:
         _print_json(made)
         return 0
     for piece in tables(made):
-        Console().print(piece, soft_wrap=isinstance(piece, Text))
+        terminal().print(piece, soft_wrap=isinstance(piece, Text))
     return 0
 
 
@@ -377,10 +377,11 @@ def report(arguments: argparse.Namespace) -> int:
     written, folder = read_report(arguments.run), RunFolder(arguments.run).report
     text = (folder / "report.md").read_text(encoding="utf-8")
     if sys.stdout.isatty():
-        from rich.console import Console
         from rich.markdown import Markdown
 
-        Console().print(Markdown("\n".join(line for line in text.splitlines() if not line.startswith("!["))))
+        from loki_ds.checking.findings import terminal
+
+        terminal().print(Markdown("\n".join(line for line in text.splitlines() if not line.startswith("!["))))
     else:
         print(text)
     print(f"As a page: {folder / 'report.html'}")
@@ -419,11 +420,10 @@ def _gate(report: "Report") -> int:
 
 def compare(arguments: argparse.Namespace) -> int:
     """Runs side by side and which forgot least; --out adds a page with the trade-off picture."""
-    from rich.console import Console
-
+    from loki_ds.checking.findings import terminal
     from loki_ds.report.compare import compare_runs, comparison, write_comparison
 
-    console, comparison_of_runs = Console(), compare_runs(arguments.runs)
+    console, comparison_of_runs = terminal(), compare_runs(arguments.runs)
     console.print(comparison(comparison_of_runs))
     for sentence in comparison_of_runs["sentences"]:
         console.print(sentence)

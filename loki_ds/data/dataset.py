@@ -49,6 +49,7 @@ class Counts:
     unused: list[str] = field(default_factory=list)  # columns that nothing reads
     unused_in_turns: list[str] = field(default_factory=list)  # keys of turns that the template does not read
     undefined: int = 0  # rows that call functions and define none
+    unlisted: dict[str, int] = field(default_factory=dict)  # rows by a function called that theirs do not have
     unanswered: int = 0  # chats whose last turn is not the assistant's
     ends: dict[str, int] = field(default_factory=dict)  # chats by the token that ends what is learned
     lost: dict[str, int] = field(default_factory=dict)  # chats by what the template drops of them
@@ -67,6 +68,7 @@ class Counts:
             else []
         )
         parts += [f"{self.undefined:,} rows call functions and define none"] if self.undefined else []
+        parts += [f"{rows:,} rows call {name}, which is not among theirs" for name, rows in self.unlisted.items()]
         parts += [f"{self.unanswered:,} chats end without an answer"] if self.unanswered else []
         parts += [f"{rows:,} rows lose {what}, which the template drops" for what, rows in self.lost.items()]
         if self.brought:
@@ -152,7 +154,9 @@ def _rendered(
         example = _understood(source, number, row)
         unused |= row.keys() - columns_read(row)
         in_turns |= {key for message in example.messages for key in message}
-        counts.undefined += not example.tools and any("tool_calls" in message for message in example.messages)
+        counts.undefined += not example.tools and bool(example.called)
+        for name in example.called - example.listed if example.tools else ():
+            counts.unlisted[name] = counts.unlisted.get(name, 0) + 1
         counts.unanswered += example.is_chat and not example.answered
         rendered = _row_rendered(partial(place_of, source, number), example, renderer, vocabulary, counts.ends)
         for token in renderer.brought_by(example):

@@ -45,6 +45,17 @@ class Example:
         return bool(self.messages)
 
     @property
+    def called(self) -> set[str]:
+        """Names of the functions that its turns call."""
+        calls = (call for message in self.messages for call in message.get("tool_calls") or ())
+        return {call["function"]["name"] for call in calls}
+
+    @property
+    def listed(self) -> set[str]:
+        """Names of the functions that may be called."""
+        return {str(tool.get("function", tool).get("name")) for tool in self.tools}
+
+    @property
     def answered(self) -> bool:
         """Whether a conversation ends with what the assistant says."""
         return self.is_chat and self.messages[-1]["role"] == "assistant"

@@ -71,6 +71,8 @@ class Implant:
         Raises:
             Refusal: the file is missing, not an implant file, or its rows are not whole.
         """
+        if Path(path).is_dir():
+            raise Refusal(f"{path}: a folder, where an implant file is wanted (RUN/implant.safetensors)")
         try:
             with safe_open(path, "pt") as file:
                 described = (file.metadata() or {}).get(FORMAT)

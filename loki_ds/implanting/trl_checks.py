@@ -36,8 +36,8 @@ def check_settings(training: dict[str, Any], implant: ImplantSection, data: Data
             raise Refusal(f"training.{key} is {value!r}, allowed is more than 0")
         if (choices := CHOICES.get(key)) and value not in choices:
             raise Refusal(f"training.{key} is {value!r}, allowed is {' or '.join(choices)}")
-    if training.get("max_steps") == 0:
-        raise Refusal("training.max_steps is 0, allowed is more than 0, or -1 for training.num_train_epochs")
+    if (steps := training.get("max_steps", -1)) < 1 and steps != -1:
+        raise Refusal(f"training.max_steps is {steps}, allowed is more than 0, or -1 for training.num_train_epochs")
     if training.get("eval_strategy", "no") != "no" and data.heldout is None:
         raise Refusal(f"training.eval_strategy is {training['eval_strategy']}, and there is no data.heldout")
     if implant.fade and training.get("lr_scheduler_type") in UNFORESEEN:
@@ -48,8 +48,8 @@ def check_settings(training: dict[str, Any], implant: ImplantSection, data: Data
     decay = training.get("weight_decay", 0)
     if implant.kind.leaves == "deltas" and decay:
         raise Refusal(
-            f"training.weight_decay is {decay}, allowed in implant.mode {implant.mode} is 0: a delta would decay to "
-            "the base, which is implant.pull"
+            f"training.weight_decay is {decay}, allowed in implant.mode {implant.mode} is 0 (training.weight_decay=0): "
+            "a delta would decay to the base, which is implant.pull"
         )
     metric = training.get("metric_for_best_model")
     if metric is not None and str(metric).removeprefix("eval_") not in METRICS:

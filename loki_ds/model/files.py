@@ -101,6 +101,8 @@ def config_of(folder: Path) -> dict[str, Any]:
 @contextmanager
 def open_weights(folder: Path) -> Iterator[WeightFiles]:
     """The folder's single safetensors file, or all shards of its index, as transformers reads."""
+    if not folder.is_dir():
+        raise Refusal(f"{folder}: no such folder; loki-ds reads safetensors checkpoints")
     weights, index = WeightFiles(folder), folder / INDEX
     shards = _shards_of(index) if index.exists() and not (folder / SINGLE).exists() else [SINGLE]
     handles = []

@@ -27,6 +27,7 @@ def tables(plan: Plan) -> Iterator[RenderableType]:
 
 def _model_table(plan: Plan) -> Table:
     table = Table(title=plan.model, show_header=False)
+    table.add_row("planned for", f"{plan.setting.ranks} x {plan.gpu.name} (--ranks, --gpu)")
     if plan.blocks:
         widths, counts = (sorted(set(sizes)) for sizes in zip(*((b.width, b.rows) for b in plan.blocks), strict=True))
         layers = len({block.layer for block in plan.blocks})

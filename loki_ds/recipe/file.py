@@ -215,7 +215,7 @@ def _sentence(origin: Callable[[str], Path | str], error: ValidationError, root:
             elsewhere = [f"training.{wrong}"]
         if elsewhere:
             near = f"; did you mean {' or '.join(map(repr, elsewhere))}?"
-        return f"{origin(key)}: {key} is not a key of a {root.__name__.lower()}{near}"
+        return f"{origin(key)}: {key} is not a key of {_of_what(root)}{near}"
     if first["type"] == "missing":
         return f"{origin(key)}: the key {key} is missing"
     if first["type"] == "value_error":
@@ -227,6 +227,10 @@ def _sentence(origin: Callable[[str], Path | str], error: ValidationError, root:
     same = [e["msg"].removeprefix("Input should be ") for e in errors if _key_and_section(e["loc"], root)[0] == key]
     allowed = " or ".join(dict.fromkeys(same))
     return f"{origin(key)}: {key} is {short(repr(first['input']))}, allowed is {allowed}"
+
+
+def _of_what(root: type[Section]) -> str:
+    return "`loki-ds retain`, which takes retention.* and model.*" if root is Pair else f"a {root.__name__.lower()}"
 
 
 def check_files(recipe: Recipe) -> None:

@@ -3,7 +3,7 @@
 import json
 import math
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -12,6 +12,7 @@ from loki_ds.recipe.shipped import resolve_file
 BEGIN = 1 << 16  # characters of a file in which its first row is looked for
 BATCH = 4  # examples of one device
 STEPS = 150  # fewer teach nothing at a full training's rate
+LONGEST = 2_048  # tokens of a row
 MANY = 2_000  # examples with which the smallest rate learns, too
 
 TEXT = """\
@@ -25,10 +26,13 @@ model:
   dtype: {dtype}  # {why_dtype}
 
 implant:
-  mode: full  # rows: every other byte stays the base's; peft: an adapter
+  mode: full  # peft: an adapter; rows, with selection: {{strategy: random}}: every other byte stays the base's
   fade: 0.88  # of a change that nothing asks for again 0.88 is gone at the end; 0 to see first what is learned
   # When not to do the new task, by counter-examples from chats with functions, passages or a system turn:
   # rehearse: {{prompts: {{boundary: 0.15}}}}
+
+# For rehearsal, loki-ds rates and rows by their scores: prompts of what must stay (docs/tasks/own-protected-set.md).
+# protected: {{prompts: my_prompts.jsonl}}
 
 data:
   train: {data}  # chats, pairs or texts; several with weights
@@ -38,7 +42,7 @@ training:  # any key of TRL's SFTConfig
   num_train_epochs: {epochs}{why_epochs}
   per_device_train_batch_size: {batch}
   learning_rate: {rate}  # rows and adapters take ten times as much; loki-ds rates compares some
-  max_length: 2048  # longer rows are cut; loki-ds check says how many
+  max_length: {length}  # longer rows are cut; loki-ds check says how many
   assistant_only_loss: {only_assistant}  # of chats: learn what the assistant says
   save_strategy: epoch  # checkpoints; without them a killed training starts anew
   save_total_limit: 1
@@ -83,6 +87,7 @@ def recipe_text(wanted: Wanted, file: Path) -> str:
         why_epochs=f"  # of {rows:,} rows; watch the held-out loss" if epochs > 2 else "",
         batch=BATCH,
         rate="1e-5" if rows is None or rows >= MANY else "5e-5",
+        length=_room(Path(wanted.model)),
         only_assistant=str(_holds_chats(Path(wanted.data))).lower(),
         deepspeed="launch/zero3.json" if several else "launch/zero2.json",
         why_deepspeed="shards the model over the GPUs" if several else "one device; zero3.json shards over several",
@@ -102,9 +107,18 @@ def suites() -> list[str]:
 
 def _stored_dtype(folder: Path) -> str | None:
     """Of a model's folder what its configuration says."""
-    file = folder / "config.json"
-    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    config = _configuration(folder)
     return config.get("dtype") or config.get("torch_dtype")
+
+
+def _room(folder: Path) -> int:
+    """Tokens of a row: those that the model was made for, where its folder says so, and enough."""
+    return min(LONGEST, _configuration(folder).get("max_position_embeddings") or LONGEST)
+
+
+def _configuration(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def _rows(file: Path) -> int | None:

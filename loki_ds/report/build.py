@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from loki_ds.disk.files import write_json, written_whole
 from loki_ds.recipe.sections import RetentionSection, TaskGroup
-from loki_ds.refusal import short
+from loki_ds.refusal import short, short_end
 from loki_ds.report.card import came_by, card_data
 from loki_ds.report.decisions import decisions_of
 from loki_ds.report.schema import Asked, Document, Facts, Flip, Report, TaskLine
@@ -212,5 +212,6 @@ def pages() -> Environment:
         lstrip_blocks=True,
     )
     made.filters["points"] = points
+    made.filters["asked"] = lambda prompt: repr(short_end(prompt, MOST_SAID))  # a question stands last
     made.filters["said"] = lambda text: repr(short(text, MOST_SAID))
     return made

@@ -51,8 +51,9 @@ def choose(curve: Sequence[Point], budget: BudgetSection, asked: Sequence[float]
     asked: the scales of the recipe, None for all; the whole change may be there to compare with.
 
     Raises:
-        Refusal: no scale that was tried does.
+        Refusal: no scale that was tried does, or there is no skill gained to keep a share of.
     """
+    _check_gained(curve, budget)
     ordered = sorted(curve, key=lambda point: point["scale"])
     ordered = [point for point in ordered if point["scale"]]  # at 0 it is the base
     floor = _floor(curve, budget)
@@ -69,6 +70,17 @@ def choose(curve: Sequence[Point], budget: BudgetSection, asked: Sequence[float]
         f"skill ({tried}); loki-ds tune RUN tune.budget.forgetting=... tune.budget.skill=... chooses by another budget "
         "and trains nothing; or ask more documents, or try other tune.scales"
     )
+
+
+def _check_gained(curve: Sequence[Point], budget: BudgetSection) -> None:
+    whole = next((point for point in curve if point["scale"] == 1), None)
+    if budget.skill is None or whole is None or whole["skill"] is None or whole["base_skill"] is None:
+        return
+    if whole["skill"] <= whole["base_skill"]:
+        raise Refusal(
+            f"tune.budget.skill is {budget.skill:g} of what the whole change gained on the new task, and it gained "
+            f"nothing ({said_of(whole)}); train longer or at a higher rate"
+        )
 
 
 def said_of(point: Point) -> str:

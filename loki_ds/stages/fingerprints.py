@@ -82,13 +82,19 @@ class Fingerprints:
                 "positions": positions.digest if positions else None,
                 **section.model_dump(exclude={"lora", "peft", "rehearse"} - read),
                 **self._rehearsal(),
-                "data": data_fingerprint(recipe.data),
+                "data": self._learned(),
                 "training": training,
                 **({"chat_template": digest_of(Path(template))} if template else {}),
                 "deepspeed": deepspeed_config(recipe.deepspeed, section),
                 "attention": recipe.model.attention,
             }
         )
+
+    def _learned(self) -> Fingerprint:
+        """The data that decides what is trained; what is held out does where it is evaluated."""
+        data = self.recipe.data
+        evaluated = self.recipe.training.get("eval_strategy", "no") != "no"
+        return data_fingerprint(data if evaluated else data.model_copy(update={"heldout": None}))
 
     def retention(self, model_digest: str) -> Fingerprint:
         """What decides a report on the model with these weights."""
@@ -138,4 +144,4 @@ def rendering_fingerprint(section: DataSection, rendering: Rendering) -> Fingerp
 
 def data_fingerprint(section: DataSection) -> Fingerprint:
     files = [Path(source.path) for source in section.sources if Path(source.path).is_file()]
-    return {**section.model_dump(), "digest": digest_of(*files)}
+    return {**section.model_dump(), "files": {str(file): digest_of(file) for file in files}}

@@ -5,9 +5,7 @@ import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
-from loki_ds.checking.findings import as_table
+from loki_ds.checking.findings import as_table, terminal
 from loki_ds.distributed import ranks
 from loki_ds.recipe.sections import Recipe
 from loki_ds.stages.attribute import attribute
@@ -72,7 +70,7 @@ def _check(run: Run, look_at_tasks: bool) -> Checked:
         findings = findings + check_boundary(run, checked) + check_retention(run, checked)
     findings = findings + ranks.on_first_rank(lambda: check_publishing(run.recipe.training, run.folder))
     if ranks.rank() == 0:
-        Console().print(as_table(findings))
+        terminal().print(as_table(findings))
     return checked
 
 
@@ -98,8 +96,8 @@ def _judge(run: Run, checked: Checked, share: "Share") -> None:
     retain(run, checked, share)
     if share.nodes.this == 0:
         report = read_report(run.folder.root)
-        Console().print(comparison(compare_runs([run.folder.root])))
-        Console().print(f"{report['headline']}\n{report['verdict']}\nReport: {run.folder.report / 'report.html'}")
+        terminal().print(comparison(compare_runs([run.folder.root])))
+        terminal().print(f"{report['headline']}\n{report['verdict']}\nReport: {run.folder.report / 'report.html'}")
         publish(run.recipe.training, run.folder)  # last, for it may be refused
 
 

@@ -126,6 +126,15 @@ def test_what_was_found_is_counted_and_said(tmp_path: Path) -> None:
     assert "columns that are not used: id" in counts.said()
 
 
+def test_a_call_of_a_function_that_is_not_listed_is_said(tmp_path: Path) -> None:
+    called = {"function": {"name": "lookUp", "arguments": {}}}
+    turns = [TURNS[0], {"role": "assistant", "content": "", "tool_calls": [called]}]
+    source = written(tmp_path / "d.jsonl", [{**CALLS, "messages": turns}, CALLS])
+    counts = first_counts(source, renderer(), Cut(None), len(TOKENIZER), 10)
+    assert counts.unlisted == {"lookUp": 1}
+    assert "1 rows call lookUp, which is not among theirs" in counts.said()
+
+
 def test_what_is_not_used_of_turns_is_said(tmp_path: Path) -> None:
     said = {**CALLS["messages"][1], "thoughts": "call it", "name": None}  # type: ignore[dict-item]
     source = written(tmp_path / "d.jsonl", [{"messages": [TURNS[0], said]}, CALLS])

@@ -43,6 +43,11 @@ def test_few_rows_are_seen_more_often_at_a_higher_rate(rows: int, epochs: int, r
     assert (training["num_train_epochs"], float(training["learning_rate"])) == (epochs, rate)
 
 
+def test_rows_are_no_longer_than_the_model_is_made_for(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(written(tmp_path, model=str(ROOT / "recipes/tiny/model")))
+    assert load_recipe(tmp_path / "mine.yaml", []).training["max_length"] == 256
+
+
 def test_names_that_yaml_would_read_otherwise_are_quoted(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(written(tmp_path, model="500", data="a: b #1.jsonl"))
     recipe = load_recipe(tmp_path / "mine.yaml", [])

@@ -64,6 +64,12 @@ def test_the_base_is_no_result() -> None:
         choose([point(0.0, 0, 0.1, 0.1), *CURVE], BudgetSection(forgetting=0.001))
 
 
+def test_of_no_gain_no_scale_keeps_a_share() -> None:
+    gone = [point(1.0, 5, 9, 0.1), point(0.5, 0.2, 0.8, 0.1)]
+    with pytest.raises(Refusal, match="tune.budget.skill is 0.95 of what the whole change gained .* it gained nothing"):
+        choose(gone, BudgetSection(skill=0.95))
+
+
 def test_a_share_of_skill_needs_a_new_task() -> None:
     with pytest.raises(Refusal, match="needs retention"):
         choose([point(1.0, 0, 0, None)], BudgetSection(skill=0.5))
