@@ -66,7 +66,7 @@ def test_the_base_is_no_result() -> None:
 
 def test_of_no_gain_no_scale_keeps_a_share() -> None:
     gone = [point(1.0, 5, 9, 0.1), point(0.5, 0.2, 0.8, 0.1)]
-    with pytest.raises(Refusal, match="tune.budget.skill is 0.95 of what the whole change gained .* it gained nothing"):
+    with pytest.raises(Refusal, match=r"budget\.skill is 0\.95 of what the whole change gained .* it gained nothing"):
         choose(gone, BudgetSection(skill=0.95))
 
 
