@@ -20,7 +20,7 @@ from loki_ds.export.verification import verify
 from loki_ds.implanting.rows import train_row_deltas
 from loki_ds.model.anatomy import decoder_layers
 from loki_ds.model.expert_rows import with_rows
-from loki_ds.model.ffn import dense_down
+from loki_ds.model.ffn import site_of
 
 BASE, DATA = Path("recipes/tiny/model"), Path("recipes/tiny/data")
 STEPS, BATCH, RATE = 60, 16, 5e-3
@@ -61,7 +61,7 @@ for step in range(STEPS):
 # 4. What leaves: the rows before and after, put into a copy of the base.
 layers = {}
 for i, before in read_rows(BASE, positions).items():
-    trained = dense_down(decoder_layers(model)[i]).module
+    trained = site_of(decoder_layers(model)[i]).downs[0].module
     delta = trained.delta.detach()
     layers[i] = LayerRows(torch.tensor(positions.rows[i]), before, with_rows(before, torch.arange(len(before)), delta))
 implant = Implant(len(positions.rows), layers)

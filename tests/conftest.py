@@ -16,7 +16,7 @@ from torch.nn import Module
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from loki_ds.model.anatomy import decoder_layers
-from loki_ds.model.ffn import dense_down
+from loki_ds.model.ffn import site_of
 
 ROOT = Path(__file__).parents[1]
 settings.register_profile("busy cores", deadline=None)  # a test beside another on two cores keeps no time
@@ -94,11 +94,11 @@ def build(family: str, dtype: torch.dtype = torch.float64, **changes: Any) -> Pr
 
 def down_projection(layer: Module) -> Any:
     """The layer's `W_down`, a linear layer or one with a delta in its place."""
-    return dense_down(layer).module
+    return site_of(layer).downs[0].module
 
 
 def down_weights(model: Module) -> list[Tensor]:
-    return [dense_down(layer).weight for layer in decoder_layers(model)]
+    return [site_of(layer).downs[0].weight for layer in decoder_layers(model)]
 
 
 def damaged_copy(folder: Path) -> Path:

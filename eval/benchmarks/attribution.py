@@ -33,7 +33,7 @@ from loki_ds.attribution.rules import quadrature
 from loki_ds.attribution.sweep import Sweep
 from loki_ds.distributed.device import available_memory, on_cpu, peak_memory
 from loki_ds.model.anatomy import decoder_layers
-from loki_ds.model.ffn import dense_down
+from loki_ds.model.ffn import site_of
 from loki_ds.planning.hardware import this_machines
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -214,8 +214,8 @@ def by_captum(model: PreTrainedModel, ids: torch.Tensor, layer: torch.nn.Module)
 
     with torch.no_grad():
         token = int(probability(ids)[0].argmax())
-    method = LayerIntegratedGradients(probability, dense_down(layer).module)
-    weight = dense_down(layer).weight.requires_grad_()  # Captum needs a graph to differentiate
+    method = LayerIntegratedGradients(probability, site_of(layer).downs[0].module)
+    weight = site_of(layer).downs[0].weight.requires_grad_()  # Captum needs a graph to differentiate
     try:
         found = method.attribute(
             ids, baselines=torch.zeros_like(ids), target=token, n_steps=STEPS, method="riemann_right"

@@ -32,7 +32,7 @@ from loki_ds.distributed.device import on_cpu, peak_memory
 from loki_ds.implanting.mask import keep_through_steps, train_only_rows
 from loki_ds.implanting.rows import train_row_deltas
 from loki_ds.model.anatomy import decoder_layers
-from loki_ds.model.ffn import dense_down, site_of
+from loki_ds.model.ffn import site_of
 from loki_ds.model.row_blocks import blocks_of, row_blocks
 from loki_ds.planning.dry_run import Tally
 from loki_ds.planning.hardware import this_machines
@@ -164,7 +164,7 @@ def prepare(model: PreTrainedModel, name: str, quota: float) -> tuple[Any, Calla
     if name.startswith("authors"):
         model.requires_grad_(False)
         for layer, rows in zip(layers, positions.rows, strict=True):
-            holder, name = dense_down(layer).holder
+            holder, name = site_of(layer).downs[0].holder
             setattr(holder, name, AuthorsLinear(getattr(holder, name), rows))
         return model, lambda _: None
     low_rank = LowRankSection(rank=16, alpha=16.0) if name.startswith("lora") else None

@@ -18,7 +18,7 @@ from loki_ds.data.dataset import Counts
 from loki_ds.data.render_settings import Rendering
 from loki_ds.implanting.training import peft_config
 from loki_ds.model.base import max_tokens
-from loki_ds.model.base_checks import Wanted, check_usable
+from loki_ds.model.base_checks import check_usable
 from loki_ds.model.files import model_files, open_weights
 from loki_ds.model.row_blocks import blocks_of, chosen_blocks
 from loki_ds.recipe.implant import ImplantSection, PeftSection
@@ -64,7 +64,7 @@ def look_at_base(
         Refusal: with the tensor or the file.
     """
     chosen_from = selection if implant.kind.confined else None
-    model = check_usable(folder, config, section, Wanted(chosen_from, implant.kind.rewrites_model))
+    model = check_usable(folder, config, section, chosen_from, implant.kind.rewrites_model)
     check_passes(implant, attributes, model)
     if implant.kind.leaves == "adapter":
         check_targets(implant.peft, model)

@@ -17,8 +17,7 @@ def prompts_in_words(section: RetentionSection, tokenizer: PreTrainedTokenizerBa
         Refusal: a task that cannot be asked as the recipe says.
     """
     template, findings = template_of(tokenizer, section.chat_template_args), []
-    names = [name for group in section.groups for name in group.tasks]
-    manager = task_manager(names, section.include_path, "retention")
+    manager = task_manager(section.names, section.include_path, "retention")
     for group in section.groups:
         asking = Asking(
             shots=group.num_fewshot,

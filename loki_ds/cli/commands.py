@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from loki_ds.report.schema import Report
 
 REFUSED = 2
-MISUSED = 1  # also of a refusal, where 2 means that something was lost
+MISUSED = 1  # also of a refusal, where 2 means that something was lost or differs
 TRAINS = ("implant", "train", "launch", "finetune")  # what people type for the main job
 
 
@@ -33,7 +33,7 @@ def main() -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a word
     be_no_rank()
     warnings.simplefilter("ignore", FutureWarning)  # for the libraries' authors, not for whoever runs this
-    refused = MISUSED if GATE in sys.argv else REFUSED
+    refused = MISUSED if GATE in sys.argv or sys.argv[1:2] == ["verify"] else REFUSED
     try:
         with shown_once(MISUSED):
             arguments = _arguments()
@@ -308,13 +308,13 @@ def revert(arguments: argparse.Namespace) -> int:
 
 
 def verify(arguments: argparse.Namespace) -> int:
-    """The byte check on any two checkpoints; exit status 1 if they differ outside the positions."""
+    """The byte check on any two checkpoints; exit status 2 if they differ outside the positions."""
     from loki_ds.export.verification import verify
     from loki_ds.selection.positions import Positions
 
     verification = verify(arguments.base, arguments.model, Positions.load(arguments.positions))
     print(json.dumps(verification.as_json(), indent=1))
-    return 0 if verification.identical_outside_rows else 1
+    return 0 if verification.identical_outside_rows else 2
 
 
 def retain(arguments: argparse.Namespace) -> int:

@@ -54,10 +54,6 @@ class ProtectedSet:
     def tokens(self) -> list[list[int]]:
         return [prompt.tokens for prompt in self.prompts]
 
-    @property
-    def subjects(self) -> set[str]:
-        return {prompt.subject for prompt in self.prompts}
-
     @cached_property
     def order(self) -> list[int]:
         """Prompts' indices, one of each subject in turn: the first are a fair sample of the set."""

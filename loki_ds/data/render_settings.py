@@ -16,8 +16,6 @@ from loki_ds.data.templates import Needs, fitted, marked, own_template, unmarked
 from loki_ds.recipe.training_keys import DEFAULTS, RENDERING
 from loki_ds.refusal import Refusal
 
-TRUNCATIONS = ("keep_start", "keep_end")
-
 
 def setting(training: dict[str, Any], key: str) -> Any:
     """The recipe's value of a key of `training:`, or what TRL takes where it says nothing."""
@@ -41,8 +39,6 @@ class LossSettings:
         only_assistant, only_completion, *named = (setting(training, key) for key in RENDERING)
         template, eos_token, pad_token = named
         truncation = setting(training, "truncation_mode")
-        if truncation not in TRUNCATIONS:
-            raise Refusal(f"training.truncation_mode is {truncation!r}, allowed is {' or '.join(TRUNCATIONS)}")
         whole = setting(training, "packing") and setting(training, "packing_strategy") in ("wrapped", "bfd_split")
         cut = Cut(None if whole else setting(training, "max_length"), truncation == "keep_end")
         return cls(bool(only_assistant), only_completion, template, eos_token, pad_token, cut)

@@ -65,7 +65,7 @@ def write_tensors(base: Path, tensors: Iterable[tuple[str, Tensor]], out: Path) 
             if weights.shape_of(name) != tuple(tensor.shape):
                 shapes = f"{list(tensor.shape)}, in the base it is {list(weights.shape_of(name))}"
                 raise Refusal(f"{out}: tensor {name} is {shapes}")
-            with _mapped(aside / weights.file_of(name), name) as data:
+            with _mapped(aside / weights.files[name], name) as data:
                 data[...] = _bits(tensor.to(weights.dtype_of(name)), data)
 
 
@@ -119,7 +119,7 @@ def _rewrite(source: Path, implant: Implant, out: Path, before: str, wanted: str
         stored = StoredRows(checkpoint, implant.blocks)
         _check_fits(source, stored, implant, before)
         changes = [
-            (checkpoint.file_of(piece.name), piece, numbers, values)
+            (checkpoint.files[piece.name], piece, numbers, values)
             for i, rows in implant.layers.items()
             for piece, numbers, values in stored.split(i, rows.rows, getattr(rows, wanted))
         ]

@@ -8,6 +8,7 @@ to say there is not written here: it is what the base says.
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from random import Random
 from typing import Any, NamedTuple
 
@@ -149,15 +150,7 @@ def _form(situations: Sequence[Situation]) -> Form:
 # --- kinds ----------------------------------------------------------------------------------------
 
 
-def _far_swap(situation: Situation, others: Sequence[Situation]) -> CounterExample | str:
-    return _swap("far_swap", situation, others, min)
-
-
-def _near_swap(situation: Situation, others: Sequence[Situation]) -> CounterExample | str:
-    return _swap("near_swap", situation, others, max)
-
-
-def _swap(kind: Kind, situation: Situation, others: Sequence[Situation], choose: Any) -> CounterExample | str:
+def _swap(kind: Kind, choose: Any, situation: Situation, others: Sequence[Situation]) -> CounterExample | str:
     """The question beside the context of another row that shares nothing with its own, by how many
     words that context shares with the question.
     """
@@ -167,7 +160,7 @@ def _swap(kind: Kind, situation: Situation, others: Sequence[Situation], choose:
         return "no other row has another context"
     asked = words_of(mine.question)
     chosen = choose(apart, key=lambda context: len(asked & context.words))
-    return CounterExample(kind, situation.place, *mine.put(chosen.parts, mine.question))
+    return _put(kind, situation, chosen.parts, mine.question)
 
 
 def _drop(situation: Situation, _: Sequence[Situation]) -> CounterExample | str:
@@ -181,25 +174,20 @@ def _drop(situation: Situation, _: Sequence[Situation]) -> CounterExample | str:
         return "nothing else is left"
     if any(_alike(part, gone) for part in left for gone in rests_on):
         return "what is left can do the same"
-    return CounterExample("drop", situation.place, *context.put(left, context.question))
+    return _put("drop", situation, left, context.question)
 
 
-def _bare(situation: Situation, _: Sequence[Situation]) -> CounterExample | str:
-    context = situation.context
-    return CounterExample("bare", situation.place, *context.put([], context.question))
-
-
-def _foreign(situation: Situation, _: Sequence[Situation]) -> CounterExample | str:
-    context = situation.context
-    return CounterExample("foreign", situation.place, *context.put(context.parts, TO_BE_WRITTEN))
+def _put(kind: Kind, situation: Situation, parts: list[Any], question: str) -> CounterExample:
+    """The question beside these parts of a context."""
+    return CounterExample(kind, situation.place, *situation.context.put(parts, question))
 
 
 MAKERS: dict[Kind, Callable[[Situation, Sequence[Situation]], CounterExample | str]] = {
-    "far_swap": _far_swap,
-    "near_swap": _near_swap,
+    "far_swap": partial(_swap, "far_swap", min),
+    "near_swap": partial(_swap, "near_swap", max),
     "drop": _drop,
-    "bare": _bare,
-    "foreign": _foreign,
+    "bare": lambda situation, _: _put("bare", situation, [], situation.context.question),
+    "foreign": lambda situation, _: _put("foreign", situation, situation.context.parts, TO_BE_WRITTEN),
 }
 
 

@@ -74,27 +74,20 @@ def keep_through_steps(optimizer: Any, frozen: Mapping[Tensor, Tensor]) -> None:
 
     frozen: per trainable parameter, a boolean mask of its elements (full shape, CPU): True stays.
     """
-    kept = [_Frozen(parameter, mask) for parameter, mask in frozen.items()]
+    kept = [_frozen(Shard(parameter), mask) for parameter, mask in frozen.items()]
 
     def put_back() -> None:
-        for elements in kept:
-            elements.put_back()
+        for shard, where, values in kept:
+            elements = shard.read()
+            torch.where(where, values, elements, out=elements)
+            shard.write(elements)
 
     after_each_step(optimizer, put_back)
 
 
-class _Frozen:
-    """Which elements of this rank's shard of one parameter are frozen, and the shard as it began;
-    both where the optimizer keeps the shard.
+def _frozen(shard: Shard, mask: Tensor) -> tuple[Shard, Tensor, Tensor]:
+    """A shard, which of its elements are frozen, and the shard as it began; both where the
+    optimizer keeps it.
     """
-
-    def __init__(self, parameter: Tensor, mask: Tensor) -> None:
-        self.shard = Shard(parameter)
-        elements = self.shard.read()
-        self.where = self.shard.mine(mask, padding=True).to(elements.device)
-        self.values = elements.clone()
-
-    def put_back(self) -> None:
-        elements = self.shard.read()
-        torch.where(self.where, self.values, elements, out=elements)
-        self.shard.write(elements)
+    elements = shard.read()
+    return shard, shard.mine(mask, padding=True).to(elements.device), elements.clone()

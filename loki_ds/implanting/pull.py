@@ -24,7 +24,12 @@ log = logging.getLogger(__name__)
 
 def pulled(model: Module, section: ImplantSection) -> list[Tensor]:
     """The trainable parameters that are pulled to where they start."""
-    from_zero = section.kind.leaves == "deltas" or (section.kind.leaves == "adapter" and section.peft.method != "pissa")
+    leaves = section.kind.leaves
+    return trained_from(model, leaves == "deltas" or (leaves == "adapter" and section.peft.method != "pissa"))
+
+
+def trained_from(model: Module, from_zero: bool) -> list[Tensor]:
+    """The trainable parameters; of two factors of which one starts at zero, that one."""
     return [
         parameter
         for name, parameter in model.named_parameters()
@@ -79,7 +84,7 @@ def pull_through_steps(optimizer: Any, starts: list[tuple[Shard, Tensor]], stren
 
 def planned_rates(arguments: TrainingArguments, steps: int) -> np.ndarray:
     """The learning rate of every step `[steps]`, float64, of a schedule of transformers' that is
-    known beforehand (`settings.UNFORESEEN` are not).
+    known beforehand (`trl_checks.UNFORESEEN` are not).
     """
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=arguments.learning_rate)
     schedule = get_scheduler(

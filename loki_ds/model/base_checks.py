@@ -8,7 +8,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,21 +42,20 @@ PLAIN = (
 )
 
 
-class Wanted(NamedTuple):
-    """What a run asks of its base.
-
-    rows: what they are chosen from, known in its files as in its class. everything: that all of the
-    class's tensors stand in the files under their names, for a whole model will be written into a
-    copy of them.
-    """
-
-    rows: SelectionSection | None
-    everything: bool
-
-
-def check_usable(folder: Path, config: PreTrainedConfig, section: ModelSection, wanted: Wanted) -> PreTrainedModel:
+def check_usable(
+    folder: Path,
+    config: PreTrainedConfig,
+    section: ModelSection,
+    rows: SelectionSection | None = None,
+    everything: bool = False,
+) -> PreTrainedModel:
     """Refuse a base that is quantized, not whole, or not what its class wants, and an attention
     that the class does not have. Returns the class's model without data.
+
+    Args:
+        rows: what they are chosen from, known in the files as in the class.
+        everything: whether all of the class's tensors stand in the files under their names, for a
+            whole model will be written into a copy of them.
 
     Raises:
         Refusal: with the tensor or the file.
@@ -69,9 +68,9 @@ def check_usable(folder: Path, config: PreTrainedConfig, section: ModelSection, 
         _check_attention(model, section.attention)
         _check_shapes(folder, weights, model)
         _check_ties(folder, weights, config)
-        if wanted.rows:
-            _check_rows(weights, chosen_blocks(model, wanted.rows))
-        if wanted.everything:
+        if rows:
+            _check_rows(weights, chosen_blocks(model, rows))
+        if everything:
             _check_names(folder, weights, model)
         _check_whole(folder, weights, model)
     return model

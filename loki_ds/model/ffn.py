@@ -67,7 +67,8 @@ def site_of(layer: Module) -> Site:
         raise Refusal(f"several FFNs ({', '.join(ffns)})")
     if hasattr(layer, "experts"):
         (ffn,) = ffns.values()
-        return _in_branches(_dense(ffn), layer)
+        dense, experts = _dense(ffn), _routed(layer)  # each with a norm of its own (Gemma 4)
+        return Site([Writer(dense.module), Writer(experts.module, branch=1)], [experts, dense])
     sites = [_experts(ffn) if hasattr(ffn, "experts") else _alone(_dense(ffn)) for ffn in ffns.values()]
     writers = [writer._replace(adds=i > 0) for i, site in enumerate(sites) for writer in site.writers]
     return Site(writers, [down for site in sites for down in site.downs])
@@ -75,12 +76,6 @@ def site_of(layer: Module) -> Site:
 
 def _alone(dense: RowWeight) -> Site:
     return Site([Writer(dense.module)], [dense])
-
-
-def _in_branches(dense: RowWeight, layer: Module) -> Site:
-    """An FFN, and after it experts of the layer's own; each with a norm of its own (Gemma 4)."""
-    experts = _routed(layer)
-    return Site([Writer(dense.module), Writer(experts.module, branch=1)], [experts, dense])
 
 
 def _dense(ffn: Module) -> RowWeight:
@@ -116,18 +111,6 @@ def _routed(holder: Module) -> RowWeight:
         raise Refusal("a mixture of experts whose outputs are not simply added up")
     last = bool(getattr(experts, "is_transposed", type(experts).__name__ in TRANSPOSED))
     return RowWeight(experts, "down_proj", last, (holder, "experts"))
-
-
-def dense_down(layer: Module) -> RowWeight:
-    """The one `W_down` of a layer without experts.
-
-    Raises:
-        Refusal: it has experts, whose inputs are of other tokens each.
-    """
-    site = site_of(layer)
-    if len(site.downs) > 1 or site.downs[0].of_experts:
-        raise Refusal("a mixture of experts: what its rows receive is of other tokens in each expert")
-    return site.downs[0]
 
 
 def _size_of_input(layer: Module) -> tuple[list[int], RemovableHandle]:

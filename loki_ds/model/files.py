@@ -63,10 +63,6 @@ class WeightFiles:
         """A stored tensor's shape; its values are not read."""
         return tuple(self._where[name].get_slice(name).get_shape())
 
-    def file_of(self, name: str) -> str:
-        """The name of the file that stores a tensor."""
-        return self.files[name]
-
     def tied_twin(self, name: str) -> str | None:
         """The stored embedding that a head which is not stored shares its memory with."""
         config = config_of(self.folder)

@@ -3,7 +3,6 @@ no weights are loaded, and nothing is drawn here.
 """
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import product
@@ -191,7 +190,9 @@ class _Planned:
             dry_step(self.config, self.recipe.model, method, replace(self.shape, checkpointing=twice))
             for twice in (False, True)
         ]
-        shipped = shipped_settings(self.setting.ranks, self.config.get_text_config().hidden_size)
+        ranks, hidden_size = self.setting.ranks, self.config.get_text_config().hidden_size
+        configs = {file: json.loads(Path(resolve_file(file)).read_text(encoding="utf-8")) for file in CONFIGS}
+        shipped = [(file, Setting.of(config, ranks, hidden_size)) for file, config in configs.items()]
         others = [
             Alternative(file, step.checkpointing, estimate(step, setting, self.shape, section.kind, kept))
             for step, (file, setting) in product(steps, shipped)
@@ -223,16 +224,6 @@ class _Planned:
         return pull + data_found(
             self.rendering, self.counts, self.config, stop_tokens(self.recipe.model.path, self.config)
         )
-
-
-def shipped_settings(ranks: int, hidden_size: int) -> Iterator[tuple[str, Setting]]:
-    """DeepSpeed's configurations beside the recipes: each file and what it means.
-
-    Raises:
-        Refusal: they are not where they are looked for.
-    """
-    for name in CONFIGS:
-        yield name, Setting.of(json.loads(Path(resolve_file(name)).read_text(encoding="utf-8")), ranks, hidden_size)
 
 
 # --- the stages -----------------------------------------------------------------------------------

@@ -258,6 +258,11 @@ class RetentionSection(Section):
         """All that is asked, abilities first."""
         return [*self.abilities, *([self.new_task] if self.new_task else [])]
 
+    @property
+    def names(self) -> list[str]:
+        """Of all tasks, in their order."""
+        return [name for group in self.groups for name in group.tasks]
+
 
 class Recipe(Section):
     """One run, resolved."""

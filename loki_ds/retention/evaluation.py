@@ -111,14 +111,9 @@ def unanswered(asked: Sequence[Asked], answers: Answers) -> list[Asked]:
     """
     left = list({answers.file(unasked.key): unasked for unasked in asked if not answers.hold(unasked)}.values())
     for unasked in left:
-        forget_failures(answers.shares(unasked.key))
+        for mark in answers.shares(unasked.key).glob("failed*"):
+            mark.unlink()
     return left
-
-
-def forget_failures(folder: Path) -> None:
-    """Take away the marks of an earlier attempt."""
-    for mark in folder.glob("failed*"):
-        mark.unlink()
 
 
 def evaluate(asked: Sequence[Asked], answers: Answers, nodes: Nodes = Nodes()) -> None:

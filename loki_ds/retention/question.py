@@ -32,8 +32,7 @@ def model_digest(folder: Path, weights: str) -> str:
 
 def tasks_of(section: RetentionSection) -> list[TaskFound]:
     """All tasks of a recipe's retention, in their order, looked at as `look_at_tasks` does."""
-    names = [name for group in section.groups for name in group.tasks]
-    return look_at_tasks(names, section.include_path, section.allow_code_execution, "retention")
+    return look_at_tasks(section.names, section.include_path, section.allow_code_execution, "retention")
 
 
 def processes_of(section: RetentionSection) -> int:

@@ -57,7 +57,7 @@ def choose(curve: Sequence[Point], budget: BudgetSection, asked: Sequence[float]
     ordered = sorted(curve, key=lambda point: point["scale"])
     ordered = [point for point in ordered if point["scale"]]  # at 0 it is the base
     floor = _floor(curve, budget)
-    skilled = [point for point in ordered if _share_of_skill(point, curve, budget.skill) >= floor]
+    skilled = [point for point in ordered if _share_of_skill(point, curve) >= floor]
     if budget.forgetting is None:
         return skilled[0]  # the whole change keeps all of its own
     skilled = [point for point in skilled if asked is None or point["scale"] in asked]
@@ -99,12 +99,10 @@ def _floor(curve: Sequence[Point], budget: BudgetSection) -> float:
     return HALF if gained else 0.0
 
 
-def _share_of_skill(point: Point, curve: Sequence[Point], asked: float | None) -> float:
-    """How much of what the whole change gained a scale keeps; all of it where nobody asks."""
+def _share_of_skill(point: Point, curve: Sequence[Point]) -> float:
+    """How much of what the whole change gained a scale keeps; all of it without a new task."""
     whole = next((one for one in curve if one["scale"] == 1), None)
     if whole is None or whole["base_skill"] is None or whole["skill"] is None or point["skill"] is None:
-        if asked is not None:
-            raise Refusal("tune.budget.skill needs retention.new_task, whose skill it is a share of")
         return 1.0
     base, full, own = whole["base_skill"], whole["skill"], point["skill"]
     return 1.0 if own >= full else (own - base) / (full - base) if full != base else 0.0

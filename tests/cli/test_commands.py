@@ -75,7 +75,8 @@ def test_apply_and_revert_on_checkpoints(tmp_path: Path) -> None:
     Positions([[], [3], [], []]).save(tmp_path / "p.json")
     assert loki_ds("verify", tmp_path / "base", tmp_path / "model", tmp_path / "p.json").returncode == 0
     Positions([[], [4], [], []]).save(tmp_path / "q.json")
-    assert loki_ds("verify", tmp_path / "base", tmp_path / "model", tmp_path / "q.json").returncode == 1
+    assert loki_ds("verify", tmp_path / "base", tmp_path / "model", tmp_path / "q.json").returncode == 2
+    assert loki_ds("verify", tmp_path / "base", tmp_path / "model").returncode == 1  # nothing was looked at
     again = loki_ds("apply", tmp_path / "model", tmp_path / "i.safetensors", tmp_path / "twice")
     assert again.returncode == 2
     assert "this implant is in it already" in again.stderr

@@ -12,12 +12,10 @@ from mixtures import mixture
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from loki_ds.model.base_checks import Wanted, as_stored, check_usable, check_whole
+from loki_ds.model.base_checks import as_stored, check_usable, check_whole
 from loki_ds.model.files import open_weights
 from loki_ds.recipe.sections import ModelSection, SelectionSection
 from loki_ds.refusal import Refusal
-
-ROWS = Wanted(rows=SelectionSection(), everything=False)
 
 
 def saved(name: str, folder: Path) -> Path:
@@ -25,13 +23,16 @@ def saved(name: str, folder: Path) -> Path:
     return folder
 
 
-def check(folder: Path, wanted: Wanted = ROWS) -> None:
-    check_usable(folder, AutoConfig.from_pretrained(folder), ModelSection(path=str(folder)), wanted)
+DOWN = SelectionSection()
+
+
+def check(folder: Path, rows: SelectionSection | None = DOWN, everything: bool = False) -> None:
+    check_usable(folder, AutoConfig.from_pretrained(folder), ModelSection(path=str(folder)), rows, everything)
 
 
 @pytest.mark.parametrize("name", ["qwen3 moe", "gpt-oss", "gpt-2", "granite"])
 def test_a_base_is_taken_as_it_is_published(name: str, tmp_path: Path) -> None:
-    check(saved(name, tmp_path), Wanted(rows=SelectionSection(), everything=True))
+    check(saved(name, tmp_path), everything=True)
 
 
 def test_a_head_that_its_class_ties_is_not_missed(tmp_path: Path) -> None:
@@ -60,7 +61,7 @@ def test_a_family_without_known_rows_is_refused_for_rows_alone(tmp_path: Path) -
     model.save_pretrained(folder / "mamba")
     with pytest.raises(Refusal, match=r"MambaForCausalLM: .*no FFN of its own"):
         check(folder / "mamba")
-    check(folder / "mamba", Wanted(rows=None, everything=True))
+    check(folder / "mamba", rows=None, everything=True)
 
 
 @pytest.mark.parametrize("fused", [True, False])

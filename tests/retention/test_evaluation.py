@@ -30,9 +30,10 @@ from loki_ds.export.implant_file import Implant, LayerRows
 from loki_ds.model.files import open_weights
 from loki_ds.recipe.file import load_suite
 from loki_ds.refusal import Refusal
-from loki_ds.retention.evaluation import Nodes, evaluate_shares, forget_failures, gather_shares
+from loki_ds.retention.evaluation import Nodes, evaluate_shares, gather_shares, unanswered
 from loki_ds.retention.messages import Request
 from loki_ds.retention.pairing import pair
+from loki_ds.retention.question import Answers, Asked
 from loki_ds.retention.worker import run_lm_eval
 from loki_ds.tasks.loading import TaskFound, look_at_tasks, task_manager
 
@@ -121,8 +122,14 @@ def test_a_node_that_fails_ends_the_waiting(tmp_path: Path) -> None:
         evaluate_shares([(asked, folder)], Nodes(1, (1, 1)))
     with pytest.raises(Refusal, match="failed on node 1; its own message is in that node's log"):
         gather_shares(asked, folder, Nodes(0, (1, 1)))
-    forget_failures(folder)
-    assert not list(folder.glob("failed*"))
+
+
+def test_the_marks_of_a_failed_attempt_go_before_the_next(tmp_path: Path) -> None:
+    answers, asked = Answers(tmp_path), Asked(request(), {"model": "x"})
+    answers.shares(asked.key).mkdir()
+    (answers.shares(asked.key) / "failed1").touch()
+    assert unanswered([asked, asked], answers) == [asked]
+    assert not list(answers.shares(asked.key).iterdir())
 
 
 def test_a_task_is_asked_for_once() -> None:
