@@ -1,3 +1,4 @@
-"""What is typed: `commands` are those of `loki-ds`, `arguments` what each takes; `doctor` says
-whether the main job can start on this machine.
+"""What is typed: `commands` reads the line, `arguments` says what each command takes. The commands
+stand in `before` (a run), `jobs` (that train), `judging` and `rows` (in files); `output` is how
+they speak, `doctor` whether the main job can start on this machine.
 """
