@@ -9,7 +9,7 @@ import time
 
 from loki_ds.distributed import device, ranks
 from loki_ds.recipe.sections import RetentionSection
-from loki_ds.refusal import Refusal, short_end
+from loki_ds.refusal import Refusal
 from loki_ds.retention.evaluation import evaluate, unanswered
 from loki_ds.retention.messages import ArmResult, Half, TaskSamples
 from loki_ds.retention.question import Answers, Asked, Question
@@ -74,8 +74,13 @@ def _scores_nothing(task: TaskSamples) -> bool:
 
 def _shown(name: str, task: TaskSamples) -> str:
     first = task["samples"][0]
-    asked, right, said = (repr(short_end(first[key], SHOWN)) for key in ("prompt", "gold", "answer"))
+    asked, right, said = (_end_of(first[key]) for key in ("prompt", "gold", "answer"))
     return (
         f"task {name}: the base scores 0 on all {len(task['samples'])} documents; asked {asked}, where {right} is "
         f"right, it says {said}; is a filter missing, or a template?"
     )
+
+
+def _end_of(text: str) -> str:
+    """With its white space, by which an answer may be wrong."""
+    return repr(text if len(text) <= SHOWN else f"...{text[-SHOWN:]}")

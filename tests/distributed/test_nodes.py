@@ -63,6 +63,7 @@ def outputs(jobs: list[subprocess.Popen], deadline: float = 120) -> list[str]:
             kill(job)
 
 
+@pytest.mark.slow
 def test_a_node_is_lost_and_the_same_commands_end_as_on_one_node(nodes: list[Path], tmp_path: Path) -> None:
     jobs = start(nodes, *SETTINGS, *SAVING)
     whole = [node / "run/checkpoints/checkpoint-4" for node in nodes]

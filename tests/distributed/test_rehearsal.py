@@ -115,7 +115,7 @@ def test_more_of_it_drifts_less(runs: Path) -> None:
     assert much < little / 2
 
 
-@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("ranks", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_any_number_of_ranks_makes_the_same_model(ranks: int, runs: Path, tmp_path: Path) -> None:
     each = f"training.per_device_train_batch_size={6 // ranks}"
     launch_all(tmp_path, {"sgd": [*REHEARSED, *SGD, each]}, ranks=ranks)

@@ -62,7 +62,7 @@ GO_ON = [(1, name) for name in SAVED if name != "adafactor"] + [
 ]
 
 
-@pytest.mark.parametrize(("mode", "where"), [("mask", "down"), ("rows", "gate_up")])
+@pytest.mark.parametrize(("mode", "where"), [pytest.param("mask", "down", marks=pytest.mark.slow), ("rows", "gate_up")])
 def test_a_killed_run_goes_on_and_ends_with_the_same_weights(mode: str, where: str, tmp_path: Path) -> None:
     settings = [
         "training.max_steps=8",

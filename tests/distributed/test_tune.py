@@ -64,10 +64,17 @@ def test_no_document_is_in_both_halves(tuned: RunFolder) -> None:
 
 
 def test_another_budget_of_the_same_run(tuned: RunFolder) -> None:
-    """All the skill: the whole change, bit for bit as it was trained."""
-    command = [sys.executable, "-m", "loki_ds.cli.commands", "tune", str(tuned.root), "tune.budget={skill: 1.0}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    """And other scales: the whole change, bit for bit as it was trained. A share of a skill that
+    was not gained is no budget, and changes nothing.
+    """
+    command = [sys.executable, "-m", "loki_ds.cli.commands", "tune", str(tuned.root)]
+    of_nothing = subprocess.run([*command, "tune.budget={skill: 0.95}"], cwd=ROOT, capture_output=True, text=True)
+    assert (of_nothing.returncode, "it gained nothing" in of_nothing.stderr) == (2, True)
+    assert read(tuned.tune / "chosen.json")["scale"] == 0.5
+    wider = ["tune.scales=[0.5, 1.0]", "tune.budget={forgetting: 0.98}"]
+    done = subprocess.run([*command, *wider], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert read(tuned.tune / "chosen.json")["scale"] == 1.0
     assert [point["scale"] for point in read(tuned.tune / "curve.json")] == [0.5, 1.0]
     trained, implant = Implant.load(tuned.tune / "trained.safetensors"), Implant.load(tuned.implant)
     chosen = read(tuned.tune / "chosen.json")["scale"]
