@@ -5,6 +5,7 @@ them; every rank maps the file.
 """
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -14,6 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 from datasets import Dataset, interleave_datasets
+from rich.progress import Progress, TextColumn
 
 from loki_ds.data.layouts import Example, columns_read, example_of
 from loki_ds.data.messages import NotUnderstood
@@ -25,6 +27,7 @@ from loki_ds.disk.files import remove, write_json, written_whole
 from loki_ds.recipe.sections import DataSection, SourceSection
 from loki_ds.refusal import Refusal
 
+SHOWN = "{task.description}: {task.completed:,.0f} rows"  # while a terminal looks on
 SCHEMA = pa.schema({"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32())})
 AT_ONCE = 1000  # rows written together
 NAMED = 3  # lines that a sentence names
@@ -121,9 +124,12 @@ def render_source(source: SourceSection, renderer: Renderer, cut: Cut, vocabular
     counts = Counts(source.path, keeps_end=cut.keeps_end)
     with written_whole(file) as aside, pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_stream(sink, SCHEMA) as writer:
         made = _rendered(source, renderer, cut, vocabulary, counts)
-        while batch := list(islice(made, AT_ONCE)):
-            columns = [[example.input_ids for example in batch], [example.labels for example in batch]]
-            writer.write_batch(pa.record_batch([pa.array(c, pa.list_(pa.int32())) for c in columns], schema=SCHEMA))
+        with Progress(TextColumn(SHOWN, markup=False), transient=True, disable=not sys.stdout.isatty()) as progress:
+            task = progress.add_task(f"rendering {source.path}", total=None)
+            while batch := list(islice(made, AT_ONCE)):
+                columns = [[example.input_ids for example in batch], [example.labels for example in batch]]
+                writer.write_batch(pa.record_batch([pa.array(c, pa.list_(pa.int32())) for c in columns], schema=SCHEMA))
+                progress.advance(task, len(batch))
         if counts.dropped == counts.rows:
             raise Refusal(
                 f"{source.path}: after the cut at training.max_length {cut.length} no example has a token left that is "

@@ -263,7 +263,6 @@ def test_the_template_of_a_file_is_the_one_that_trains_and_leaves(tmp_path: Path
         ({"chat_template_path": "other/model"}, "training.chat_template_path is other/model, allowed is a file"),
         ({"eos_token": "<|nowhere|>"}, "training.eos_token is '<|nowhere|>', which is no token of the tokenizer"),
         ({"pad_token": "<|nowhere|>"}, "training.pad_token is"),
-        ({"truncation_mode": "middle"}, "training.truncation_mode is 'middle', allowed is keep_start or keep_end"),
     ],
 )
 def test_settings_that_cannot_be_are_named(training: dict, says: str, tmp_path: Path) -> None:

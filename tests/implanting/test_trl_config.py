@@ -32,6 +32,7 @@ def test_frozen_routers_are_not_balanced_unless_it_is_asked_for(
         (["training.optim=adamw_bnb_8bit"], "training.optim is adamw_bnb_8bit: .*bitsandbytes"),
         (["training.assistant_only_loss=maybe"], "training.assistant_only_loss is 'maybe', allowed is"),
         (["training.optim=lomo"], "training.optim is lomo: .*lomo"),
+        (["training.truncation_mode=middle"], "truncation_mode is 'middle', allowed is keep_end or keep_start"),
         (["training.max_steps=-5"], "training.max_steps is -5, allowed is more than 0, or -1"),
         (["implant.early_stopping=3"], "implant.early_stopping needs training.load_best_model_at_end"),
         (
