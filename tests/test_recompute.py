@@ -1,5 +1,7 @@
 """The study's printed figures come out of its published answers, by Python alone."""
 
+import json
+import lzma
 import shutil
 import subprocess
 import sys
@@ -43,4 +45,8 @@ def test_another_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("file", sorted(ANSWERS.glob("*.xz")), ids=lambda file: file.stem)
 def test_answers_have_no_words_of_anybodys_data(file: Path) -> None:
     """Scores alone are published: the documents are others'."""
-    assert file.stat().st_size < 100_000
+    for task in json.loads(lzma.decompress(file.read_bytes())).values():
+        assert task.keys() == {"metrics", "base", "implanted"}
+        assert len(task["base"]) == len(task["implanted"])
+        for scores in (*task["base"], *task["implanted"]):
+            assert all(isinstance(score, int | float) for score in scores)
