@@ -25,9 +25,8 @@ def recipe_schema() -> dict[str, Any]:
     source = {"anyOf": [text, {"$ref": "#/$defs/SourceSection"}]}
     _widen(definitions["DataSection"], "train", [*source["anyOf"], {"type": "array", "items": source}])
     _widen(definitions["DataSection"], "heldout", [*source["anyOf"], {"type": "null"}])
-    folders: dict[str, Any] = {"anyOf": [text, {"type": "array", "items": text}, {"type": "null"}]}
-    for section in ("ProtectedSection", "RetentionSection"):
-        _widen(definitions[section], "include_path", folders["anyOf"])
+    for name in ("ProtectedSection", "RetentionSection"):
+        _widen(definitions[name], "include_path", [text, {"type": "array", "items": text}, {"type": "null"}])
     group = {"$ref": f"#/$defs/{TaskGroup.__name__}"}
     _widen(definitions["RetentionSection"], "abilities", [text, group, {"type": "array", "items": group}])
     training = schema["properties"]["training"]
