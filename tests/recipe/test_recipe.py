@@ -99,6 +99,11 @@ def test_one_place_of_a_list_can_be_overridden(tmp_path: Path) -> None:
         load_recipe(path, ["data.train.5=x"])
 
 
+def test_a_share_of_skill_needs_a_new_task() -> None:
+    with pytest.raises(Refusal, match=r"tune\.budget\.skill needs retention\.new_task"):
+        load_recipe(ROOT / "recipes/tiny/loki.yaml", ["retention.new_task=null", "tune={budget: {skill: 0.5}}"])
+
+
 def test_a_key_of_a_section_that_is_null_can_be_overridden(tmp_path: Path) -> None:
     """A run folder's own recipe says `tune: null` where nothing was tuned."""
     path = tmp_path / "recipe.yaml"

@@ -68,8 +68,3 @@ def test_of_no_gain_no_scale_keeps_a_share() -> None:
     gone = [point(1.0, 5, 9, 0.1), point(0.5, 0.2, 0.8, 0.1)]
     with pytest.raises(Refusal, match=r"budget\.skill is 0\.95 of what the whole change gained .* it gained nothing"):
         choose(gone, BudgetSection(skill=0.95))
-
-
-def test_a_share_of_skill_needs_a_new_task() -> None:
-    with pytest.raises(Refusal, match="needs retention"):
-        choose([point(1.0, 0, 0, None)], BudgetSection(skill=0.5))
