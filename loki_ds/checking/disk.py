@@ -16,7 +16,7 @@ from loki_ds.checking.base import BaseFound
 from loki_ds.checking.findings import GIB
 from loki_ds.disk.run_folder import RunFolder
 from loki_ds.distributed.zero.states import beside_the_model
-from loki_ds.implanting.trl_config import deepspeed_config
+from loki_ds.implanting.trl_config import TrainingShape, deepspeed_config
 from loki_ds.recipe.sections import Recipe
 from loki_ds.refusal import Refusal
 from loki_ds.selection.select import planned_positions
@@ -29,6 +29,19 @@ class Room:
     recipe: Recipe
     base: BaseFound
     arguments: SFTConfig
+
+    def look_at(self, folder: RunFolder, examples: int, ranks: int) -> tuple[str, str]:
+        """Whether it has room there. examples: that train, if any.
+
+        Raises:
+            Refusal: too little is free.
+        """
+        shape = TrainingShape.of(self.recipe.training, self.recipe.model.dtype)
+        steps = shape.steps(self.recipe.training, examples, ranks) if examples else 0
+        said = check_room(folder.root, self.wanted(folder, steps))
+        if steps and self.arguments.save_strategy == "no":
+            said += "; no checkpoints, so a killed training starts anew (training.save_strategy)"
+        return "run folder", said
 
     def wanted(self, folder: RunFolder, steps: int) -> float:
         """Bytes that are still to be written, at least.

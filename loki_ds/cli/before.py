@@ -104,7 +104,7 @@ def check(arguments: argparse.Namespace) -> int:
     check_files(recipe)
 
     from loki_ds.checking.findings import as_table, terminal
-    from loki_ds.stages.base_writes import check_boundary, shown_counter_examples
+    from loki_ds.stages.base_writes import Writing
     from loki_ds.stages.check import check as check_run
     from loki_ds.stages.publish import check_publishing
     from loki_ds.stages.retain import check_retention
@@ -113,7 +113,8 @@ def check(arguments: argparse.Namespace) -> int:
     run = Run(recipe)
     try:
         checked = check_run(run)
-        findings = checked.findings + check_boundary(run, checked) + check_retention(run, checked)
+        writing = Writing.of(run, checked)
+        findings = checked.findings + (writing.findings() if writing else []) + check_retention(run, checked)
         findings += check_publishing(recipe.training, run.folder)
     except Refusal:
         run.folder.leave_if_empty()
@@ -122,7 +123,7 @@ def check(arguments: argparse.Namespace) -> int:
         print_json([{"at": looked_at, "found": finding} for looked_at, finding in findings])
     else:
         terminal().print(as_table(findings))
-        print(*shown_counter_examples(run, checked), sep="\n", end="")
+        print(*(writing.shown() if writing else []), sep="\n", end="")
     return 0
 
 

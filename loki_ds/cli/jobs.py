@@ -48,9 +48,7 @@ def rates(arguments: argparse.Namespace) -> int:
     if arguments.steps < 1:
         raise Refusal(f"--steps is {arguments.steps}, allowed is 1 or more")
 
-    from loki_ds.stages.rates import advice, check_rates, try_rates
-
-    check_rates(recipe, arguments.rates)
+    from loki_ds.stages.rates import advice, try_rates
 
     def line(also: list[str]) -> list[str]:
         program, *rest = _job(arguments, also)

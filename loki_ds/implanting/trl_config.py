@@ -56,7 +56,8 @@ def training_arguments(recipe: Recipe, checkpoints: Path, newest: Checkpoint | N
     check_settings(recipe.training, recipe.implant, recipe.data)
     check_installed(recipe.training)
     try:
-        settings, config = _settings(recipe), deepspeed_config(recipe.deepspeed, recipe.implant)
+        settings = _settings(recipe.training, recipe.model.dtype, recipe.implant.kind.confined)
+        config = deepspeed_config(recipe.deepspeed, recipe.implant)
         check_full_precision(config, recipe.model.dtype, recipe.implant)
         if newest is not None:
             settings, config = _resuming(newest, settings, config)
@@ -143,19 +144,19 @@ def deepspeed_config(file: str | None, implant: ImplantSection) -> dict | None:
     return {**dict.fromkeys(FILLED_IN, "auto"), **config}
 
 
-def _settings(recipe: Recipe) -> dict[str, Any]:
-    """The recipe's own keys over what follows from the rest of it."""
+def _settings(training: dict[str, Any], dtype: str, confined: bool) -> dict[str, Any]:
+    """The recipe's own keys over what follows from the rest of it. confined: to rows."""
     settings: dict[str, Any] = {
         **DEFAULTS,
         "use_cpu": on_cpu(),
-        "bf16": recipe.model.dtype == "bfloat16",
-        "fp16": recipe.model.dtype == "float16",
+        "bf16": dtype == "bfloat16",
+        "fp16": dtype == "float16",
     }
-    if recipe.implant.kind.confined:
+    if confined:
         settings["router_aux_loss_coef"] = 0.0  # routers are frozen, and rows are not to balance them
     return {
         **settings,
-        **{key: value for key, value in recipe.training.items() if key not in (*RENDERING, *PUBLISHING)},
+        **{key: value for key, value in training.items() if key not in (*RENDERING, *PUBLISHING)},
     }
 
 

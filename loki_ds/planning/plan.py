@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from trl import SFTConfig
@@ -83,12 +83,13 @@ def make_plan(recipe: Recipe, gpu: Gpu, ranks: int) -> Plan:
     Raises:
         Refusal: the model's configuration, the data or DeepSpeed's file cannot be used.
     """
-    planned = _Planned.of(recipe, gpu, ranks)
+    check_settings(recipe.training, recipe.implant, recipe.data)
+    planned = _Planned(recipe, gpu, ranks)
+    findings, blocks = planned.looked_at
     confined = planned.positions if recipe.implant.kind.masks else None
     training, alternatives = planned.trainings() if recipe.implant.kind.trains else (None, [])
     stages = planned.passes_over_prompts()
     example: list[tuple[str, bool]] = []
-    findings = planned.base_findings
     if training is not None:
         examples = examples_in(recipe.data)
         if section := recipe.implant.rehearse:
@@ -102,10 +103,10 @@ def make_plan(recipe: Recipe, gpu: Gpu, ranks: int) -> Plan:
         run=recipe.run,
         gpu=gpu,
         setting=planned.setting,
-        blocks=planned.blocks,
+        blocks=blocks,
         rows=[len(rows) for rows in planned.positions.rows] if planned.positions else None,
         over_all_layers=recipe.selection.positions is None and recipe.selection.strategy.startswith("global"),
-        trainable=_numbers(confined, planned.blocks) if confined else training.trained if training else None,
+        trainable=_numbers(confined, blocks) if confined else training.trained if training else None,
         training=training,
         stages=stages,
         alternatives=alternatives,
@@ -117,37 +118,52 @@ def make_plan(recipe: Recipe, gpu: Gpu, ranks: int) -> Plan:
 
 @dataclass(frozen=True)
 class _Planned:
-    """What the plan's parts rest on. blocks: what rows are chosen from."""
+    """What the plan's parts rest on, each looked at once."""
 
     recipe: Recipe
     gpu: Gpu
-    config: PreTrainedConfig
-    tokenizer: PreTrainedTokenizerBase
-    base_findings: Findings
-    blocks: list[Block]
-    positions: Positions | None
-    setting: Setting
+    ranks: int
 
-    @classmethod
-    def of(cls, recipe: Recipe, gpu: Gpu, ranks: int) -> Self:
-        section = recipe.model
-        config = load_configuration(section.path, section.trust_remote_code, section.revision)
-        check_settings(recipe.training, recipe.implant, recipe.data)
-        findings, blocks = _look_at_base(recipe, config)
-        tokenizer = load_tokenizer(section.path, section.trust_remote_code, section.revision)
-        if recipe.changes_rows:
-            check_selection(recipe.selection, blocks)
-        deepspeed = deepspeed_config(recipe.deepspeed, recipe.implant)
-        return cls(
-            recipe=recipe,
-            gpu=gpu,
-            config=config,
-            tokenizer=tokenizer,
-            base_findings=findings,
-            blocks=blocks,
-            positions=planned_positions(recipe.selection, blocks) if recipe.changes_rows else None,
-            setting=Setting.of(deepspeed, ranks, config.get_text_config().hidden_size),
-        )
+    @cached_property
+    def config(self) -> PreTrainedConfig:
+        section = self.recipe.model
+        return load_configuration(section.path, section.trust_remote_code, section.revision)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        section = self.recipe.model
+        return load_tokenizer(section.path, section.trust_remote_code, section.revision)
+
+    @cached_property
+    def looked_at(self) -> tuple[Findings, list[Block]]:
+        """The base by its weights' headers or its configuration; and what rows are chosen from."""
+        section, implant, selection = self.recipe.model, self.recipe.implant, self.recipe.selection
+        attributes, folder = self.recipe.needs_attribution, Path(section.path)
+        if any(folder.glob("*.safetensors")):
+            base_found = look_at_base(section, implant, selection, attributes, folder, self.config)
+            return [("base", base_found.said())], base_found.blocks
+        check_plain(section.path, self.config)
+        model = without_data(folder, self.config, section.trust_remote_code)
+        check_passes(implant, attributes, model)
+        said = f"{section.path}: {self.config.model_type}, by its configuration; its weights are not here"
+        return [("base", said)], blocks_of(chosen_blocks(model, selection)) if implant.kind.confined else []
+
+    @property
+    def blocks(self) -> list[Block]:
+        return self.looked_at[1]
+
+    @cached_property
+    def positions(self) -> Positions | None:
+        """The rows, as many as will be chosen; None for baselines."""
+        if not self.recipe.changes_rows:
+            return None
+        check_selection(self.recipe.selection, self.blocks)
+        return planned_positions(self.recipe.selection, self.blocks)
+
+    @cached_property
+    def setting(self) -> Setting:
+        deepspeed = deepspeed_config(self.recipe.deepspeed, self.recipe.implant)
+        return Setting.of(deepspeed, self.ranks, self.config.get_text_config().hidden_size)
 
     @cached_property
     def shape(self) -> TrainingShape:
@@ -190,9 +206,9 @@ class _Planned:
             dry_step(self.config, self.recipe.model, method, replace(self.shape, checkpointing=twice))
             for twice in (False, True)
         ]
-        ranks, hidden_size = self.setting.ranks, self.config.get_text_config().hidden_size
+        hidden_size = self.config.get_text_config().hidden_size
         configs = {file: json.loads(Path(resolve_file(file)).read_text(encoding="utf-8")) for file in CONFIGS}
-        shipped = [(file, Setting.of(config, ranks, hidden_size)) for file, config in configs.items()]
+        shipped = [(file, Setting.of(config, self.ranks, hidden_size)) for file, config in configs.items()]
         others = [
             Alternative(file, step.checkpointing, estimate(step, setting, self.shape, section.kind, kept))
             for step, (file, setting) in product(steps, shipped)
@@ -232,20 +248,6 @@ class _Planned:
 def _numbers(positions: Positions, blocks: list[Block]) -> int:
     """How many numbers the selected rows hold."""
     return sum(len(rows) * block.width for rows, block in zip(positions.rows, blocks, strict=True))
-
-
-def _look_at_base(recipe: Recipe, config: PreTrainedConfig) -> tuple[Findings, list[Block]]:
-    """The base by its weights' headers or its configuration; and what rows are chosen from."""
-    section, implant, attributes = recipe.model, recipe.implant, recipe.needs_attribution
-    folder = Path(section.path)
-    if any(folder.glob("*.safetensors")):
-        base_found = look_at_base(section, implant, recipe.selection, attributes, folder, config)
-        return [("base", base_found.said())], base_found.blocks
-    check_plain(section.path, config)
-    model = without_data(folder, config, section.trust_remote_code)
-    check_passes(implant, attributes, model)
-    said = f"{section.path}: {config.model_type}, by its configuration; its weights are not here"
-    return [("base", said)], blocks_of(chosen_blocks(model, recipe.selection)) if implant.kind.confined else []
 
 
 def _pull_in_words(fade: float, training: dict, steps: int) -> str:

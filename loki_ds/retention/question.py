@@ -86,9 +86,13 @@ class Question:
         """What one model is asked; base: the file of the other's answers, by which it may stop."""
         return Asked(self.request(arm, base), self.key(arm, base))
 
+    def of_base(self, base: Arm) -> Asked:
+        """What a base is asked, whatever is made of it."""
+        return self.of(base)._replace(of_all_runs=True)
+
     def of_both(self, base: Arm, model: Arm, answers: "Answers") -> list[Asked]:
         """What a base and a model made of it are asked."""
-        of_base = self.of(base)._replace(of_all_runs=True)
+        of_base = self.of_base(base)
         return [of_base, self.of(model, answers.file(of_base.key))]
 
     def request(self, arm: Arm, base: Path | None = None) -> Request:

@@ -12,7 +12,7 @@ from loki_ds.recipe.sections import RetentionSection
 from loki_ds.refusal import Refusal
 from loki_ds.retention.evaluation import evaluate, unanswered
 from loki_ds.retention.messages import ArmResult, Half, TaskSamples
-from loki_ds.retention.question import Answers, Asked, Question
+from loki_ds.retention.question import Answers, Asked
 from loki_ds.stages.check import Checked
 from loki_ds.stages.questions import Arms, answers_of_run, node_of_rank
 from loki_ds.stages.run import Run
@@ -30,7 +30,13 @@ def ask_base(run: Run, checked: Checked) -> None:
     """
     if ranks.on_first_rank(lambda: run.folder.has("implant")):
         return  # it is asked beside the model, in one start
-    asked, answers = ranks.on_first_rank(lambda: _asked(run, checked)), answers_of_run(run.folder)
+    halves: list[Half | None] = ["choosing", "confirming"] if run.recipe.tune else [None]
+
+    def of_base() -> list[Asked]:
+        base = Arms(checked, run.folder).base
+        return [run.question(half).of_base(base) for half in halves]
+
+    asked, answers = ranks.on_first_rank(of_base), answers_of_run(run.folder)
     have_base_answer(run, asked, answers, "base")
     ranks.on_first_rank(lambda: _look_at(answers.read(asked[0].key), run.recipe.retention))
 
@@ -38,7 +44,7 @@ def ask_base(run: Run, checked: Checked) -> None:
 def have_base_answer(run: Run, asked: list[Asked], answers: Answers, stage: str) -> None:
     """Evaluate what is not answered yet; all ranks call it. stage: whose costs these are."""
     left = ranks.on_first_rank(lambda: unanswered(asked, answers))
-    nodes = node_of_rank(run)
+    nodes = node_of_rank(run.recipe.retention, run.shared)
     if left and nodes is not None:
         started = time.monotonic()
         evaluate(left, answers, nodes)
@@ -46,14 +52,6 @@ def have_base_answer(run: Run, asked: list[Asked], answers: Answers, stage: str)
             seconds = round(time.monotonic() - started, 1)
             run.folder.note_cost(stage, {"seconds": seconds, "device": device.name()})
     ranks.barrier()
-
-
-def _asked(run: Run, checked: Checked) -> list[Asked]:
-    """All that the base will be asked; with a dial each half of the documents."""
-    recipe, base = run.recipe, Arms(checked, run.folder).base
-    halves: list[Half | None] = ["choosing", "confirming"] if recipe.tune else [None]
-    questions = [Question(recipe.model, recipe.retention, run.tasks, half) for half in halves]
-    return [question.of(base)._replace(of_all_runs=True) for question in questions]
 
 
 def _look_at(result: ArmResult, section: RetentionSection) -> None:

@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any, TypedDict
+
+from transformers import PreTrainedTokenizerBase
 
 from loki_ds.checking.findings import Findings
 from loki_ds.data.dataset import examples_of
@@ -66,30 +69,13 @@ def base_writes(run: Run, checked: Checked) -> None:
     )
 
 
-def read_written(run: Run, checked: Checked, name: str) -> list[Text]:
+def read_written(written: Path, name: str, tokenizer: PreTrainedTokenizerBase) -> list[Text]:
     """What the base wrote for one of the prompts, as texts; on all ranks. name: `base` or
     `boundary`.
     """
-    written: list[Exchange] = ranks.on_first_rank(lambda: json.loads(run.folder.written.read_text(encoding="utf-8")))
-    kept = [exchange for exchange in _of(name, written) if exchange["left_out"] is None]
-    return [Text.answered(_ids(checked, exchange["prompt"]), _ids(checked, exchange["answer"])) for exchange in kept]
-
-
-def check_boundary(run: Run, checked: Checked) -> Findings:
-    """What is made of the rows before a base is asked; on all ranks the same."""
-    writing = Writing.of(run, checked)
-    if writing is None:
-        return []
-    ranks.on_first_rank(lambda: writing.template)
-    if "boundary" not in writing.section.prompts:
-        return []
-    return [("counter-examples", ranks.on_first_rank(lambda: writing.boundary.said()))]
-
-
-def shown_counter_examples(run: Run, checked: Checked) -> list[str]:
-    """Some of each kind in full, as they are put to the base."""
-    writing = Writing.of(run, checked)
-    return [] if writing is None else writing.shown()
+    exchanges: list[Exchange] = ranks.on_first_rank(lambda: json.loads(written.read_text(encoding="utf-8")))
+    kept = [exchange for exchange in _of(name, exchanges) if exchange["left_out"] is None]
+    return [Text.answered(_ids(tokenizer, each["prompt"]), _ids(tokenizer, each["answer"])) for each in kept]
 
 
 @dataclass(frozen=True)
@@ -175,6 +161,13 @@ class Writing:
             ranks.on_first_rank(partial(_look_at, name, exchanges))
         return exchanges
 
+    def findings(self) -> Findings:
+        """What is made of the rows before a base is asked; on all ranks the same."""
+        ranks.on_first_rank(lambda: self.template)
+        if "boundary" not in self.section.prompts:
+            return []
+        return [("counter-examples", ranks.on_first_rank(lambda: self.boundary.said()))]
+
     def shown(self) -> list[str]:
         """Some counter-examples of each kind in full."""
         return [
@@ -212,7 +205,7 @@ class Writing:
         room = min((most for most in longest if most is not None), default=None)
         if not prompt:
             left_out = "the template refuses it"
-        elif room is not None and len(_ids(self.checked, prompt)) >= room - self.section.most_tokens:
+        elif room is not None and len(_ids(self.checked.tokenizer, prompt)) >= room - self.section.most_tokens:
             left_out = "with its answer longer than training.max_length or the model's context"
         return Exchange(
             kind=kind, place=example.place, question=example.question, prompt=prompt, answer="", left_out=left_out
@@ -252,8 +245,8 @@ def _complaint(exchange: Exchange, answer: str, form: Form) -> str | None:
     return (Form() if exchange["kind"] == "base" else form).complaint(answer, exchange["question"])
 
 
-def _ids(checked: Checked, text: str) -> list[int]:
-    encoded: Any = checked.tokenizer(text, add_special_tokens=False)
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    encoded: Any = tokenizer(text, add_special_tokens=False)
     return encoded["input_ids"]
 
 

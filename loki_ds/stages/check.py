@@ -14,8 +14,8 @@ from datasets import Dataset
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from trl import SFTConfig
 
-from loki_ds.checking.base import BaseFound, data_found, look_at_base
-from loki_ds.checking.disk import Room, check_room
+from loki_ds.checking.base import data_found, look_at_base
+from loki_ds.checking.disk import Room
 from loki_ds.checking.findings import Findings
 from loki_ds.checking.selection import check_selection
 from loki_ds.checking.versions import installed, newer_than_tested
@@ -27,7 +27,7 @@ from loki_ds.distributed import ranks
 from loki_ds.implanting.boundary import Boundary
 from loki_ds.implanting.checkpoints import Checkpoint, check_on_nodes, newest_checkpoint
 from loki_ds.implanting.deepspeed_checks import check_dtype
-from loki_ds.implanting.trl_config import TrainingShape, training_arguments
+from loki_ds.implanting.trl_config import training_arguments
 from loki_ds.model.base import (
     Base,
     check_attention_installed,
@@ -76,6 +76,11 @@ class Checked:
         """The chat template that leaves with the model, where it is not the base's own."""
         return self.rendering.exported_template if self.rendering else None
 
+    @property
+    def trained_tokenizer(self) -> PreTrainedTokenizerBase:
+        """With what the examples ask of it, where there are any."""
+        return self.rendering.renderer.tokenizer if self.rendering else self.tokenizer
+
     @cached_property
     def protected(self) -> ProtectedSet:
         if self.protected_section is None:
@@ -119,7 +124,8 @@ def check(run: Run) -> Checked:
         if texts != recipe.protected or not recipe.needs_attribution:  # else it is looked at above
             look = partial(_look_at_prompts, "rehearsal", texts, tokenizer, config)
             findings += ranks.on_first_rank(look)
-    findings += _look_at_room(run, base_found, arguments, len(examples))
+    room = Room(recipe, base_found, arguments)
+    findings.append(ranks.on_first_rank(lambda: room.look_at(run.folder, len(examples), ranks.world_size())))
     return Checked(
         arguments=arguments,
         checkpoint=checkpoint,
@@ -200,15 +206,3 @@ def _look_at_prompts(
     if most is not None and longest > most:
         said += f"; the model was made for {most:,}"
     return [(name, said)]
-
-
-def _look_at_room(run: Run, base: BaseFound, arguments: SFTConfig, examples: int) -> Findings:
-    """Room on the disk for what the run will write."""
-    recipe, folder = run.recipe, run.folder
-    shape = TrainingShape.of(recipe.training, recipe.model.dtype)
-    steps = shape.steps(recipe.training, examples, ranks.world_size()) if examples else 0
-    room = Room(recipe, base, arguments)
-    said = ranks.on_first_rank(lambda: check_room(folder.root, room.wanted(folder, steps)))
-    if steps and arguments.save_strategy == "no":
-        said += "; no checkpoints, so a killed training starts anew (training.save_strategy)"
-    return [("run folder", said)]

@@ -51,8 +51,7 @@ def _train(run: Run, checked: Checked, method: Method, examples: Examples, resum
     model, attention = run.model(checked.base), run.recipe.model.attention
     if attention is not None:
         model.set_attn_implementation(attention)
-    tokenizer = checked.rendering.renderer.tokenizer if checked.rendering else checked.tokenizer
-    trainer = train(model, tokenizer, checked.arguments, examples, method, resume)
+    trainer = train(model, checked.trained_tokenizer, checked.arguments, examples, method, resume)
     if ranks.rank() == 0:
         write_json(run.folder.training_log, trainer.state.log_history)
     trained = collect(trainer, model, method.section.kind, method.positions, checked.base.folder, run.folder)

@@ -2,7 +2,6 @@
 
 import logging
 import warnings
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from loki_ds.checking.findings import as_table, terminal
@@ -50,9 +49,13 @@ def run_stages(run: Run, until: str) -> Checked:
         from loki_ds.stages.base_writes import base_writes
 
         base_writes(run, checked)
-    for done in _stages(run, checked):
-        if done == until:
-            break
+    if until != "check":
+        ranks.on_first_rank(run.write_recipe)
+        attribute(run, checked)
+    if until not in ("check", "attribute"):
+        positions = select(run, checked)
+        if until != "select":
+            implant(run, checked, positions)
     return checked
 
 
@@ -64,26 +67,15 @@ def _check(run: Run, look_at_tasks: bool) -> Checked:
     checked = check(run)
     findings = checked.findings
     if look_at_tasks:
-        from loki_ds.stages.base_writes import check_boundary
+        from loki_ds.stages.base_writes import Writing
         from loki_ds.stages.retain import check_retention
 
-        findings = findings + check_boundary(run, checked) + check_retention(run, checked)
+        writing = Writing.of(run, checked)
+        findings = findings + (writing.findings() if writing else []) + check_retention(run, checked)
     findings = findings + ranks.on_first_rank(lambda: check_publishing(run.recipe.training, run.folder))
     if ranks.rank() == 0:
         terminal().print(as_table(findings))
     return checked
-
-
-def _stages(run: Run, checked: Checked) -> Iterator[str]:
-    """Yields the name of each stage that is done."""
-    yield "check"
-    ranks.on_first_rank(run.write_recipe)
-    attribute(run, checked)
-    yield "attribute"
-    positions = select(run, checked)
-    yield "select"
-    implant(run, checked, positions)
-    yield "implant"
 
 
 def _judge(run: Run, checked: Checked, share: "Share") -> None:

@@ -8,12 +8,13 @@ from loki_ds.disk.files import digest_of, weights_digest, written_whole
 from loki_ds.disk.run_folder import RunFolder
 from loki_ds.distributed import ranks
 from loki_ds.distributed.launcher import local_rank, local_size
+from loki_ds.distributed.shared_folder import SharedFolder
 from loki_ds.export.checkpoint import copy_files, put_template
 from loki_ds.model.files import files_beside
+from loki_ds.recipe.sections import RetentionSection
 from loki_ds.retention.evaluation import Nodes
 from loki_ds.retention.question import Answers, Arm, model_digest, processes_of
 from loki_ds.stages.check import Checked
-from loki_ds.stages.run import Run
 
 
 class Arms:
@@ -49,12 +50,12 @@ def _tokenizer(template: str, base: Path, folder: RunFolder) -> Path:
     return place
 
 
-def node_of_rank(run: Run) -> Nodes | None:
+def node_of_rank(section: RetentionSection, shared: SharedFolder) -> Nodes | None:
     """This rank's node among those that evaluate, for its first rank: every node where all see the
     run folder, else the first one alone; None for ranks that have nothing to do. All ranks call it.
     """
-    processes = ranks.all_gather(processes_of(run.recipe.retention))[:: local_size()]
-    if run.shared.by_all and local_rank() == 0:
+    processes = ranks.all_gather(processes_of(section))[:: local_size()]
+    if shared.by_all and local_rank() == 0:
         return Nodes(ranks.rank() // local_size(), tuple(processes))
     return Nodes() if ranks.rank() == 0 else None
 

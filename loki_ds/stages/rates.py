@@ -30,8 +30,8 @@ class Tried(NamedTuple):
     drift: float
 
 
-def check_rates(recipe: Recipe, rates: list[str]) -> None:
-    """Refuse rates that are none, and a recipe that could not tell two of them apart."""
+def check_rates(rates: list[str]) -> None:
+    """Refuse rates that are none."""
     for rate in rates:
         try:
             positive = float(rate) > 0
@@ -39,10 +39,6 @@ def check_rates(recipe: Recipe, rates: list[str]) -> None:
             positive = False
         if not positive:
             raise Refusal(f"--rates holds {rate!r}, allowed are numbers above 0")
-    if recipe.data.heldout is None:
-        raise Refusal("data.heldout is missing; rates are compared by the loss on rows that nothing learns")
-    if recipe.protected is None and recipe.implant.rehearse is None:
-        raise Refusal("the section 'protected' is missing; rates are compared by the drift on its texts, too")
 
 
 def try_rates(
@@ -54,8 +50,14 @@ def try_rates(
     again.
 
     Raises:
-        Refusal: a training failed; its own message is above.
+        Refusal: the recipe could not tell two rates apart; or a training failed, and its own
+            message is above.
     """
+    check_rates(rates)
+    if recipe.data.heldout is None:
+        raise Refusal("data.heldout is missing; rates are compared by the loss on rows that nothing learns")
+    if recipe.protected is None and recipe.implant.rehearse is None:
+        raise Refusal("the section 'protected' is missing; rates are compared by the drift on its texts, too")
     folder = RunFolder(recipe.run)
     rows = []
     if recipe.changes_rows:  # once, in the run's own folder, which will want them as well
@@ -64,7 +66,7 @@ def try_rates(
     tried = []
     for rate in rates:
         trial = RunFolder(folder.root / "rates" / f"{float(rate):g}x{steps}")
-        _run(start(["--until", "implant", *rows, *_of_trial(recipe, rate, steps, trial.root)]))
+        _run(start(["--until", "implant", *rows, *_of_trial(rate, steps, trial.root, recipe.implant.rehearse is None)]))
         tried.append(_measured(rate, trial.training_log))
     chosen = choose(tried)
     write_json(
@@ -88,9 +90,9 @@ def advice(tried: list[Tried], chosen: Tried) -> str:
     return f"it is the {end} that was tried; {further} ones may be better"
 
 
-def _of_trial(recipe: Recipe, rate: str, steps: int, root: Path) -> list[str]:
-    """The overrides that make a short training of a run."""
-    drift = [] if recipe.implant.rehearse else ["implant.rehearse.prompts={protected: 0}"]
+def _of_trial(rate: str, steps: int, root: Path, measure: bool) -> list[str]:
+    """The overrides that make a short training of a run. measure: its drift on protected texts."""
+    drift = ["implant.rehearse.prompts={protected: 0}"] if measure else []
     return [
         f"training.learning_rate={float(rate)!r}",
         f"training.max_steps={steps}",

@@ -53,7 +53,7 @@ def rehearse(run: Run, checked: Checked, section: RehearseSection) -> Examples:
 def _texts(run: Run, checked: Checked, section: RehearseSection, name: str) -> TextsOfKind:
     """The texts of one of the prompts, cut as the new task's."""
     if name in WRITTEN_BY_BASE:
-        texts = read_written(run, checked, name)
+        texts = read_written(run.folder.written, name, checked.tokenizer)
     elif run.recipe.rehearsed[name] == run.recipe.protected:
         texts = [Text.given(tokens) for tokens in checked.protected.tokens]
     else:

@@ -21,6 +21,7 @@ from loki_ds.disk.run_folder import RunFolder
 from loki_ds.distributed import device, ranks
 from loki_ds.distributed.launcher import local_size
 from loki_ds.model.base import max_tokens
+from loki_ds.recipe.sections import RetentionSection
 from loki_ds.report.build import write_model_card
 from loki_ds.report.compare import draw_trade_off, is_read
 from loki_ds.report.origin import facts_of_run
@@ -28,7 +29,7 @@ from loki_ds.report.pictures import training_curves
 from loki_ds.report.schema import Report
 from loki_ds.report.trackers import send
 from loki_ds.retention.evaluation import Nodes, evaluate, unanswered
-from loki_ds.retention.question import Asked, Question, short_digest
+from loki_ds.retention.question import Asked, short_digest
 from loki_ds.stages.check import Checked
 from loki_ds.stages.fingerprints import Fingerprint
 from loki_ds.stages.questions import Arms, answers_of_run, node_of_rank
@@ -45,22 +46,25 @@ def check_retention(run: Run, checked: Checked) -> Findings:
         Refusal: a task that lm-eval does not know, that gives no number per document, that runs
             code and may not, or that cannot be asked as the recipe says.
     """
-    return ranks.on_first_rank(lambda: _tasks_in_words(run, checked))
+    section = run.recipe.retention
+
+    def look() -> Findings:  # on one rank: nodes without a shared folder do not all have the result
+        if _is_reported(section, run.folder):
+            return []
+        return in_words(section, run.tasks, run.recipe.tune) + _cut_prompts(section, checked)
+
+    return ranks.on_first_rank(look)
 
 
-def _tasks_in_words(run: Run, checked: Checked) -> Findings:
-    """Rank 0's work; nodes without a shared folder do not all have the result."""
-    section, done = run.recipe.retention, run.folder.inputs_of("retain")
-    asked = json.loads(json.dumps(section.model_dump(exclude={"processes"})))
-    if done is not None and all(done.get(key) == value for key, value in asked.items()):
-        return []
-    return in_words(section, run.tasks, run.recipe.tune) + _cut_prompts(run, checked)
+def _is_reported(section: RetentionSection, folder: RunFolder) -> bool:
+    """Whether a report is there that was asked for by the same settings."""
+    done, asked = folder.inputs_of("retain"), json.loads(json.dumps(section.model_dump(exclude={"processes"})))
+    return done is not None and all(done.get(key) == value for key, value in asked.items())
 
 
-def _cut_prompts(run: Run, checked: Checked) -> Findings:
+def _cut_prompts(section: RetentionSection, checked: Checked) -> Findings:
     """The tasks of which the model does not see all of a prompt. Rank 0's work."""
-    tokenizer = checked.rendering.renderer.tokenizer if checked.rendering else checked.tokenizer
-    return prompts_in_words(run.recipe.retention, tokenizer, max_tokens(checked.config))
+    return prompts_in_words(section, checked.trained_tokenizer, max_tokens(checked.config))
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,10 @@ def share_of_rank(run: Run, checked: Checked) -> Share | None:
     alone = ALONE if ranks.rank() == 0 else None
     if run.recipe.tune or not run.shared.by_all or ranks.world_size() == local_size():
         return alone
-    nodes, questions = node_of_rank(run), ranks.on_first_rank(lambda: _questions(run, checked))
+    nodes, questions = (
+        node_of_rank(run.recipe.retention, run.shared),
+        ranks.on_first_rank(lambda: _questions(run, checked)),
+    )
     if questions is None:
         return alone
     return None if nodes is None else Share(nodes, questions)
@@ -124,8 +131,8 @@ def _questions(run: Run, checked: Checked) -> Questions | None:
     inputs = checked.fingerprints.retention(weights_digest(folder.model))
     if folder.made_from("retain", inputs):
         return None
-    question = Question(recipe.model, recipe.retention, run.tasks, "confirming" if recipe.tune else None)
     arms, answers = Arms(checked, folder), answers_of_run(folder)
+    question = run.question("confirming" if recipe.tune else None)
     asked = question.of_both(arms.base, arms.model(folder.model), answers)
     settings_folder = folder.retention / short_digest(inputs)
     left = [] if (settings_folder / "report").exists() else unanswered(asked, answers)
@@ -139,7 +146,7 @@ def _report(run: Run, checked: Checked, questions: Questions) -> None:
         write_json(settings_folder / "settings.json", recipe.retention.model_dump())
         results = [answers_of_run(folder).read(model.key) for model in questions.asked]
         rewritten = checked.rendering.moved_by_template if checked.rendering else []
-        cut = [line for _, line in _cut_prompts(run, checked)]
+        cut = [line for _, line in _cut_prompts(recipe.retention, checked)]
         facts = facts_of_run(recipe, folder, checked.base.digest, rewritten, cut, results[1]["libraries"])
         report_of_pair(
             recipe.run,

@@ -19,7 +19,8 @@ from loki_ds.distributed.shared_folder import SharedFolder
 from loki_ds.model.base import Base, load_model
 from loki_ds.recipe.sections import Recipe
 from loki_ds.recipe.training_keys import without_secrets
-from loki_ds.retention.question import tasks_of
+from loki_ds.retention.messages import Half
+from loki_ds.retention.question import Question, tasks_of
 from loki_ds.tasks.loading import TaskFound
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,10 @@ class Run:
     def tasks(self) -> list[TaskFound]:
         """The retention tasks, in their order. Rank 0's work: lm-eval loads their documents."""
         return tasks_of(self.recipe.retention)
+
+    def question(self, half: Half | None = None) -> Question:
+        """What its models are asked. half: of the documents, where a scale is chosen."""
+        return Question(self.recipe.model, self.recipe.retention, self.tasks, half)
 
     def once(
         self,

@@ -94,9 +94,8 @@ def tune(run: Run, checked: Checked) -> None:
     started, trained = time.monotonic(), Trained(folder, checked.base.folder, checked.template)
     scales = _scales(section)
     log.info("tune: evaluating %s", ", ".join(f"scale {scale:g}" for scale in scales))
-    question = Question(recipe.model, recipe.retention, run.tasks, "choosing")
-    arms, answers = Arms(checked, folder), answers_of_run(folder)
-    (base,) = answers_of([question.of(arms.base)._replace(of_all_runs=True)], answers)
+    question, arms, answers = run.question("choosing"), Arms(checked, folder), answers_of_run(folder)
+    (base,) = answers_of([question.of_base(arms.base)], answers)
     in_place = trained.implant.exists()
     ask = _rows_answered if in_place else _models_answered
     curve = _curve(scales, base, ask(trained, folder.tune, scales, arms, question, answers), recipe.retention)

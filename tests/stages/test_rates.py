@@ -10,7 +10,7 @@ from conftest import ROOT
 
 from loki_ds.recipe.file import load_recipe
 from loki_ds.refusal import Refusal
-from loki_ds.stages.rates import Tried, _of_trial, check_rates, choose
+from loki_ds.stages.rates import Tried, _of_trial, choose, try_rates
 
 
 @pytest.mark.parametrize(
@@ -39,13 +39,12 @@ def test_of_the_rates_that_learn_enough_the_one_that_drifts_least(
 )
 def test_what_could_not_tell_rates_apart_is_refused(overrides: list[str], rates: list[str], says: str) -> None:
     with pytest.raises(Refusal, match=says):
-        check_rates(load_recipe(ROOT / "recipes/tiny/loki.yaml", overrides), rates)
+        try_rates(load_recipe(ROOT / "recipes/tiny/loki.yaml", overrides), rates, 2, lambda _: ["false"])
 
 
 def test_a_run_folder_may_have_any_name(tmp_path: Path) -> None:
     root = tmp_path / "run+implant.rehearse={prompts: {a.jsonl: 0.15}}"
-    recipe = load_recipe(ROOT / "recipes/tiny/loki.yaml", [])
-    assert load_recipe(ROOT / "recipes/tiny/loki.yaml", _of_trial(recipe, "1e-3", 2, root)).run == str(root)
+    assert load_recipe(ROOT / "recipes/tiny/loki.yaml", _of_trial("1e-3", 2, root, measure=True)).run == str(root)
 
 
 def test_short_trainings_and_the_chosen_one(tmp_path: Path) -> None:
