@@ -20,7 +20,6 @@ from loki_ds.distributed.zero.gathering import Gatherer
 from loki_ds.model.anatomy import has_experts
 from loki_ds.recipe.sections import AttributionSection, SelectionSection
 from loki_ds.refusal import Refusal
-from loki_ds.report.pictures import heat_map, overlap_curve
 from loki_ds.selection.select import split_half_overlap
 from loki_ds.stages.check import Checked
 from loki_ds.stages.costs import cost_of
@@ -130,6 +129,8 @@ def _note_residuals(section: AttributionSection, kept: KeptScores, routed: bool)
 
 def _draw(folder: RunFolder, selection: SelectionSection, order: list[int], kept: KeptScores) -> None:
     """The scores as pictures, and how far two halves of the prompts select the same rows."""
+    from loki_ds.report.pictures import heat_map, overlap_curve  # a second of matplotlib's, which no other rank needs
+
     curve = _overlap_curve(selection, order, kept)
     kept.note(overlap=curve)
     heat_map(kept.scores(), folder.heat_map)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3MoeConfig
 from loki_ds.distributed.launcher import free_port
 
 STAGES = (0, 1, 2, 3)  # of ZeRO
+FEW = ROOT / "tests/few/loki.yaml"
+# The same of another tiny recipe.
+FEW_ROWS = [
+    *("data.train=tests/few/train.jsonl", "data.heldout=tests/few/heldout.jsonl"),
+    "training.per_device_train_batch_size=4",
+]
 
 
 # With the folder of `in_bfloat16`. The rate: so that no row rounds back to what it was.
@@ -67,7 +74,7 @@ class Launched:
 
 def launch(
     *arguments: str,
-    recipe: Path = ROOT / "recipes/tiny/loki.yaml",
+    recipe: Path = FEW,
     ranks: int = 2,
     deadline: float = 240,
     environment: dict[str, str] | None = None,
@@ -113,21 +120,42 @@ def launch_all(
     recipes: dict[str, Path] | None = None,
     ranks: int = 2,
     environment: dict[str, str] | None = None,
-) -> None:
+    refused: bool = False,
+) -> str:
     """The main job until implant for each named list of overrides, in one start; the run of each is
-    `folder/name`.
+    `folder/name`. Returns what was printed.
 
-    recipes: by the same names; the tiny LoKI recipe where there is none.
+    recipes: by the same names; the tiny LoKI recipe on few rows where there is none. refused:
+    whether each of them has to be.
     """
-    tiny = ROOT / "recipes/tiny/loki.yaml"
     listed = [
-        {"recipe": str((recipes or {}).get(name, tiny)), "overrides": [*overrides, f"run={folder / name}"]}
+        {
+            "recipe": str((recipes or {}).get(name, FEW)),
+            "overrides": [*overrides, f"run={folder / name}"],
+            "refused": refused,
+        }
         for name, overrides in cases.items()
     ]
     (folder / "cases.json").write_text(json.dumps(listed))
     job = start("tests/distributed/main_jobs.py", str(folder / "cases.json"), ranks=ranks, environment=environment)
     output = output_of(job, 550)
     assert job.returncode == 0, output
+    return output
+
+
+def refuse_all(
+    folder: Path, cases: dict[str, list[str]], recipes: dict[str, Path] | None = None, ranks: int = 2
+) -> dict[str, str]:
+    """The sentence by which each of the main jobs is refused, the same on every rank, all in one
+    start.
+    """
+    output = launch_all(folder, cases, recipes, ranks, refused=True)
+    sentences = {}
+    for name in cases:
+        said = re.findall(rf"^run={re.escape(str(folder / name))}, rank (\d): (.*)$", output, re.MULTILINE)
+        assert {rank for rank, _ in said} == set(map(str, range(ranks))), output
+        (sentences[name],) = {sentence for _, sentence in said}
+    return sentences
 
 
 def start(

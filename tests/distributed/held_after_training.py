@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 if __name__ == "__main__":
     with shown_once(), ranks.process_group():
         settings = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank")]
-        run_stages(Run(load_recipe(ROOT / "recipes/tiny/loki.yaml", settings)), "implant")
+        run_stages(Run(load_recipe(ROOT / "tests/few/loki.yaml", settings)), "implant")
         peak, held = torch.cuda.max_memory_allocated(), torch.cuda.memory_allocated()
         print(f"rank {ranks.rank()} held {held} of {peak} bytes", flush=True)
     ranks.end_process()

@@ -3,16 +3,18 @@ importing the libraries).
 
     deepspeed --num_gpus 2 tests/distributed/main_jobs.py CASES.json
 
-CASES.json is a list of `{"recipe": file, "overrides": [...]}`; each goes until implant.
+CASES.json is a list of `{"recipe": file, "overrides": [...]}`; each goes until implant. With
+`refused: true` there it is to end in a refusal, which every rank prints.
 """
 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from loki_ds.distributed.quick_imports import quick_imports
 from loki_ds.recipe.file import load_recipe
-from loki_ds.refusal import shown_once
+from loki_ds.refusal import Refusal, shown_once
 
 with quick_imports():
     from loki_ds.distributed import ranks
@@ -25,8 +27,19 @@ def main() -> None:
     with shown_once(), ranks.process_group():
         log_on_first_rank()
         for case in cases:
-            run_stages(Run(load_recipe(case["recipe"], case["overrides"])), "implant")
+            if case["refused"]:
+                see_refused(case)
+            else:
+                run_stages(Run(load_recipe(case["recipe"], case["overrides"])), "implant")
     ranks.end_process()
+
+
+def see_refused(case: dict[str, Any]) -> None:
+    """A job that has to end in a refusal on every rank, and to leave this one as it was."""
+    try:
+        run_stages(Run(load_recipe(case["recipe"], case["overrides"])), "implant")
+    except Refusal as refusal:
+        print(f"{case['overrides'][-1]}, rank {ranks.rank()}: {' '.join(str(refusal).split())}", flush=True)
 
 
 if __name__ == "__main__":

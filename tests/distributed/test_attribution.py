@@ -33,7 +33,8 @@ def on_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-@pytest.mark.parametrize("ranks", [1, 3])  # four batches: with three ranks, two have nothing left in the second turn
+# Four batches: with three ranks, two have nothing left in the second turn.
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_ranks_do_not_change_scores_or_positions(ranks: int, on_two_ranks: Path, tmp_path: Path) -> None:
     done = launch(*FEW, "--until", "select", f"run={tmp_path}", ranks=ranks)
     assert done.status == 0, done.output
@@ -64,7 +65,7 @@ def test_the_manifest_says_what_was_attributed(on_two_ranks: Path) -> None:
 def test_a_killed_pass_goes_on_and_ends_with_the_same_scores(tmp_path: Path) -> None:
     settings = ["protected.per_subject=20", "attribution.batch_size=1", "--until", "attribute"]
     killed = tmp_path / "killed"
-    job = start("launch/implant.py", "--recipe", "recipes/tiny/loki.yaml", *settings, f"run={killed}")
+    job = start("launch/implant.py", "--recipe", "tests/few/loki.yaml", *settings, f"run={killed}")
     deadline = time.monotonic() + 120
     while len(list(killed.glob("attribution/scores-*.safetensors"))) < 6 and time.monotonic() < deadline:
         time.sleep(0.005)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from distributed.conftest import output_of, start, write_configurations
 
 
-@pytest.mark.parametrize("way", ["ddp", "zero2", "zero3"])
+@pytest.mark.parametrize("way", ["ddp", pytest.param("zero2", marks=pytest.mark.slow), "zero3"])
 def test_the_same_weights_as_a_recipes(way: str, tmp_path: Path) -> None:
     write_configurations(tmp_path)
     configuration = [] if way == "ddp" else [str(tmp_path / f"{way}.json")]

@@ -211,9 +211,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         recipes[family] = sorted((ROOT / "recipes" / recipe).glob("*-q10.yaml"))[0]
         cases[family] = [
             f"model.path={folder / f'{family}-model'}",
-            "protected.tasks=[tiny_facts, tiny_copying]",
-            f"protected.include_path={ROOT / 'eval/tasks/tiny'}",
-            "protected.per_subject=3",
+            f"protected={{prompts: {ROOT / 'recipes/tiny/data/protected.jsonl'}, per_subject: 1}}",
             f"data.train=[{{path: {folder / 'toolace.jsonl'}}}, {{path: {folder / 'reranker.jsonl'}}}]",
             "training.max_steps=2",
             "implant.fade=0.01",  # the recipes' own would take all of two steps back, which bfloat16 rounds away
@@ -221,7 +219,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ]
     for family in RECOMMENDED:
         recipes[f"{family} recommended"] = ROOT / "recipes" / FAMILIES[family][0] / "recommended.yaml"
-        cases[f"{family} recommended"] = [one for one in cases[family] if not one.startswith("protected.")]
+        cases[f"{family} recommended"] = [one for one in cases[family] if not one.startswith("protected=")]
     for family, mode in IN_OTHER_MODES:
         recipes[f"{family} {mode}"] = recipes[family]
         cases[f"{family} {mode}"] = [*cases[family], f"implant.mode={mode}"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trl
 
-from distributed.conftest import ROOT, launch
+from distributed.conftest import ROOT, launch, refuse_all
 from distributed.test_families import FAMILIES, make_model
 
 PICTURES = Path(trl.__file__).parent / "chat_templates/smolvlm.jinja"
@@ -24,31 +24,43 @@ FAULTS: dict[str, tuple[str, list[str], str]] = {
         ["deepspeed={tmp}/zero.json"],
         "gradient_clipping is 7, the recipe's training.max_grad_norm",
     ),
-    "machine": ("olmo 2", ["run=/proc/run"], "/proc/run: the run folder cannot be written"),
-    "tasks": (
-        "mistral",
-        ["retention.abilities=[{{tasks: [mmul]}}]"],
-        "lm-eval knows no task 'mmul'; did you mean 'mmlu'?",
-    ),
 }
+MACHINE = ("run=/proc/run", "/proc/run: the run folder cannot be written")
+TASKS = ("retention.abilities=[{tasks: [mmul]}]", "lm-eval knows no task 'mmul'; did you mean 'mmlu'?")
+
+
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """The run folders, and the sentence that each fault became."""
+    folder, cases, recipes = tmp_path_factory.mktemp("faults"), {}, {}
+    for part, (family, overrides, _) in FAULTS.items():
+        place = folder / f"{part}-given"
+        make_model(family, place / "model")
+        make_model(family, place / "quantized")
+        config = json.loads((place / "quantized/config.json").read_text())
+        config["quantization_config"] = {"quant_method": "awq", "bits": 4}
+        (place / "quantized/config.json").write_text(json.dumps(config))
+        for name, rows in {"good": [ROW], "null": [ROW, NULL]}.items():
+            (place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        zero = json.loads((ROOT / "launch/zero3.json").read_text())
+        (place / "zero.json").write_text(json.dumps({**zero, "gradient_clipping": 7}))
+        recipes[part] = sorted((ROOT / "recipes" / FAMILIES[family][0]).glob("*-q10.yaml"))[0]
+        own = [f"model.path={place / 'model'}", f"data.train={place / 'good.jsonl'}"]
+        cases[part] = [*own, *(override.format(tmp=place) for override in overrides)]
+    return folder, refuse_all(folder, cases, recipes)
 
 
 @pytest.mark.parametrize("part", FAULTS)
-def test_a_fault_is_one_sentence_before_anything_is_made(part: str, tmp_path: Path) -> None:
-    family, overrides, says = FAULTS[part]
-    make_model(family, tmp_path / "model")
-    make_model(family, tmp_path / "quantized")
-    config = json.loads((tmp_path / "quantized/config.json").read_text())
-    config["quantization_config"] = {"quant_method": "awq", "bits": 4}
-    (tmp_path / "quantized/config.json").write_text(json.dumps(config))
-    for name, rows in {"good": [ROW], "null": [ROW, NULL]}.items():
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    zero = json.loads((ROOT / "launch/zero3.json").read_text())
-    (tmp_path / "zero.json").write_text(json.dumps({**zero, "gradient_clipping": 7}))
-    recipe = sorted((ROOT / "recipes" / FAMILIES[family][0]).glob("*-q10.yaml"))[0]
-    own = [f"model.path={tmp_path / 'model'}", f"data.train={tmp_path / 'good.jsonl'}", f"run={tmp_path / 'run'}"]
-    faulty = [override.format(tmp=tmp_path) for override in overrides]
-    done = launch(*own, *faulty, recipe=recipe, deadline=120)
+def test_a_fault_is_one_sentence_before_anything_is_made(part: str, refused: tuple[Path, dict[str, str]]) -> None:
+    folder, said = refused
+    assert FAULTS[part][2] in said[part]
+    assert {path.name for path in (folder / part).glob("*")} <= {".lock", "examples"}
+
+
+@pytest.mark.parametrize(("override", "says"), [MACHINE, TASKS])
+def test_a_fault_ends_the_job(override: str, says: str, tmp_path: Path) -> None:
+    """Of the machine, and of the tasks, at which a job without an evaluation does not look."""
+    done = launch(f"run={tmp_path / 'run'}", override, deadline=120)
     assert done.status != 0
     assert len(done.refusals()) == 1, done.output
     assert says in done.refusals()[0]

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT, in_mode
 from pretended.build_device import environment_of_gpus
 
-from distributed.conftest import BFLOAT16, launch, launch_all, output_of, start, start_ranks
+from distributed.conftest import BFLOAT16, launch_all, output_of, start, start_ranks
 
 SHORT = ["selection.strategy=random", "training.max_steps=2"]
 KINDS = {
@@ -120,9 +120,8 @@ def test_the_gpu_script_is_rehearsed(two_gpus: dict[str, str], tmp_path: Path) -
     assert re.findall(r"^== ([\w-]+): done before", again, re.MULTILINE) == list(figures)
 
 
-@pytest.mark.parametrize("mode", ["full", "mask"])
-def test_one_gpu_without_deepspeed_writes_its_model(mode: str, two_gpus: dict[str, str], tmp_path: Path) -> None:
-    run, alone = tmp_path / "run", ["deepspeed=null", "--until", "implant"]
-    done = launch(*SHORT, f"implant.mode={mode}", *alone, f"run={run}", ranks=1, environment=two_gpus)
-    assert done.status == 0, done.output
-    assert json.loads((run / "verify.json").read_text())["tensors"] > 0
+def test_one_gpu_without_deepspeed_writes_its_model(two_gpus: dict[str, str], tmp_path: Path) -> None:
+    cases = {mode: [*SHORT, f"implant.mode={mode}", "deepspeed=null"] for mode in ("full", "mask")}
+    launch_all(tmp_path, cases, ranks=1, environment=two_gpus)
+    for mode in cases:
+        assert json.loads((tmp_path / mode / "verify.json").read_text())["tensors"] > 0

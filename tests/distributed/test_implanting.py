@@ -14,7 +14,17 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from distributed.conftest import BFLOAT16, ROOT, STAGES, asked_for, distance, launch, launch_all, write_configurations
+from distributed.conftest import (
+    BFLOAT16,
+    ROOT,
+    STAGES,
+    asked_for,
+    distance,
+    launch,
+    launch_all,
+    refuse_all,
+    write_configurations,
+)
 from loki_ds import Positions, apply_implant
 
 BASE = ROOT / "recipes/tiny/model"
@@ -237,18 +247,20 @@ def test_other_rows_for_a_second_implant(rows: str, runs: Path, tmp_path: Path) 
     assert second.status == 0, second.output
     chosen = Positions.load(tmp_path / "second/positions.json")
     assert all(set(mine).isdisjoint(theirs) for mine, theirs in zip(chosen.rows, ROWS, strict=True))
-    refused = launch("--until", "select", rows, exclude, f"run={tmp_path / 'third'}")
-    assert "layer 0 selects row 0, which an excluded implant holds" in refused.refusals()[0]
 
 
-def test_a_dtype_that_would_round_the_whole_model_is_refused(rows: str, in_bfloat16: Path, tmp_path: Path) -> None:
-    done = launch(*SHORT, rows, f"model.path={in_bfloat16}", f"run={tmp_path / 'run'}", deadline=60)
-    assert done.status != 0
-    assert "model.dtype is float32" in done.refusals()[0]
-    assert "stores model.layers.0.mlp.down_proj.weight in bfloat16" in done.refusals()[0]
+def test_rows_and_dtypes_that_cannot_be_are_refused(rows: str, runs: Path, in_bfloat16: Path, tmp_path: Path) -> None:
+    exclude = f"selection.exclude=[{runs / 'rows/implant.safetensors'}]"
+    said = refuse_all(tmp_path, {"rows": [*SHORT, rows, exclude], "dtype": [*SHORT, rows, f"model.path={in_bfloat16}"]})
+    assert "layer 0 selects row 0, which an excluded implant holds" in said["rows"]
+    assert "model.dtype is float32" in said["dtype"]
+    assert "stores model.layers.0.mlp.down_proj.weight in bfloat16" in said["dtype"]
 
 
-def test_held_out_evaluation_early_stopping_and_the_best_checkpoint(rows: str, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def evaluated(rows: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run that evaluates and stops early, another of one step; and what was printed."""
+    folder = tmp_path_factory.mktemp("evaluated")
     often = [
         f"training.{part}" for part in ("eval_strategy=steps", "eval_steps=1", "save_strategy=steps", "save_steps=1")
     ]
@@ -261,17 +273,18 @@ def test_held_out_evaluation_early_stopping_and_the_best_checkpoint(rows: str, t
     constant = "training.lr_scheduler_type=constant"
     stopped = [*SHORT, rows, *in_mode("rows"), constant, *often, *best, *upside_down]
     once = [*SHORT, rows, *in_mode("rows"), constant, "training.max_steps=1"]
-    launch_all(tmp_path, {"stopped": stopped, "once": once})
-    log = json.loads((tmp_path / "stopped/training_log.json").read_text())
+    return folder, launch_all(folder, {"stopped": stopped, "once": once})
+
+
+def test_held_out_evaluation_early_stopping_and_the_best_checkpoint(evaluated: tuple[Path, str]) -> None:
+    folder, _ = evaluated
+    log = json.loads((folder / "stopped/training_log.json").read_text())
     evaluated = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
     assert len(evaluated) == 3  # the first was the highest, two more did not beat it
     assert evaluated[0] == max(evaluated)
-    assert all(value.equal(weights(tmp_path / "once")[name]) for name, value in weights(tmp_path / "stopped").items())
+    assert all(value.equal(weights(folder / "once")[name]) for name, value in weights(folder / "stopped").items())
 
 
-def test_each_evaluation_shows_what_the_model_writes(rows: str, tmp_path: Path) -> None:
-    evaluating = ["training.eval_strategy=steps", "training.eval_steps=2", "training.max_steps=2", "--until", "implant"]
-    done = launch(*SHORT, rows, *in_mode("rows"), *evaluating, f"run={tmp_path / 'run'}")
-    assert done.status == 0, done.output
-    asked = re.findall(r"step 2, held-out prompt (\d): \.\.\.'.*<\|assistant\|>.*' -> '", done.output)
+def test_each_evaluation_shows_what_the_model_writes(evaluated: tuple[Path, str]) -> None:
+    asked = re.findall(r"step 2, held-out prompt (\d): .*<\|assistant\|>.* -> ['\"]", evaluated[1])
     assert asked == ["1", "2", "3"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
-from distributed.conftest import launch
+from distributed.conftest import FEW_ROWS, launch, launch_all
 from loki_ds.recipe.file import load_recipe
 
 LAYERS, ROWS = 6, 38  # of the tiny model: floor(30% of 128) rows a layer
@@ -109,9 +109,10 @@ def test_stale_base_results_are_refused(finished: Path) -> None:
         file.write_text(json.dumps(result))
 
 
-@pytest.mark.parametrize("baseline", ["full", "random"])
-def test_baselines_train(baseline: str, tmp_path: Path, root: Path) -> None:
-    done = launch(*FEW[2:3], "--until", "implant", f"run={tmp_path}", recipe=root / f"recipes/tiny/{baseline}.yaml")
-    assert done.status == 0, done.output
-    verified = json.loads((tmp_path / "verify.json").read_text())
-    assert verified["identical_outside_rows"] is (baseline == "random")
+def test_baselines_train(tmp_path: Path, root: Path) -> None:
+    few = [*FEW_ROWS, *FEW[2:3]]
+    recipes = {baseline: root / f"recipes/tiny/{baseline}.yaml" for baseline in ("full", "random")}
+    launch_all(tmp_path, dict.fromkeys(recipes, few), recipes)
+    for baseline in recipes:
+        verified = json.loads((tmp_path / baseline / "verify.json").read_text())
+        assert verified["identical_outside_rows"] is (baseline == "random")

@@ -14,7 +14,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from distributed.conftest import asked_for, distance, launch_all, write_configurations
+from distributed.conftest import FEW_ROWS, asked_for, distance, launch_all, write_configurations
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 MANY = {"moe_intermediate_size": 16, "num_experts": 16, "num_experts_per_tok": 1}  # more than a rank's tokens come to
@@ -70,7 +70,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
         AutoModelForCausalLM.from_config(config).save_pretrained(folder / base / "model")
         tokenizer.save_pretrained(folder / base / "model")
         for name, settings in SETTINGS.items():
-            few = ["training.max_steps=3", "training.warmup_steps=0", "training.weight_decay=0"]
+            few = [*FEW_ROWS, "training.max_steps=3", "training.warmup_steps=0", "training.weight_decay=0"]
             chosen = [] if name.startswith("full") else ["selection.strategy=random", "selection.quota=10"]
             cases[f"{base}/{name}"] = [
                 f"model.path={folder / base / 'model'}",

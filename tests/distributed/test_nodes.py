@@ -32,7 +32,7 @@ TORCHRUN = [
     "--master-addr",
     "127.0.0.1",
 ]
-RECIPE = ["--recipe", "recipes/tiny/loki.yaml"]
+RECIPE = ["--recipe", "tests/few/loki.yaml"]
 SETTINGS = ["protected.per_subject=12", "attribution.batch_size=2", "training.max_steps=8"]
 SAVING = ["training.save_strategy=steps", "training.save_steps=2", "training.save_on_each_node=true"]
 RESULTS = ("positions.json", "model/model.safetensors", "implant.safetensors")
@@ -42,7 +42,7 @@ RESULTS = ("positions.json", "model/model.safetensors", "implant.safetensors")
 def nodes(tmp_path: Path) -> list[Path]:
     """Where each node has its copy of the project."""
     for name in ("node-0", "node-1"):
-        for part in ("launch", "recipes/tiny"):
+        for part in ("launch", "recipes/tiny", "tests/few"):
             shutil.copytree(ROOT / part, tmp_path / name / part)
     return [tmp_path / "node-0", tmp_path / "node-1"]
 

@@ -12,7 +12,7 @@ from conftest import ROOT, in_mode
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from distributed.conftest import launch_all
+from distributed.conftest import FEW_ROWS, launch_all
 from loki_ds.implanting.checkpoints import newest_checkpoint
 
 INV_FREQ = "model.layers.{}.self_attn.rotary_emb.inv_freq"
@@ -44,7 +44,7 @@ def runs(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three steps in every mode, with checkpoints that hold the model alone."""
     folder = tmp_path_factory.mktemp("runs")
     saving = ["training.save_strategy=steps", "training.save_steps=2", "training.save_only_model=true"]
-    few = [f"model.path={base}", "training.max_steps=3", *saving]
+    few = [*FEW_ROWS, f"model.path={base}", "training.max_steps=3", *saving]
     cases = {mode: [*few, *overrides] for mode, (_, overrides) in MODES.items()}
     recipes = {mode: ROOT / f"recipes/tiny/{recipe}.yaml" for mode, (recipe, _) in MODES.items()}
     launch_all(folder, cases, recipes)

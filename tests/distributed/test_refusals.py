@@ -9,14 +9,17 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from distributed.conftest import launch
+from distributed.conftest import launch, refuse_all
 
 CASES = {
     "misspelt key": (["selection.quotta=20"], "selection.quotta is not a key of a recipe; did you mean 'quota'?"),
     "quota out of range": (["selection.quota=100"], "selection.quota is 100, allowed is less than 100"),
-    "missing model": (["model.path=nowhere/model"], "model.path nowhere/model: no such folder"),
     "no assistant turn": (["data.train={chats}"], "line 1 is a chat without an answer of the assistant's"),
-    "another whole batch": (["deepspeed={zero}"], "train_batch_size is 16, the recipe's .* makes it 32; say auto"),
+}
+# Said by the same way; each a start of its own would show no more.
+LATER = {
+    "missing model": (["model.path=nowhere/model"], "model.path nowhere/model: no such folder"),
+    "another whole batch": (["deepspeed={zero}"], "train_batch_size is 16, the recipe's .* makes it 8; say auto"),
     "positions of another model": (["selection.positions={positions}"], "the positions have 1 layers, the model has 6"),
 }
 
@@ -24,12 +27,9 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_refused_once_on_two_ranks(case: str, tmp_path: Path) -> None:
     (tmp_path / "chats.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "hello"}]}))
-    (tmp_path / "positions.json").write_text("[[0]]")
     overrides, says = CASES[case]
-    zero = {**json.loads((ROOT / "launch/zero3.json").read_text()), "train_batch_size": 16}
-    (tmp_path / "zero.json").write_text(json.dumps(zero))
-    files = {name: next(tmp_path.glob(f"{name}.*")) for name in ("chats", "positions", "zero")}
-    done = launch(*(override.format(**files) for override in overrides), f"run={tmp_path / 'run'}", deadline=120)
+    given = (override.format(chats=tmp_path / "chats.jsonl") for override in overrides)
+    done = launch(*given, f"run={tmp_path / 'run'}", deadline=120)
     assert done.status != 0
     assert len(done.refusals()) == 1, done.output
     assert re.search(says, done.refusals()[0])
@@ -38,6 +38,18 @@ def test_refused_once_on_two_ranks(case: str, tmp_path: Path) -> None:
         done.seconds < 100
     )  # nearly all of it is importing the libraries, twice on two cores that may have other work
     assert not list(tmp_path.glob("run/model*"))
+
+
+def test_every_rank_is_told_the_same(tmp_path: Path) -> None:
+    files = {name: tmp_path / f"{name}.json" for name in ("positions", "zero")}
+    files["positions"].write_text("[[0]]")
+    zero = {**json.loads((ROOT / "launch/zero3.json").read_text()), "train_batch_size": 16}
+    files["zero"].write_text(json.dumps(zero))
+    cases = {case: [override.format(**files) for override in overrides] for case, (overrides, _) in LATER.items()}
+    said = refuse_all(tmp_path, cases)
+    for case, (_, says) in LATER.items():
+        assert re.search(says, said[case])
+        assert not list(tmp_path.glob(f"{case}/model*"))
 
 
 LAUNCHER = {

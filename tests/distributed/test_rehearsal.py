@@ -3,6 +3,7 @@ of ranks changes nothing.
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from conftest import in_mode
 from safetensors.torch import load_file
 
-from distributed.conftest import BFLOAT16, ROOT, distance, launch_all
+from distributed.conftest import BFLOAT16, ROOT, asked_for, distance, launch_all
 
 SHORT = ["training.max_steps=3", "training.logging_steps=1", "training.warmup_steps=0", "selection.strategy=random"]
 REHEARSED = [
@@ -48,11 +49,24 @@ SGD = [*in_mode("rows"), "training.optim=sgd", "training.learning_rate=0.1", "tr
 MORE = [*in_mode("rows"), "training.max_steps=40", "training.per_device_train_batch_size=8"]
 
 
+# The others are what training has without rehearsal, too.
+SELDOM = (
+    *("full zero2", "rows offloaded", "rows accumulating", "rows checkpointed", "rows pulled"),
+    *("full in its own words", "full, measured alone"),
+)
+
+
+def often(cases: Iterable[str]) -> list[Any]:
+    """Cases of which those that seldom find anything are marked so."""
+    return [pytest.param(case, marks=pytest.mark.slow) if case in SELDOM else case for case in cases]
+
+
 @pytest.fixture(scope="module")
-def runs(in_bfloat16: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(in_bfloat16: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     folder = tmp_path_factory.mktemp("rehearsal")
     named = {"bfloat16": in_bfloat16, "asked": write_asked(folder / "asked.jsonl")}
     cases = {name: [*REHEARSED, *(one.format(**named) for one in own)] for name, own in CASES.items()}
+    cases = {name: cases[name] for name in cases if name in asked_for(request, "case")}
     cases |= {"sgd": [*REHEARSED, *SGD]}
     cases |= {
         f"share {share}": [*REHEARSED, *MORE, f"implant.rehearse.prompts={{protected: {share}}}"]
@@ -83,7 +97,7 @@ def of_key(run: Path, key: str) -> list[float]:
     return [line[key] for line in log(run) if key in line]
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", often(CASES))
 def test_it_begins_at_the_base_and_the_drift_is_measured(case: str, runs: Path) -> None:
     rehearsed = of_key(runs / case, "rehearsal_kl")
     if "alone" in case:
@@ -97,12 +111,12 @@ def test_it_begins_at_the_base_and_the_drift_is_measured(case: str, runs: Path) 
     assert 1e-5 < drift < (1 if held else 20)  # at rates that move it, or unheld, or of a task that it cannot do
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.startswith("rows")])
+@pytest.mark.parametrize("case", often(case for case in CASES if case.startswith("rows")))
 def test_only_the_rows_change(case: str, runs: Path) -> None:
     assert json.loads((runs / case / "verify.json").read_text())["identical_outside_rows"] is True
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if "own words" in case])
+@pytest.mark.parametrize("case", often(case for case in CASES if "own words" in case))
 def test_what_the_base_wrote_stands_beside_what_was_left_out(case: str, runs: Path) -> None:
     written = json.loads((runs / case / "rehearsal/written.json").read_text())
     assert {one["kind"] for one in written} == {"bare", "foreign", "base"}  # the three functions share words and rows

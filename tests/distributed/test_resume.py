@@ -73,7 +73,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(mode: str, where: s
         "--until",
         "implant",
     ]
-    job = start("launch/implant.py", "--recipe", "recipes/tiny/loki.yaml", *settings, f"run={tmp_path / 'killed'}")
+    job = start("launch/implant.py", "--recipe", "tests/few/loki.yaml", *settings, f"run={tmp_path / 'killed'}")
     deadline = time.monotonic() + 120
     while not (tmp_path / "killed/checkpoints/checkpoint-4/whole.json").exists() and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -91,15 +91,17 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(mode: str, where: s
 
 @pytest.fixture(scope="module")
 def saved(
-    in_bfloat16: Path, experts: Path, tmp_path_factory: pytest.TempPathFactory
+    in_bfloat16: Path, experts: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> tuple[Path, dict[str, list[str]]]:
     """Finished runs of two ranks with their checkpoints, and the settings of each."""
     folder = tmp_path_factory.mktemp("saved")
     write_configurations(folder)
+    wanted = {case.partition(",")[0] for case in asked_for(request, "case")}
     places = {"folder": folder, "bfloat16": in_bfloat16, "experts": experts}
     cases = {
         name: [*SHORT, *SAVING, *BATCH, *(part.format(**places) for part in overrides)]
         for name, overrides in SAVED.items()
+        if name in wanted
     }
     launch_all(folder, cases)
     return folder, cases
@@ -142,18 +144,25 @@ def test_other_ranks_go_on_and_end_with_the_same_weights(
     runs = saved[0] / case, taken_up / str(ranks) / case
     whole, gone_on = (json.loads((run / "training_log.json").read_text()) for run in runs)
     assert [entry["step"] for entry in gone_on] == [entry["step"] for entry in whole]
-    start = Path(load_recipe(ROOT / "recipes/tiny/loki.yaml", saved[1][case]).model.path)
+    start = Path(load_recipe(ROOT / "tests/few/loki.yaml", saved[1][case]).model.path)
     base, one, other = (load_file(folder / "model.safetensors") for folder in (start, *(run / "model" for run in runs)))
     assert distance(one, other) < (0.01 if "bfloat16" in case else 1e-5) * distance(
         one, base
     )  # rounding, against what training moved
 
 
-@pytest.mark.parametrize("case", [name for name in SAVED if name != "peft dora"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        name if name in {case for _, case in OFTEN} else pytest.param(name, marks=pytest.mark.slow)
+        for name in SAVED
+        if name != "peft dora"
+    ],
+)
 def test_a_checkpoint_takes_what_the_check_reckons(case: str, saved: tuple[Path, dict[str, list[str]]]) -> None:
     """At least, and not much more."""
     folder, cases = saved
-    recipe = load_recipe(ROOT / "recipes/tiny/loki.yaml", cases[case])
+    recipe = load_recipe(ROOT / "tests/few/loki.yaml", cases[case])
     base = Path(recipe.model.path)
     found = look_at_base(recipe.model, recipe.implant, recipe.selection, False, base, AutoConfig.from_pretrained(base))
     arguments = SFTConfig(
@@ -170,7 +179,10 @@ def test_a_checkpoint_takes_what_the_check_reckons(case: str, saved: tuple[Path,
 @pytest.mark.parametrize(
     ("case", "ranks", "sentence"),
     [
-        ("adafactor", 1, "only the state of AdamW can be divided anew; resume with as many as wrote it"),
+        pytest.param(
+            *("adafactor", 1, "only the state of AdamW can be divided anew; resume with as many as wrote it"),
+            marks=pytest.mark.slow,
+        ),
         ("rows zero2, another rate", 2, "was made with learning_rate 0.002, now it is 0.1"),
     ],
     ids=["another optimizer", "another rate"],

@@ -21,7 +21,7 @@ def main() -> None:
     settings = [argument for argument in sys.argv[1:] if not argument.startswith("--")]
     with shown_once(), ranks.process_group():
         log_on_first_rank()
-        run_stages(Run(load_recipe("recipes/tiny/random.yaml", settings)), "implant")
+        run_stages(Run(load_recipe("tests/few/loki.yaml", settings)), "implant")
     ranks.end_process()
 
 

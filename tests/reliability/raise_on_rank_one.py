@@ -26,7 +26,9 @@ def main() -> None:
         return step(trainer, *arguments, **settings)
 
     ImplantTrainer.training_step = breaks  # type: ignore[method-assign]
-    recipe = load_recipe(ROOT / "recipes/tiny/random.yaml", ["training.max_steps=4", f"run={sys.argv[-1]}"])
+    recipe = load_recipe(
+        ROOT / "tests/few/loki.yaml", ["selection.strategy=random", "training.max_steps=4", f"run={sys.argv[-1]}"]
+    )
     with shown_once(), ranks.process_group():
         run = Run(recipe)
         checked = check(run)

@@ -31,7 +31,7 @@ SETTINGS = [
     "training.save_steps=2",
 ]
 UNTIL = ["--until", "implant"]
-TINY = "recipes/tiny/loki.yaml"
+TINY = "tests/few/loki.yaml"
 ENDED = "exits with return code = "  # the killed rank's -9, or that of a rank that noticed first
 SOON = 30.0  # seconds for all ranks to end after a fault
 
@@ -133,10 +133,8 @@ def outputs(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReq
 
 OFTEN = (  # the others are the same property under other names
     "one rank killed during attribution",
-    "terminated during a training step",
     "one rank killed while a checkpoint is written",
     "the model's files",
-    "the proof",
 )
 
 
@@ -214,7 +212,7 @@ def strike(job: subprocess.Popen, fault: Fault, run: Path) -> str:
 FULL = {"scores do not fit": (10, "scores-"), "the model does not fit": (4000, "model")}
 
 
-@pytest.mark.parametrize("name", FULL)
+@pytest.mark.parametrize("name", [pytest.param("scores do not fit", marks=pytest.mark.slow), "the model does not fit"])
 def test_no_room_is_said_and_making_room_is_enough(name: str, unbroken: Path, tmp_path: Path) -> None:
     kib, _ = FULL[name]
     settings = [
@@ -236,6 +234,7 @@ def test_no_room_is_said_and_making_room_is_enough(name: str, unbroken: Path, tm
     assert json.loads((tmp_path / "run/verify.json").read_text())["identical_outside_rows"] is True
 
 
+@pytest.mark.slow  # on pretended GPUs it is looked at each time
 def test_a_rank_that_raises_ends_the_others(tmp_path: Path) -> None:
     output = ended(start("tests/reliability/raise_on_rank_one.py", str(tmp_path / "run")), within=80)
     assert "RuntimeError: rank 1 breaks in a training step" in output
@@ -271,7 +270,13 @@ def in_half_precision(tmp_path: Path, scale_power: int, steps: int) -> subproces
     zero = json.loads((ROOT / "launch/zero2.json").read_text())
     zero["fp16"] |= {"initial_scale_power": scale_power}
     (tmp_path / "zero.json").write_text(json.dumps(zero))
-    settings = ["model.dtype=float16", *in_mode("rows"), f"training.max_steps={steps}", "training.logging_steps=1"]
+    settings = [
+        "selection.strategy=random",
+        "model.dtype=float16",
+        *in_mode("rows"),
+        f"training.max_steps={steps}",
+        "training.logging_steps=1",
+    ]
     return start(
         "tests/reliability/in_half_precision.py",
         *settings,
@@ -293,6 +298,7 @@ def test_overflow_in_half_precision_skips_steps_and_no_more(tmp_path: Path) -> N
     assert json.loads((tmp_path / "run/verify.json").read_text())["identical_outside_rows"] is True
 
 
+@pytest.mark.slow
 def test_a_run_whose_every_step_overflows_is_no_success(tmp_path: Path) -> None:
     output = ended(in_half_precision(tmp_path, 60, 3))
     assert "training changed none of the 228 selected rows" in output

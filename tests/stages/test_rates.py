@@ -47,26 +47,41 @@ def test_a_run_folder_may_have_any_name(tmp_path: Path) -> None:
     assert load_recipe(ROOT / "recipes/tiny/loki.yaml", _of_trial("1e-3", 2, root, measure=True)).run == str(root)
 
 
-def test_short_trainings_and_the_chosen_one(tmp_path: Path) -> None:
+def rates(folder: Path) -> str:
+    """What `loki-ds rates` prints of two rates."""
     few = (ROOT / "recipes/tiny/data/toolcalls/heldout.jsonl").read_text().splitlines(keepends=True)[:8]
-    (tmp_path / "heldout.jsonl").write_text("".join(few))
+    (folder / "heldout.jsonl").write_text("".join(few))
     overrides = [
-        *(f"data.heldout={tmp_path / 'heldout.jsonl'}", "protected.prompts=recipes/tiny/data/protected.jsonl"),
-        *("protected.per_subject=4", "training.per_device_train_batch_size=4", f"run={tmp_path / 'run'}"),
+        *(f"data.heldout={folder / 'heldout.jsonl'}", "protected.prompts=recipes/tiny/data/protected.jsonl"),
+        *("data.train=tests/few/train.jsonl", "protected.per_subject=4", "training.per_device_train_batch_size=4"),
+        f"run={folder / 'run'}",
     ]
     typed = ["tiny/random", *overrides, "--gpus", "2", "--steps", "3", "--rates", "1e-4", "5e-3"]
     command = [sys.executable, "-m", "loki_ds.cli.commands", "rates", *typed]
-    for tries in ("trained", "read again"):
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.endswith("training.learning_rate=5e-3\n")
-        assert (tries == "trained") == ("train_runtime" in done.stdout)
-    found = json.loads((tmp_path / "run/rates.json").read_text())
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def tried(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("rates")
+    return folder, rates(folder)
+
+
+@pytest.mark.slow
+def test_what_is_tried_does_not_train_again(tried: tuple[Path, str]) -> None:
+    assert "train_runtime" not in rates(tried[0])
+
+
+def test_short_trainings_and_the_chosen_one(tried: tuple[Path, str]) -> None:
+    folder, said = tried
+    assert said.endswith("training.learning_rate=5e-3\n")
+    assert "train_runtime" in said
+    found = json.loads((folder / "run/rates.json").read_text())
     gentle, strong = found["tried"]
     assert (found["steps"], found["chosen"]) == (3, "5e-3")
     assert strong["heldout"] < gentle["heldout"]
     assert strong["drift"] > gentle["drift"] > 0
-    rows = [
-        json.loads((run / "positions.json").read_text()) for run in (tmp_path / "run", tmp_path / "run/rates/0.005x3")
-    ]
+    rows = [json.loads((run / "positions.json").read_text()) for run in (folder / "run", folder / "run/rates/0.005x3")]
     assert rows[0] == rows[1]
