@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from loki_ds.attribution.definition import attribute_by_definition
     from loki_ds.export.in_memory import apply_implant, revert_implant
     from loki_ds.implanting.fade import Fade
+    from loki_ds.implanting.rehearse import rehearse
     from loki_ds.selection.positions import Positions
     from loki_ds.selection.select import select
     from loki_ds.stages.any_two import Retention, retain
@@ -21,6 +22,7 @@ _PLACES = {
     "apply_implant": "loki_ds.export.in_memory",
     "attribute": "loki_ds.attribution.batches",
     "attribute_by_definition": "loki_ds.attribution.definition",
+    "rehearse": "loki_ds.implanting.rehearse",
     "retain": "loki_ds.stages.any_two",
     "revert_implant": "loki_ds.export.in_memory",
     "select": "loki_ds.selection.select",
@@ -33,6 +35,7 @@ __all__ = [
     "apply_implant",
     "attribute",
     "attribute_by_definition",
+    "rehearse",
     "retain",
     "revert_implant",
     "select",

@@ -5,8 +5,8 @@ declares, `deepspeed_checks` says what a training cannot be, and `trial` makes a
 numbers. `rows` trains a delta on the rows alone (modes `rows` and `lora`), `mask` whole weights
 with all other rows put back; `pull` draws each mode back to the base, `fade` the model of any
 trainer. `trainer` is TRL's, which also learns what the base answers: `rehearsal_rows` makes
-examples of texts and of `base_predictions`, `divergence` is how far a prediction is from them;
-`boundary` makes counter-examples of the rows, by what each is asked in (`contexts`). `training`
-runs it, `watch` stops it when its numbers go wrong, `samples` shows what it writes, `checkpoints`
-resumes it.
+examples of texts and of `base_predictions`, `divergence` is how far a prediction is from them,
+`exchanges` are what the base wrote itself, `rehearse` has any trainer learn them; `boundary` makes
+counter-examples of the rows, by what each is asked in (`contexts`). `training` runs it, `watch`
+stops it when its numbers go wrong, `samples` shows what it writes, `checkpoints` resumes it.
 """

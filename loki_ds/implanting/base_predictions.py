@@ -16,7 +16,7 @@ from loki_ds.distributed.zero.gathering import Gatherer
 from loki_ds.distributed.zero.sharding import device_of
 from loki_ds.implanting.divergence import Predictions, predictions_of
 from loki_ds.implanting.rehearsal_rows import Text
-from loki_ds.model.anatomy import calls_of_layers, decoder_layers, logits_above, parts_around_layers
+from loki_ds.model.anatomy import calls_of_layers, logits_above, parts_around_layers, stack_of
 
 
 def predict(
@@ -38,7 +38,7 @@ def predict(
 
 @torch.no_grad()
 def _of_batch(model: Module, texts: Sequence[Text], gatherer: Gatherer, top_k: int) -> list[Predictions]:
-    layers = decoder_layers(model)
+    layers = stack_of(model)
     ids = padded([text.tokens for text in texts]).to(device_of(model))
     with gatherer.whole(*parts_around_layers(model)):
         run = calls_of_layers(model, layers, ids)

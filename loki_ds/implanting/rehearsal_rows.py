@@ -67,6 +67,46 @@ class TextsOfKind:
         return cls(drawn, list(texts[::HELD_OUT][:MOST_HELD_OUT]), count, each_once)
 
 
+class Rehearsed(NamedTuple):
+    """What the base predicts, to which labels point, and untrained rows of texts, to measure their
+    drift.
+
+    weights: what each prediction weighs beside a token of the new task `[N]`. learned: whether any
+    row that trains points to one.
+    """
+
+    predictions: Predictions
+    weights: Tensor
+    measured: Dataset
+    learned: bool
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """All that is rehearsed in a training, kind by kind."""
+
+    kinds: list[TextsOfKind]
+
+    @property
+    def texts(self) -> list[Text]:
+        """What the base is asked about: all that is learned, then all that is measured."""
+        learned = [text for kind in self.kinds for text in kind.learned]
+        return learned + [text for kind in self.kinds for text in kind.apart]
+
+    def mixed(self, new: Dataset, predictions: Predictions, seed: int) -> tuple[Dataset, Rehearsed]:
+        """The new task's examples with rehearsed ones among them; and what their labels point to.
+
+        predictions: the base's on `texts`.
+        """
+        apart = [text for kind in self.kinds for text in kind.apart]
+        weights = [weights_of(kind.learned, kind.each_once) for kind in self.kinds] + [weights_of(apart, False)]
+        by_base = iter(rehearsed(self.texts, predictions))
+        rows = [([next(by_base) for _ in kind.learned], kind.count) for kind in self.kinds]
+        learned = [each for each in rows if each[0]]
+        measured = as_dataset(list(by_base))
+        return mixed_in(new, learned, seed), Rehearsed(predictions, torch.cat(weights), measured, bool(learned))
+
+
 def is_pointer(labels: Tensor) -> Tensor:
     return labels <= FIRST
 

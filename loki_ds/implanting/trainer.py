@@ -6,40 +6,28 @@ is asked a second time for the rehearsed tokens.
 """
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor
 from torch.nn import Module
+from transformers import Trainer
 from trl import SFTTrainer
 from trl.trainer import utils
 
 from loki_ds.data.rendering import NOT_LEARNED
-from loki_ds.implanting.divergence import Predictions, divergence
-from loki_ds.implanting.rehearsal_rows import is_pointer, places_of
+from loki_ds.implanting.divergence import divergence
+from loki_ds.implanting.rehearsal_rows import Rehearsed, is_pointer, places_of
 from loki_ds.implanting.watch import check_finite
 from loki_ds.model.anatomy import final_states, logits_from
 from loki_ds.model.replaced import replaced
 
 
-class Rehearsed(NamedTuple):
-    """What the base predicts, to which labels point, and untrained rows of texts, to measure their
-    drift.
-
-    weights: what each prediction weighs beside a token of the new task `[N]`. learned: whether any
-    row that trains points to one.
+class Rehearsing(Trainer):
+    """What any trainer needs to rehearse; what is rehearsed, if anything, is given to it before it
+    trains.
     """
-
-    predictions: Predictions
-    weights: Tensor
-    measured: Dataset
-    learned: bool
-
-
-class ImplantTrainer(SFTTrainer):
-    """TRL's trainer; what is rehearsed, if anything, is given to it before it trains."""
 
     rehearsed: Rehearsed | None = None
 
@@ -50,38 +38,28 @@ class ImplantTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        if self.rehearsed is not None and (self.rehearsed.learned or not model.training):
-            loss, outputs = self._loss_with_divergence(model, inputs, self.rehearsed, num_items_in_batch)
-        else:
-            loss, outputs = self._loss(model, inputs, num_items_in_batch)
-        if model.training:
-            check_finite(loss, self, model, inputs)
-        return (loss, outputs) if return_outputs else loss
+        """The trainer's own loss, and the weighed divergence where labels point to predictions.
 
-    def _loss(self, model: Module, inputs: dict[str, Any], items: Tensor | int | None) -> tuple[Tensor, Any]:
-        """TRL's own, of the labels that are tokens."""
-        with _label_only_head():
-            return super().compute_loss(model, inputs, True, items)
-
-    def _loss_with_divergence(
-        self, model: Module, inputs: dict[str, Any], rehearsed: Rehearsed, items: Tensor | int | None
-    ) -> tuple[Tensor, Any]:
-        """TRL's loss, and the weighed divergence where labels point to predictions."""
-        labels = inputs["labels"]
-        pointing = is_pointer(labels)
-        learned = labels.masked_fill(pointing, NOT_LEARNED)
-        with final_states(self._language_model(model)) as states:
-            loss, outputs = self._loss(model, {**inputs, "labels": learned}, items)
-        apart = self._divergence(model, states[0], labels, rehearsed)
-        count = pointing[:, 1:].sum()
-        if items is None:
+        return_outputs: TRL runs the model once more for them.
+        """
+        rehearsed = self.rehearsed if self.rehearsed and (self.rehearsed.learned or not model.training) else None
+        if rehearsed is None:
+            with _label_only_head():
+                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        pointing = is_pointer(inputs["labels"])
+        learned = inputs["labels"].masked_fill(pointing, NOT_LEARNED)
+        with _label_only_head(), final_states(self._language_model(model)) as states:
+            result: Any = super().compute_loss(model, {**inputs, "labels": learned}, return_outputs, num_items_in_batch)
+        loss, outputs = result if return_outputs else (result, None)
+        apart, count = self._divergence(model, states[0], inputs["labels"], rehearsed), pointing[:, 1:].sum()
+        self._note_divergence(model, apart, count)
+        if num_items_in_batch is None:
             tokens = (learned[:, 1:] != NOT_LEARNED).sum()
             loss = (loss * tokens.clamp(min=1) + apart) / (tokens + count).clamp(min=1)
-        else:  # scaled as TRL scales its own
+        else:  # scaled as transformers and TRL scale their own
             over = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-            loss = loss + apart * over / items
-        self._note_divergence(model, apart, count)
-        return loss, outputs
+            loss = loss + apart * over / num_items_in_batch
+        return (loss, outputs) if return_outputs else loss
 
     def _divergence(self, model: Module, states: Tensor, labels: Tensor, rehearsed: Rehearsed) -> Tensor:
         """Summed over the rehearsed tokens.
@@ -104,7 +82,7 @@ class ImplantTrainer(SFTTrainer):
     def _note_divergence(self, model: Module, apart: Tensor, count: Tensor) -> None:
         """Put the divergence into the log, the mean over the rehearsed tokens of all ranks."""
         total, tokens = self.accelerator.reduce(torch.stack([apart.detach().float(), count.float()]))
-        if tokens > 0:
+        if tokens > 0 and isinstance(self, SFTTrainer):
             self._metrics["train" if model.training else "eval"]["rehearsal_kl"].append((total / tokens).item())
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -119,8 +97,25 @@ class ImplantTrainer(SFTTrainer):
         """
         loader = self.get_eval_dataloader(rehearsed.measured)
         done = self.evaluation_loop(loader, "drift", prediction_loss_only=True, metric_key_prefix="drift")
-        self._metrics["eval"].clear()  # of these rows, which TRL would put into the log as if held out
+        if isinstance(self, SFTTrainer):
+            self._metrics["eval"].clear()  # of these rows, which TRL would put into the log as if held out
         self.log({"drift": float((done.metrics or {})["drift_loss"])})
+
+
+class ImplantTrainer(Rehearsing, SFTTrainer):
+    """TRL's trainer as recipes have it."""
+
+    def compute_loss(
+        self,
+        model: Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if model.training:
+            check_finite(result[0] if return_outputs else result, self, model, inputs)
+        return result
 
 
 def _label_only_head() -> AbstractContextManager:

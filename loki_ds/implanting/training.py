@@ -21,9 +21,10 @@ from loki_ds.distributed.zero.sharding import device_of, model_dtype
 from loki_ds.implanting.checkpoints import Checkpoint, MarkWhole
 from loki_ds.implanting.mask import KeepFrozenRows, train_only_rows
 from loki_ds.implanting.pull import PullToBase, pulled
+from loki_ds.implanting.rehearsal_rows import Rehearsed
 from loki_ds.implanting.rows import train_row_deltas
 from loki_ds.implanting.samples import SaySamples
-from loki_ds.implanting.trainer import ImplantTrainer, Rehearsed
+from loki_ds.implanting.trainer import ImplantTrainer
 from loki_ds.implanting.trl_config import examples_per_step
 from loki_ds.implanting.watch import TokensPerSecond, WatchGradients
 from loki_ds.model.anatomy import has_experts

@@ -33,21 +33,34 @@ def layers_of(decoder: Module) -> list[Any]:
     return list(next((layers for name in LAYERS if (layers := getattr(decoder, name, None)) is not None), ()))
 
 
+def stack_of(model: Module) -> list[Module]:
+    """The decoder layers from the bottom to the top, whatever they hold.
+
+    Raises:
+        Refusal: the model has no list of layers.
+    """
+    layers = layers_of(decoder_of(model))
+    if not layers:
+        raise Refusal(
+            f"{type(model).__name__}: no decoder layers found; loki-ds needs a decoder-only transformer with `layers`"
+        )
+    return layers
+
+
 def decoder_layers(model: Module) -> list[Module]:
-    """The decoder layers from the bottom to the top.
+    """The decoder layers from the bottom to the top, of which each writes by rows that are known.
 
     Raises:
         Refusal: the model has no list of layers, or one whose rows are not known.
     """
-    layers = layers_of(decoder_of(model))
-    name = type(model).__name__
-    if not layers:
-        raise Refusal(f"{name}: no decoder layers found; loki-ds needs a decoder-only transformer with `layers`")
+    layers = stack_of(model)
     for i, layer in enumerate(layers):
         try:
             site_of(layer)
         except Refusal as unknown:
-            raise Refusal(f"{name}: layer {i} has {unknown}; loki-ds does not know which rows it writes by") from None
+            raise Refusal(
+                f"{type(model).__name__}: layer {i} has {unknown}; loki-ds does not know which rows it writes by"
+            ) from None
     return layers
 
 

@@ -2,17 +2,13 @@
 counter-examples, or questions and answers of its own, in `rehearsal/written.json`.
 """
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from pathlib import Path
-from typing import Any, TypedDict
-
-from transformers import PreTrainedTokenizerBase
+from typing import Any
 
 from loki_ds.checking.findings import Findings
 from loki_ds.data.dataset import examples_of
@@ -21,7 +17,8 @@ from loki_ds.data.templates import STAND_IN, ChatTemplate
 from loki_ds.disk.files import write_json
 from loki_ds.distributed import ranks
 from loki_ds.implanting.boundary import MOST_ROWS, Boundary, CounterExample, Form, counter_examples
-from loki_ds.implanting.rehearsal_rows import HELD_OUT, Text, count_for
+from loki_ds.implanting.exchanges import Exchange, exchanges_of, ids_of
+from loki_ds.implanting.rehearsal_rows import HELD_OUT, count_for
 from loki_ds.implanting.trl_config import TrainingShape, examples_per_step
 from loki_ds.model.base import UNRENDERABLE, max_tokens
 from loki_ds.recipe.implant import RehearseSection
@@ -36,20 +33,6 @@ LEAST = 32  # texts, so that a short run sees more than a few
 SPARE = 1.5  # times as many are asked as are wanted: some answers teach nothing
 QUESTION_TOKENS = 64  # of a question that the base writes
 SHOWN = 3  # counter-examples of a kind
-
-
-class Exchange(TypedDict):
-    """A prompt, what the base answers, and why that is left out, if it is.
-
-    kind: of a counter-example, or `base`; place: of the row that it is made from.
-    """
-
-    kind: str
-    place: str
-    question: str
-    prompt: str
-    answer: str
-    left_out: str | None
 
 
 def base_writes(run: Run, checked: Checked) -> None:
@@ -67,15 +50,6 @@ def base_writes(run: Run, checked: Checked) -> None:
         make=writing.exchanges,
         save=lambda exchanges: write_json(run.folder.written, exchanges),
     )
-
-
-def read_written(written: Path, name: str, tokenizer: PreTrainedTokenizerBase) -> list[Text]:
-    """What the base wrote for one of the prompts, as texts; on all ranks. name: `base` or
-    `boundary`.
-    """
-    exchanges: list[Exchange] = ranks.on_first_rank(lambda: json.loads(written.read_text(encoding="utf-8")))
-    kept = [exchange for exchange in _of(name, exchanges) if exchange["left_out"] is None]
-    return [Text.answered(_ids(tokenizer, each["prompt"]), _ids(tokenizer, each["answer"])) for each in kept]
 
 
 @dataclass(frozen=True)
@@ -205,7 +179,7 @@ class Writing:
         room = min((most for most in longest if most is not None), default=None)
         if not prompt:
             left_out = "the template refuses it"
-        elif room is not None and len(_ids(self.checked.tokenizer, prompt)) >= room - self.section.most_tokens:
+        elif room is not None and len(ids_of(prompt, self.checked.tokenizer)) >= room - self.section.most_tokens:
             left_out = "with its answer longer than training.max_length or the model's context"
         return Exchange(
             kind=kind, place=example.place, question=example.question, prompt=prompt, answer="", left_out=left_out
@@ -222,7 +196,7 @@ class Writing:
 
 def _look_at(name: str, exchanges: Sequence[Exchange]) -> None:
     """Say how many answers are left of one of the prompts, and what others lack."""
-    of_name = _of(name, exchanges)
+    of_name = exchanges_of(name, exchanges)
     left_out = Counter(exchange["left_out"] for exchange in of_name if exchange["left_out"])
     reasons = "; ".join(f"{count:,} {why}" for why, count in left_out.most_common()) or "none is left out"
     count, left = len(of_name), len(of_name) - left_out.total()
@@ -233,21 +207,11 @@ def _look_at(name: str, exchanges: Sequence[Exchange]) -> None:
     log.info("rehearse: %s: %d of %d answers of the base are left; %s", name, left, count, reasons)
 
 
-def _of(name: str, exchanges: Sequence[Exchange]) -> list[Exchange]:
-    """Those of one of the prompts: `base`, or `boundary`, all other kinds."""
-    return [exchange for exchange in exchanges if (exchange["kind"] == "base") == (name == "base")]
-
-
 def _complaint(exchange: Exchange, answer: str, form: Form) -> str | None:
     """Why an answer teaches nothing, if it does not; its own questions the base may answer in any
     form.
     """
     return (Form() if exchange["kind"] == "base" else form).complaint(answer, exchange["question"])
-
-
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    encoded: Any = tokenizer(text, add_special_tokens=False)
-    return encoded["input_ids"]
 
 
 def _opening(template: ChatTemplate, arguments: dict[str, Any]) -> str:

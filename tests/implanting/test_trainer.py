@@ -59,3 +59,13 @@ def test_a_batch_without_a_learned_token_teaches_nothing(asked: list[int], tmp_p
     ours, _ = taught(ImplantTrainer, tmp_path, torch.full_like(IDS, NOT_LEARNED))
     assert asked == [0]
     assert all(parameter.grad is None or not parameter.grad.any() for parameter in ours.parameters())
+
+
+def test_a_step_runs_the_model_once(tmp_path: Path) -> None:
+    """TRL makes the outputs that nobody asked for by another pass."""
+    _, trainer = taught(ImplantTrainer, tmp_path, LABELS)
+    model: Any = trainer.model
+    passes: list[int] = []
+    model.get_decoder().register_forward_hook(lambda *_: passes.append(1))
+    trainer.compute_loss(model, {"input_ids": IDS, "labels": LABELS, "attention_mask": torch.ones_like(IDS)})
+    assert len(passes) == 1
