@@ -9,7 +9,8 @@ from loki_ds.cli.output import print_gate, print_json
 def retain(arguments: argparse.Namespace) -> int:
     """What any checkpoint, or a PEFT adapter on the base, kept of what the base could do: the same
     suites, pairing and report as of a run, with nothing of ours in the models. Of two folders that
-    lm-eval wrote (--log_samples) the same verdict, with nothing asked.
+    lm-eval (--log_samples) or lighteval (--save-details) wrote the same verdict, with nothing
+    asked.
     """
     from loki_ds.recipe.file import load_pair
 

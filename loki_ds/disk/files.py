@@ -79,9 +79,12 @@ def publish(file: Path, shared: Path) -> None:
 
 
 def holds_logs(folder: Path) -> bool:
-    """Whether lm-eval logged samples there; a model's folder may hold some, too, and is none."""
+    """Whether lm-eval or lighteval kept a model's answers there; a model's folder may hold some,
+    too, and is none.
+    """
     is_model = any((folder / name).exists() for name in ("config.json", "adapter_config.json"))
-    return folder.is_dir() and not is_model and any(folder.rglob("samples_*.jsonl"))
+    kept = (file for pattern in ("samples_*.jsonl", "details_*.parquet") for file in folder.rglob(pattern))
+    return folder.is_dir() and not is_model and any(kept)
 
 
 def remove(path: Path) -> None:

@@ -10,7 +10,7 @@ class Asked(TypedDict):
 
     shots: str
     limit: int | None  # documents drawn; None for all
-    chat_template: bool
+    chat_template: bool | None  # None where it is not said
     filter: str  # empty for a likelihood
     version: str
 

@@ -17,6 +17,7 @@ from loki_ds.retention.messages import ArmResult, Sample, TaskSamples
 from loki_ds.retention.samples import LONGEST_PROMPT
 from loki_ds.tasks.metrics import LIKELIHOOD, TEXTS, Metric, in_order, likelihood_metric, number_of, score
 
+WRITER = "the evaluating program"
 # By what both must have been asked; a version of lm-eval that lacks one says nothing.
 ASKED_BY = ("chat_template_sha", "system_instruction_sha", "fewshot_as_multiturn")
 SEEDS = ("limit", "random_seed", "numpy_seed", "fewshot_seed", "gen_kwargs")
@@ -25,11 +26,20 @@ DATE = re.compile(r"_\d{4}-\d\d-\d\dT[\d.:-]+$")
 
 
 class Logged(NamedTuple):
-    """One model's answers, and what lm-eval wrote beside them."""
+    """One model's answers, and what was written beside them.
+
+    asked: in what two models must agree, by its field, but for what is compared when documents are
+    paired; model, backend: their names; limit: of documents, None for all;
+    templated: whether by a chat template, None where it is not said.
+    """
 
     folder: Path
     answers: ArmResult
-    results: dict[str, Any]
+    asked: dict[str, Any]
+    model: str
+    backend: str
+    limit: int | float | None
+    templated: bool | None
 
 
 def read_logged(folder: Path) -> Logged:
@@ -58,7 +68,15 @@ def read_logged(folder: Path) -> Logged:
         for name, members in _weighed_together(asked, group, samples, results).items()
     }
     libraries = {"lm_eval": str(results.get("lm_eval_version", "not said"))}
-    return Logged(folder, {"tasks": tasks, "tokenizer": "", "libraries": libraries}, results)
+    return Logged(
+        folder,
+        {"tasks": tasks, "tokenizer": "", "libraries": libraries},
+        {WRITER: "lm-eval", **{key: _asked_by(results, key) for key in (*ASKED_BY, *SEEDS)}},
+        str(results.get("model_name", "not said")),
+        str(results.get("model_source", "not said")),
+        _asked_by(results, "limit"),
+        results.get("chat_template_sha") is not None,
+    )
 
 
 def _date(file: Path) -> str:
@@ -91,8 +109,8 @@ def check_alike(base: Logged, model: Logged) -> None:
     """Refuse answers that were asked for in two ways, by field; documents and prompts are compared
     when they are paired.
     """
-    for key in (*ASKED_BY, *SEEDS):
-        first, second = (_asked_by(logged.results, key) for logged in (base, model))
+    for key, first in base.asked.items():
+        second = model.asked.get(key, first)  # what one of them lacks, it says nothing of
         if first != second:
             raise Refusal(
                 f"{model.folder}: {key} is {second!r}, and {first!r} in {base.folder}; both must be asked alike"

@@ -72,7 +72,7 @@ def retain(
     **settings: Any,
 ) -> Retention:
     """Ask both the same documents and pair the answers, as `loki-ds retain` does; of two folders
-    that lm-eval logged nothing is asked.
+    that lm-eval or lighteval logged nothing is asked.
 
     Args:
         base, model: a hub id, a folder, or loaded: a model of transformers, or PEFT's on the base.
@@ -97,7 +97,7 @@ def retain(
 
 
 def retain_any(pair: Pair, base: str, model: str, out: Path) -> Report:
-    """As `retain_logged` where both are folders that lm-eval wrote, else as `retain_two`."""
+    """As `retain_logged` where both are folders of logs (`holds_logs`), else as `retain_two`."""
     if all(map(holds_logs, (Path(base), Path(model)))):
         from loki_ds.stages.two_logs import retain_logged
 

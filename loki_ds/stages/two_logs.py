@@ -1,4 +1,6 @@
-"""Retention of two models from what lm-eval logged of each: nothing is loaded and nothing asked."""
+"""Retention of two models from what lm-eval or lighteval kept of each: nothing is loaded and
+nothing asked.
+"""
 
 import hashlib
 import json
@@ -8,6 +10,7 @@ from pathlib import Path
 from loki_ds.recipe.sections import RetentionSection, TaskGroup
 from loki_ds.refusal import Refusal
 from loki_ds.report.schema import Facts, Report
+from loki_ds.retention.lighteval_details import holds_details, read_details
 from loki_ds.retention.logged import Logged, check_alike, read_logged
 from loki_ds.retention.messages import TaskSamples
 from loki_ds.stages.report import folder_for, put_report, report_of_pair
@@ -21,7 +24,7 @@ def retain_logged(base: Path, model: Path, section: RetentionSection, out: Path)
     Raises:
         Refusal: the two were not asked alike, or cannot be read.
     """
-    logged = [read_logged(base), read_logged(model)]
+    logged = [read_details(each) if holds_details(each) else read_logged(each) for each in (base, model)]
     check_alike(*logged)
     section = _section(section, logged[0])
     folder = folder_for(out)
@@ -33,17 +36,15 @@ def retain_logged(base: Path, model: Path, section: RetentionSection, out: Path)
 
 def _section(section: RetentionSection, base: Logged) -> RetentionSection:
     """How the tasks were asked, as a recipe would say it."""
-    tasks, limit = base.answers["tasks"], base.results.get("config", {}).get("limit")
+    tasks, limit = base.answers["tasks"], base.limit
     new = section.new_task.tasks if section.new_task else []
     if missing := [name for name in new if name not in tasks]:
         raise Refusal(f"retention.new_task: {missing[0]} is none of the logged tasks ({', '.join(tasks)})")
 
     def group(name: str, asked: TaskSamples) -> TaskGroup:
         drawn = int(limit) if isinstance(limit, int | float) and limit >= 1 else None
-        templated = base.results.get("chat_template_sha") is not None
-        return TaskGroup(
-            tasks=[name], num_fewshot=max(asked["shots"].values()), limit=drawn, apply_chat_template=templated
-        )
+        said = TaskGroup(tasks=[name], num_fewshot=max(asked["shots"].values()), limit=drawn)
+        return said.model_copy(update={"apply_chat_template": base.templated})  # also None, which no recipe says
 
     groups = {name: group(name, asked) for name, asked in tasks.items()}
     abilities = [asked for name, asked in groups.items() if name not in new]
@@ -62,7 +63,8 @@ def _digest_of(logged: Logged) -> str:
 
 def _facts(logged: Sequence[Logged]) -> Facts:
     base, model = logged
-    said = [f"{each.results.get('model_name', 'not said')} ({each.folder})" for each in logged]
+    versions = model.answers["libraries"].items()
+    said = [f"{each.model} ({each.folder})" for each in logged]
     return {
         "base_digest": _digest_of(base),
         "changes_rows": False,
@@ -72,7 +74,7 @@ def _facts(logged: Sequence[Logged]) -> Facts:
         "costs": {},
         "origin": {"base model": said[0], "second model": said[1]},
         "settings": {
-            "backend": str(base.results.get("model_source", "not said")),
-            "versions": f"lm-eval {model.answers['libraries']['lm_eval']}",
+            "backend": base.backend,
+            "versions": ", ".join(f"{name.replace('_', '-')} {said}" for name, said in versions),
         },
     }
