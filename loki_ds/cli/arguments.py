@@ -84,7 +84,11 @@ ARGUMENTS: dict[str, Arguments] = {
         *GATED,
         *JSON,
     ],
-    "report": [*_paths("run"), *GATED],
+    "report": [
+        *_paths("run"),
+        ("--samples", {"type": _path, "help": "write base/ and model/ there, as lm-eval logs samples"}),
+        *GATED,
+    ],
     "compare": [
         ("runs", {"nargs": "+", "type": Path}),
         ("--out", {"type": _path, "help": "folder for compare.html, compare.json and the picture"}),

@@ -31,7 +31,9 @@ def retain(arguments: argparse.Namespace) -> int:
 
 
 def report(arguments: argparse.Namespace) -> int:
-    """The report of one run; with --gate the exit status says whether all was kept."""
+    """The report of one run; with --gate the exit status says whether all was kept, with --samples
+    the answers behind it are written for lm-eval's own tools.
+    """
     from loki_ds.disk.run_folder import RunFolder
     from loki_ds.report.compare import read_report
 
@@ -46,6 +48,11 @@ def report(arguments: argparse.Namespace) -> int:
     else:
         print(text)
     print(f"As a page: {folder / 'report.html'}")
+    if arguments.samples is not None:
+        from loki_ds.stages.report import write_samples
+
+        base, model = write_samples(arguments.run, arguments.samples)
+        print(f"As lm-eval's samples: {base}, {model}")
     return print_gate(written) if arguments.gate else 0
 
 

@@ -17,11 +17,12 @@ from loki_ds.retention.messages import ArmResult, Sample, TaskSamples
 from loki_ds.retention.samples import LONGEST_PROMPT
 from loki_ds.tasks.metrics import LIKELIHOOD, TEXTS, Metric, in_order, likelihood_metric, number_of, score
 
+KEPT = {LIKELIHOOD: "multiple_choice", TEXTS: "loglikelihood_rolling"}  # what `as_logged` writes as a score
 WRITER = "the evaluating program"
 # By what both must have been asked; a version of lm-eval that lacks one says nothing.
 ASKED_BY = ("chat_template_sha", "system_instruction_sha", "fewshot_as_multiturn")
 SEEDS = ("limit", "random_seed", "numpy_seed", "fewshot_seed", "gen_kwargs")
-BY_TASK = ("results", "group_subtasks", "configs", "versions", "n-shot", "higher_is_better")  # of lm-eval's results
+BY_TASK = ("results", "group_subtasks", "configs", "versions", "n-shot", "higher_is_better", "weight_by_size")
 DATE = re.compile(r"_\d{4}-\d\d-\d\dT[\d.:-]+$")
 
 
@@ -63,7 +64,7 @@ def read_logged(folder: Path) -> Logged:
         raise Refusal(f"{models[0]}: no samples beside the results; lm-eval writes them with --log_samples")
     results = _together([by_date[date] for date in sorted({_date(file) for file in samples.values()})])
     tasks = {
-        name: _task(members, samples, results)
+        name: _task(name, members, samples, results)
         for asked, group in _asked(results, samples).items()
         for name, members in _weighed_together(asked, group, samples, results).items()
     }
@@ -139,15 +140,15 @@ def _weighed_together(
     return {name: members} if all(main == mains[0] for main in mains) else {member: [member] for member in members}
 
 
-def _task(members: list[str], files: dict[str, Path], results: dict[str, Any]) -> TaskSamples:
-    """A task's answers, or those of a group's tasks as one."""
+def _task(name: str, members: list[str], files: dict[str, Path], results: dict[str, Any]) -> TaskSamples:
+    """A task's answers, or those of a group's tasks as one; lm-eval does not say how they weigh."""
     by_member = {member: _documents(files[member]) for member in members}
     metrics = _metrics(members[0], by_member[members[0]], results)
     return {
         "version": {member: str(results.get("versions", {}).get(member, "-")) for member in members},
         "shots": {member: int(results.get("n-shot", {}).get(member, 0)) for member in members},
         "metrics": metrics,
-        "by_size": True,
+        "by_size": bool(results.get("weight_by_size", {}).get(name, True)),
         "samples": [
             _sample(files[member], member if len(members) > 1 else None, of_filters, metrics, reads)
             for member, documents in by_member.items()
@@ -189,12 +190,13 @@ def _metrics(task: str, documents: list[dict[str, dict[str, Any]]], results: dic
         score(name, by, filters, bool(higher.get(name, True)))
         for name in names
         for by in filters
-        if declared.get(name, "mean") == "mean" and isinstance(first[name], bool | int | float)
+        if name not in KEPT and declared.get(name, "mean") == "mean" and isinstance(first[name], bool | int | float)
     ]
     if not scores:
         raise Refusal(f"task {task}: none of its metrics ({', '.join(names)}) is a number for each document")
     reads = _Reads.of(_kind(task, results), documents)
-    known = [likelihood_metric(reads.kind)] if reads.likelihood(first) is not None else []
+    kind = next((kind for name, kind in KEPT.items() if name in first), reads.kind)
+    known = [likelihood_metric(kind)] if reads.likelihood(first) is not None else []
     return in_order(scores, filters) + [metric for metric in known if metric]
 
 
@@ -213,6 +215,8 @@ class _Reads(NamedTuple):
 
     def likelihood(self, sample: dict[str, Any]) -> float | None:
         """Nats of the gold answer, or bits per byte of a text; lm-eval writes numbers as text."""
+        if written := [sample[name] for name in KEPT if name in sample]:
+            return float(written[0])
         nats = [_number(response) for response in sample["resps"]]
         if self.kind == "loglikelihood_rolling":
             return None if nats[0] is None else -nats[0] / math.log(2) / max(1, len(str(sample["target"]).encode()))

@@ -130,3 +130,4 @@ class ArmResult(TypedDict):
     tasks: dict[str, TaskSamples]
     tokenizer: str  # SHA-256 of all that turns a document into tokens
     libraries: dict[str, str]  # the versions that may change a score
+    key: NotRequired[dict[str, Any]]  # all that determines them, where they are kept by it

@@ -142,8 +142,13 @@ class Answers:
     folder: Path
     published: Path | None = None
 
+    @staticmethod
+    def name(key: dict[str, Any]) -> str:
+        """A file's name, by what determines the answers in it."""
+        return f"{short_digest(key)}.json"
+
     def file(self, key: dict[str, Any]) -> Path:
-        return self.folder / f"{short_digest(key)}.json"
+        return self.folder / self.name(key)
 
     def shares(self, key: dict[str, Any]) -> Path:
         """Where the processes that evaluate put their shares, until they are put together."""

@@ -11,15 +11,21 @@ from typing import Any
 import lm_eval
 import pytest
 from conftest import ROOT, damaged_copy
+from datasets import load_dataset
+from lm_eval import utils
 from lm_eval.loggers import EvaluationTracker
 from lm_eval.tasks import TaskManager
 
 from loki_ds.recipe.file import load_pair
 from loki_ds.refusal import Refusal
 from loki_ds.report.schema import Report
+from loki_ds.retention.as_logged import write_logged
 from loki_ds.retention.logged import read_logged
+from loki_ds.retention.messages import ArmResult, Sample
+from loki_ds.stages.report import write_samples
 from loki_ds.stages.two_checkpoints import retain_two
 from loki_ds.stages.two_logs import retain_logged
+from loki_ds.tasks.metrics import likelihood_metric, score
 
 BASE = ROOT / "recipes/tiny/model"
 CHOICE = {
@@ -210,3 +216,78 @@ def test_older_files_name_no_arguments_and_no_metrics(logs: dict[str, Path], tmp
     first, second = (from_logs(*pair, tmp_path / f"out{i}") for i, pair in enumerate((both, list(logs.values()))))
     assert first["tasks"] == second["tasks"]
     assert read_logged(both[0]).answers["tasks"]["choice"]["samples"][0]["answer"] in ("berlin", "cairo")
+
+
+def test_our_answers_written_as_logs_give_the_same_verdict(
+    models: dict[str, Path], tasks: Path, tmp_path: Path
+) -> None:
+    own = [f"retention.include_path={tasks}", f"retention.abilities={{tasks: [{', '.join(ASKED)}]}}"]
+    pair = load_pair(str(BASE), [*own, "model.dtype=float32", "retention.batch_size=12"])
+    expected = retain_two(pair, str(models["model"]), tmp_path / "asked")
+    base, model = write_samples(tmp_path / "asked", tmp_path / "samples")
+    report = from_logs(base, model, tmp_path / "logged")
+    assert {name for name in expected if report[name] != expected[name]} == {  # type: ignore[literal-required]
+        *("run", "mode", "base_digest", "origin", "settings", "costs")
+    }
+
+
+def test_lm_evals_own_tools_read_what_is_written(models: dict[str, Path], tasks: Path, tmp_path: Path) -> None:
+    own = [f"retention.include_path={tasks}", f"retention.abilities={{tasks: [{', '.join(ASKED)}]}}"]
+    report = retain_two(load_pair(str(BASE), own), str(models["model"]), tmp_path / "asked")
+    folders = write_samples(tmp_path / "asked", tmp_path / "samples")
+    for folder, arm in zip(folders, ("base", "implanted"), strict=True):
+        files = [str(file) for file in folder.iterdir()]
+        (named,) = utils.get_results_filenames(files)
+        results = json.loads(Path(named).read_text())
+        table = utils.make_table(results)
+        lines = {line["task"]: line for line in report["tasks"]}
+        for task, by in (("both", "exact_match,strict"), ("choice", "acc,none")):
+            assert results["results"][task][by] == pytest.approx(lines[task][arm])  # type: ignore[literal-required]
+        assert all(shown in table for shown in ("|both ", "| - one", "strict", "gold answer"))
+        samples = utils.get_sample_results_filenames(files)
+        assert {utils.get_file_task_name(Path(file).name) for file in samples} == {"one", "two", "choice"}
+        two = next(file for file in samples if "_two_" in file)
+        rows = load_dataset("json", data_files=two, split="train", cache_dir=str(tmp_path / "cache"))
+        assert (len(rows), set(rows["filter"])) == (2 * 12, {"strict", "loose"})
+
+
+def test_every_kind_of_answer_comes_back(tmp_path: Path) -> None:
+    """Also of a group whose tasks weigh alike, of texts, and of numbers that a document lacks."""
+    text = likelihood_metric("loglikelihood_rolling")
+    assert text is not None
+    scored = [score("acc", "none", ["none"], True), score("loss", "none", ["none"], False)]
+
+    def sample(place: int, cluster: str | None, scores: list[float | None]) -> Sample:
+        words = {"prompt": f"q{place}", "answer": "a", "gold": "7", "prompt_hash": f"p{place}"}
+        return {"doc_hash": f"{cluster}{place}", "place": place, "cluster": cluster, "scores": scores, **words}  # type: ignore[typeddict-item]
+
+    answers: ArmResult = {
+        "tokenizer": "t",
+        "libraries": {"lm_eval": "0.4.13"},
+        "tasks": {
+            "group": {
+                "version": {"one": "1", "two": "1"},
+                "shots": {"one": 0, "two": 0},
+                "metrics": scored,
+                "by_size": False,
+                "samples": [sample(0, "one", [1.0, 0.5]), sample(1, "one", [0.0, None]), sample(0, "two", [1.0, 2.0])],
+            },
+            "texts": {
+                "version": {"texts": "1"},
+                "shots": {"texts": 0},
+                "metrics": [score("score", "none", ["none"], True), text],
+                "by_size": True,
+                "samples": [sample(0, None, [0.25, 1.5])],
+            },
+        },
+    }
+    write_logged(answers, "mine", tmp_path)
+    assert read_logged(tmp_path).answers["tasks"] == answers["tasks"]
+    (results,) = tmp_path.rglob("results_*.json")
+    assert json.loads(results.read_text())["results"]["group"]["acc,none"] == 0.75  # of one half, and of one
+
+
+def test_answers_that_are_gone_are_named(models: dict[str, Path], logs: dict[str, Path], tmp_path: Path) -> None:
+    from_logs(logs["base"], logs["model"], tmp_path / "logged")
+    with pytest.raises(Refusal, match=r"answers\.json: does not name the answers of two models"):
+        write_samples(tmp_path / "logged", tmp_path / "samples")
