@@ -3,10 +3,12 @@ mistake.
 """
 
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,9 +29,28 @@ from loki_ds.selection.positions import Positions
 TOOLCALLS = ROOT / "recipes/tiny/data/toolcalls/train.jsonl"
 
 
+# It has imported the libraries, most of a command's time, and is forked for each.
+READY = multiprocessing.get_context("forkserver")
+READY.set_forkserver_preload(["loki_ds.stages.retain", "loki_ds.planning.plan"])
+
+
 def loki_ds(*arguments: object, timeout: float = 120) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "loki_ds.cli.commands", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+    """A command as it is typed, in a process of its own, to its end."""
+    with tempfile.TemporaryDirectory() as folder:
+        said = [Path(folder) / name for name in ("out", "err")]
+        command = READY.Process(target=typed, args=([*map(str, arguments)], said))
+        command.start()
+        command.join(timeout)
+        assert command.exitcode is not None, f"still there after {timeout} s"
+        return subprocess.CompletedProcess(arguments, command.exitcode, *(file.read_text() for file in said))
+
+
+def typed(arguments: list[str], said: list[Path]) -> None:
+    """The command's own process, which says there what it says."""
+    for stream, file in zip((sys.stdout, sys.stderr), said, strict=True):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), stream.fileno())
+    sys.argv = ["loki-ds", *arguments]
+    commands.main()
 
 
 @pytest.fixture
@@ -352,7 +373,8 @@ def test_what_is_said_is_there_as_json(words: list[str], holds: Callable[[Any], 
 @pytest.mark.timeout(600)
 def test_a_recipe_is_run_by_one_command(tmp_path: Path) -> None:
     """It says DeepSpeed's line, is the launcher's own job, and ends with verdict and report."""
-    short = ["selection.strategy=random", "training.max_steps=3", "retention.new_task=null"]
+    short = ["selection.strategy=random", "training.max_steps=3", "retention.new_task=null", "data.heldout=null"]
+    short += ["data.train=tests/few/train.jsonl", "training.per_device_train_batch_size=4"]
     asked = [*short, "retention.abilities={tasks: [tiny_facts], limit: 4}", f"run={tmp_path / 'run'}"]
     done = loki_ds("run", "recipes/tiny/loki.yaml", *asked, "--gpus", "1", timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -80,6 +80,7 @@ def test_a_killed_pass_goes_on_and_ends_with_the_same_scores(tmp_path: Path) -> 
     assert scores_of(killed).equal(scores_of(tmp_path / "whole"))
 
 
+@pytest.mark.slow
 def test_other_inputs_in_the_same_folder_are_refused(on_two_ranks: Path) -> None:
     done = launch(*FEW, "--until", "attribute", f"run={on_two_ranks}", "attribution.steps=3", deadline=60)
     assert done.status != 0

@@ -89,6 +89,7 @@ def test_the_folders_own_recipe_can_be_run_again(finished: Path, tmp_path: Path)
     assert recipe.retention.abilities[0].limit == 8
 
 
+@pytest.mark.slow
 def test_other_settings_in_the_same_folder_are_refused(finished: Path) -> None:
     done = launch(*FEW, f"run={finished}", "selection.quota=20")
     assert done.status != 0
@@ -96,6 +97,7 @@ def test_other_settings_in_the_same_folder_are_refused(finished: Path) -> None:
     assert "'select' was made with quota 30.0, now it is 20.0" in done.refusals()[0]
 
 
+@pytest.mark.slow
 def test_stale_base_results_are_refused(finished: Path) -> None:
     """Base results under the right name that say they are of other libraries, tasks or weights."""
     stored = {file: json.loads(file.read_text()) for file in (finished.parent / ".base-results").glob("*.json")}

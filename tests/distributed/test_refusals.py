@@ -73,6 +73,7 @@ def test_a_mistake_in_the_launcher_command_ends_it(case: str, tmp_path: Path) ->
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_accelerates_launcher_for_processors_is_refused(tmp_path: Path) -> None:
     """It starts one process, and tells accelerate to leave DeepSpeed out."""
     done = launch(f"run={tmp_path / 'run'}", ranks=1, environment={"ACCELERATE_USE_CPU": "True"}, deadline=120)

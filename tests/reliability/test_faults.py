@@ -306,6 +306,7 @@ def test_a_run_whose_every_step_overflows_is_no_success(tmp_path: Path) -> None:
     assert (tmp_path / "run/model/NOT_VERIFIED").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_pulled_all_the_way_back_is_no_success(tmp_path: Path) -> None:
     """The learning rate times the strength is 1: each step ends where training began."""
     pulled = ["implant.pull=100", "training.learning_rate=0.01", "training.lr_scheduler_type=constant"]

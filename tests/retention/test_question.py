@@ -11,7 +11,8 @@ from conftest import ROOT
 
 from loki_ds.disk.files import weights_digest
 from loki_ds.recipe.sections import ModelSection, RetentionSection
-from loki_ds.retention.question import Answers, Arm, Question, model_digest
+from loki_ds.refusal import Refusal
+from loki_ds.retention.question import Answers, Arm, Asked, Question, model_digest
 from loki_ds.tasks.loading import look_at_tasks
 
 
@@ -73,3 +74,17 @@ def test_answers_are_asked_for_again_when_anything_changes(
     before = Answers(tmp_path).file(asked(model, ["a", "b"], tmp_path))
     edit(model)
     assert (Answers(tmp_path).file(asked(model, rows, tmp_path, **changes)) == before) is same
+
+
+def test_published_answers_of_something_else_are_refused(tmp_path: Path) -> None:
+    """Under the right name, and of other libraries by what they say."""
+    here, key = Answers(tmp_path / "here", tmp_path / "shared"), {"model": "a", "libraries": {"lm_eval": "0.4.9"}}
+    of_base: Any = Asked(request=None, key=key, of_all_runs=True)
+    here.write(of_base, {"tasks": {}, "tokenizer": "", "libraries": {}})
+    there = Answers(tmp_path / "there", tmp_path / "shared")
+    assert there.hold(of_base)
+    assert there.read(key) == here.read(key)
+    published = next((tmp_path / "shared").iterdir())
+    published.write_text(json.dumps({"key": {**key, "libraries": {"lm_eval": "0.1"}}}))
+    with pytest.raises(Refusal, match="are not those of this base, these tasks and these libraries; delete the file"):
+        Answers(tmp_path / "elsewhere", tmp_path / "shared").hold(of_base)

@@ -56,7 +56,7 @@ def rates(folder: Path) -> str:
         *("data.train=tests/few/train.jsonl", "protected.per_subject=4", "training.per_device_train_batch_size=4"),
         f"run={folder / 'run'}",
     ]
-    typed = ["tiny/random", *overrides, "--gpus", "2", "--steps", "3", "--rates", "1e-4", "5e-3"]
+    typed = ["tiny/random", *overrides, "--gpus", "1", "--steps", "3", "--rates", "1e-4", "5e-3"]
     command = [sys.executable, "-m", "loki_ds.cli.commands", "rates", *typed]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
