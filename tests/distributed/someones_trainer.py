@@ -58,7 +58,7 @@ def rehearsed(out: Path, configuration: list[Path], batch: int) -> None:
     arguments = SFTConfig(
         str(out.parent / "checkpoints"),
         deepspeed=str(configuration[0]) if configuration else None,
-        ddp_backend="gloo",
+        ddp_backend="gloo" if ranks.joined() else None,
         use_cpu=True,
         bf16=False,
         report_to="none",
