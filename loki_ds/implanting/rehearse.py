@@ -21,7 +21,7 @@ from loki_ds.implanting.divergence import Predictions
 from loki_ds.implanting.exchanges import texts_of
 from loki_ds.implanting.rehearsal_rows import Rehearsal, Text, TextsOfKind, as_dataset, count_for
 from loki_ds.implanting.trainer import Rehearsing
-from loki_ds.recipe.implant import WRITTEN_BY_BASE
+from loki_ds.recipe.implant import WRITTEN_BY_BASE, RehearseSection
 from loki_ds.recipe.sections import ProtectedSection
 from loki_ds.refusal import Refusal
 
@@ -30,7 +30,6 @@ def rehearse(
     trainer: Trainer,
     prompts: Mapping[str, float],
     written: str | Path | None = None,
-    top_k: int = 64,
     batch_size: int = 8,
 ) -> None:
     """Have a trainer learn, beside its own rows, what its model predicts now; `implant.rehearse` in
@@ -43,7 +42,6 @@ def rehearse(
         prompts: each with its share of all examples. A file like `protected.prompts`; or `base` and
             `boundary`, what the base wrote in a run.
         written: the run's `rehearsal/written.json`.
-        top_k: the likeliest tokens that the divergence is taken over, beside the rest as one.
         batch_size: texts that are asked together.
 
     Raises:
@@ -53,8 +51,9 @@ def rehearse(
     share = sum(prompts.values())
     if not (0 < share < 1) or min(prompts.values()) < 0:
         raise Refusal(f"rehearse: the prompts have shares of {share:g} together, allowed is above 0 and below 1")
-    rehearsal = Rehearsal([_texts(trainer, name, prompts, written, len(new)) for name in prompts])
-    predictions = _predictions(trainer, rehearsal.texts, top_k, batch_size)
+    section = RehearseSection(prompts=dict(prompts))
+    rehearsal = Rehearsal([_texts(trainer, name, section, written, len(new)) for name in section.prompts])
+    predictions = _predictions(trainer, rehearsal.texts, section.top_k, batch_size)
     trainer.train_dataset, rehearsed = rehearsal.mixed(new, predictions, trainer.args.seed)
     kind: Any = type(trainer)
     rehearsing: Any = trainer  # of its own kind still, which is asked for the loss of its own rows
@@ -76,7 +75,7 @@ def _rows_of(trainer: Trainer) -> Dataset:
 
 
 def _texts(
-    trainer: Trainer, name: str, prompts: Mapping[str, float], written: str | Path | None, examples: int
+    trainer: Trainer, name: str, section: RehearseSection, written: str | Path | None, examples: int
 ) -> TextsOfKind:
     """The texts of one of the prompts, cut as TRL cuts the trainer's own."""
     tokenizer: Any = trainer.processing_class
@@ -87,7 +86,7 @@ def _texts(
     else:
         texts = texts_of(name, json.loads(Path(written).read_text(encoding="utf-8")), tokenizer)
     length = getattr(trainer.args, "max_length", None)
-    count, seed = count_for(examples, prompts[name], sum(prompts.values())), trainer.args.seed
+    count, seed = count_for(examples, section.prompts[name], section.share), trainer.args.seed
     return TextsOfKind.of([text.cut(length) for text in texts], count, name in WRITTEN_BY_BASE, seed)
 
 

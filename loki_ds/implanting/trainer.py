@@ -105,16 +105,10 @@ class Rehearsing(Trainer):
 class ImplantTrainer(Rehearsing, SFTTrainer):
     """TRL's trainer as recipes have it."""
 
-    def compute_loss(
-        self,
-        model: Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Any:
-        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+    def compute_loss(self, model: Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        result = super().compute_loss(model, inputs, *args, **kwargs)
         if model.training:
-            check_finite(result[0] if return_outputs else result, self, model, inputs)
+            check_finite(result[0] if isinstance(result, tuple) else result, self, model, inputs)
         return result
 
 

@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from loki_ds.disk.files import write_json
+from loki_ds.disk.files import write_json, written_whole
 from loki_ds.retention.messages import ArmResult, Sample, TaskSamples
 from loki_ds.tasks.metrics import Metric
 
@@ -31,7 +31,10 @@ def write_logged(answers: ArmResult, name: str, folder: Path) -> None:
     for task, asked in answers["tasks"].items():
         for member, samples in _members(task, asked).items():
             lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in _lines(samples, asked["metrics"]))
-            with (folder / f"samples_{member}_{date}.jsonl").open("w", encoding="utf-8") as file:
+            with (
+                written_whole(folder / f"samples_{member}_{date}.jsonl") as aside,
+                aside.open("w", encoding="utf-8") as file,
+            ):
                 file.writelines(lines)
     write_json(folder / f"results_{date}.json", _results(answers, name))
 

@@ -150,6 +150,7 @@ def refuse_all(
     start.
     """
     output = launch_all(folder, cases, recipes, ranks, refused=True)
+    assert "Traceback" not in output
     sentences = {}
     for name in cases:
         said = re.findall(rf"^run={re.escape(str(folder / name))}, rank (\d): (.*)$", output, re.MULTILINE)

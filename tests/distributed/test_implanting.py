@@ -279,12 +279,12 @@ def evaluated(rows: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 def test_held_out_evaluation_early_stopping_and_the_best_checkpoint(evaluated: tuple[Path, str]) -> None:
     folder, _ = evaluated
     log = json.loads((folder / "stopped/training_log.json").read_text())
-    evaluated = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
-    assert len(evaluated) == 3  # the first was the highest, two more did not beat it
-    assert evaluated[0] == max(evaluated)
+    losses = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
+    assert len(losses) == 3  # the first was the highest, two more did not beat it
+    assert losses[0] == max(losses)
     assert all(value.equal(weights(folder / "once")[name]) for name, value in weights(folder / "stopped").items())
 
 
 def test_each_evaluation_shows_what_the_model_writes(evaluated: tuple[Path, str]) -> None:
-    asked = re.findall(r"step 2, held-out prompt (\d): .*<\|assistant\|>.* -> ['\"]", evaluated[1])
+    asked = re.findall(r"step 2, held-out prompt (\d): \.\.\.['\"].*<\|assistant\|>.*['\"] -> ['\"]", evaluated[1])
     assert asked == ["1", "2", "3"]
