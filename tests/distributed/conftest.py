@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -151,11 +150,10 @@ def refuse_all(
     """
     output = launch_all(folder, cases, recipes, ranks, refused=True)
     assert "Traceback" not in output
-    sentences = {}
-    for name in cases:
-        said = re.findall(rf"^run={re.escape(str(folder / name))}, rank (\d): (.*)$", output, re.MULTILINE)
-        assert {rank for rank, _ in said} == set(map(str, range(ranks))), output
-        (sentences[name],) = {sentence for _, sentence in said}
+    of_first, *of_others = (json.loads((folder / f"refused-{rank}.json").read_text()) for rank in range(ranks))
+    assert all(of_rank == of_first for of_rank in of_others)
+    sentences = {name: of_first[f"run={folder / name}"] for name in cases}
+    assert all(sentences.values()), output
     return sentences
 
 

@@ -4,7 +4,8 @@ importing the libraries).
     deepspeed --num_gpus 2 tests/distributed/main_jobs.py CASES.json
 
 CASES.json is a list of `{"recipe": file, "overrides": [...]}`; each goes until implant. With
-`refused: true` there it is to end in a refusal, which every rank prints.
+`refused: true` there it is to end in a refusal; each rank writes those it met, by run folder, to
+`refused-RANK.json` beside CASES.json.
 """
 
 import json
@@ -24,22 +25,27 @@ with quick_imports():
 
 def main() -> None:
     cases = json.loads(Path(sys.argv[-1]).read_text())
+    sentences = {}
     with shown_once(), ranks.process_group():
         log_on_first_rank()
         for case in cases:
             if case["refused"]:
-                see_refused(case)
+                sentences[case["overrides"][-1]] = refusal_of(case)
             else:
                 run_stages(Run(load_recipe(case["recipe"], case["overrides"])), "implant")
+        Path(sys.argv[-1]).with_name(f"refused-{ranks.rank()}.json").write_text(json.dumps(sentences))
     ranks.end_process()
 
 
-def see_refused(case: dict[str, Any]) -> None:
-    """A job that has to end in a refusal on every rank, and to leave this one as it was."""
+def refusal_of(case: dict[str, Any]) -> str:
+    """The sentence of a job that has to end in one, and to leave this rank as it was; else
+    nothing.
+    """
     try:
         run_stages(Run(load_recipe(case["recipe"], case["overrides"])), "implant")
     except Refusal as refusal:
-        print(f"{case['overrides'][-1]}, rank {ranks.rank()}: {' '.join(str(refusal).split())}", flush=True)
+        return str(refusal)
+    return ""
 
 
 if __name__ == "__main__":

@@ -25,8 +25,31 @@ FAULTS: dict[str, tuple[str, list[str], str]] = {
         "gradient_clipping is 7, the recipe's training.max_grad_norm",
     ),
 }
-MACHINE = ("run=/proc/run", "/proc/run: the run folder cannot be written")
-TASKS = ("retention.abilities=[{tasks: [mmul]}]", "lm-eval knows no task 'mmul'; did you mean 'mmlu'?")
+# Of the machine, and of the tasks, at which a job without an evaluation does not look.
+ENDING: dict[str, tuple[str, list[str], str]] = {
+    "machine": ("olmo 2", ["run=/proc/run"], "/proc/run: the run folder cannot be written"),
+    "tasks": (
+        "mistral",
+        ["retention.abilities=[{{tasks: [mmul]}}]"],
+        "lm-eval knows no task 'mmul'; did you mean 'mmlu'?",
+    ),
+}
+
+
+def faulty(place: Path, family: str, overrides: list[str]) -> tuple[Path, list[str]]:
+    """A recipe of the family, and a run of it that has the fault; what is given lies in a place."""
+    make_model(family, place / "model")
+    make_model(family, place / "quantized")
+    config = json.loads((place / "quantized/config.json").read_text())
+    config["quantization_config"] = {"quant_method": "awq", "bits": 4}
+    (place / "quantized/config.json").write_text(json.dumps(config))
+    for name, rows in {"good": [ROW], "null": [ROW, NULL]}.items():
+        (place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    zero = json.loads((ROOT / "launch/zero3.json").read_text())
+    (place / "zero.json").write_text(json.dumps({**zero, "gradient_clipping": 7}))
+    recipe = sorted((ROOT / "recipes" / FAMILIES[family][0]).glob("*-q10.yaml"))[0]
+    own = [f"model.path={place / 'model'}", f"data.train={place / 'good.jsonl'}"]
+    return recipe, [*own, *(override.format(tmp=place) for override in overrides)]
 
 
 @pytest.fixture(scope="module")
@@ -34,19 +57,7 @@ def refused(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, s
     """The run folders, and the sentence that each fault became."""
     folder, cases, recipes = tmp_path_factory.mktemp("faults"), {}, {}
     for part, (family, overrides, _) in FAULTS.items():
-        place = folder / f"{part}-given"
-        make_model(family, place / "model")
-        make_model(family, place / "quantized")
-        config = json.loads((place / "quantized/config.json").read_text())
-        config["quantization_config"] = {"quant_method": "awq", "bits": 4}
-        (place / "quantized/config.json").write_text(json.dumps(config))
-        for name, rows in {"good": [ROW], "null": [ROW, NULL]}.items():
-            (place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        zero = json.loads((ROOT / "launch/zero3.json").read_text())
-        (place / "zero.json").write_text(json.dumps({**zero, "gradient_clipping": 7}))
-        recipes[part] = sorted((ROOT / "recipes" / FAMILIES[family][0]).glob("*-q10.yaml"))[0]
-        own = [f"model.path={place / 'model'}", f"data.train={place / 'good.jsonl'}"]
-        cases[part] = [*own, *(override.format(tmp=place) for override in overrides)]
+        recipes[part], cases[part] = faulty(folder / f"{part}-given", family, overrides)
     return folder, refuse_all(folder, cases, recipes)
 
 
@@ -57,10 +68,11 @@ def test_a_fault_is_one_sentence_before_anything_is_made(part: str, refused: tup
     assert {path.name for path in (folder / part).glob("*")} <= {".lock", "examples"}
 
 
-@pytest.mark.parametrize(("override", "says"), [MACHINE, TASKS])
-def test_a_fault_ends_the_job(override: str, says: str, tmp_path: Path) -> None:
-    """Of the machine, and of the tasks, at which a job without an evaluation does not look."""
-    done = launch(f"run={tmp_path / 'run'}", override, deadline=120)
+@pytest.mark.parametrize("part", ENDING)
+def test_a_fault_ends_the_job(part: str, tmp_path: Path) -> None:
+    family, overrides, says = ENDING[part]
+    recipe, given = faulty(tmp_path, family, overrides)
+    done = launch(f"run={tmp_path / 'run'}", *given, recipe=recipe, deadline=120)
     assert done.status != 0
     assert len(done.refusals()) == 1, done.output
     assert says in done.refusals()[0]
